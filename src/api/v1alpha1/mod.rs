@@ -1,0 +1,1 @@
+//! `entente.dev/v1alpha1`.

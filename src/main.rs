@@ -1,0 +1,3 @@
+//! Entry point of `entente`; everything is in the library.
+
+fn main() {}

@@ -1,0 +1,42 @@
+//! Code generated from `proto/` at build time. Our own protocol, and the calls of SPIRE and of the Workload API
+//! that we make or, in `devkit`, serve: minimal protos with the field numbers of the public ones.
+
+#![allow(
+    missing_debug_implementations,
+    unreachable_pub,
+    clippy::all,
+    clippy::pedantic,
+    clippy::allow_attributes_without_reason,
+    reason = "generated code"
+)]
+
+/// `entente.federation.v1`: the peer protocol.
+pub mod federation {
+    pub mod v1 {
+        tonic::include_proto!("entente.federation.v1");
+    }
+}
+
+/// The SPIFFE Workload API (`SpiffeWorkloadAPI`, which has no package).
+pub mod workload {
+    tonic::include_proto!("_");
+}
+
+/// The SPIRE Server API: the part the agent calls.
+pub mod spire {
+    pub mod types {
+        tonic::include_proto!("spire.api.types");
+    }
+    pub mod trustdomain {
+        tonic::include_proto!("spire.api.server.trustdomain.v1");
+    }
+    pub mod bundle {
+        tonic::include_proto!("spire.api.server.bundle.v1");
+    }
+    pub mod entry {
+        tonic::include_proto!("spire.api.server.entry.v1");
+    }
+    pub mod localauthority {
+        tonic::include_proto!("spire.api.server.localauthority.v1");
+    }
+}

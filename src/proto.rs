@@ -27,16 +27,26 @@ pub mod spire {
     pub mod types {
         tonic::include_proto!("spire.api.types");
     }
-    pub mod trustdomain {
-        tonic::include_proto!("spire.api.server.trustdomain.v1");
-    }
-    pub mod bundle {
-        tonic::include_proto!("spire.api.server.bundle.v1");
-    }
-    pub mod entry {
-        tonic::include_proto!("spire.api.server.entry.v1");
-    }
-    pub mod localauthority {
-        tonic::include_proto!("spire.api.server.localauthority.v1");
+    pub mod server {
+        pub mod trustdomain {
+            pub mod v1 {
+                tonic::include_proto!("spire.api.server.trustdomain.v1");
+            }
+        }
+        pub mod bundle {
+            pub mod v1 {
+                tonic::include_proto!("spire.api.server.bundle.v1");
+            }
+        }
+        pub mod entry {
+            pub mod v1 {
+                tonic::include_proto!("spire.api.server.entry.v1");
+            }
+        }
+        pub mod localauthority {
+            pub mod v1 {
+                tonic::include_proto!("spire.api.server.localauthority.v1");
+            }
+        }
     }
 }

@@ -1,1 +1,18 @@
-//! Placeholder
+//! Plain data that everything else is decided from. No I/O, no clock, no client.
+
+pub mod authority;
+pub mod bundle;
+pub mod endpoint;
+pub mod name;
+pub mod object;
+pub mod own;
+pub mod service;
+pub mod session;
+pub mod trust;
+
+pub use authority::{Authority, AuthorityId};
+pub use bundle::{Bundle, BundleDigest};
+pub use name::{NamespacedName, ServiceName};
+pub use object::{Object, ObjectKey, OwnerRef};
+pub use service::Service;
+pub use spiffe::{SpiffeId, TrustDomain};

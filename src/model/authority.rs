@@ -1,0 +1,144 @@
+//! An X.509 authority of a trust domain.
+
+use std::fmt;
+
+use jiff::Timestamp;
+use sha2::{Digest, Sha256};
+use x509_parser::prelude::{FromDer, ParsedExtension, X509Certificate};
+
+/// Names an authority as SPIRE does: the subject key identifier in lower-case hex; the SHA-256 of the certificate
+/// where it has none.
+#[derive(Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct AuthorityId(String);
+
+impl AuthorityId {
+    /// Reads an ID that a peer or an API sent: lower-case hex of 1 to 64 bytes.
+    ///
+    /// # Errors
+    /// [`AuthorityError::Id`] for anything else.
+    pub fn parse(text: &str) -> Result<Self, AuthorityError> {
+        let legal = !text.is_empty()
+            && text.len() <= 128
+            && text.len().is_multiple_of(2)
+            && text.bytes().all(|b| matches!(b, b'0'..=b'9' | b'a'..=b'f'));
+        if legal { Ok(Self(text.to_owned())) } else { Err(AuthorityError::Id) }
+    }
+
+    #[must_use]
+    pub fn as_str(&self) -> &str {
+        &self.0
+    }
+}
+
+impl fmt::Display for AuthorityId {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.0)
+    }
+}
+
+impl fmt::Debug for AuthorityId {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.0)
+    }
+}
+
+/// One CA certificate that signs for a trust domain.
+#[derive(Clone, PartialEq, Eq)]
+pub struct Authority {
+    id: AuthorityId,
+    fingerprint: [u8; 32],
+    der: Vec<u8>,
+    not_before: Timestamp,
+    not_after: Timestamp,
+    /// Set where SPIRE's own API says so; bundle endpoints do not carry it.
+    pub tainted: bool,
+}
+
+/// Why bytes are no X.509 authority.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum AuthorityError {
+    #[error("not one DER certificate: {0}")]
+    Der(String),
+    #[error("the certificate is not a CA (basic constraints), so it cannot be an authority")]
+    NotCa,
+    #[error("the certificate's validity is out of range")]
+    Validity,
+    #[error("an authority ID is lower-case hex of 1 to 64 bytes")]
+    Id,
+}
+
+impl Authority {
+    /// Parses exactly one DER certificate that is a CA.
+    ///
+    /// # Errors
+    /// [`AuthorityError`] says what is wrong with it.
+    pub fn parse(der: &[u8]) -> Result<Self, AuthorityError> {
+        let (rest, certificate) =
+            X509Certificate::from_der(der).map_err(|e| AuthorityError::Der(e.to_string()))?;
+        if !rest.is_empty() {
+            return Err(AuthorityError::Der(format!("{} bytes follow it", rest.len())));
+        }
+        if !certificate.is_ca() {
+            return Err(AuthorityError::NotCa);
+        }
+        let at = |seconds| Timestamp::from_second(seconds).map_err(|_| AuthorityError::Validity);
+        let fingerprint: [u8; 32] = Sha256::digest(der).into();
+        let key_id = certificate.extensions().iter().find_map(|extension| {
+            if let ParsedExtension::SubjectKeyIdentifier(id) = extension.parsed_extension() {
+                Some(hex::encode(id.0)).filter(|id| !id.is_empty())
+            } else {
+                None
+            }
+        });
+        Ok(Self {
+            id: AuthorityId(key_id.unwrap_or_else(|| hex::encode(fingerprint))),
+            fingerprint,
+            der: der.to_vec(),
+            not_before: at(certificate.validity().not_before.timestamp())?,
+            not_after: at(certificate.validity().not_after.timestamp())?,
+            tainted: false,
+        })
+    }
+
+    #[must_use]
+    pub fn id(&self) -> &AuthorityId {
+        &self.id
+    }
+
+    /// SHA-256 of the DER.
+    #[must_use]
+    pub fn fingerprint(&self) -> [u8; 32] {
+        self.fingerprint
+    }
+
+    #[must_use]
+    pub fn der(&self) -> &[u8] {
+        &self.der
+    }
+
+    #[must_use]
+    pub fn not_before(&self) -> Timestamp {
+        self.not_before
+    }
+
+    #[must_use]
+    pub fn not_after(&self) -> Timestamp {
+        self.not_after
+    }
+
+    /// Whether it can validate an SVID at `now`.
+    #[must_use]
+    pub fn is_valid_at(&self, now: Timestamp) -> bool {
+        self.not_before <= now && now <= self.not_after
+    }
+}
+
+impl fmt::Debug for Authority {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Authority")
+            .field("id", &self.id)
+            .field("not_after", &self.not_after)
+            .field("tainted", &self.tainted)
+            .finish_non_exhaustive()
+    }
+}

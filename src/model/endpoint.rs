@@ -1,0 +1,178 @@
+//! A bundle endpoint, and what its monitor knows of it (SPIFFE Federation, section 5).
+
+use std::fmt;
+use std::sync::Arc;
+
+use jiff::Timestamp;
+
+use super::{Bundle, SpiffeId, TrustDomain};
+
+/// The URL of a bundle endpoint: `https`, with a host, without user information (section 5.2.1.2). Bounded to 2,048 bytes.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub struct EndpointUrl(String);
+
+/// Why a URL is no bundle endpoint URL.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum EndpointUrlError {
+    #[error("{0:?} is not a URL: {1}")]
+    Syntax(String, String),
+    #[error("the scheme of a bundle endpoint URL must be https (SPIFFE Federation 5.2), not {0:?}")]
+    Scheme(String),
+    #[error("a bundle endpoint URL must not hold user information (SPIFFE Federation 5.2)")]
+    UserInfo,
+    #[error("a bundle endpoint URL needs a host")]
+    Host,
+    #[error("a bundle endpoint URL is at most 2,048 bytes")]
+    TooLong,
+}
+
+impl EndpointUrl {
+    /// # Errors
+    /// [`EndpointUrlError`] names the rule that it breaks.
+    pub fn parse(text: &str) -> Result<Self, EndpointUrlError> {
+        if text.len() > 2048 {
+            return Err(EndpointUrlError::TooLong);
+        }
+        let uri: http::Uri = text
+            .parse()
+            .map_err(|e: http::uri::InvalidUri| EndpointUrlError::Syntax(text.to_owned(), e.to_string()))?;
+        match uri.scheme_str() {
+            Some("https") => {}
+            other => return Err(EndpointUrlError::Scheme(other.unwrap_or_default().to_owned())),
+        }
+        let authority = uri.authority().ok_or(EndpointUrlError::Host)?;
+        if authority.as_str().contains('@') {
+            return Err(EndpointUrlError::UserInfo);
+        }
+        if authority.host().is_empty() { Err(EndpointUrlError::Host) } else { Ok(Self(text.to_owned())) }
+    }
+
+    #[must_use]
+    pub fn as_str(&self) -> &str {
+        &self.0
+    }
+}
+
+impl fmt::Display for EndpointUrl {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.0)
+    }
+}
+
+/// How an endpoint proves that it may serve the bundle.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum EndpointProfile {
+    /// Web PKI, by host name.
+    HttpsWeb,
+    /// An X509-SVID with exactly this SPIFFE ID; the host name is not looked at.
+    HttpsSpiffe { endpoint_id: SpiffeId },
+}
+
+/// Where and how the bundle of a trust domain is fetched.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub struct BundleEndpoint {
+    pub url: EndpointUrl,
+    pub profile: EndpointProfile,
+}
+
+/// What the monitor is asked to watch. For `https_spiffe` with an endpoint in another trust domain, `verify_with` is
+/// the bundle of that one; otherwise absent, and the bootstrap bundle, then the latest fetched one, verifies.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct MonitorTarget {
+    pub trust_domain: TrustDomain,
+    pub endpoint: BundleEndpoint,
+    pub bootstrap: Option<Arc<Bundle>>,
+    pub verify_with: Option<Arc<Bundle>>,
+}
+
+/// Why a fetch gave no bundle; each is a reason of the condition `BundleEndpointHealthy`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum FetchProblem {
+    /// DNS, TCP, or no answer in time.
+    EndpointUnreachable,
+    /// Its certificate does not chain to what it has to.
+    EndpointCertificateUntrusted,
+    EndpointCertificateExpired,
+    /// A good SVID of another SPIFFE ID.
+    WrongEndpointSpiffeId,
+    /// We hold no bundle with which to verify it.
+    NoBundleToVerifyEndpoint,
+    /// An HTTP status other than 200, or a redirect that must not be followed.
+    BadResponse,
+    /// The body is over the limit.
+    BundleTooLarge,
+    /// Not a SPIFFE bundle document.
+    BundleUnparseable,
+}
+
+impl FetchProblem {
+    /// The reason, in the CamelCase of a condition.
+    #[must_use]
+    pub const fn reason(self) -> &'static str {
+        match self {
+            Self::EndpointUnreachable => "EndpointUnreachable",
+            Self::EndpointCertificateUntrusted => "EndpointCertificateUntrusted",
+            Self::EndpointCertificateExpired => "EndpointCertificateExpired",
+            Self::WrongEndpointSpiffeId => "WrongEndpointSpiffeId",
+            Self::NoBundleToVerifyEndpoint => "NoBundleToVerifyEndpoint",
+            Self::BadResponse => "BadResponse",
+            Self::BundleTooLarge => "BundleTooLarge",
+            Self::BundleUnparseable => "BundleUnparseable",
+        }
+    }
+}
+
+/// A failed fetch.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct FetchFailure {
+    pub problem: FetchProblem,
+    /// Names the endpoint, the cause and what to do.
+    pub message: String,
+}
+
+/// Something that a successful fetch showed and an operator must know.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum BundleAlarm {
+    /// `keys` has no usable X.509 authority: the trust domain revokes everything (Trust Domain and Bundle 4.1.3).
+    NoUsableAuthority,
+    SequenceWentBack {
+        from: u64,
+        to: u64,
+    },
+    /// Other authorities under the same sequence number.
+    ContentChangedUnderSequence {
+        sequence: u64,
+    },
+    /// No authority of the last bundle is in this one.
+    AuthoritiesSubstituted,
+}
+
+impl BundleAlarm {
+    /// The reason, in the CamelCase of a condition.
+    #[must_use]
+    pub const fn reason(&self) -> &'static str {
+        match self {
+            Self::NoUsableAuthority => "NoUsableAuthority",
+            Self::SequenceWentBack { .. } => "SequenceWentBack",
+            Self::ContentChangedUnderSequence { .. } => "ContentChangedUnderSequence",
+            Self::AuthoritiesSubstituted => "AuthoritiesSubstituted",
+        }
+    }
+}
+
+/// What the monitor knows of one endpoint.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct EndpointState {
+    /// The last bundle that was fetched and verified, usable or not.
+    pub latest: Option<Arc<Bundle>>,
+    /// The last one of these that had a usable authority when it was fetched.
+    pub latest_usable: Option<Arc<Bundle>>,
+    /// Set while the last fetch failed.
+    pub failure: Option<FetchFailure>,
+    /// What the last successful fetch showed; kept until a fetch shows otherwise.
+    pub alarms: Vec<BundleAlarm>,
+    /// Successful fetches of a usable bundle since the last one that was not; stops counting at 1,000.
+    pub good_in_a_row: u32,
+    /// Since when `failure` is set, or since when it is not.
+    pub since: Option<Timestamp>,
+}

@@ -1,0 +1,211 @@
+//! Objects of the store, as plain data: what a watch read, and what the plan wants to be there.
+
+use std::collections::BTreeMap;
+use std::fmt;
+
+use serde_json::Value;
+
+/// The label that marks what an agent generated: the instance that did.
+pub const LABEL_INSTANCE: &str = "entente.dev/instance";
+/// The label that names the peer for which an object was generated.
+pub const LABEL_PEER: &str = "entente.dev/peer";
+/// The annotation that names the object from which one was generated: `Kind/namespace/name`.
+pub const ANNOTATION_SOURCE: &str = "entente.dev/source";
+/// Set to `"true"` on an object that is not ours, hands it over to the agent.
+pub const ANNOTATION_ADOPT: &str = "entente.dev/adopt";
+/// Marks the registration of the agent itself.
+pub const LABEL_AGENT: &str = "entente.dev/agent";
+
+/// A kind that the agent reads or writes, with the API it is served by.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum Kind {
+    TrustDomainPeer,
+    FederatedService,
+    ImportedService,
+    ClusterFederatedTrustDomain,
+    ClusterSpiffeId,
+    ClusterStaticEntry,
+    ServiceEntry,
+    Gateway,
+    AuthorizationPolicy,
+    ConfigMap,
+    Secret,
+}
+
+impl Kind {
+    /// Every kind whose objects the agent may generate, in the order in which they are written.
+    pub const GENERATED: [Self; 5] = [
+        Self::ClusterFederatedTrustDomain,
+        Self::ImportedService,
+        Self::AuthorizationPolicy,
+        Self::ServiceEntry,
+        Self::Gateway,
+    ];
+
+    /// Every kind that is watched, whole.
+    pub const WATCHED: [Self; 9] = [
+        Self::TrustDomainPeer,
+        Self::FederatedService,
+        Self::ImportedService,
+        Self::ClusterFederatedTrustDomain,
+        Self::ClusterSpiffeId,
+        Self::ClusterStaticEntry,
+        Self::ServiceEntry,
+        Self::Gateway,
+        Self::AuthorizationPolicy,
+    ];
+
+    /// API group, version, kind and plural, as the API server has them.
+    #[must_use]
+    pub const fn api(self) -> (&'static str, &'static str, &'static str, &'static str) {
+        match self {
+            Self::TrustDomainPeer => ("entente.dev", "v1alpha1", "TrustDomainPeer", "trustdomainpeers"),
+            Self::FederatedService => ("entente.dev", "v1alpha1", "FederatedService", "federatedservices"),
+            Self::ImportedService => ("entente.dev", "v1alpha1", "ImportedService", "importedservices"),
+            Self::ClusterFederatedTrustDomain => {
+                ("spire.spiffe.io", "v1alpha1", "ClusterFederatedTrustDomain", "clusterfederatedtrustdomains")
+            }
+            Self::ClusterSpiffeId => ("spire.spiffe.io", "v1alpha1", "ClusterSPIFFEID", "clusterspiffeids"),
+            Self::ClusterStaticEntry => {
+                ("spire.spiffe.io", "v1alpha1", "ClusterStaticEntry", "clusterstaticentries")
+            }
+            Self::ServiceEntry => ("networking.istio.io", "v1", "ServiceEntry", "serviceentries"),
+            Self::Gateway => ("networking.istio.io", "v1", "Gateway", "gateways"),
+            Self::AuthorizationPolicy => {
+                ("security.istio.io", "v1", "AuthorizationPolicy", "authorizationpolicies")
+            }
+            Self::ConfigMap => ("", "v1", "ConfigMap", "configmaps"),
+            Self::Secret => ("", "v1", "Secret", "secrets"),
+        }
+    }
+
+    /// `group/version`, or the version alone in the core group.
+    #[must_use]
+    pub fn api_version(self) -> String {
+        let (group, version, ..) = self.api();
+        if group.is_empty() { version.to_owned() } else { format!("{group}/{version}") }
+    }
+
+    #[must_use]
+    pub const fn kind(self) -> &'static str {
+        self.api().2
+    }
+
+    #[must_use]
+    pub const fn is_namespaced(self) -> bool {
+        !matches!(
+            self,
+            Self::TrustDomainPeer
+                | Self::ClusterFederatedTrustDomain
+                | Self::ClusterSpiffeId
+                | Self::ClusterStaticEntry
+        )
+    }
+
+    /// The kind of a manifest, by its `apiVersion` and `kind`; the version is not compared.
+    #[must_use]
+    pub fn of_manifest(api_version: &str, kind: &str) -> Option<Self> {
+        let group = api_version.split_once('/').map_or("", |(group, _)| group);
+        let all = Self::WATCHED.into_iter().chain([Self::ConfigMap, Self::Secret]);
+        all.into_iter().find(|k| k.api().0 == group && k.api().2 == kind)
+    }
+}
+
+impl fmt::Display for Kind {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.kind())
+    }
+}
+
+/// An object by kind and name. Cluster-scoped objects have no namespace.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct ObjectKey {
+    pub kind: Kind,
+    pub namespace: Option<String>,
+    pub name: String,
+}
+
+impl ObjectKey {
+    #[must_use]
+    pub fn cluster(kind: Kind, name: impl Into<String>) -> Self {
+        Self { kind, namespace: None, name: name.into() }
+    }
+
+    #[must_use]
+    pub fn namespaced(kind: Kind, namespace: impl Into<String>, name: impl Into<String>) -> Self {
+        Self { kind, namespace: Some(namespace.into()), name: name.into() }
+    }
+}
+
+impl fmt::Display for ObjectKey {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match &self.namespace {
+            Some(namespace) => write!(f, "{} {namespace}/{}", self.kind, self.name),
+            None => write!(f, "{} {}", self.kind, self.name),
+        }
+    }
+}
+
+/// An owner, for garbage collection. In the owner's namespace, or cluster-scoped.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub struct OwnerRef {
+    pub kind: Kind,
+    pub name: String,
+    pub uid: String,
+}
+
+/// One object, desired or observed. `body` holds its top-level fields other than `apiVersion`, `kind` and `metadata`
+/// (so `spec`, and `status` where it was read).
+#[derive(Clone, Debug, PartialEq)]
+pub struct Object {
+    pub key: ObjectKey,
+    pub meta: Meta,
+    pub body: serde_json::Map<String, Value>,
+}
+
+/// The metadata that is decided on. A desired object has labels, annotations and owners; the rest is the server's.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Meta {
+    pub labels: BTreeMap<String, String>,
+    pub annotations: BTreeMap<String, String>,
+    pub owners: Vec<OwnerRef>,
+    /// `Some` once deletion was asked for and finalizers hold it.
+    pub deletion: Option<jiff::Timestamp>,
+    pub finalizers: Vec<String>,
+    pub created: Option<jiff::Timestamp>,
+    pub uid: String,
+    pub resource_version: String,
+    pub generation: i64,
+}
+
+impl Object {
+    /// A desired object with this `spec`.
+    #[must_use]
+    pub fn desired(key: ObjectKey, spec: Value) -> Self {
+        let mut body = serde_json::Map::new();
+        body.insert("spec".to_owned(), spec);
+        Self { key, meta: Meta::default(), body }
+    }
+
+    #[must_use]
+    pub fn spec(&self) -> Option<&Value> {
+        self.body.get("spec")
+    }
+
+    #[must_use]
+    pub fn status(&self) -> Option<&Value> {
+        self.body.get("status")
+    }
+
+    /// Whether this instance of the agent generated it, by its label.
+    #[must_use]
+    pub fn is_generated_by(&self, instance: &str) -> bool {
+        self.meta.labels.get(LABEL_INSTANCE).is_some_and(|i| i == instance)
+    }
+
+    /// Whether its owner hands it over to the agent.
+    #[must_use]
+    pub fn is_handed_over(&self) -> bool {
+        self.meta.annotations.get(ANNOTATION_ADOPT).is_some_and(|v| v == "true")
+    }
+}

@@ -1,0 +1,276 @@
+//! Services: as exported here, and as a peer's catalogue names them.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::fmt;
+use std::net::IpAddr;
+
+use super::name::is_dns_host;
+use super::{NamespacedName, ServiceName, SpiffeId, TrustDomain};
+
+/// Who ends mutual TLS at the server.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum TlsMode {
+    /// The server's Istio sidecar; the gateway passes through by Istio's SNI.
+    IstioMtls,
+    /// The application, with its own SVID.
+    Mtls,
+}
+
+impl TlsMode {
+    #[must_use]
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::IstioMtls => "IstioMtls",
+            Self::Mtls => "Mtls",
+        }
+    }
+}
+
+/// The application protocol of a port.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum AppProtocol {
+    Tcp,
+    Http,
+    Http2,
+    Grpc,
+    Https,
+    Tls,
+}
+
+impl AppProtocol {
+    /// As in `appProtocol` of a Kubernetes Service, with Istio's and Kubernetes' names for HTTP/2.
+    #[must_use]
+    pub fn parse(text: &str) -> Option<Self> {
+        Some(match text {
+            "tcp" => Self::Tcp,
+            "http" | "http1" => Self::Http,
+            "http2" | "kubernetes.io/h2c" => Self::Http2,
+            "grpc" => Self::Grpc,
+            "https" => Self::Https,
+            "tls" => Self::Tls,
+            _ => return None,
+        })
+    }
+
+    /// The name in a catalogue and in `appProtocol`.
+    #[must_use]
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::Tcp => "tcp",
+            Self::Http => "http",
+            Self::Http2 => "http2",
+            Self::Grpc => "grpc",
+            Self::Https => "https",
+            Self::Tls => "tls",
+        }
+    }
+
+    /// The name in `ports[].protocol` of Istio's objects.
+    #[must_use]
+    pub const fn istio(self) -> &'static str {
+        match self {
+            Self::Tcp => "TCP",
+            Self::Http => "HTTP",
+            Self::Http2 => "HTTP2",
+            Self::Grpc => "GRPC",
+            Self::Https => "HTTPS",
+            Self::Tls => "TLS",
+        }
+    }
+}
+
+/// A pattern for the SPIFFE IDs of clients: one ID, or with a trailing `/*` every ID below a path.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct ClientPattern {
+    trust_domain: TrustDomain,
+    text: String,
+}
+
+/// Why a text is no client pattern.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error("{text:?} is neither a SPIFFE ID with a path nor one followed by /*: {cause}")]
+pub struct ClientPatternError {
+    text: String,
+    cause: String,
+}
+
+impl ClientPattern {
+    /// # Errors
+    /// [`ClientPatternError`] where what is before a trailing `/*` is no SPIFFE ID. `spiffe://td/*` is legal.
+    pub fn parse(text: &str) -> Result<Self, ClientPatternError> {
+        let fail = |cause: &str| ClientPatternError {
+            text: text.chars().take(100).collect(),
+            cause: cause.to_owned(),
+        };
+        let (stem, wildcard) = match text.strip_suffix("/*") {
+            Some(stem) => (stem, true),
+            None => (text, false),
+        };
+        let id = SpiffeId::new(stem).map_err(|e| fail(&e.to_string()))?;
+        if id.path().is_empty() && !wildcard {
+            return Err(fail("it has no path"));
+        }
+        let suffix = if wildcard { "/*" } else { "" };
+        Ok(Self {
+            trust_domain: TrustDomain::new(id.trust_domain_name()).map_err(|e| fail(&e.to_string()))?,
+            text: format!("{id}{suffix}"),
+        })
+    }
+
+    #[must_use]
+    pub fn trust_domain(&self) -> &TrustDomain {
+        &self.trust_domain
+    }
+
+    /// With the scheme: `spiffe://td/path` or `spiffe://td/path/*`.
+    #[must_use]
+    pub fn as_str(&self) -> &str {
+        &self.text
+    }
+
+    /// As Istio wants a principal: without the scheme.
+    #[must_use]
+    pub fn principal(&self) -> &str {
+        self.text.strip_prefix("spiffe://").unwrap_or(&self.text)
+    }
+
+    #[must_use]
+    pub fn matches(&self, id: &SpiffeId) -> bool {
+        let id = id.to_string();
+        match self.text.strip_suffix('*') {
+            Some(prefix) => id.len() > prefix.len() && id.starts_with(prefix),
+            None => id == self.text,
+        }
+    }
+}
+
+impl fmt::Display for ClientPattern {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.text)
+    }
+}
+
+/// The address of a gateway or endpoint.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum Address {
+    Ip(IpAddr),
+    /// A DNS host name, lower case.
+    Dns(String),
+}
+
+impl Address {
+    /// An IP address, or a DNS host name of at least two labels.
+    #[must_use]
+    pub fn parse(text: &str) -> Option<Self> {
+        if let Ok(ip) = text.parse() {
+            return Some(Self::Ip(ip));
+        }
+        (text.contains('.') && is_dns_host(text)).then(|| Self::Dns(text.to_owned()))
+    }
+}
+
+impl fmt::Display for Address {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Ip(ip) => ip.fmt(f),
+            Self::Dns(name) => name.fmt(f),
+        }
+    }
+}
+
+/// Where a peer's services are reached.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct GatewayAddress {
+    pub address: Address,
+    pub port: u16,
+}
+
+/// A port as importers see it.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub struct RemotePort {
+    pub name: String,
+    pub port: u16,
+    pub protocol: AppProtocol,
+}
+
+/// A service as it stands in a catalogue: well formed, but not yet admitted.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct RemoteService {
+    pub name: ServiceName,
+    pub ports: Vec<RemotePort>,
+    pub tls_mode: TlsMode,
+    pub server_ids: BTreeSet<SpiffeId>,
+    /// Which of the importer's workloads may call.
+    pub clients: BTreeSet<ClientPattern>,
+    pub gateways: Vec<GatewayAddress>,
+}
+
+/// Which Istio gateway carries an export.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum GatewayType {
+    IngressGateway,
+    EastWestGateway,
+}
+
+impl GatewayType {
+    #[must_use]
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::IngressGateway => "istio-ingressgateway",
+            Self::EastWestGateway => "istio-eastwestgateway",
+        }
+    }
+
+    /// The value of the label `istio` on the gateway's pods, as Istio's own manifests set it.
+    #[must_use]
+    pub const fn istio_label(self) -> &'static str {
+        match self {
+            Self::IngressGateway => "ingressgateway",
+            Self::EastWestGateway => "eastwestgateway",
+        }
+    }
+}
+
+/// A gateway given in a FederatedService.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Gateway {
+    pub gateway_type: GatewayType,
+    pub at: GatewayAddress,
+}
+
+/// A port as exported.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub struct ExportedPort {
+    pub name: String,
+    /// What importers see; part of the SNI.
+    pub port: u16,
+    /// What the workload listens on.
+    pub target_port: u16,
+    pub protocol: AppProtocol,
+}
+
+/// A FederatedService that is well formed.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Service {
+    /// The FederatedService.
+    pub object: NamespacedName,
+    pub uid: String,
+    pub generation: i64,
+    pub created: Option<jiff::Timestamp>,
+    pub name: ServiceName,
+    /// Which pods back it; never empty.
+    pub workload_labels: BTreeMap<String, String>,
+    pub ports: Vec<ExportedPort>,
+    pub tls_mode: TlsMode,
+    pub exported_to: BTreeSet<TrustDomain>,
+    pub clients: BTreeSet<ClientPattern>,
+    pub server_ids: BTreeSet<SpiffeId>,
+    pub gateways: Vec<Gateway>,
+}
+
+/// What became of a service at its importer; each but the first is a refusal with its reason.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Outcome {
+    Imported,
+    Refused { reason: String, message: String },
+}

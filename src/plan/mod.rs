@@ -1,6 +1,7 @@
 //! From what is known to what should be: pure, total, deterministic.
 
 pub mod authorization;
+pub mod diff;
 pub mod ending;
 pub mod exports;
 pub mod finalizers;
@@ -36,6 +37,8 @@ use crate::model::{Object, ObjectKey, TrustDomain, World};
 pub struct Plan {
     /// Every generated object that should be there, whole.
     pub objects: BTreeMap<ObjectKey, Object>,
+    /// Those of them that do not stand in the store as they should.
+    pub writes: BTreeMap<ObjectKey, diff::Write>,
     /// Generated objects to delete, by the uid they were seen with.
     pub prune: BTreeMap<ObjectKey, String>,
     /// Changes to objects that are not ours, each consented to: `federatesWith` and finalizers.
@@ -99,7 +102,9 @@ pub fn plan(world: &World) -> Plan {
     let mut spire: Vec<SpireAction> =
         world.peers.values().flat_map(|peer| relationship::actions(world, peer)).collect();
     spire.extend(registrations::entry_actions(world));
+    let writes = diff::writes(world, &mut objects);
     Plan {
+        writes,
         prune: prune::prune(world, &objects),
         patches,
         spire,

@@ -16,6 +16,7 @@ use tokio_util::sync::CancellationToken;
 
 use crate::model::own::Identity;
 use crate::model::{ObjectKey, TrustDomain};
+use crate::observe::metrics::{Metrics, WriteResult};
 use crate::plan::Plan;
 use crate::spire::SpireServer;
 use crate::spire::watch::SpireWatch;
@@ -36,6 +37,7 @@ pub struct Targets {
     pub spire: SpireServer,
     pub spire_watch: SpireWatch,
     pub identity: watch::Receiver<Option<Arc<Identity>>>,
+    pub metrics: Arc<Metrics>,
 }
 
 /// The writer.
@@ -136,6 +138,7 @@ impl Applier {
     async fn remember(&mut self, id: String, operation: Operation, result: Result<(), String>) {
         let before = self.attempts.get(&id).filter(|last| last.operation == operation);
         let failed = before.map_or(0, |last| last.failures);
+        self.targets.metrics.wrote(if result.is_ok() { WriteResult::Ok } else { WriteResult::Error });
         let (failures, wait) = match &result {
             Ok(()) => {
                 tracing::info!(operation = %operation, "done");

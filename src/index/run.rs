@@ -15,6 +15,7 @@ use crate::model::own::Identity;
 use crate::model::session::{LinkPlan, SessionState};
 use crate::model::trust::SpireState;
 use crate::model::{ObjectKey, TrustDomain};
+use crate::observe::metrics::Metrics;
 use crate::plan::{self, Plan};
 use crate::store::Event;
 
@@ -42,6 +43,7 @@ pub struct Outputs {
     pub bootstraps: watch::Sender<Wanted>,
     /// Whether every source has been read.
     pub ready: watch::Sender<bool>,
+    pub metrics: Arc<Metrics>,
 }
 
 /// Runs until a source ends or `cancel`.
@@ -143,6 +145,7 @@ fn publish(index: &Index, plan: Plan, outputs: &Outputs) {
     set(&outputs.ready, ready);
     set(&outputs.links, Arc::new(plan.links.clone()));
     set(&outputs.monitors, Arc::new(plan.monitors.clone()));
+    outputs.metrics.observe(world);
     set(&outputs.plans, Arc::new(plan));
 }
 

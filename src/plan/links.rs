@@ -26,6 +26,7 @@ pub fn links(world: &World, services: &ServicesPlan) -> BTreeMap<TrustDomain, Li
             trust_domain.clone(),
             LinkPlan {
                 trust_domain: trust_domain.clone(),
+                owner: peer.owner(),
                 addresses: peer.agent_addresses.clone(),
                 agent_ids: peer.agent_ids.clone(),
                 dials_first: identity.trust_domain < *trust_domain,

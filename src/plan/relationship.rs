@@ -9,7 +9,7 @@ use super::ending;
 use super::{generated, label_value};
 use crate::bundle::document;
 use crate::model::endpoint::EndpointProfile;
-use crate::model::object::{Kind, ObjectKey, OwnerRef};
+use crate::model::object::{Kind, ObjectKey};
 use crate::model::peer::Bootstrap;
 use crate::model::trust::{Relationship, SpireAction};
 use crate::model::world::Relationships;
@@ -113,11 +113,7 @@ pub fn object(world: &World, peer: &Peer) -> Option<Object> {
         .labels
         .insert(crate::model::object::LABEL_PEER.to_owned(), label_value(peer.trust_domain.as_str()));
     object.meta.annotations.insert(ANNOTATION_BOOTSTRAP.to_owned(), bootstrap_digest(world, peer));
-    object.meta.owners = vec![OwnerRef {
-        kind: Kind::TrustDomainPeer,
-        name: peer.object.clone(),
-        uid: peer.uid.clone(),
-    }];
+    object.meta.owners = vec![peer.owner()];
     Some(object)
 }
 

@@ -1,3 +1,4 @@
+<<<<<<< HEAD
 //! The command line: one file a subcommand.
 
 mod agent;
@@ -83,3 +84,6 @@ fn fail(error: &anyhow::Error) -> ExitCode {
     eprintln!("entente: {error:#}");
     ExitCode::FAILURE
 }
+=======
+pub mod crds;
+>>>>>>> api

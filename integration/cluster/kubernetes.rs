@@ -25,10 +25,10 @@ pub(crate) const FIELD_MANAGER: &str = "cluster-test";
 const ADMIN_TOKEN: &str = "administrator-of-the-test-cluster";
 const READY_DEADLINE: Duration = Duration::from_secs(60);
 /// No node, no scheduler: these are the controllers whose work tests see.
-const CONTROLLERS: &str = "garbage-collector-controller,namespace-controller,serviceaccount-controller";
+const CONTROLLERS: &str = "garbage-collector-controller,namespace-controller,serviceaccount-controller,\
+    clusterrole-aggregation-controller";
 
 /// The processes of a control plane and how to reach it. Dropped, it is gone.
-#[derive(Debug)]
 pub(crate) struct Kubernetes {
     pub(crate) etcd: Process,
     pub(crate) api_server: Process,

@@ -13,6 +13,7 @@
 #![allow(dead_code, reason = "the harness has what scenarios need; not every one is there yet")]
 
 mod agent;
+mod bundle_server;
 mod crds;
 mod http;
 mod kubernetes;

@@ -6,7 +6,6 @@ use std::sync::{Mutex, OnceLock, PoisonError};
 use tokio::runtime::Runtime;
 
 /// `east.example` and `west.example`.
-#[derive(Debug)]
 pub(crate) struct Pair {
     pub(crate) east: Domain,
     pub(crate) west: Domain,
@@ -46,10 +45,7 @@ pub(crate) fn with_pair(scenario: impl AsyncFnOnce(&mut Pair) -> Result<()>) {
     static SHARED: Mutex<Option<Pair>> = Mutex::new(None);
     let mut shared = SHARED.lock().unwrap_or_else(PoisonError::into_inner);
     let failed = runtime().block_on(async {
-        let mut pair = match shared.take() {
-            Some(pair) if pair.reset().await.is_ok() => pair,
-            _ => Pair::start(Options::default()).await?,
-        };
+        let mut pair = reused(shared.take()).await?;
         let done = scenario(&mut pair).await;
         if done.is_ok() {
             *shared = Some(pair);
@@ -60,8 +56,20 @@ pub(crate) fn with_pair(scenario: impl AsyncFnOnce(&mut Pair) -> Result<()>) {
     });
     drop(shared);
     if let Err(error) = failed {
-        panic!("{error:?}");
+        panic!("{error:#}");
     }
+}
+
+/// The pair of the scenario before, brought back to how it stood at first; a new one if there is none, or if that
+/// cannot be done (a program of it may be left ended).
+async fn reused(pair: Option<Pair>) -> Result<Pair> {
+    if let Some(pair) = pair {
+        match pair.reset().await {
+            Ok(()) => return Ok(pair),
+            Err(error) => eprintln!("bringing up new domains, the last ones cannot be used again: {error:#}"),
+        }
+    }
+    Pair::start(Options::default()).await
 }
 
 /// Runs a scenario on a pair of its own, set as it needs.
@@ -75,6 +83,6 @@ pub(crate) fn with_own_pair(options: Options, scenario: impl AsyncFnOnce(&mut Pa
         done
     });
     if let Err(error) = failed {
-        panic!("{error:?}");
+        panic!("{error:#}");
     }
 }

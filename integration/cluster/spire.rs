@@ -7,12 +7,20 @@ use crate::template;
 use crate::tools::Tools;
 use crate::wait::eventually;
 use anyhow::{Context, Result, bail};
-use entente::proto::spire::bundle::bundle_client::BundleClient;
-use entente::proto::spire::bundle::{GetBundleRequest, ListFederatedBundlesRequest};
-use entente::proto::spire::entry::ListEntriesRequest;
-use entente::proto::spire::entry::entry_client::EntryClient;
-use entente::proto::spire::trustdomain::ListFederationRelationshipsRequest;
-use entente::proto::spire::trustdomain::trust_domain_client::TrustDomainClient;
+use entente::proto::spire::server::bundle::v1::bundle_client::BundleClient;
+use entente::proto::spire::server::bundle::v1::{
+    BatchSetFederatedBundleRequest, GetBundleRequest, ListFederatedBundlesRequest,
+};
+use entente::proto::spire::server::entry::v1::ListEntriesRequest;
+use entente::proto::spire::server::entry::v1::entry_client::EntryClient;
+use entente::proto::spire::server::localauthority::v1::local_authority_client::LocalAuthorityClient;
+use entente::proto::spire::server::localauthority::v1::{
+    ActivateX509AuthorityRequest, PrepareX509AuthorityRequest,
+};
+use entente::proto::spire::server::trustdomain::v1::trust_domain_client::TrustDomainClient;
+use entente::proto::spire::server::trustdomain::v1::{
+    ListFederationRelationshipsRequest, RefreshBundleRequest,
+};
 use entente::proto::spire::types::{Bundle, Entry, FederationRelationship};
 use entente::proto::workload::spiffe_workload_api_client::SpiffeWorkloadApiClient;
 use entente::proto::workload::{X509svidRequest, X509svidResponse};
@@ -291,6 +299,38 @@ impl Spire {
                 Some((format!("spiffe://{}{}", id.trust_domain, id.path), entry))
             })
             .collect())
+    }
+
+    /// Has SPIRE fetch the bundle of a related trust domain now, rather than at its next poll; returns when it did.
+    pub(crate) async fn refresh(&self, trust_domain: &str) -> Result<()> {
+        let request = RefreshBundleRequest { trust_domain: trust_domain.to_owned() };
+        TrustDomainClient::new(self.api().await?).refresh_bundle(request).await?;
+        Ok(())
+    }
+
+    /// Puts a bundle of another trust domain in place of the one that SPIRE holds.
+    pub(crate) async fn set_federated_bundle(&self, bundle: Bundle) -> Result<()> {
+        let request = BatchSetFederatedBundleRequest { bundle: vec![bundle] };
+        let response =
+            BundleClient::new(self.api().await?).batch_set_federated_bundle(request).await?.into_inner();
+        match response.results.first().and_then(|result| result.status.as_ref()) {
+            Some(status) if status.code == 0 => Ok(()),
+            other => bail!("SPIRE did not take the bundle: {other:?}"),
+        }
+    }
+
+    /// Prepares a new X.509 authority, which is published at once; its ID. See [`Self::activate_authority`].
+    pub(crate) async fn prepare_authority(&self) -> Result<String> {
+        let mut client = LocalAuthorityClient::new(self.api().await?);
+        let response = client.prepare_x509_authority(PrepareX509AuthorityRequest {}).await?.into_inner();
+        Ok(response.prepared_authority.context("SPIRE prepared no authority")?.authority_id)
+    }
+
+    /// Lets a prepared authority sign from now on. To taint and revoke the old one: `cli(&["localauthority", ..])`.
+    pub(crate) async fn activate_authority(&self, authority_id: &str) -> Result<()> {
+        let request = ActivateX509AuthorityRequest { authority_id: authority_id.to_owned() };
+        LocalAuthorityClient::new(self.api().await?).activate_x509_authority(request).await?;
+        Ok(())
     }
 
     /// What the Workload API gives the test process now. See `Domain::register_test_process`.

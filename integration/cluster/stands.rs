@@ -1,11 +1,18 @@
 //! The parts themselves, without our agent: what every other scenario builds on.
 
+use crate::bundle_server::{BundleServer, certificates};
+use crate::kubernetes::client_of;
 use crate::pair::with_pair;
+use crate::process::Signal;
+use crate::relay::{Network, Relay};
 use crate::wait::eventually;
 use crate::world::{Domain, Part};
 use anyhow::{Context, Result, bail, ensure};
-use kube::api::{DeleteParams, ListParams};
+use k8s_openapi::api::core::v1::Service;
+use kube::api::{Api, DeleteParams, ListParams};
 use std::time::Duration;
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::{TcpListener, TcpStream};
 
 const SOON: Duration = Duration::from_secs(20);
 
@@ -100,6 +107,132 @@ fn garbage_collection_deletes_what_is_owned() {
             }
         })
         .await
+    });
+}
+
+/// RBAC is on: a service account may do what a binding grants, and nothing else.
+#[test]
+fn service_accounts_have_the_rights_that_are_granted() {
+    with_pair(async |pair| {
+        let kubernetes = &pair.east.kubernetes;
+        let kubeconfig = kubernetes.service_account_kubeconfig("entente-system", "reader").await?;
+        let services = Api::<Service>::all(client_of(&kubeconfig).await?);
+        match services.list(&ListParams::default()).await {
+            Err(kube::Error::Api(status)) => ensure!(status.code == 403, "{status:?}"),
+            other => bail!("without a binding: {other:?}"),
+        }
+        let binding = "
+            apiVersion: rbac.authorization.k8s.io/v1
+            kind: ClusterRoleBinding
+            metadata: {name: reader}
+            roleRef: {apiGroup: rbac.authorization.k8s.io, kind: ClusterRole, name: view}
+            subjects: [{kind: ServiceAccount, name: reader, namespace: entente-system}]";
+        kubernetes.apply_yaml(binding).await?;
+        eventually("the service account may list", SOON, || async {
+            services.list(&ListParams::default()).await?;
+            Ok(())
+        })
+        .await
+    });
+}
+
+/// A peer's bundle endpoint empties its bundle: real SPIRE takes it as it is, and the workload keeps an SVID of its own.
+/// Once it holds nothing, SPIRE cannot verify the endpoint, whatever that serves: someone must set the bundle.
+#[test]
+fn spire_alone_takes_an_empty_bundle_and_does_not_heal() {
+    with_pair(async |pair| {
+        let (east, west) = (&pair.east, &pair.west);
+        let server = BundleServer::start(west).await?;
+        let whole = west.spire.own_bundle().await?.x509_authorities.len();
+        east.federate_by_hand_at(west, &server.url(), server.id()).await?;
+        eventually("SPIRE has fetched the bundle", SOON, || async {
+            ensure!(server.fetches() > 0 && authorities_held(east).await? == whole);
+            Ok(())
+        })
+        .await?;
+        let id = east.register_test_process("cart", "/ns/shop/sa/cart", &[], &["west.example"]).await?;
+        server.serve(r#"{"keys":[]}"#);
+        east.spire.refresh("west.example").await?;
+        ensure!(authorities_held(east).await? == 0);
+        await_workload(east, &id, 0).await?;
+        server.serve(west.spire.bundle_document().await?);
+        let refused = east.spire.refresh("west.example").await;
+        let refused =
+            format!("{:?}", refused.err().context("SPIRE verified an endpoint without authorities")?);
+        ensure!(refused.contains("certificate signed by unknown authority"), "{refused}");
+        east.spire.set_federated_bundle(west.spire.own_bundle().await?).await?;
+        east.spire.refresh("west.example").await?;
+        ensure!(authorities_held(east).await? == whole);
+        await_workload(east, &id, whole).await
+    });
+}
+
+/// Waits until the workload has its SVID, and as many authorities of west as these.
+async fn await_workload(domain: &Domain, id: &str, authorities: usize) -> Result<()> {
+    let what = format!("the workload has its SVID and {authorities} authorities of west.example");
+    eventually(&what, SOON, || async {
+        let response = domain.spire.workload().await?;
+        ensure!(response.svids.iter().any(|svid| svid.spiffe_id == id));
+        let bundle = response.federated_bundles.get("spiffe://west.example").context("no bundle of west")?;
+        let held = certificates(bundle)?.len();
+        ensure!(held == authorities, "it has {held}");
+        Ok(())
+    })
+    .await
+}
+
+async fn authorities_held(domain: &Domain) -> Result<usize> {
+    let bundles = domain.spire.federated_bundles().await?;
+    Ok(bundles.get("west.example").context("no bundle")?.x509_authorities.len())
+}
+
+/// A prepared authority is published, a peer that refreshes holds it, and once activated it signs.
+#[test]
+fn authorities_rotate_on_demand() {
+    with_pair(async |pair| {
+        let (east, west) = (&pair.east, &pair.west);
+        east.federate_by_hand(west).await?;
+        eventually("SPIRE has the bundle", SOON, || holds_bundle_of(east, west)).await?;
+        let before = authorities_held(east).await?;
+        let prepared = west.spire.prepare_authority().await?;
+        east.spire.refresh("west.example").await?;
+        ensure!(authorities_held(east).await? == before + 1);
+        west.spire.activate_authority(&prepared).await?;
+        let shown = west.spire.cli(&["localauthority", "x509", "show"]).await?;
+        ensure!(shown.contains(&prepared), "{shown}");
+        Ok(())
+    });
+}
+
+/// The relay is a network that can be cut, and mended, with connections in it.
+#[test]
+fn a_network_can_be_cut_and_mended() {
+    with_pair(async |pair| {
+        let server = TcpListener::bind(("127.0.0.1", 0)).await?;
+        let relay = Relay::start(server.local_addr()?).await?;
+        let mut client = TcpStream::connect(relay.address()).await?;
+        let (mut served, _) = server.accept().await?;
+        relay.set(Network::Silent);
+        client.write_all(b"hello").await?;
+        let mut bytes = [0; 5];
+        let nothing = tokio::time::timeout(Duration::from_millis(300), served.read_exact(&mut bytes)).await;
+        ensure!(nothing.is_err(), "bytes came through a silent network");
+        relay.set(Network::Whole);
+        tokio::time::timeout(SOON, served.read_exact(&mut bytes)).await??;
+        ensure!(&bytes == b"hello");
+        relay.set(Network::Cut);
+        let read = tokio::time::timeout(SOON, client.read(&mut bytes)).await?;
+        ensure!(matches!(read, Ok(0) | Err(_)), "{read:?}");
+        let mut late = TcpStream::connect(relay.address()).await?;
+        let read = tokio::time::timeout(SOON, late.read(&mut bytes)).await?;
+        ensure!(matches!(read, Ok(0) | Err(_)), "{read:?}");
+        ensure!(relay.accepted() == 2);
+        pair.east.signal(Part::SpireServer, Signal::Stop)?;
+        let silent = tokio::time::timeout(Duration::from_millis(500), pair.east.spire.own_bundle()).await;
+        pair.east.signal(Part::SpireServer, Signal::Continue)?;
+        ensure!(silent.is_err(), "a stopped server answered");
+        pair.east.spire.own_bundle().await?;
+        Ok(())
     });
 }
 

@@ -9,9 +9,9 @@ use crate::spire::{Spire, SpireOptions};
 use crate::template;
 use crate::wait::eventually;
 use anyhow::{Context, Result, bail};
-use entente::proto::spire::bundle::BatchDeleteFederatedBundleRequest;
-use entente::proto::spire::bundle::batch_delete_federated_bundle_request::Mode;
-use entente::proto::spire::bundle::bundle_client::BundleClient;
+use entente::proto::spire::server::bundle::v1::BatchDeleteFederatedBundleRequest;
+use entente::proto::spire::server::bundle::v1::batch_delete_federated_bundle_request::Mode;
+use entente::proto::spire::server::bundle::v1::bundle_client::BundleClient;
 use kube::api::{DeleteParams, ListParams, Patch, PatchParams};
 use serde_json::json;
 use spiffe::TrustDomain;
@@ -62,7 +62,6 @@ pub(crate) enum Part {
 }
 
 /// One trust domain on real parts. Dropped, its programs are killed and its folder removed (kept while panicking).
-#[derive(Debug)]
 pub(crate) struct Domain {
     pub(crate) kubernetes: Kubernetes,
     pub(crate) spire: Spire,
@@ -172,16 +171,21 @@ impl Domain {
     /// Makes a relationship with `other` as an operator does by hand: a ClusterFederatedTrustDomain with the bundle
     /// pasted in. Nothing of ours has a part in it.
     pub(crate) async fn federate_by_hand(&self, other: &Self) -> Result<()> {
+        self.federate_by_hand_at(other, &other.bundle_endpoint_url(), &other.spire.bundle_endpoint_id()).await
+    }
+
+    /// The same, with another bundle endpoint for `other`.
+    pub(crate) async fn federate_by_hand_at(&self, other: &Self, url: &str, endpoint_id: &str) -> Result<()> {
         let object = json!({
             "apiVersion": CFTD.0,
             "kind": CFTD.1,
             "metadata": {"name": other.trust_domain.to_string()},
             "spec": {
                 "trustDomain": other.trust_domain.to_string(),
-                "bundleEndpointURL": other.bundle_endpoint_url(),
+                "bundleEndpointURL": url,
                 "bundleEndpointProfile": {
                     "type": "https_spiffe",
-                    "endpointSPIFFEID": other.spire.bundle_endpoint_id(),
+                    "endpointSPIFFEID": endpoint_id,
                 },
                 "trustDomainBundle": other.spire.bundle_document().await?,
             },
@@ -277,13 +281,15 @@ impl Domain {
         self.part(part).log()
     }
 
-    /// Brings the domain back to how it stood at first, for the next scenario: none of our objects, of Istio's and of
-    /// SPIRE's but the agent's registration; no relationship, no foreign bundle. Agents must have been ended before:
+    /// Brings the domain back to how it stood at first, for the next scenario: none of our objects and Leases, of
+    /// Istio's objects, and of SPIRE's but the agent's registration; no relationship, no foreign bundle. What SPIRE has rotated stays so. Agents must have been ended before:
     /// finalizers are taken off by force.
     pub(crate) async fn reset(&self) -> Result<()> {
         for (api_version, kind) in OBJECTS {
             self.delete_all(api_version, kind, None).await?;
         }
+        let leases = self.kubernetes.api("coordination.k8s.io/v1", "Lease", Some(AGENT_NAMESPACE)).await?;
+        leases.delete_collection(&DeleteParams::default(), &ListParams::default()).await?;
         self.delete_all(STATIC_ENTRY.0, STATIC_ENTRY.1, Some(AGENT_REGISTRATION)).await?;
         let entries = self.kubernetes.api(STATIC_ENTRY.0, STATIC_ENTRY.1, None).await?;
         let bare = json!({"metadata": {"annotations": null}, "spec": {"federatesWith": null}});

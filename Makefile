@@ -3,13 +3,12 @@ PYTHON ?= python3
 
 .PHONY: check test demo bench tools deny
 
-# Format, lints, unit tests, and the dependency rules where cargo-deny is installed. Needs Rust alone.
+# Format, lints, unit tests and the dependency rules. Needs Rust and Python.
 check:
 	cargo fmt --check
 	cargo clippy --locked --all-targets -- -D warnings
 	cargo test --locked --lib --bins
-	@if cargo deny --version >/dev/null 2>&1; then $(MAKE) --no-print-directory deny; \
-	else echo "check: cargo-deny is not installed, so 'make deny' did not run (cargo install cargo-deny --locked)"; fi
+	@$(MAKE) --no-print-directory deny
 
 # Every ring of tests. The first run builds the programs of the cluster ring into a cache outside target/.
 test: tools
@@ -26,6 +25,8 @@ bench:
 tools:
 	$(PYTHON) integration/tools.py
 
-# Bans, licenses and sources of all dependencies, by .cargo/deny.toml. Needs no network.
+# Bans, licenses and sources of all dependencies, by .cargo/deny.toml. Installs cargo-deny beside the tools if it is
+# not there; advisories are left out, since they need the network at every run.
 deny:
-	cargo deny --locked check --config .cargo/deny.toml bans licenses sources
+	deny=$$($(PYTHON) integration/tools.py --cargo-deny) && \
+	"$$deny" --locked --config .cargo/deny.toml check bans licenses sources

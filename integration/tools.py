@@ -10,6 +10,7 @@ and the flags below), so that `cargo clean` keeps them and a changed version bui
     tools.py                 check the prerequisites, build what is missing
     tools.py --check         check the prerequisites only
     tools.py --print-env     where everything is, as JSON; fails, naming what is missing, and builds nothing
+    tools.py --cargo-deny    install cargo-deny there too, unless it is on PATH; print its path. Needs Rust alone
 
 Only the Python standard library is used.
 """
@@ -82,6 +83,7 @@ TOOLS = {
 }
 
 LINKER_FLAGS = "-s -w"
+CARGO_DENY_VERSION = "0.20.2"
 MINIMUM_PYTHON = (3, 9)
 # The first Go release that fetches the toolchain which a go.mod names by itself.
 SELF_UPDATING_GO = (1, 21)
@@ -283,11 +285,44 @@ def print_environment():
     print(json.dumps({"programs": programs, "files": files}, indent=2, sort_keys=True))
 
 
+def cargo_deny():
+    """The path of cargo-deny: the user's own, or one of the pinned version in the cache, installed if need be."""
+    found = shutil.which("cargo-deny")
+    if found:
+        return found
+    missing = missing_rust()
+    if missing:
+        sys.exit(f"tools: missing: {missing}")
+    cache = cache_folder()
+    folder = cache / f"cargo-deny-{CARGO_DENY_VERSION}"
+    cache.mkdir(parents=True, exist_ok=True)
+    with locked(cache):
+        if not folder.is_dir():
+            say(f"installing cargo-deny {CARGO_DENY_VERSION} into {cache}: one to two minutes, once")
+            started = time.monotonic()
+            temporary = pathlib.Path(tempfile.mkdtemp(prefix=".cargo-deny-", dir=cache))
+            command = ["cargo", "install", "cargo-deny", "--version", CARGO_DENY_VERSION, "--locked", "--quiet"]
+            # A debug build compiles in half the time, and checks this crate in seconds.
+            command += ["--debug", "--root", str(temporary / "root"), "--target-dir", str(temporary / "target")]
+            done = subprocess.run(command, stdout=sys.stderr, check=False)
+            if done.returncode == 0:
+                (temporary / "root").rename(folder)
+            shutil.rmtree(temporary, ignore_errors=True)
+            if done.returncode != 0:
+                sys.exit(f"tools: failed: {' '.join(command)}")
+            say(f"installed cargo-deny in {time.monotonic() - started:.0f} s")
+    return str(folder / "bin" / "cargo-deny")
+
+
 def main():
     parser = argparse.ArgumentParser(description="Builds the programs of the cluster ring.")
     parser.add_argument("--check", action="store_true", help="check the prerequisites only")
     parser.add_argument("--print-env", action="store_true", help="print where the programs are, as JSON; build nothing")
+    parser.add_argument("--cargo-deny", action="store_true", help="print the path of cargo-deny; install it if need be")
     options = parser.parse_args()
+    if options.cargo_deny:
+        print(cargo_deny())
+        return
     if options.print_env:
         print_environment()
         return

@@ -11,7 +11,7 @@ use std::time::Duration;
 
 const STOP_DEADLINE: Duration = Duration::from_secs(20);
 
-/// How an agent is run. By default: as administrator of its cluster, on the addresses that its domain has set aside.
+/// How an agent is run. By default: as the user `AGENT_USER`, which may do everything, on the addresses that its domain has set aside.
 #[derive(Clone, Debug)]
 pub(crate) struct AgentOptions {
     /// For messages and the log file; tells replicas apart.
@@ -20,7 +20,7 @@ pub(crate) struct AgentOptions {
     pub(crate) listen: Option<SocketAddr>,
     /// Health, metrics and view; default `Domain::agent_admin_address`.
     pub(crate) admin_listen: Option<SocketAddr>,
-    /// The kubeconfig to use instead of the administrator's.
+    /// The kubeconfig to use instead of that of `AGENT_USER`.
     pub(crate) kubeconfig: Option<PathBuf>,
     /// Put after the arguments that it always gets.
     pub(crate) args: Vec<String>,
@@ -54,7 +54,7 @@ impl Agent {
     pub(crate) fn start(domain: &Domain, options: AgentOptions) -> Result<Self> {
         let listen = options.listen.unwrap_or(domain.agent_address());
         let admin = options.admin_listen.unwrap_or(domain.agent_admin_address());
-        let kubeconfig = options.kubeconfig.unwrap_or_else(|| domain.kubernetes.kubeconfig.clone());
+        let kubeconfig = options.kubeconfig.unwrap_or_else(|| domain.kubernetes.agent_kubeconfig());
         let args = [
             "agent".to_owned(),
             "--store=kubernetes".to_owned(),

@@ -8,12 +8,13 @@ use crate::wait::eventually;
 use anyhow::{Context, Result};
 use k8s_openapi::api::authentication::v1::{TokenRequest, TokenRequestSpec};
 use k8s_openapi::api::core::v1::{Namespace, ServiceAccount};
-use kube::api::{Api, DynamicObject, Patch, PatchParams, PostParams};
+use kube::api::{Api, DynamicObject, ListParams, Patch, PatchParams, PostParams};
 use kube::config::{KubeConfigOptions, Kubeconfig};
 use kube::core::GroupVersionKind;
 use kube::{Client, Config};
 use rcgen::{BasicConstraints, CertificateParams, IsCa, Issuer, KeyPair, KeyUsagePurpose};
 use serde_json::{Value, json};
+use std::collections::BTreeMap;
 use std::ffi::OsString;
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
@@ -21,8 +22,25 @@ use std::time::Duration;
 
 /// The name under which tests apply objects.
 pub(crate) const FIELD_MANAGER: &str = "cluster-test";
-/// The administrator's bearer token; the API server listens on 127.0.0.1 alone.
-const ADMIN_TOKEN: &str = "administrator-of-the-test-cluster";
+/// The tests themselves.
+const ADMIN: &str = "admin";
+/// Our agent: a user of its own, so that the audit log tells its writes from all others.
+pub(crate) const AGENT_USER: &str = "entente";
+/// spire-controller-manager.
+pub(crate) const SPIRE_USER: &str = "spire-controller-manager";
+const CONTROLLERS_USER: &str = "kube-controller-manager";
+/// Everyone may do everything; who is to be held to RBAC uses a service account. The API server listens on 127.0.0.1
+/// alone, and a user's bearer token is the user's name with this at its end.
+const TOKEN_END: &str = "-of-the-test-cluster";
+/// Every write, by whom and to what, without its content.
+const AUDIT_POLICY: &str = "
+apiVersion: audit.k8s.io/v1
+kind: Policy
+omitStages: [RequestReceived]
+rules:
+- {level: None, verbs: [get, list, watch]}
+- {level: Metadata}
+";
 const READY_DEADLINE: Duration = Duration::from_secs(60);
 /// No node, no scheduler: these are the controllers whose work tests see.
 const CONTROLLERS: &str = "garbage-collector-controller,namespace-controller,serviceaccount-controller,\
@@ -35,8 +53,6 @@ pub(crate) struct Kubernetes {
     pub(crate) controller_manager: Process,
     /// As administrator.
     pub(crate) client: Client,
-    /// As administrator; what KUBECONFIG names.
-    pub(crate) kubeconfig: PathBuf,
     address: SocketAddr,
     dir: PathBuf,
 }
@@ -49,8 +65,9 @@ impl Kubernetes {
         let tools = Tools::get()?;
         let (etcd_address, peer_address, address) = (ports::free()?, ports::free()?, ports::free()?);
         write_credentials(dir)?;
-        let kubeconfig = dir.join("admin.kubeconfig");
-        write_kubeconfig(dir, address, ADMIN_TOKEN, &kubeconfig)?;
+        for user in [ADMIN, AGENT_USER, SPIRE_USER, CONTROLLERS_USER] {
+            write_kubeconfig(dir, address, &format!("{user}{TOKEN_END}"), &kubeconfig_of(dir, user))?;
+        }
         let spec = |program: &str, args: Vec<String>| -> Result<Process> {
             Ok(Process::new(Spec {
                 name: format!("{program} of {name}"),
@@ -64,9 +81,8 @@ impl Kubernetes {
         let mut kubernetes = Self {
             etcd: spec("etcd", etcd_args(dir, etcd_address, peer_address))?,
             api_server: spec("kube-apiserver", api_server_args(dir, etcd_address, address))?,
-            controller_manager: spec("kube-controller-manager", controller_manager_args(dir, &kubeconfig))?,
-            client: client_of(&kubeconfig).await?,
-            kubeconfig,
+            controller_manager: spec("kube-controller-manager", controller_manager_args(dir))?,
+            client: client_of(&kubeconfig_of(dir, ADMIN)).await?,
             address,
             dir: dir.to_owned(),
         };
@@ -155,6 +171,43 @@ impl Kubernetes {
         Ok((api, name.to_owned()))
     }
 
+    /// The kubeconfig of our agent, which may do everything: see [`Self::service_account_kubeconfig`] for one that is
+    /// held to RBAC.
+    pub(crate) fn agent_kubeconfig(&self) -> PathBuf {
+        kubeconfig_of(&self.dir, AGENT_USER)
+    }
+
+    /// Every write that a user (`AGENT_USER`, or `system:serviceaccount:NAMESPACE:NAME`) has asked for since the API
+    /// server first started, in order, and whether or not it changed or was allowed anything.
+    pub(crate) fn writes_of(&self, user: &str) -> Result<Vec<Write>> {
+        let log = std::fs::read_to_string(self.dir.join("audit.log")).unwrap_or_default();
+        // The last line may be half written.
+        let whole = log.rsplit_once('\n').map_or("", |(whole, _)| whole);
+        let events = whole.lines().map(serde_json::from_str::<Value>).collect::<Result<Vec<_>, _>>()?;
+        let of_user = |event: &&Value| event.pointer("/user/username").and_then(Value::as_str) == Some(user);
+        Ok(events.iter().filter(of_user).map(Write::of).collect())
+    }
+
+    /// The UID and the resourceVersion of every object of these kinds, by `Kind namespace/name`: equal before and
+    /// after means that nothing was written, nor deleted and made again.
+    pub(crate) async fn versions(
+        &self,
+        kinds: &[(&str, &str)],
+    ) -> Result<BTreeMap<String, (String, String)>> {
+        let mut versions = BTreeMap::new();
+        for (api_version, kind) in kinds {
+            for object in self.api(api_version, kind, None).await?.list(&ListParams::default()).await? {
+                let metadata = object.metadata;
+                let place = metadata.namespace.map(|namespace| format!("{namespace}/")).unwrap_or_default();
+                let name = format!("{kind} {place}{}", metadata.name.unwrap_or_default());
+                let version =
+                    (metadata.uid.unwrap_or_default(), metadata.resource_version.unwrap_or_default());
+                versions.insert(name, version);
+            }
+        }
+        Ok(versions)
+    }
+
     /// A kubeconfig that is the service account, with whatever RBAC grants it. The account is made if need be.
     pub(crate) async fn service_account_kubeconfig(&self, namespace: &str, name: &str) -> Result<PathBuf> {
         self.namespace(namespace).await?;
@@ -171,6 +224,40 @@ impl Kubernetes {
         write_kubeconfig(&self.dir, self.address, &token, &path)?;
         Ok(path)
     }
+}
+
+/// One write, as the audit log has it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct Write {
+    /// `create`, `update`, `patch`, `delete`, `deletecollection`.
+    pub(crate) verb: String,
+    /// Plural, with the subresource if there is one: `serviceentries`, `trustdomainpeers/status`, `leases`.
+    pub(crate) resource: String,
+    pub(crate) namespace: String,
+    pub(crate) name: String,
+    /// The HTTP status of the answer; 0 if none was recorded.
+    pub(crate) code: u64,
+}
+
+impl Write {
+    fn of(event: &Value) -> Self {
+        let text =
+            |pointer: &str| event.pointer(pointer).and_then(Value::as_str).unwrap_or_default().to_owned();
+        let subresource = text("/objectRef/subresource");
+        let slash = if subresource.is_empty() { "" } else { "/" };
+        Self {
+            verb: text("/verb"),
+            resource: format!("{}{slash}{subresource}", text("/objectRef/resource")),
+            namespace: text("/objectRef/namespace"),
+            name: text("/objectRef/name"),
+            code: event.pointer("/responseStatus/code").and_then(Value::as_u64).unwrap_or_default(),
+        }
+    }
+}
+
+/// The kubeconfig of one of the users that the API server knows.
+pub(crate) fn kubeconfig_of(dir: &Path, user: &str) -> PathBuf {
+    dir.join(format!("{user}.kubeconfig"))
 }
 
 /// The documents of a YAML text that are not empty.
@@ -203,7 +290,10 @@ fn write_credentials(dir: &Path) -> Result<()> {
     let accounts = KeyPair::generate()?;
     std::fs::write(dir.join("accounts.key"), accounts.serialize_pem())?;
     std::fs::write(dir.join("accounts.pub"), accounts.public_key_pem())?;
-    std::fs::write(dir.join("tokens.csv"), format!("{ADMIN_TOKEN},admin,admin,system:masters\n"))?;
+    let users = [ADMIN, AGENT_USER, SPIRE_USER, CONTROLLERS_USER];
+    let tokens = users.map(|user| format!("{user}{TOKEN_END},{user},{user},system:masters\n"));
+    std::fs::write(dir.join("tokens.csv"), tokens.concat())?;
+    std::fs::write(dir.join("audit-policy.yaml"), AUDIT_POLICY)?;
     Ok(())
 }
 
@@ -251,6 +341,8 @@ fn api_server_args(dir: &Path, etcd: SocketAddr, address: SocketAddr) -> Vec<Str
         format!("--tls-cert-file={}", file("server.crt")),
         format!("--tls-private-key-file={}", file("server.key")),
         format!("--token-auth-file={}", file("tokens.csv")),
+        format!("--audit-policy-file={}", file("audit-policy.yaml")),
+        format!("--audit-log-path={}", file("audit.log")),
         "--authorization-mode=RBAC".to_owned(),
         "--service-account-issuer=https://kubernetes.default.svc".to_owned(),
         format!("--service-account-key-file={}", file("accounts.pub")),
@@ -262,9 +354,9 @@ fn api_server_args(dir: &Path, etcd: SocketAddr, address: SocketAddr) -> Vec<Str
     ]
 }
 
-fn controller_manager_args(dir: &Path, kubeconfig: &Path) -> Vec<String> {
+fn controller_manager_args(dir: &Path) -> Vec<String> {
     vec![
-        format!("--kubeconfig={}", kubeconfig.display()),
+        format!("--kubeconfig={}", kubeconfig_of(dir, CONTROLLERS_USER).display()),
         format!("--controllers={CONTROLLERS}"),
         format!("--service-account-private-key-file={}", dir.join("accounts.key").display()),
         "--leader-elect=false".to_owned(),

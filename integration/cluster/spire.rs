@@ -35,6 +35,9 @@ use tokio::net::UnixStream;
 use tonic::transport::{Channel, Endpoint};
 
 const READY_DEADLINE: Duration = Duration::from_secs(60);
+/// Not shorter, however short workloads' SVIDs are: a join token is good once, so an agent whose own SVID ran out while
+/// it was stopped could not come back.
+const AGENT_TTL: Duration = Duration::from_secs(3600);
 
 /// How SPIRE is set. The defaults are short, so that tests see in seconds what takes hours elsewhere.
 #[derive(Clone, Debug)]
@@ -140,7 +143,7 @@ impl Spire {
                 ("LOG_LEVEL", "DEBUG"),
                 ("CA_TTL", &seconds(options.ca_ttl)),
                 ("X509_SVID_TTL", &seconds(options.svid_ttl)),
-                ("AGENT_TTL", &seconds(options.svid_ttl)),
+                ("AGENT_TTL", &seconds(options.svid_ttl.max(AGENT_TTL))),
                 ("SYNC_INTERVAL", &seconds(options.sync_interval)),
                 ("BUNDLE_ENDPOINT_PORT", &self.bundle_endpoint.port().to_string()),
                 ("REFRESH_HINT", &seconds(options.refresh_hint)),

@@ -1,15 +1,15 @@
 //! The parts themselves, without our agent: what every other scenario builds on.
 
 use crate::bundle_server::{BundleServer, certificates};
-use crate::kubernetes::client_of;
+use crate::kubernetes::{AGENT_USER, client_of};
 use crate::pair::with_pair;
 use crate::process::Signal;
 use crate::relay::{Network, Relay};
 use crate::wait::eventually;
 use crate::world::{Domain, Part};
 use anyhow::{Context, Result, bail, ensure};
-use k8s_openapi::api::core::v1::Service;
-use kube::api::{Api, DeleteParams, ListParams};
+use k8s_openapi::api::core::v1::{ConfigMap, Service};
+use kube::api::{Api, DeleteParams, ListParams, Patch, PatchParams};
 use std::time::Duration;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};
@@ -233,6 +233,39 @@ fn a_network_can_be_cut_and_mended() {
         ensure!(silent.is_err(), "a stopped server answered");
         pair.east.spire.own_bundle().await?;
         Ok(())
+    });
+}
+
+/// The audit log has every write of a user, also one that changes nothing, and no one else's.
+#[test]
+fn writes_are_counted_by_user() {
+    with_pair(async |pair| {
+        let kubernetes = &pair.east.kubernetes;
+        let agent = client_of(&kubernetes.agent_kubeconfig()).await?;
+        let maps = Api::<ConfigMap>::namespaced(agent, "entente-system");
+        let before = kubernetes.writes_of(AGENT_USER)?.len();
+        kubernetes
+            .apply_yaml("{apiVersion: v1, kind: ConfigMap, metadata: {name: counted, namespace: default}}")
+            .await?;
+        let map =
+            serde_json::json!({"apiVersion": "v1", "kind": "ConfigMap", "metadata": {"name": "counted"}});
+        let params = PatchParams::apply("entente");
+        let mut versions = Vec::new();
+        for _ in 0..2 {
+            maps.patch("counted", &params, &Patch::Apply(&map)).await?;
+            versions.push(kubernetes.versions(&[("v1", "ConfigMap")]).await?);
+        }
+        ensure!(versions.first() == versions.last(), "the second write changed something: {versions:?}");
+        maps.get("counted").await?;
+        maps.delete("counted", &DeleteParams::default()).await?;
+        eventually("the audit log has the writes", SOON, || async {
+            let writes = kubernetes.writes_of(AGENT_USER)?.split_off(before);
+            let verbs: Vec<&str> = writes.iter().map(|write| write.verb.as_str()).collect();
+            ensure!(verbs == ["patch", "patch", "delete"], "{writes:?}");
+            ensure!(writes.iter().all(|write| write.name == "counted" && write.resource == "configmaps"));
+            Ok(())
+        })
+        .await
     });
 }
 

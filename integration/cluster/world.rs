@@ -1,7 +1,7 @@
 //! Whole trust domains: one Kubernetes control plane and one SPIRE each, on 127.0.0.1, told apart by ports and folders.
 
 use crate::crds;
-use crate::kubernetes::Kubernetes;
+use crate::kubernetes::{Kubernetes, SPIRE_USER, kubeconfig_of};
 use crate::ports;
 use crate::process::{Process, Signal};
 use crate::scratch::Scratch;
@@ -81,7 +81,7 @@ impl Domain {
         let scratch = Scratch::new()?;
         let kubernetes_dir = scratch.folder("k")?;
         let spire_dir = scratch.folder("s")?;
-        let kubeconfig = kubernetes_dir.join("admin.kubeconfig");
+        let kubeconfig = kubeconfig_of(&kubernetes_dir, SPIRE_USER);
         let mut spire = Spire::prepare(&trust_domain, &spire_dir, &kubeconfig, &options.spire)?;
         let name = trust_domain.to_string();
         let (kubernetes, attested) = tokio::join!(start_cluster(&name, &kubernetes_dir), async {

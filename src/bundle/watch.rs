@@ -271,9 +271,12 @@ impl Poll {
         let Ok(_permit) = self.shared.fetches.acquire().await else { return };
         self.course.update(|course| course.last = Some(Instant::now()));
         let target = &self.target;
-        let unfetched = EndpointState::default();
-        let known = if self.course.get().bootstrap_is_latest { &unfetched } else { &self.state };
-        let verify_with = verifying_bundle(target, known);
+        let verify_with = if self.course.get().bootstrap_is_latest {
+            let given = MonitorTarget { persisted: None, ..target.clone() };
+            verifying_bundle(&given, &EndpointState::default())
+        } else {
+            verifying_bundle(target, &self.state)
+        };
         let now = (self.shared.clock)();
         let fetched = self
             .shared

@@ -10,6 +10,7 @@ fn target(name: &str, url: &str, ca: &Ca) -> MonitorTarget {
         trust_domain: td(name),
         endpoint: BundleEndpoint { url: EndpointUrl::parse(url).unwrap(), profile },
         bootstrap: Some(ca.bundle(name)),
+        persisted: None,
         verify_with: None,
     }
 }

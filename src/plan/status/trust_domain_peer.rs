@@ -3,13 +3,16 @@
 use serde_json::{Map, Value, json};
 
 use super::{merge, stored_condition};
-use crate::api::v1alpha1::conditions::{ReciprocalReason, peer_reason as reason};
+use crate::api::v1alpha1::conditions::{
+    BundleDistributedReason, BundleEndpointReason, ConnectedReason, PeerAcceptedReason, ReadyReason,
+    ReciprocalReason, RotationSafeReason, ServicesSyncedReason,
+};
 use crate::model::bundle::Bundle;
 use crate::model::condition::{Condition, Truth};
 use crate::model::object::{Kind, ObjectKey};
 use crate::model::peer::Bootstrap;
 use crate::model::service::Outcome;
-use crate::model::session::{LinkPlan, LinkState, SessionState};
+use crate::model::session::{LinkPlan, LinkState, Refusal, SessionState};
 use crate::model::{Peer, World};
 use crate::plan::services::ServicesPlan;
 use crate::plan::{StatusWrite, ending, links, memory, registrations, relationship, verdict};
@@ -52,9 +55,9 @@ fn conditions(subject: Subject<'_>, stored: Option<&Value>) -> Vec<Condition> {
 
 fn accepted(Subject { world, peer, .. }: Subject<'_>) -> Condition {
     if let Some(Err(problem)) = world.bootstraps.get(&peer.trust_domain) {
-        return Condition::new("Accepted", false, reason::BOOTSTRAP_BUNDLE_INVALID, problem.clone());
+        return Condition::new("Accepted", false, PeerAcceptedReason::BootstrapUnavailable.as_str(), problem.clone());
     }
-    Condition::new("Accepted", true, reason::ACCEPTED, "every field is understood and in use".to_owned())
+    Condition::new("Accepted", true, PeerAcceptedReason::Accepted.as_str(), "every field is understood and in use".to_owned())
 }
 
 fn endpoint_healthy(Subject { world, peer, .. }: Subject<'_>) -> Condition {
@@ -62,7 +65,7 @@ fn endpoint_healthy(Subject { world, peer, .. }: Subject<'_>) -> Condition {
     let url = &peer.endpoint.url;
     let Some(state) = world.endpoints.get(&peer.trust_domain) else {
         let message = format!("the bundle endpoint {url} has not been asked yet");
-        return Condition::new(KIND, Truth::Unknown, reason::AWAITING_FIRST_FETCH, message);
+        return Condition::new(KIND, Truth::Unknown, BundleEndpointReason::AwaitingFirstFetch.as_str(), message);
     };
     if let Some(failure) = &state.failure {
         return Condition::new(KIND, false, failure.problem.reason(), failure.message.clone());
@@ -77,9 +80,9 @@ fn endpoint_healthy(Subject { world, peer, .. }: Subject<'_>) -> Condition {
     }
     if state.latest.is_none() {
         let message = format!("the bundle endpoint {url} has not been asked yet");
-        return Condition::new(KIND, Truth::Unknown, reason::AWAITING_FIRST_FETCH, message);
+        return Condition::new(KIND, Truth::Unknown, BundleEndpointReason::AwaitingFirstFetch.as_str(), message);
     }
-    Condition::new(KIND, true, reason::HEALTHY, format!("the bundle endpoint {url} serves a good bundle"))
+    Condition::new(KIND, true, BundleEndpointReason::Healthy.as_str(), format!("the bundle endpoint {url} serves a good bundle"))
 }
 
 fn distributed(subject: Subject<'_>) -> Condition {
@@ -92,13 +95,13 @@ fn distribution(Subject { world, peer, blocked, .. }: Subject<'_>) -> (Truth, &'
     let trust_domain = &peer.trust_domain;
     let Some(spire) = &world.spire else {
         let message = "SPIRE's server API has not been read yet".to_owned();
-        return (Truth::Unknown, reason::SPIRE_UNREACHABLE, message);
+        return (Truth::Unknown, BundleDistributedReason::SpireUnavailable.as_str(), message);
     };
     if let Some(failure) = &spire.failure {
-        return (Truth::Unknown, reason::SPIRE_UNREACHABLE, failure.clone());
+        return (Truth::Unknown, BundleDistributedReason::SpireUnavailable.as_str(), failure.clone());
     }
     if let Some(blocked) = blocked {
-        return (Truth::False, reason::OBJECT_NOT_OURS, blocked.to_owned());
+        return (Truth::False, BundleDistributedReason::ObjectNotOurs.as_str(), blocked.to_owned());
     }
     let remembered = world.memory.get(trust_domain);
     if let Some((memory, poisoned)) = remembered.and_then(|m| m.poisoned.as_ref().map(|p| (m, p))) {
@@ -109,14 +112,14 @@ fn distribution(Subject { world, peer, blocked, .. }: Subject<'_>) -> (Truth, &'
             poisoned.cause,
             memory::good_fetches_needed(world, memory)
         );
-        return (Truth::False, reason::PEER_BUNDLE_UNUSABLE, message);
+        return (Truth::False, BundleDistributedReason::SuspendedUnusableBundle.as_str(), message);
     }
     if relationship::freshest(world, peer).is_none() && !spire.bundles.contains_key(trust_domain) {
         let message = format!(
             "no bundle of {trust_domain} is known: its endpoint gave none, and there is no bootstrap bundle that is \
              good; see BundleEndpointHealthy"
         );
-        return (Truth::False, reason::AWAITING_BUNDLE, message);
+        return (Truth::False, BundleDistributedReason::AwaitingBundle.as_str(), message);
     }
     if !spire.relationships.contains_key(trust_domain) {
         let message = format!(
@@ -124,11 +127,11 @@ fn distribution(Subject { world, peer, blocked, .. }: Subject<'_>) -> (Truth, &'
              {}, see its log and the class name that it watches",
             relationship::key(trust_domain)
         );
-        return (Truth::False, reason::RELATIONSHIP_MISSING, message);
+        return (Truth::False, BundleDistributedReason::AwaitingRelationship.as_str(), message);
     }
     let Some(bundle) = spire.bundles.get(trust_domain) else {
         let message = format!("SPIRE has the relationship with {trust_domain}, but holds no bundle of it");
-        return (Truth::False, reason::BUNDLE_MISSING, message);
+        return (Truth::False, BundleDistributedReason::AwaitingSpire.as_str(), message);
     };
     let reverted = registrations::reverted(world, peer);
     if !reverted.is_empty() {
@@ -137,7 +140,7 @@ fn distribution(Subject { world, peer, blocked, .. }: Subject<'_>) -> (Truth, &'
              put it there at the source of these objects, or stop selecting them",
             reverted.join(", ")
         );
-        return (Truth::False, reason::FEDERATES_WITH_REVERTED, message);
+        return (Truth::False, BundleDistributedReason::RegistrationContested.as_str(), message);
     }
     delivered(world, peer, bundle)
 }
@@ -149,7 +152,7 @@ fn delivered(world: &World, peer: &Peer, bundle: &Bundle) -> (Truth, &'static st
         let message = format!(
             "the endpoint of {trust_domain} serves another bundle than SPIRE holds; SPIRE was asked to refresh"
         );
-        return (Truth::False, reason::BUNDLE_STALE, message);
+        return (Truth::False, BundleDistributedReason::StaleInSpire.as_str(), message);
     }
     let received = world.identity.as_ref().and_then(|identity| identity.federated.get(trust_domain));
     let Some(received) = received else {
@@ -157,11 +160,11 @@ fn delivered(world: &World, peer: &Peer, bundle: &Bundle) -> (Truth, &'static st
             "the Workload API does not deliver the bundle of {trust_domain} to the agent: its own registration \
              (label entente.dev/agent: \"true\") must federate with {trust_domain}; SPIRE's agent takes some seconds"
         );
-        return (Truth::False, reason::NOT_DELIVERED, message);
+        return (Truth::False, BundleDistributedReason::AwaitingWorkloadApi.as_str(), message);
     };
     if received.digest() != bundle.digest() {
         let message = format!("SPIRE's agent has not delivered the newest bundle of {trust_domain} yet");
-        return (Truth::False, reason::BUNDLE_STALE, message);
+        return (Truth::False, BundleDistributedReason::StaleInSpire.as_str(), message);
     }
     let unselected = registrations::unselected(world, peer);
     let also = if unselected.is_empty() {
@@ -170,7 +173,7 @@ fn delivered(world: &World, peer: &Peer, bundle: &Bundle) -> (Truth, &'static st
         format!("; {} name it without being selected, and are left alone", unselected.join(", "))
     };
     let message = format!("SPIRE and the Workload API have the bundle {}{also}", bundle.digest());
-    (Truth::True, reason::DISTRIBUTED, message)
+    (Truth::True, BundleDistributedReason::Distributed.as_str(), message)
 }
 
 fn session<'a>(subject: Subject<'a>) -> Option<&'a SessionState> {
@@ -181,26 +184,33 @@ fn connected(subject: Subject<'_>, stored: Option<&Value>) -> Condition {
     const KIND: &str = "Connected";
     let trust_domain = &subject.peer.trust_domain;
     let Some(session) = session(subject) else {
-        return keep(stored, KIND, Truth::Unknown, reason::NOT_CONNECTED, "no exchange was tried yet");
+        return keep(stored, KIND, Truth::Unknown, ConnectedReason::AwaitingPeer.as_str(), "no exchange was tried yet");
     };
     let because = |truth: Truth, reason, message: String| Condition::new(KIND, truth, reason, message);
     match &session.link {
         LinkState::Connected => {
-            because(Truth::True, reason::CONNECTED, format!("exchanging with the agent of {trust_domain}"))
+            because(Truth::True, ConnectedReason::Connected.as_str(), format!("exchanging with the agent of {trust_domain}"))
         }
         LinkState::Idle => keep(
             stored,
             KIND,
             Truth::Unknown,
-            reason::NOT_CONNECTED,
+            ConnectedReason::AwaitingPeer.as_str(),
             "waiting for the peer to dial, or for the first attempt",
         ),
-        LinkState::Refused { message, .. } => because(Truth::False, reason::REFUSED, message.clone()),
-        LinkState::Unverified { message } => because(Truth::False, reason::PEER_NOT_VERIFIED, message.clone()),
-        LinkState::WrongPeerId { message } => because(Truth::False, reason::WRONG_PEER_ID, message.clone()),
-        LinkState::Unreachable { message } => because(Truth::False, reason::UNREACHABLE, message.clone()),
+        LinkState::Refused { by, message } => {
+            let reason = match by {
+                Refusal::UnknownAuthority => ConnectedReason::RefusedUnknownAuthority,
+                Refusal::NotAccepted => ConnectedReason::RefusedNotAccepted,
+                Refusal::Expired => ConnectedReason::RefusedExpired,
+            };
+            because(Truth::False, reason.as_str(), message.clone())
+        }
+        LinkState::Unverified { message } => because(Truth::False, ConnectedReason::PeerUnverified.as_str(), message.clone()),
+        LinkState::WrongPeerId { message } => because(Truth::False, ConnectedReason::WrongPeerId.as_str(), message.clone()),
+        LinkState::Unreachable { message } => because(Truth::False, ConnectedReason::Unreachable.as_str(), message.clone()),
         LinkState::Parted { reason: why, message } => {
-            because(Truth::False, reason::PARTED, format!("the peer said goodbye ({why:?}) {message}"))
+            because(Truth::False, ConnectedReason::PeerParted.as_str(), format!("the peer said goodbye ({why:?}) {message}"))
         }
     }
 }
@@ -217,8 +227,7 @@ fn keep(
     let Some((truth, stored_reason, message)) = known else {
         return Condition::new(kind, truth, reason, message.to_owned());
     };
-    let reason = crate::api::v1alpha1::conditions::known_reason(&stored_reason).unwrap_or(reason);
-    Condition::new(kind, truth, reason, message)
+    Condition::new(kind, truth, stored_reason, message)
 }
 
 fn reciprocal(subject: Subject<'_>, stored: Option<&Value>) -> Condition {
@@ -245,18 +254,18 @@ fn rotation_safe(subject: Subject<'_>) -> Condition {
         .and_then(|remote| remote.held.as_ref());
     let (Some(ours), Some(held)) = (ours, held) else {
         let message = format!("{trust_domain} has not said which of our authorities it holds");
-        return Condition::new(KIND, Truth::Unknown, reason::AWAITING_REPORT, message);
+        return Condition::new(KIND, Truth::Unknown, RotationSafeReason::Unknown.as_str(), message);
     };
     let missing: Vec<String> = ours.difference(&held.authority_ids).map(ToString::to_string).collect();
     if missing.is_empty() {
         let message = format!("{trust_domain} holds every authority of ours");
-        return Condition::new(KIND, true, reason::PEER_HOLDS_AUTHORITIES, message);
+        return Condition::new(KIND, true, RotationSafeReason::PeersHoldAuthorities.as_str(), message);
     }
     let message = format!(
         "{trust_domain} does not hold our authority {} yet: do not activate or rely on it before",
         missing.join(", ")
     );
-    Condition::new(KIND, false, reason::PEER_LACKS_AUTHORITY, message)
+    Condition::new(KIND, false, RotationSafeReason::PeerLacksAuthority.as_str(), message)
 }
 
 fn services_synced(subject: Subject<'_>, stored: Option<&Value>) -> Condition {
@@ -264,19 +273,19 @@ fn services_synced(subject: Subject<'_>, stored: Option<&Value>) -> Condition {
     let trust_domain = &subject.peer.trust_domain;
     let connected = session(subject).filter(|session| session.is_connected());
     let (Some(session), Some(link)) = (connected, subject.link) else {
-        return keep(stored, KIND, Truth::Unknown, reason::NOT_CONNECTED, "no exchange with the peer");
+        return keep(stored, KIND, Truth::Unknown, ServicesSyncedReason::AwaitingPeer.as_str(), "no exchange with the peer");
     };
     if session.catalogue.is_none() {
         let message = format!("the catalogue of {trust_domain} has not arrived yet");
-        return Condition::new(KIND, Truth::Unknown, reason::AWAITING_CATALOGUE, message);
+        return Condition::new(KIND, Truth::Unknown, ServicesSyncedReason::AwaitingPeer.as_str(), message);
     }
     if !links::is_acknowledged(session, link) {
         let message = format!("{trust_domain} has not answered our catalogue yet");
-        return Condition::new(KIND, false, reason::AWAITING_ACKNOWLEDGEMENT, message);
+        return Condition::new(KIND, false, ServicesSyncedReason::AwaitingAcknowledgement.as_str(), message);
     }
     let (_, imported, refused) = counts(subject);
     let message = format!("{imported} imported, {refused} refused, and our catalogue is answered");
-    Condition::new(KIND, true, reason::SYNCED, message)
+    Condition::new(KIND, true, ServicesSyncedReason::InSync.as_str(), message)
 }
 
 fn ready(subject: Subject<'_>, others: &[Condition]) -> Condition {
@@ -284,19 +293,30 @@ fn ready(subject: Subject<'_>, others: &[Condition]) -> Condition {
     let Subject { world, peer, .. } = subject;
     if let Some(stage) = ending::stage(world, peer) {
         let message = format!("ending; waits {}", stage.waits_for(peer));
-        return Condition::new(KIND, false, reason::ENDING, message);
+        return Condition::new(KIND, false, ReadyReason::Ending.as_str(), message);
     }
     if peer.suspend {
         let message = "spec.suspend is set: nothing is changed, and nothing is exchanged".to_owned();
-        return Condition::new(KIND, false, reason::SUSPENDED, message);
+        return Condition::new(KIND, false, ReadyReason::Suspended.as_str(), message);
     }
     let worst = others
         .iter()
         .find(|c| c.status == Truth::False)
         .or_else(|| others.iter().find(|c| c.status == Truth::Unknown));
     match worst {
-        None => Condition::new(KIND, true, reason::READY, "every condition is True".to_owned()),
-        Some(c) => Condition::new(KIND, c.status, c.reason, format!("{}: {}", c.kind, c.message)),
+        None => Condition::new(KIND, true, ReadyReason::Ready.as_str(), "every condition is True".to_owned()),
+        Some(c) => {
+            let reason = match c.kind {
+                "Accepted" => ReadyReason::NotAccepted,
+                "BundleEndpointHealthy" => ReadyReason::BundleEndpointUnhealthy,
+                "BundleDistributed" => ReadyReason::BundleNotDistributed,
+                "Connected" => ReadyReason::NotConnected,
+                "Reciprocal" => ReadyReason::NotReciprocal,
+                "RotationSafe" => ReadyReason::NotRotationSafe,
+                _ => ReadyReason::ServicesNotSynced,
+            };
+            Condition::new(KIND, c.status, reason.as_str(), format!("{}: {}", c.kind, c.message))
+        }
     }
 }
 

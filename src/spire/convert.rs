@@ -61,7 +61,7 @@ pub fn bundle_to_proto(bundle: &Bundle) -> types::Bundle {
 ///
 /// # Errors
 /// The reason, naming the field.
-pub(super) fn relationship_from_proto(proto: &types::FederationRelationship) -> Result<Relationship, String> {
+pub(crate) fn relationship_from_proto(proto: &types::FederationRelationship) -> Result<Relationship, String> {
     let trust_domain = TrustDomain::new(&proto.trust_domain).map_err(|e| format!("trust domain: {e}"))?;
     let url =
         EndpointUrl::parse(&proto.bundle_endpoint_url).map_err(|e| format!("bundle endpoint URL: {e}"))?;
@@ -77,7 +77,7 @@ pub(super) fn relationship_from_proto(proto: &types::FederationRelationship) -> 
 }
 
 /// Writes a relationship, with the bundle to store beside it; without one SPIRE keeps what it has.
-pub(super) fn relationship_to_proto(
+pub(crate) fn relationship_to_proto(
     relationship: &Relationship,
     bundle: Option<&Bundle>,
 ) -> types::FederationRelationship {

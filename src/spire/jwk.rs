@@ -39,12 +39,20 @@ const EC_PUBLIC_KEY: &[u8] = &[0x06, 0x07, 0x2a, 0x86, 0x48, 0xce, 0x3d, 0x02, 0
 const RSA_ALGORITHM: &[u8] =
     &[0x30, 0x0d, 0x06, 0x09, 0x2a, 0x86, 0x48, 0x86, 0xf7, 0x0d, 0x01, 0x01, 0x01, 0x05, 0x00];
 
-/// The JWK of a key; `None` for a kind that is not known here, or bytes that are no key.
+/// The JWK of a JWT authority; `None` for a kind that is not known here, or bytes that are no key.
 pub(super) fn from_proto(key: &JwtKey) -> Option<Map<String, Value>> {
     if key.key_id.is_empty() {
         return None;
     }
-    let (rest, info) = SubjectPublicKeyInfo::from_der(&key.public_key).ok()?;
+    let mut jwk = public_members(&key.public_key)?;
+    jwk.insert("kid".to_owned(), Value::String(key.key_id.clone()));
+    jwk.insert("use".to_owned(), Value::String("jwt-svid".to_owned()));
+    Some(jwk)
+}
+
+/// The members of a JWK that say its key (RFC 7518, section 6), of a PKIX public key.
+pub(crate) fn public_members(pkix: &[u8]) -> Option<Map<String, Value>> {
+    let (rest, info) = SubjectPublicKeyInfo::from_der(pkix).ok()?;
     if !rest.is_empty() {
         return None;
     }
@@ -72,8 +80,6 @@ pub(super) fn from_proto(key: &JwtKey) -> Option<Map<String, Value>> {
         }
         _ => return None,
     }
-    set("kid", key.key_id.clone());
-    set("use", "jwt-svid".to_owned());
     Some(jwk)
 }
 

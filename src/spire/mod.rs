@@ -15,4 +15,6 @@ mod read;
 pub use address::{AddressError, ServerAddress};
 pub use client::SpireServer;
 pub use convert::{bundle_from_proto, bundle_to_proto};
+pub(crate) use convert::{relationship_from_proto, relationship_to_proto};
 pub use error::SpireError;
+pub(crate) use jwk::public_members;

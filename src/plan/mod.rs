@@ -1,5 +1,17 @@
 //! From what is known to what should be: pure, total, deterministic.
 
+pub mod admission;
+pub mod authorization;
+pub mod exports;
+pub mod generated;
+pub mod imports;
+pub mod istio;
+#[cfg(test)]
+mod purity;
+pub mod selectors;
+pub mod services;
+pub mod status;
+
 use std::collections::BTreeMap;
 
 use jiff::Timestamp;

@@ -1,0 +1,4 @@
+//! From what was decided to the status of each object.
+
+pub mod federated_service;
+pub mod imported_service;

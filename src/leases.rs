@@ -11,7 +11,7 @@ use crate::model::TrustDomain;
 use crate::model::object::{LABEL_INSTANCE, LABEL_PEER};
 use crate::model::session::{LinkPlan, SessionState};
 use crate::model::world::Settings;
-use crate::plan::{label_value, object_name};
+use crate::plan::generated::{label_value, object_name};
 use crate::store::{PeerLease, Store};
 
 const EVERY: Duration = Duration::from_secs(10);

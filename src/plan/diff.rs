@@ -36,8 +36,9 @@ pub enum Precondition {
 #[must_use]
 pub fn writes(world: &World, desired: &mut BTreeMap<ObjectKey, Object>) -> BTreeMap<ObjectKey, Write> {
     for object in desired.values_mut() {
+        // One that is kept as it stands carries the digest with which it was written.
         let digest = digest(object);
-        object.meta.annotations.insert(ANNOTATION_APPLIED.to_owned(), digest);
+        object.meta.annotations.entry(ANNOTATION_APPLIED.to_owned()).or_insert(digest);
     }
     desired.values().filter_map(|object| Some((object.key.clone(), write(world, object)?))).collect()
 }

@@ -84,7 +84,7 @@ fn relationship_object<'a>(world: &'a World, peer: &Peer) -> Option<&'a ObjectKe
 }
 
 fn generated_for(world: &World, peer: &Peer) -> usize {
-    let label = super::label_value(peer.trust_domain.as_str());
+    let label = super::generated::label_value(peer.trust_domain.as_str());
     let of_peer = |object: &&std::sync::Arc<crate::model::Object>| {
         object.is_generated_by(&world.settings.instance)
             && object.key.kind == Kind::ImportedService

@@ -3,7 +3,8 @@
 use serde_json::json;
 
 use super::ending::{self, FINALIZER, Stage};
-use super::{Patch, PatchOp, source_of};
+use super::generated::source_of;
+use super::{Patch, PatchOp};
 use crate::model::object::{ANNOTATION_SOURCE, Kind};
 use crate::model::world::Rejected;
 use crate::model::{ObjectKey, Peer, World};

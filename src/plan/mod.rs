@@ -1,10 +1,12 @@
 //! From what is known to what should be: pure, total, deterministic.
 
+pub mod admission;
 pub mod authorization;
 pub mod diff;
 pub mod ending;
 pub mod exports;
 pub mod finalizers;
+pub mod generated;
 pub mod imports;
 pub mod istio;
 pub mod links;
@@ -15,6 +17,7 @@ pub mod prune;
 mod purity;
 pub mod registrations;
 pub mod relationship;
+pub mod selectors;
 pub mod services;
 pub mod status;
 pub mod verdict;
@@ -23,13 +26,10 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use jiff::Timestamp;
 use serde_json::Value;
-use sha2::{Digest, Sha256};
 
 use crate::model::endpoint::MonitorTarget;
-use crate::model::object::{ANNOTATION_SOURCE, LABEL_INSTANCE};
 use crate::model::session::LinkPlan;
 use crate::model::trust::SpireAction;
-use crate::model::world::Settings;
 use crate::model::{Object, ObjectKey, TrustDomain, World};
 
 /// What should be. Two equal plans are no work.
@@ -124,29 +124,16 @@ fn relationships(world: &World) -> Relations {
     let mut blocked = BTreeMap::new();
     for peer in world.peers.values().filter(|peer| !peer.suspend) {
         let Some(object) = relationship::object(world, peer) else { continue };
-        match not_ours(world, &object.key) {
-            Some(why) => {
+        match generated::claim(world, &object.key) {
+            Err(why) => {
                 blocked.insert(peer.trust_domain.clone(), why);
             }
-            None => {
+            Ok(()) => {
                 objects.insert(object.key.clone(), object);
             }
         }
     }
     (objects, blocked)
-}
-
-/// Why an object of this name must not be touched, for the status: it is there, and neither ours nor handed over.
-#[must_use]
-pub fn not_ours(world: &World, key: &ObjectKey) -> Option<String> {
-    let there = world.objects.get(key)?;
-    if there.is_generated_by(&world.settings.instance) || there.is_handed_over() {
-        return None;
-    }
-    Some(format!(
-        "{key} is there already and is not ours, so it is left as it is; rename or delete it, or hand it over with the \
-         annotation entente.dev/adopt: \"true\""
-    ))
 }
 
 fn statuses(
@@ -174,8 +161,7 @@ fn statuses(
         }
     }
     if world.identity.is_some() && world.spire.is_some() {
-        statuses.extend(status::federated_service::statuses(world, services, links));
-        statuses.extend(status::imported_service::statuses(world, services));
+        statuses.extend(status::services(world, services, links));
     }
     statuses
 }
@@ -187,45 +173,4 @@ fn wake_at(world: &World, services: &services::ServicesPlan) -> Option<Timestamp
         _ => None,
     });
     verdicts.chain(drains).chain(services.wake_at).filter(|at| *at > world.now).min()
-}
-
-/// A generated object, labelled as ours, with what it was made from.
-#[must_use]
-pub fn generated(settings: &Settings, key: ObjectKey, spec: Value, source: &ObjectKey) -> Object {
-    let mut object = Object::desired(key, spec);
-    object.meta.labels.insert(LABEL_INSTANCE.to_owned(), label_value(&settings.instance));
-    object.meta.annotations.insert(ANNOTATION_SOURCE.to_owned(), source_of(source));
-    object
-}
-
-/// The value of the source annotation: `Kind/namespace/name`, or `Kind/name` for a cluster-scoped object.
-#[must_use]
-pub fn source_of(key: &ObjectKey) -> String {
-    match &key.namespace {
-        Some(namespace) => format!("{}/{namespace}/{}", key.kind, key.name),
-        None => format!("{}/{}", key.kind, key.name),
-    }
-}
-
-/// A legal label value for a text: itself, or cut and hashed where it is longer than 63 characters.
-#[must_use]
-pub fn label_value(text: &str) -> String {
-    if text.len() <= 63 { text.to_owned() } else { hashed(text, 63) }
-}
-
-/// A legal object name for a text: itself where it is a DNS subdomain (RFC 1123), else cleaned and hashed.
-#[must_use]
-pub fn object_name(text: &str) -> String {
-    let legal = text.len() <= 253 && text.split('.').all(crate::model::name::is_dns_label);
-    if legal { text.to_owned() } else { hashed(text, 253) }
-}
-
-/// A readable stem and ten hexadecimal digits of the SHA-256.
-fn hashed(text: &str, most: usize) -> String {
-    let digest = hex::encode(Sha256::digest(text.as_bytes()));
-    let tail: String = digest.chars().take(10).collect();
-    let clean = |c: char| if c.is_ascii_lowercase() || c.is_ascii_digit() { c } else { '-' };
-    let stem: String = text.chars().take(most - 11).map(clean).collect();
-    let stem = stem.trim_matches('-');
-    if stem.is_empty() { format!("x-{tail}") } else { format!("{stem}-{tail}") }
 }

@@ -15,7 +15,7 @@ pub fn prune(world: &World, desired: &BTreeMap<ObjectKey, Object>) -> BTreeMap<O
         return BTreeMap::new();
     }
     let frozen = frozen_peers(world);
-    let unreadable: BTreeSet<String> = world.rejected.keys().map(super::source_of).collect();
+    let unreadable: BTreeSet<String> = world.rejected.keys().map(super::generated::source_of).collect();
     world
         .objects
         .values()
@@ -36,5 +36,5 @@ pub fn prune(world: &World, desired: &BTreeMap<ObjectKey, Object>) -> BTreeMap<O
 fn frozen_peers(world: &World) -> BTreeSet<String> {
     let suspended = world.peers.values().filter(|p| p.suspend && p.deletion.is_none()).map(|p| &p.trust_domain);
     let rejected = world.rejected.values().filter_map(|r| r.trust_domain.as_ref());
-    suspended.chain(rejected).map(|td| super::label_value(td.as_str())).collect()
+    suspended.chain(rejected).map(|td| super::generated::label_value(td.as_str())).collect()
 }

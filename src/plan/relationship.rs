@@ -6,7 +6,7 @@ use std::sync::Arc;
 use serde_json::json;
 
 use super::ending;
-use super::{generated, label_value};
+use super::generated;
 use crate::bundle::document;
 use crate::model::endpoint::EndpointProfile;
 use crate::model::object::{Kind, ObjectKey};
@@ -22,7 +22,7 @@ pub const ANNOTATION_BOOTSTRAP: &str = "entente.dev/bootstrap";
 /// The object of the relationship with a trust domain.
 #[must_use]
 pub fn key(trust_domain: &TrustDomain) -> ObjectKey {
-    ObjectKey::cluster(Kind::ClusterFederatedTrustDomain, super::object_name(trust_domain.as_str()))
+    ObjectKey::cluster(Kind::ClusterFederatedTrustDomain, generated::object_name(trust_domain.as_str()))
 }
 
 /// The bootstrap bundle, where it is given and could be read.
@@ -107,13 +107,11 @@ pub fn object(world: &World, peer: &Peer) -> Option<Object> {
         }
     }
     let source = ObjectKey::cluster(Kind::TrustDomainPeer, &peer.object);
-    let mut object = generated(&world.settings, key(&peer.trust_domain), spec, &source);
-    object
-        .meta
-        .labels
-        .insert(crate::model::object::LABEL_PEER.to_owned(), label_value(peer.trust_domain.as_str()));
+    let sources = [generated::source_of(&source)];
+    let trust_domain = Some(&peer.trust_domain);
+    let mut object =
+        generated::object(world, key(&peer.trust_domain), spec, vec![peer.owner()], &sources, trust_domain);
     object.meta.annotations.insert(ANNOTATION_BOOTSTRAP.to_owned(), bootstrap_digest(world, peer));
-    object.meta.owners = vec![peer.owner()];
     Some(object)
 }
 

@@ -1,6 +1,8 @@
 //! Statuses: what an operator reads. A status is written only where it differs, and a transition time changes only
 //! with its condition's status.
 
+pub mod federated_service;
+pub mod imported_service;
 pub mod trust_domain_peer;
 
 use std::collections::BTreeMap;
@@ -9,10 +11,12 @@ use jiff::Timestamp;
 use serde_json::{Map, Value, json};
 
 use super::StatusWrite;
+use super::services::ServicesPlan;
 use crate::model::condition::{Condition, Truth};
 use crate::model::object::{Kind, ObjectKey};
 use crate::model::world::Rejected;
-use crate::model::World;
+use crate::model::session::LinkPlan;
+use crate::model::{TrustDomain, World};
 
 /// The status to write: `rest` with these conditions, or `None` where that is what stands there.
 #[must_use]
@@ -119,6 +123,44 @@ fn reject(stored: Option<&Value>, key: &ObjectKey, rejected: &Rejected, now: Tim
         list.extend(kept);
     }
     (stored != Some(&status)).then_some(status)
+}
+
+/// The statuses of FederatedServices and ImportedServices.
+#[must_use]
+pub fn services(
+    world: &World,
+    services: &ServicesPlan,
+    links: &BTreeMap<TrustDomain, LinkPlan>,
+) -> BTreeMap<ObjectKey, StatusWrite> {
+    let offered = links.iter().map(|(td, link)| (td.clone(), link.catalogue.version)).collect();
+    let mut writes = BTreeMap::new();
+    for (name, report) in &services.export_reports {
+        let Some(service) = world.services.get(name) else { continue };
+        let key = ObjectKey::namespaced(Kind::FederatedService, &name.namespace, &name.name);
+        let computed = federated_service::status(world, service, report, &offered);
+        write(world, &mut writes, key, (&service.uid, service.generation), computed);
+    }
+    for (name, report) in &services.import_reports {
+        let Some(imported) = world.imported.get(name) else { continue };
+        let key = ObjectKey::namespaced(Kind::ImportedService, &name.namespace, &name.name);
+        let computed = imported_service::status(name, report);
+        write(world, &mut writes, key, (&imported.uid, imported.generation), computed);
+    }
+    writes
+}
+
+fn write(
+    world: &World,
+    writes: &mut BTreeMap<ObjectKey, StatusWrite>,
+    key: ObjectKey,
+    (uid, generation): (&str, i64),
+    (conditions, rest): (Vec<Condition>, Value),
+) {
+    let stored = world.statuses.get(&key).map(std::convert::AsRef::as_ref);
+    let rest = rest.as_object().cloned().unwrap_or_default();
+    if let Some(status) = merge(stored, generation, &conditions, rest, world.now) {
+        writes.insert(key, StatusWrite { uid: uid.to_owned(), status });
+    }
 }
 
 #[cfg(test)]

@@ -1,4 +1,3 @@
-<<<<<<< HEAD
 //! The command line: one file a subcommand.
 
 mod agent;
@@ -84,6 +83,3 @@ fn fail(error: &anyhow::Error) -> ExitCode {
     eprintln!("entente: {error:#}");
     ExitCode::FAILURE
 }
-=======
-pub mod crds;
->>>>>>> api

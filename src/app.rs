@@ -15,7 +15,7 @@ use crate::bundle::endpoint::{EndpointClient, web_roots};
 use crate::bundle::monitor::PollLimits;
 use crate::clock;
 use crate::config::{AgentArgs, StoreArg};
-use crate::federation::{Federation, FederationConfig};
+use crate::federation::{Federation, FederationConfig, Timings};
 use crate::identity::source::IdentitySource;
 use crate::identity::workload::WorkloadEndpoint;
 use crate::index::run::{Inputs, Outputs};
@@ -25,10 +25,9 @@ use crate::model::object::Kind;
 use crate::model::world::{Relationships, Settings};
 use crate::observe::{admin, metrics::Metrics};
 use crate::plan::Plan;
-use crate::spire::address::ServerAddress;
 use crate::spire::watch::{Intervals, SpireWatch};
-use crate::spire::{SpireServer, tcp};
-use crate::store::{DirectoryStore, KubernetesStore, LeaseTimings, Store};
+use crate::spire::{ServerAddress, SpireServer, tcp};
+use crate::store::{DirectoryStore, DirectoryTimings, KubernetesStore, LeaseTimings, Store};
 
 /// A running agent.
 #[derive(Debug)]
@@ -206,8 +205,7 @@ async fn open_store(args: &AgentArgs) -> anyhow::Result<Store> {
             Ok(Store::Kubernetes(store))
         }
         StoreArg::Directory(path) => {
-            let store = DirectoryStore::open(path)
-                .await
+            let store = DirectoryStore::open(path, DirectoryTimings::default())
                 .with_context(|| format!("--store dir:{}", path.display()))?;
             Ok(Store::Directory(store))
         }
@@ -240,10 +238,12 @@ fn poll_limits(args: &AgentArgs) -> PollLimits {
 }
 
 fn federation_config(args: &AgentArgs) -> FederationConfig {
-    let mut config = FederationConfig::new(args.listen);
-    config.dial_min = Duration::from_secs(args.timing.dial_min_seconds.max(1));
-    config.dial_max = Duration::from_secs(args.timing.dial_max_seconds.max(1));
-    config
+    let timings = Timings {
+        backoff_min: Duration::from_secs(args.timing.dial_min_seconds.max(1)),
+        backoff_max: Duration::from_secs(args.timing.dial_max_seconds.max(1)),
+        ..Timings::default()
+    };
+    FederationConfig { listen: args.listen, timings }
 }
 
 fn replica(args: &AgentArgs) -> String {

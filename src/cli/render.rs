@@ -6,8 +6,8 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
+use anyhow::Context as _;
 use clap::Args;
-use serde_json::{Value, json};
 
 use crate::clock;
 use crate::index::Index;
@@ -15,15 +15,14 @@ use crate::model::object::Kind;
 use crate::model::own::Identity;
 use crate::model::trust::SpireState;
 use crate::model::world::{Relationships, Settings};
-use crate::model::{Bundle, Object, SpiffeId, TrustDomain};
-use crate::store::{Event, directory};
+use crate::model::{Bundle, SpiffeId, TrustDomain};
+use crate::store::{DirectoryStore, DirectoryTimings, Event, Store, directory};
 
 #[derive(Args, Debug)]
 pub(super) struct RenderArgs {
-    /// Files or folders with manifests: TrustDomainPeers, FederatedServices, and ImportedServices where imports are to
-    /// be rendered too.
-    #[arg(required = true)]
-    manifests: Vec<PathBuf>,
+    /// A folder as `--store dir:PATH` of the agent has it: manifests in `PATH/manifests`. TrustDomainPeers and
+    /// FederatedServices; ImportedServices where imports are to be rendered too. Nothing in it is changed.
+    path: PathBuf,
 
     /// Our own trust domain.
     #[arg(long)]
@@ -42,30 +41,40 @@ pub(super) struct RenderArgs {
     spire_class_name: String,
 }
 
-/// Prints the objects to standard output; objects that are bad to standard error, and then fails.
-pub(super) fn run(args: &RenderArgs) -> anyhow::Result<()> {
-    let (objects, unreadable) = directory::read_manifests(&args.manifests)?;
+/// How long the folder is given to be read.
+const PATIENCE: Duration = Duration::from_secs(30);
+
+/// Prints the objects to standard output. Objects that are bad are named in the error.
+pub(super) async fn run(args: &RenderArgs) -> anyhow::Result<()> {
+    let store = Store::Directory(DirectoryStore::open_read_only(&args.path, DirectoryTimings::default()));
     let mut index = Index::new(settings(args), clock::now());
     let own = TrustDomain::new(&args.trust_domain)?;
     index.identity(Some(Arc::new(identity(&own, args)?)));
     index.spire(Some(Arc::new(SpireState::default())));
-    let mut by_kind: BTreeMap<Kind, Vec<Object>> =
-        Kind::WATCHED.iter().map(|kind| (*kind, Vec::new())).collect();
-    for object in objects {
-        by_kind.entry(object.key.kind).or_default().push(object);
-    }
-    for (kind, objects) in by_kind {
-        index.store(Event::Reset { kind, objects });
-    }
+    let mut problems = tokio::time::timeout(PATIENCE, read(&store, &mut index))
+        .await
+        .with_context(|| format!("{}: not read within {} s", args.path.display(), PATIENCE.as_secs()))??;
     let plan = crate::plan::plan(index.world());
     let mut out = std::io::stdout().lock();
     for object in plan.objects.values() {
-        write!(out, "---\n{}", serde_saphyr::to_string(&manifest(object))?)?;
+        write!(out, "---\n{}", directory::manifest_of(object))?;
     }
-    let rejected = index.world().rejected.iter().map(|(key, r)| format!("{key}: {}", r.message));
-    let unreadable = unreadable.iter().map(|u| format!("{}: {}", u.path.display(), u.message));
-    let problems: Vec<String> = rejected.chain(unreadable).collect();
+    problems.extend(index.world().rejected.iter().map(|(key, r)| format!("{key}: {}", r.message)));
     if problems.is_empty() { Ok(()) } else { anyhow::bail!("{}", problems.join("\n")) }
+}
+
+/// Takes in the first list of every kind; answers with the manifests that cannot be read.
+async fn read(store: &Store, index: &mut Index) -> anyhow::Result<Vec<String>> {
+    let mut problems = Vec::new();
+    let mut events = store.watch(&Kind::WATCHED);
+    while !index.world().is_read() {
+        let event = events.recv().await.context("the store ended")?;
+        if let Event::Unreadable(unreadable) = &event {
+            problems = unreadable.iter().map(|u| format!("{}: {}", u.path.display(), u.message)).collect();
+        }
+        index.store(event);
+    }
+    Ok(problems)
 }
 
 fn settings(args: &RenderArgs) -> Arc<Settings> {
@@ -89,25 +98,4 @@ fn identity(own: &TrustDomain, args: &RenderArgs) -> anyhow::Result<Identity> {
         federated: BTreeMap::new(),
         malformed: BTreeMap::new(),
     })
-}
-
-/// The object as a manifest. Owners are left out: their uids are known to a cluster only.
-fn manifest(object: &Object) -> Value {
-    let mut metadata = json!({ "name": object.key.name });
-    if let Some(fields) = metadata.as_object_mut() {
-        if let Some(namespace) = &object.key.namespace {
-            fields.insert("namespace".to_owned(), json!(namespace));
-        }
-        fields.insert("labels".to_owned(), json!(object.meta.labels));
-        fields.insert("annotations".to_owned(), json!(object.meta.annotations));
-    }
-    let mut manifest = json!({
-        "apiVersion": object.key.kind.api_version(),
-        "kind": object.key.kind.kind(),
-        "metadata": metadata,
-    });
-    if let Some(fields) = manifest.as_object_mut() {
-        fields.extend(object.body.clone());
-    }
-    manifest
 }

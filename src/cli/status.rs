@@ -11,7 +11,7 @@ use serde_json::{Value, json};
 use crate::config::StoreArg;
 use crate::model::object::Kind;
 use crate::model::{Object, ObjectKey};
-use crate::store::{DirectoryStore, Event, KubernetesStore, Store};
+use crate::store::{DirectoryStore, DirectoryTimings, Event, KubernetesStore, Store};
 
 /// How long the store is given to answer.
 const PATIENCE: Duration = Duration::from_secs(10);
@@ -42,7 +42,9 @@ const KINDS: [Kind; 3] = [Kind::TrustDomainPeer, Kind::FederatedService, Kind::I
 pub(super) async fn run(args: &StatusArgs) -> anyhow::Result<ExitCode> {
     let store = match &args.store {
         StoreArg::Kubernetes => Store::Kubernetes(KubernetesStore::connect(&args.namespace, "entente").await?),
-        StoreArg::Directory(path) => Store::Directory(DirectoryStore::open(path).await?),
+        StoreArg::Directory(path) => {
+            Store::Directory(DirectoryStore::open_read_only(path, DirectoryTimings::default()))
+        }
     };
     let objects = tokio::time::timeout(PATIENCE, read(&store))
         .await

@@ -9,6 +9,7 @@ use std::collections::BTreeMap;
 use serde_json::{Value, json};
 use sha2::{Digest, Sha256};
 
+use crate::model::change::Precondition;
 use crate::model::{Object, ObjectKey, World};
 
 /// The digest of what was last applied.
@@ -19,17 +20,6 @@ pub const ANNOTATION_APPLIED: &str = "entente.dev/applied";
 pub struct Write {
     pub object: Object,
     pub precondition: Precondition,
-}
-
-/// What must be so for an object to be written.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Precondition {
-    /// No object of this name: one is created.
-    Absent,
-    /// The object with this uid, which we wrote.
-    Ours { uid: String },
-    /// The object with this uid, which its owner handed over.
-    Adopt { uid: String },
 }
 
 /// The desired objects that do not stand there as desired. Marks each desired object with its digest.

@@ -4,7 +4,8 @@ use serde_json::json;
 
 use super::ending::{self, FINALIZER, Stage};
 use super::generated::source_of;
-use super::{Patch, PatchOp};
+use super::Patch;
+use crate::model::change::PatchOp;
 use crate::model::object::{ANNOTATION_SOURCE, Kind};
 use crate::model::world::Rejected;
 use crate::model::{ObjectKey, Peer, World};

@@ -27,6 +27,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use jiff::Timestamp;
 use serde_json::Value;
 
+use crate::model::change::PatchOp;
 use crate::model::endpoint::MonitorTarget;
 use crate::model::session::LinkPlan;
 use crate::model::trust::SpireAction;
@@ -58,19 +59,6 @@ pub struct Patch {
     pub key: ObjectKey,
     pub resource_version: String,
     pub ops: Vec<PatchOp>,
-}
-
-/// One operation of a patch.
-#[derive(Clone, Debug, PartialEq)]
-pub enum PatchOp {
-    /// Sets the value at a JSON pointer, whether or not there is one.
-    Add {
-        path: String,
-        value: Value,
-    },
-    Remove {
-        path: String,
-    },
 }
 
 /// A status to write, whole, with the conditions' transition times set.

@@ -8,7 +8,8 @@ use std::collections::BTreeSet;
 use serde_json::json;
 
 use super::ending::{self, Stage};
-use super::{Patch, PatchOp};
+use super::Patch;
+use crate::model::change::{PatchOp, pointer};
 use crate::model::registration::{ANNOTATION_RECORD, Record, Registration};
 use crate::model::trust::{Entry, SpireAction};
 use crate::model::world::Relationships;
@@ -203,7 +204,7 @@ fn edit(
 }
 
 fn record_ops(registration: &Registration, record: &Record) -> Vec<PatchOp> {
-    let path = format!("/metadata/annotations/{}", ANNOTATION_RECORD.replace('~', "~0").replace('/', "~1"));
+    let path = pointer(&["metadata", "annotations", ANNOTATION_RECORD]);
     if record == &Record::default() {
         return vec![PatchOp::Remove { path }];
     }

@@ -5,7 +5,7 @@ use std::collections::BTreeSet;
 use tonic::Code;
 
 use super::client::{CALL_TIMEOUT, REFRESH_TIMEOUT};
-use super::convert::relationship_to_proto;
+use super::convert::{bundle_to_proto, relationship_to_proto};
 use super::{SpireError, SpireServer};
 use crate::model::trust::{Relationship, SpireAction};
 use crate::model::{Bundle, TrustDomain};
@@ -31,6 +31,7 @@ impl SpireServer {
             SpireAction::SetFederatesWith { entry, federates_with } => {
                 self.set_federates_with(entry, federates_with).await
             }
+            SpireAction::SetBundle(bundle) => self.set_bundle(bundle).await,
             SpireAction::RefreshBundle(trust_domain) => self.refresh_bundle(trust_domain).await,
             SpireAction::DeleteBundle(trust_domain) => self.delete_bundle(trust_domain).await,
         }
@@ -111,6 +112,15 @@ impl SpireServer {
         self.only_status(CALL, id, answer.results.into_iter().map(|r| r.status))
     }
 
+    async fn set_bundle(&self, bundle: &Bundle) -> Result<(), SpireError> {
+        const CALL: &str = "BatchSetFederatedBundle";
+        let request = bundle::v1::BatchSetFederatedBundleRequest { bundle: vec![bundle_to_proto(bundle)] };
+        let answer =
+            self.call(CALL, CALL_TIMEOUT, self.bundles().batch_set_federated_bundle(request)).await?;
+        let statuses = answer.results.into_iter().map(|r| r.status);
+        self.only_status(CALL, bundle.trust_domain().as_str(), statuses)
+    }
+
     async fn refresh_bundle(&self, trust_domain: &TrustDomain) -> Result<(), SpireError> {
         let request = trustdomain::v1::RefreshBundleRequest { trust_domain: trust_domain.to_string() };
         self.call("RefreshBundle", REFRESH_TIMEOUT, self.trust_domains().refresh_bundle(request)).await
@@ -161,6 +171,7 @@ fn refuse_own(own: &TrustDomain, action: &SpireAction) -> Result<(), SpireError>
         SpireAction::SetFederatesWith { federates_with, .. } => {
             ("setting federatesWith", federates_with.contains(own))
         }
+        SpireAction::SetBundle(bundle) => ("setting a bundle", bundle.trust_domain() == own),
         SpireAction::RefreshBundle(td) => ("refreshing a bundle", td == own),
         SpireAction::DeleteBundle(td) => ("deleting a bundle", td == own),
     };

@@ -11,6 +11,8 @@ mod convert;
 mod error;
 mod jwk;
 mod read;
+pub mod tcp;
+pub mod watch;
 
 pub use address::{AddressError, ServerAddress};
 pub use client::SpireServer;

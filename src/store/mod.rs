@@ -4,7 +4,7 @@
 //! touch an object other than the one that was read; deletion that waits for finalizers; owners whose going takes
 //! along what they own. What an object means is not known here: `index/` parses, `plan/` decides.
 
-mod directory;
+pub mod directory;
 mod error;
 mod kubernetes;
 mod lease;
@@ -19,6 +19,7 @@ pub use directory::{DirectoryStore, DirectoryTimings};
 pub use error::StoreError;
 pub use kubernetes::KubernetesStore;
 pub use lease::{Leadership, LeaseTimings, LeaseView, PeerLease};
+pub use crate::model::change::Precondition;
 pub use patch::{PatchOp, pointer};
 
 use crate::model::object::Kind;
@@ -67,17 +68,6 @@ pub struct Unreadable {
     pub message: String,
     /// The object it is about, where that much could be read.
     pub key: Option<ObjectKey>,
-}
-
-/// What must be so for an object to be written.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Precondition {
-    /// No object of this name: one is created.
-    Absent,
-    /// The object with this uid, which we wrote.
-    Ours { uid: String },
-    /// The object with this uid, which its owner handed over.
-    Adopt { uid: String },
 }
 
 /// Whether an event is good news.

@@ -2,26 +2,8 @@
 
 use json_patch::jsonptr::PointerBuf;
 use json_patch::{AddOperation, Patch, PatchOperation, RemoveOperation, ReplaceOperation, TestOperation};
-use serde_json::Value;
 
-/// One operation of a JSON patch. Paths are JSON pointers (RFC 6901): see [`pointer`].
-#[derive(Clone, Debug, PartialEq)]
-pub enum PatchOp {
-    /// Sets a member, or inserts into a list (`/-` appends). The parent must be there.
-    Add { path: String, value: Value },
-    /// Sets what must be there already.
-    Replace { path: String, value: Value },
-    /// Removes what must be there.
-    Remove { path: String },
-    /// Refuses the whole patch where the value is another.
-    Test { path: String, value: Value },
-}
-
-/// A JSON pointer of these steps, escaped.
-#[must_use]
-pub fn pointer(steps: &[&str]) -> String {
-    steps.iter().map(|step| format!("/{}", step.replace('~', "~0").replace('/', "~1"))).collect()
-}
+pub use crate::model::change::{PatchOp, pointer};
 
 /// The patch as the API server takes it.
 ///

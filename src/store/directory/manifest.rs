@@ -255,6 +255,12 @@ pub(super) fn render(definition: &Definition) -> String {
     to_yaml(&manifest)
 }
 
+/// The manifest of an object, without owners, whose uids only a cluster knows.
+#[must_use]
+pub fn manifest_of(object: &Object) -> String {
+    render(&Definition { owners: Vec::new(), ..Definition::from(object) })
+}
+
 /// An owner, as manifests have it.
 pub(super) fn owner_reference(owner: &OwnerRef) -> Value {
     json!({

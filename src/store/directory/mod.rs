@@ -37,6 +37,8 @@ use serde_json::Value;
 use tokio::sync::{mpsc, watch as channel};
 use tokio_util::sync::{CancellationToken, DropGuard};
 
+pub use manifest::manifest_of;
+
 use self::state::{GENERATED, LOCKS, MANIFESTS, STATUS, State, View};
 use super::{
     Event, Leadership, LeaseTimings, LeaseView, PatchOp, PeerLease, Precondition, Severity, StoreError,

@@ -24,8 +24,7 @@ pub(super) enum Stage {
 }
 
 impl Stage {
-    pub(super) const ALL: [Self; 5] =
-        [Self::Patches, Self::Writes, Self::Spire, Self::Prune, Self::Statuses];
+    pub(super) const ALL: [Self; 5] = [Self::Patches, Self::Writes, Self::Spire, Self::Prune, Self::Statuses];
 }
 
 #[derive(Clone, Debug, PartialEq)]

@@ -74,7 +74,11 @@ fn log(cli: &Cli) -> anyhow::Result<()> {
     let default = matches!(cli.command, Command::Demo(_)) && cli.log == "info";
     let filter = EnvFilter::try_new(if default { "warn" } else { &cli.log })?;
     let subscriber = tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr);
-    if cli.log_json { subscriber.json().init() } else { subscriber.init() }
+    if cli.log_json {
+        subscriber.json().init()
+    } else {
+        subscriber.init()
+    }
     Ok(())
 }
 

@@ -41,7 +41,9 @@ const KINDS: [Kind; 3] = [Kind::TrustDomainPeer, Kind::FederatedService, Kind::I
 /// Prints the state; the exit code is 1 where a peer is not ready or an object not accepted.
 pub(super) async fn run(args: &StatusArgs) -> anyhow::Result<ExitCode> {
     let store = match &args.store {
-        StoreArg::Kubernetes => Store::Kubernetes(KubernetesStore::connect(&args.namespace, "entente").await?),
+        StoreArg::Kubernetes => {
+            Store::Kubernetes(KubernetesStore::connect(&args.namespace, "entente").await?)
+        }
         StoreArg::Directory(path) => {
             Store::Directory(DirectoryStore::open_read_only(path, DirectoryTimings::default()))
         }
@@ -69,7 +71,9 @@ async fn read(store: &Store) -> anyhow::Result<BTreeMap<ObjectKey, Object>> {
                 objects.extend(all.into_iter().map(|object| (object.key.clone(), object)));
             }
             Some(Event::Absent(kind)) => {
-                anyhow::bail!("the API server does not know the kind {kind}: apply the output of `entente crds`")
+                anyhow::bail!(
+                    "the API server does not know the kind {kind}: apply the output of `entente crds`"
+                )
             }
             Some(_) => {}
             None => anyhow::bail!("the store ended"),
@@ -116,7 +120,8 @@ fn as_json(objects: &BTreeMap<ObjectKey, Object>) -> Value {
 
 fn as_tables(objects: &BTreeMap<ObjectKey, Object>) -> String {
     let of_kind = |kind: Kind| objects.values().filter(move |object| object.key.kind == kind);
-    let mut peers = vec![row(&["TRUST DOMAIN", "CONNECTED", "RECIPROCAL", "BUNDLE", "ROTATION", "READY", "WHY"])];
+    let mut peers =
+        vec![row(&["TRUST DOMAIN", "CONNECTED", "RECIPROCAL", "BUNDLE", "ROTATION", "READY", "WHY"])];
     peers.extend(of_kind(Kind::TrustDomainPeer).map(|peer| {
         let ready = condition(peer, "Ready");
         let why = if truth(peer, "Ready") == "True" { "" } else { text(ready, "message") };
@@ -156,7 +161,8 @@ fn table(rows: &[Vec<String>]) -> String {
     let widths: Vec<usize> = (0..columns).map(|column| width(column).unwrap_or(0)).collect();
     let mut text = String::new();
     for row in rows {
-        let line: Vec<String> = row.iter().zip(&widths).map(|(cell, width)| format!("{cell:<width$}")).collect();
+        let line: Vec<String> =
+            row.iter().zip(&widths).map(|(cell, width)| format!("{cell:<width$}")).collect();
         text.push_str(line.join("  ").trim_end());
         text.push('\n');
     }

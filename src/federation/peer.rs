@@ -279,7 +279,8 @@ impl Actor {
         };
         let proof = stream.proof.clone();
         let heard = Heard::default();
-        self.links.insert(number, LinkHandle { proof, parting, last_heard, opened: None, heard, ended: false });
+        self.links
+            .insert(number, LinkHandle { proof, parting, last_heard, opened: None, heard, ended: false });
         self.tasks.spawn(link.run(stream, session));
         Some(number)
     }
@@ -358,7 +359,9 @@ impl Actor {
         match end {
             End::Link(state) if was_current => self.set_link(state),
             // someone who dials us and breaks off has not shown that we cannot reach the peer
-            End::Link(state) if dialled || matches!(state, LinkState::Parted { .. }) => self.set_failed(state),
+            End::Link(state) if dialled || matches!(state, LinkState::Parted { .. }) => {
+                self.set_failed(state)
+            }
             End::Ours(_) | End::AlreadyConnected if was_current => self.set_link(LinkState::Idle),
             End::Link(_) | End::Ours(_) | End::AlreadyConnected => {}
         }

@@ -128,12 +128,7 @@ impl Session {
             heartbeats: 0,
             spoken: None,
             bucket: TokenBucket::new(limits.frames_per_second, limits.frames_burst, now),
-            outgoing: Outgoing {
-                hello: Some(hello),
-                report: true,
-                catalogue: true,
-                ..Outgoing::default()
-            },
+            outgoing: Outgoing { hello: Some(hello), report: true, catalogue: true, ..Outgoing::default() },
             report: plan.report.clone(),
             catalogue: Arc::clone(&plan.catalogue),
             outcomes: plan.outcomes.clone(),

@@ -64,7 +64,9 @@ async fn bundle(
     let object = match store.get(key).await {
         Ok(Some(object)) => object,
         Ok(None) => {
-            return Some(Err(format!("spec.bootstrapBundle: {key} is not there; create it, or give the bundle inline")));
+            return Some(Err(format!(
+                "spec.bootstrapBundle: {key} is not there; create it, or give the bundle inline"
+            )));
         }
         Err(error) => {
             tracing::warn!(object = %key, %error, "a bootstrap bundle cannot be read");
@@ -73,7 +75,8 @@ async fn bundle(
     };
     let parsed = text(&object, field)
         .and_then(|text| {
-            document::parse_bootstrap(trust_domain, &text).map_err(|e| format!("spec.bootstrapBundle: {key}: {e}"))
+            document::parse_bootstrap(trust_domain, &text)
+                .map_err(|e| format!("spec.bootstrapBundle: {key}: {e}"))
         })
         .map(|parsed| Arc::new(parsed.bundle));
     Some(parsed)
@@ -86,6 +89,7 @@ fn text(object: &Object, field: &str) -> Result<String, String> {
     if key.kind != Kind::Secret {
         return Ok(value.to_owned());
     }
-    let bytes = STANDARD.decode(value).map_err(|_| format!("spec.bootstrapBundle: {key}: {field:?} is no base64"))?;
+    let bytes =
+        STANDARD.decode(value).map_err(|_| format!("spec.bootstrapBundle: {key}: {field:?} is no base64"))?;
     String::from_utf8(bytes).map_err(|_| format!("spec.bootstrapBundle: {key}: {field:?} is no UTF-8"))
 }

@@ -69,7 +69,11 @@ impl Default for Metrics {
         let plans = Counter::default();
         registry.register("plans", "Plans that differed from the one before", plans.clone());
         let writes = Family::default();
-        registry.register("writes", "Objects written, patched or deleted, and calls to SPIRE", writes.clone());
+        registry.register(
+            "writes",
+            "Objects written, patched or deleted, and calls to SPIRE",
+            writes.clone(),
+        );
         Self { registry, conditions, bundle_expiry, plans, writes, peers: Mutex::default() }
     }
 }
@@ -92,7 +96,8 @@ impl Metrics {
         }
         for (trust_domain, peer) in &world.peers {
             let key = crate::model::ObjectKey::cluster(Kind::TrustDomainPeer, &peer.object);
-            let conditions = world.statuses.get(&key).and_then(|s| s.get("conditions")).and_then(Value::as_array);
+            let conditions =
+                world.statuses.get(&key).and_then(|s| s.get("conditions")).and_then(Value::as_array);
             for condition in conditions.into_iter().flatten() {
                 let field = |name: &str| condition.get(name).and_then(Value::as_str).unwrap_or_default();
                 let value = match field("status") {

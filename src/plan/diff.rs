@@ -87,7 +87,10 @@ mod tests {
     #[test]
     fn defaults_are_not_drift_but_changes_are() {
         let wanted = json!({ "a": [{ "b": 1 }], "c": { "d": "x" } });
-        assert!(within(&wanted, &json!({ "a": [{ "b": 1, "default": 2 }], "c": { "d": "x", "e": 1 }, "f": 0 })));
+        assert!(within(
+            &wanted,
+            &json!({ "a": [{ "b": 1, "default": 2 }], "c": { "d": "x", "e": 1 }, "f": 0 })
+        ));
         assert!(!within(&wanted, &json!({ "a": [{ "b": 1 }, { "b": 2 }], "c": { "d": "x" } })));
         assert!(!within(&wanted, &json!({ "a": [{ "b": 2 }], "c": { "d": "x" } })));
         assert!(!within(&wanted, &json!({ "a": [{ "b": 1 }] })));

@@ -2,9 +2,9 @@
 
 use serde_json::json;
 
+use super::Patch;
 use super::ending::{self, FINALIZER, Stage};
 use super::generated::source_of;
-use super::Patch;
 use crate::model::change::PatchOp;
 use crate::model::object::{ANNOTATION_SOURCE, Kind};
 use crate::model::world::Rejected;

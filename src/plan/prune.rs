@@ -34,7 +34,8 @@ pub fn prune(world: &World, desired: &BTreeMap<ObjectKey, Object>) -> BTreeMap<O
 
 /// The label values of peers for which everything stays as it is: suspended, or not readable now.
 fn frozen_peers(world: &World) -> BTreeSet<String> {
-    let suspended = world.peers.values().filter(|p| p.suspend && p.deletion.is_none()).map(|p| &p.trust_domain);
+    let suspended =
+        world.peers.values().filter(|p| p.suspend && p.deletion.is_none()).map(|p| &p.trust_domain);
     let rejected = world.rejected.values().filter_map(|r| r.trust_domain.as_ref());
     suspended.chain(rejected).map(|td| super::generated::label_value(td.as_str())).collect()
 }

@@ -7,8 +7,8 @@ use std::collections::BTreeSet;
 
 use serde_json::json;
 
-use super::ending::{self, Stage};
 use super::Patch;
+use super::ending::{self, Stage};
 use crate::model::change::{PatchOp, pointer};
 use crate::model::registration::{ANNOTATION_RECORD, Record, Registration};
 use crate::model::trust::{Entry, SpireAction};
@@ -162,13 +162,7 @@ fn patch(registration: &Registration, wants: &[(&Peer, Want)]) -> Option<Patch> 
     })
 }
 
-fn edit(
-    registration: &Registration,
-    peer: &Peer,
-    want: Want,
-    names: &mut Vec<String>,
-    record: &mut Record,
-) {
+fn edit(registration: &Registration, peer: &Peer, want: Want, names: &mut Vec<String>, record: &mut Record) {
     let trust_domain = &peer.trust_domain;
     let name = trust_domain.as_str();
     let named = names.iter().any(|n| n == name);

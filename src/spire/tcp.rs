@@ -72,7 +72,8 @@ impl ServerCertVerifier for ServerVerifier {
         let bundle_for = |trust_domain: &crate::model::TrustDomain| {
             (*trust_domain == own.trust_domain).then(|| Arc::clone(&own.bundle))
         };
-        let id = verify_svid(&chain, &bundle_for, Role::Server, now).map_err(|e: SvidError| rustls::Error::from(e))?;
+        let id = verify_svid(&chain, &bundle_for, Role::Server, now)
+            .map_err(|e: SvidError| rustls::Error::from(e))?;
         if id.path() != "/spire/server" {
             return Err(rustls::Error::General(format!("{id} is not a SPIRE server")));
         }

@@ -15,11 +15,11 @@ use std::path::PathBuf;
 use serde_json::Value;
 use tokio::sync::mpsc;
 
+pub use crate::model::change::Precondition;
 pub use directory::{DirectoryStore, DirectoryTimings};
 pub use error::StoreError;
 pub use kubernetes::KubernetesStore;
 pub use lease::{Leadership, LeaseTimings, LeaseView, PeerLease};
-pub use crate::model::change::Precondition;
 pub use patch::{PatchOp, pointer};
 
 use crate::model::object::Kind;

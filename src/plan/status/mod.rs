@@ -14,8 +14,8 @@ use super::StatusWrite;
 use super::services::ServicesPlan;
 use crate::model::condition::{Condition, Truth};
 use crate::model::object::{Kind, ObjectKey};
-use crate::model::world::Rejected;
 use crate::model::session::LinkPlan;
+use crate::model::world::Rejected;
 use crate::model::{TrustDomain, World};
 
 /// The status to write: `rest` with these conditions, or `None` where that is what stands there.

@@ -55,9 +55,19 @@ fn conditions(subject: Subject<'_>, stored: Option<&Value>) -> Vec<Condition> {
 
 fn accepted(Subject { world, peer, .. }: Subject<'_>) -> Condition {
     if let Some(Err(problem)) = world.bootstraps.get(&peer.trust_domain) {
-        return Condition::new("Accepted", false, PeerAcceptedReason::BootstrapUnavailable.as_str(), problem.clone());
+        return Condition::new(
+            "Accepted",
+            false,
+            PeerAcceptedReason::BootstrapUnavailable.as_str(),
+            problem.clone(),
+        );
     }
-    Condition::new("Accepted", true, PeerAcceptedReason::Accepted.as_str(), "every field is understood and in use".to_owned())
+    Condition::new(
+        "Accepted",
+        true,
+        PeerAcceptedReason::Accepted.as_str(),
+        "every field is understood and in use".to_owned(),
+    )
 }
 
 fn endpoint_healthy(Subject { world, peer, .. }: Subject<'_>) -> Condition {
@@ -65,7 +75,12 @@ fn endpoint_healthy(Subject { world, peer, .. }: Subject<'_>) -> Condition {
     let url = &peer.endpoint.url;
     let Some(state) = world.endpoints.get(&peer.trust_domain) else {
         let message = format!("the bundle endpoint {url} has not been asked yet");
-        return Condition::new(KIND, Truth::Unknown, BundleEndpointReason::AwaitingFirstFetch.as_str(), message);
+        return Condition::new(
+            KIND,
+            Truth::Unknown,
+            BundleEndpointReason::AwaitingFirstFetch.as_str(),
+            message,
+        );
     };
     if let Some(failure) = &state.failure {
         return Condition::new(KIND, false, failure.problem.reason(), failure.message.clone());
@@ -80,9 +95,19 @@ fn endpoint_healthy(Subject { world, peer, .. }: Subject<'_>) -> Condition {
     }
     if state.latest.is_none() {
         let message = format!("the bundle endpoint {url} has not been asked yet");
-        return Condition::new(KIND, Truth::Unknown, BundleEndpointReason::AwaitingFirstFetch.as_str(), message);
+        return Condition::new(
+            KIND,
+            Truth::Unknown,
+            BundleEndpointReason::AwaitingFirstFetch.as_str(),
+            message,
+        );
     }
-    Condition::new(KIND, true, BundleEndpointReason::Healthy.as_str(), format!("the bundle endpoint {url} serves a good bundle"))
+    Condition::new(
+        KIND,
+        true,
+        BundleEndpointReason::Healthy.as_str(),
+        format!("the bundle endpoint {url} serves a good bundle"),
+    )
 }
 
 fn distributed(subject: Subject<'_>) -> Condition {
@@ -184,13 +209,21 @@ fn connected(subject: Subject<'_>, stored: Option<&Value>) -> Condition {
     const KIND: &str = "Connected";
     let trust_domain = &subject.peer.trust_domain;
     let Some(session) = session(subject) else {
-        return keep(stored, KIND, Truth::Unknown, ConnectedReason::AwaitingPeer.as_str(), "no exchange was tried yet");
+        return keep(
+            stored,
+            KIND,
+            Truth::Unknown,
+            ConnectedReason::AwaitingPeer.as_str(),
+            "no exchange was tried yet",
+        );
     };
     let because = |truth: Truth, reason, message: String| Condition::new(KIND, truth, reason, message);
     match &session.link {
-        LinkState::Connected => {
-            because(Truth::True, ConnectedReason::Connected.as_str(), format!("exchanging with the agent of {trust_domain}"))
-        }
+        LinkState::Connected => because(
+            Truth::True,
+            ConnectedReason::Connected.as_str(),
+            format!("exchanging with the agent of {trust_domain}"),
+        ),
         LinkState::Idle => keep(
             stored,
             KIND,
@@ -206,12 +239,20 @@ fn connected(subject: Subject<'_>, stored: Option<&Value>) -> Condition {
             };
             because(Truth::False, reason.as_str(), message.clone())
         }
-        LinkState::Unverified { message } => because(Truth::False, ConnectedReason::PeerUnverified.as_str(), message.clone()),
-        LinkState::WrongPeerId { message } => because(Truth::False, ConnectedReason::WrongPeerId.as_str(), message.clone()),
-        LinkState::Unreachable { message } => because(Truth::False, ConnectedReason::Unreachable.as_str(), message.clone()),
-        LinkState::Parted { reason: why, message } => {
-            because(Truth::False, ConnectedReason::PeerParted.as_str(), format!("the peer said goodbye ({why:?}) {message}"))
+        LinkState::Unverified { message } => {
+            because(Truth::False, ConnectedReason::PeerUnverified.as_str(), message.clone())
         }
+        LinkState::WrongPeerId { message } => {
+            because(Truth::False, ConnectedReason::WrongPeerId.as_str(), message.clone())
+        }
+        LinkState::Unreachable { message } => {
+            because(Truth::False, ConnectedReason::Unreachable.as_str(), message.clone())
+        }
+        LinkState::Parted { reason: why, message } => because(
+            Truth::False,
+            ConnectedReason::PeerParted.as_str(),
+            format!("the peer said goodbye ({why:?}) {message}"),
+        ),
     }
 }
 
@@ -273,7 +314,13 @@ fn services_synced(subject: Subject<'_>, stored: Option<&Value>) -> Condition {
     let trust_domain = &subject.peer.trust_domain;
     let connected = session(subject).filter(|session| session.is_connected());
     let (Some(session), Some(link)) = (connected, subject.link) else {
-        return keep(stored, KIND, Truth::Unknown, ServicesSyncedReason::AwaitingPeer.as_str(), "no exchange with the peer");
+        return keep(
+            stored,
+            KIND,
+            Truth::Unknown,
+            ServicesSyncedReason::AwaitingPeer.as_str(),
+            "no exchange with the peer",
+        );
     };
     if session.catalogue.is_none() {
         let message = format!("the catalogue of {trust_domain} has not arrived yet");
@@ -379,7 +426,9 @@ fn bundle_status(bundle: &Bundle, served: Option<&Bundle>) -> Value {
     let same = served.filter(|served| served.digest() == bundle.digest());
     let authorities: Vec<Value> = bundle
         .authorities()
-        .map(|a| json!({ "id": a.id().as_str(), "notAfter": a.not_after().to_string(), "tainted": a.tainted }))
+        .map(
+            |a| json!({ "id": a.id().as_str(), "notAfter": a.not_after().to_string(), "tainted": a.tainted }),
+        )
         .collect();
     json!({
         "sequence": same.and_then(|b| b.sequence),

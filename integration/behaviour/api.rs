@@ -13,15 +13,15 @@ use tokio::net::UnixStream;
 use tonic::Code;
 use tonic::transport::{Channel, Endpoint};
 
-pub type DeleteMode = bundle::v1::batch_delete_federated_bundle_request::Mode;
+pub(crate) type DeleteMode = bundle::v1::batch_delete_federated_bundle_request::Mode;
 
-#[derive(Clone)]
-pub struct Api {
+#[derive(Clone, Debug)]
+pub(crate) struct Api {
     channel: Channel,
 }
 
 /// A channel to a Unix socket.
-pub fn channel(socket: &Path) -> Channel {
+pub(crate) fn channel(socket: &Path) -> Channel {
     let socket = socket.to_owned();
     let connector = tower::service_fn(move |_: http::Uri| {
         let socket = socket.clone();
@@ -36,15 +36,15 @@ fn outcome(status: Option<types::Status>) -> (Code, String) {
 }
 
 impl Api {
-    pub fn connect(socket: &Path) -> Self {
+    pub(crate) fn connect(socket: &Path) -> Self {
         Self { channel: channel(socket) }
     }
 
-    pub fn authorities(&self) -> LocalAuthorityClient<Channel> {
+    pub(crate) fn authorities(&self) -> LocalAuthorityClient<Channel> {
         LocalAuthorityClient::new(self.channel.clone())
     }
 
-    pub async fn create_relationship(&self, trust_domain: &str, url: &str) -> (Code, String) {
+    pub(crate) async fn create_relationship(&self, trust_domain: &str, url: &str) -> (Code, String) {
         let profile = BundleEndpointProfile::HttpsWeb(types::HttpsWebProfile {});
         let relationship = types::FederationRelationship {
             trust_domain: trust_domain.to_owned(),
@@ -60,7 +60,7 @@ impl Api {
         outcome(answer.results.into_iter().next().unwrap().status)
     }
 
-    pub async fn delete_relationship(&self, trust_domain: &str) -> (Code, String) {
+    pub(crate) async fn delete_relationship(&self, trust_domain: &str) -> (Code, String) {
         let trust_domains = vec![trust_domain.to_owned()];
         let request = trustdomain::v1::BatchDeleteFederationRelationshipRequest { trust_domains };
         let mut client = TrustDomainClient::new(self.channel.clone());
@@ -68,14 +68,14 @@ impl Api {
         outcome(answer.results.into_iter().next().unwrap().status)
     }
 
-    pub async fn set_bundle(&self, bundle: types::Bundle) -> (Code, String) {
+    pub(crate) async fn set_bundle(&self, bundle: types::Bundle) -> (Code, String) {
         let request = bundle::v1::BatchSetFederatedBundleRequest { bundle: vec![bundle] };
         let mut client = BundleClient::new(self.channel.clone());
         let answer = client.batch_set_federated_bundle(request).await.unwrap().into_inner();
         outcome(answer.results.into_iter().next().unwrap().status)
     }
 
-    pub async fn delete_bundle(&self, trust_domain: &str, mode: DeleteMode) -> (Code, String) {
+    pub(crate) async fn delete_bundle(&self, trust_domain: &str, mode: DeleteMode) -> (Code, String) {
         let request = bundle::v1::BatchDeleteFederatedBundleRequest {
             trust_domains: vec![trust_domain.to_owned()],
             mode: mode.into(),

@@ -10,7 +10,7 @@ use tonic::Code;
 use super::api::DeleteMode;
 use super::{Case, Spire, Workload};
 
-pub async fn federating_needs_the_bundle_first(case: &Case<'_, impl Spire>) {
+pub(crate) async fn federating_needs_the_bundle_first(case: &Case<'_, impl Spire>) {
     let peer = case.peer_domain();
     let action = SpireAction::SetFederatesWith {
         entry: case.spire.workload_entry().to_owned(),
@@ -24,7 +24,7 @@ pub async fn federating_needs_the_bundle_first(case: &Case<'_, impl Spire>) {
     assert_eq!(case.state().await.federating_with(&peer).count(), 1);
 }
 
-pub async fn a_bundle_in_use_is_not_deleted(case: &Case<'_, impl Spire>) {
+pub(crate) async fn a_bundle_in_use_is_not_deleted(case: &Case<'_, impl Spire>) {
     let peer = case.peer_domain();
     case.relate().await;
     case.federate(&[&peer]).await;
@@ -42,7 +42,7 @@ pub async fn a_bundle_in_use_is_not_deleted(case: &Case<'_, impl Spire>) {
     assert!(state.relationships.contains_key(&peer));
 }
 
-pub async fn an_empty_bundle_is_stored_and_delivered_empty(case: &Case<'_, impl Spire>) {
+pub(crate) async fn an_empty_bundle_is_stored_and_delivered_empty(case: &Case<'_, impl Spire>) {
     let peer = case.peer_domain();
     case.relate().await;
     case.federate(&[&peer]).await;
@@ -65,7 +65,7 @@ pub async fn an_empty_bundle_is_stored_and_delivered_empty(case: &Case<'_, impl 
     workload.until("the bundle again", |u| u.federated(&peer).is_some_and(|der| !der.is_empty())).await;
 }
 
-pub async fn an_older_bundle_is_taken(case: &Case<'_, impl Spire>) {
+pub(crate) async fn an_older_bundle_is_taken(case: &Case<'_, impl Spire>) {
     case.relate().await;
     case.peer.prepare().unwrap();
     // The endpoint serves a sequence, which SPIRE drops.
@@ -74,7 +74,7 @@ pub async fn an_older_bundle_is_taken(case: &Case<'_, impl Spire>) {
     case.refreshed("the first authority alone", |bundle| bundle.len() == 1).await;
 }
 
-pub async fn what_is_not_to_be_trusted_is_not_fetched(case: &Case<'_, impl Spire>) {
+pub(crate) async fn what_is_not_to_be_trusted_is_not_fetched(case: &Case<'_, impl Spire>) {
     // From the start, so that no poll of SPIRE's own comes between.
     case.peer.set_fault(Some(Fault::Hangup));
     case.relate().await;
@@ -99,7 +99,7 @@ pub async fn what_is_not_to_be_trusted_is_not_fetched(case: &Case<'_, impl Spire
     case.refreshed("both authorities", |bundle| bundle.len() == 2).await;
 }
 
-pub async fn the_endpoint_serves_what_the_api_says(case: &Case<'_, impl Spire>) {
+pub(crate) async fn the_endpoint_serves_what_the_api_says(case: &Case<'_, impl Spire>) {
     let own = case.state().await.own.unwrap();
     let fetch = as_spire(WebRoots::default());
     let request = FetchRequest {

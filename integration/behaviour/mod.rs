@@ -4,6 +4,14 @@
 //! The peer of each behaviour is an embedded authority of its own, so that behaviours do not disturb one another; run
 //! them one after the other, since they share the entry of one workload.
 
+#![allow(
+    clippy::unwrap_used,
+    clippy::panic,
+    clippy::indexing_slicing,
+    clippy::print_stdout,
+    reason = "a test ends where it meets what it did not expect, and says what passed"
+)]
+
 mod api;
 mod bundles;
 mod relationships;
@@ -19,11 +27,11 @@ use entente::model::trust::{Relationship, SpireAction, SpireState};
 use entente::model::{Bundle, TrustDomain};
 use entente::spire::SpireServer;
 
-pub use api::{Api, channel};
-pub use workload::Workload;
+pub(crate) use api::{Api, channel};
+pub(crate) use workload::Workload;
 
 /// A running SPIRE.
-pub trait Spire: Sync {
+pub(crate) trait Spire: Sync {
     fn trust_domain(&self) -> &TrustDomain;
     /// The server's Unix socket, where callers are local.
     fn server_socket(&self) -> &Path;
@@ -38,7 +46,7 @@ pub trait Spire: Sync {
 }
 
 /// Runs every behaviour, and names each as it passes.
-pub async fn all(spire: &impl Spire) {
+pub(crate) async fn all(spire: &impl Spire) {
     let dir = tempfile::tempdir().unwrap();
     macro_rules! run {
         ($($name:path),+ $(,)?) => { $(

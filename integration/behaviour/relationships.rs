@@ -8,7 +8,7 @@ use tonic::Code;
 use super::api::DeleteMode;
 use super::{Case, Spire};
 
-pub async fn own_trust_domain_is_refused(case: &Case<'_, impl Spire>) {
+pub(crate) async fn own_trust_domain_is_refused(case: &Case<'_, impl Spire>) {
     let own = case.own().as_str();
     let (code, _) = case.api.create_relationship(own, "https://127.0.0.1:1/").await;
     assert_eq!(code, Code::InvalidArgument);
@@ -21,7 +21,7 @@ pub async fn own_trust_domain_is_refused(case: &Case<'_, impl Spire>) {
     assert!(matches!(refused, Err(SpireError::OwnTrustDomain { .. })));
 }
 
-pub async fn ending_a_relationship_leaves_the_bundle(case: &Case<'_, impl Spire>) {
+pub(crate) async fn ending_a_relationship_leaves_the_bundle(case: &Case<'_, impl Spire>) {
     let peer = case.peer_domain();
     case.relate().await;
     let state = case.state().await;
@@ -44,7 +44,7 @@ pub async fn ending_a_relationship_leaves_the_bundle(case: &Case<'_, impl Spire>
     case.act(SpireAction::DeleteBundle(peer)).await;
 }
 
-pub async fn creating_twice_is_refused_and_taken_as_an_update(case: &Case<'_, impl Spire>) {
+pub(crate) async fn creating_twice_is_refused_and_taken_as_an_update(case: &Case<'_, impl Spire>) {
     let peer = case.peer_domain();
     case.relate().await;
     let (code, message) = case.api.create_relationship(peer.as_str(), "https://127.0.0.1:1/").await;
@@ -57,7 +57,7 @@ pub async fn creating_twice_is_refused_and_taken_as_an_update(case: &Case<'_, im
     assert_eq!(case.state().await.relationships.get(&peer), Some(&moved));
 }
 
-pub async fn an_update_overwrites_the_bundle_only_if_it_brings_one(case: &Case<'_, impl Spire>) {
+pub(crate) async fn an_update_overwrites_the_bundle_only_if_it_brings_one(case: &Case<'_, impl Spire>) {
     // Nothing is fetched meanwhile.
     case.peer.set_fault(Some(Fault::Hangup));
     let old = case.peer.bundle();
@@ -74,7 +74,7 @@ pub async fn an_update_overwrites_the_bundle_only_if_it_brings_one(case: &Case<'
     case.refreshed("both authorities", |bundle| bundle.len() == 2).await;
 }
 
-pub async fn an_unknown_relationship_is_neither_updated_nor_refreshed(case: &Case<'_, impl Spire>) {
+pub(crate) async fn an_unknown_relationship_is_neither_updated_nor_refreshed(case: &Case<'_, impl Spire>) {
     let error = case.refresh().await.unwrap_err();
     assert_eq!(error.code(), Some(Code::NotFound), "{error}");
     let update = SpireAction::UpdateRelationship(case.relationship(), None);

@@ -6,7 +6,7 @@ use tonic::Code;
 
 use super::{Case, Spire, Workload};
 
-pub async fn an_authority_is_published_before_it_signs(case: &Case<'_, impl Spire>) {
+pub(crate) async fn an_authority_is_published_before_it_signs(case: &Case<'_, impl Spire>) {
     let mut authorities = case.api.authorities();
     let state = authorities.get_x509_authority_state(api::GetX509AuthorityStateRequest {}).await;
     let first = id(state.unwrap().into_inner().active);

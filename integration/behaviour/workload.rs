@@ -13,7 +13,8 @@ use super::api::channel;
 use super::{Case, Spire};
 
 /// A workload that listens for its SVIDs.
-pub struct Workload {
+#[derive(Debug)]
+pub(crate) struct Workload {
     client: SpiffeWorkloadApiClient<Channel>,
     stream: Option<Streaming<X509svidResponse>>,
     patience: Duration,
@@ -21,29 +22,29 @@ pub struct Workload {
 
 /// What it was given.
 #[derive(Clone, Debug)]
-pub struct Update {
-    pub svids: Vec<X509svid>,
+pub(crate) struct Update {
+    pub(crate) svids: Vec<X509svid>,
     federated: Vec<(String, Vec<u8>)>,
 }
 
 impl Update {
     /// The bundle of a foreign trust domain, DER; empty where it has no authority.
-    pub fn federated(&self, trust_domain: &TrustDomain) -> Option<&[u8]> {
+    pub(crate) fn federated(&self, trust_domain: &TrustDomain) -> Option<&[u8]> {
         let name = trust_domain.id_string();
         self.federated.iter().find(|(td, _)| *td == name).map(|(_, der)| der.as_slice())
     }
 
-    pub fn federates_with_nobody(&self) -> bool {
+    pub(crate) fn federates_with_nobody(&self) -> bool {
         self.federated.is_empty()
     }
 
     /// The leaf of the first SVID, DER.
-    pub fn leaf(&self) -> &[u8] {
+    pub(crate) fn leaf(&self) -> &[u8] {
         &self.svids[0].x509_svid
     }
 
     /// The authority that signed the first SVID.
-    pub fn signer(&self) -> AuthorityId {
+    pub(crate) fn signer(&self) -> AuthorityId {
         let (_, leaf) = X509Certificate::from_der(self.leaf()).unwrap();
         let id = leaf.extensions().iter().find_map(|e| match e.parsed_extension() {
             ParsedExtension::AuthorityKeyIdentifier(a) => a.key_identifier.as_ref().map(|k| k.0.to_vec()),
@@ -60,22 +61,27 @@ fn with_header<T>(message: T) -> Request<T> {
 }
 
 impl Workload {
-    pub fn open(spire: &impl Spire) -> Self {
+    pub(crate) fn open(spire: &impl Spire) -> Self {
         let client = SpiffeWorkloadApiClient::new(channel(spire.workload_socket()));
         Self { client, stream: None, patience: spire.patience() }
     }
 
     /// Waits for an update of which `wanted` holds.
-    pub async fn until(&mut self, what: &str, wanted: impl Fn(&Update) -> bool) -> Update {
+    pub(crate) async fn until(&mut self, what: &str, wanted: impl Fn(&Update) -> bool) -> Update {
         let mut last = None;
         let waiting = async {
             loop {
-                if self.stream.is_none() {
-                    let request = with_header(X509svidRequest {});
-                    let stream = self.client.fetch_x509svid(request).await.unwrap().into_inner();
-                    self.stream = Some(stream);
-                }
-                match self.stream.as_mut().unwrap().message().await {
+                let answer = match self.stream.as_mut() {
+                    Some(stream) => stream.message().await,
+                    None => match self.client.fetch_x509svid(with_header(X509svidRequest {})).await {
+                        Ok(stream) => {
+                            self.stream = Some(stream.into_inner());
+                            continue;
+                        }
+                        Err(status) => Err(status),
+                    },
+                };
+                match answer {
                     Ok(Some(message)) => {
                         let federated = message.federated_bundles.into_iter().collect();
                         let update = Update { svids: message.svids, federated };
@@ -99,7 +105,7 @@ impl Workload {
     }
 }
 
-pub async fn only_federated_trust_domains_are_delivered(case: &Case<'_, impl Spire>) {
+pub(crate) async fn only_federated_trust_domains_are_delivered(case: &Case<'_, impl Spire>) {
     let peer = case.peer_domain();
     let mut workload = Workload::open(case.spire);
     workload.until("an SVID of its own", Update::federates_with_nobody).await;
@@ -123,7 +129,7 @@ pub async fn only_federated_trust_domains_are_delivered(case: &Case<'_, impl Spi
     workload.until("no foreign bundle any more", Update::federates_with_nobody).await;
 }
 
-pub async fn a_change_of_federates_with_makes_a_new_svid(case: &Case<'_, impl Spire>) {
+pub(crate) async fn a_change_of_federates_with_makes_a_new_svid(case: &Case<'_, impl Spire>) {
     let peer = case.peer_domain();
     let mut workload = Workload::open(case.spire);
     let before = workload.until("an SVID", |u| !u.svids.is_empty()).await;
@@ -134,7 +140,7 @@ pub async fn a_change_of_federates_with_makes_a_new_svid(case: &Case<'_, impl Sp
     assert_eq!(after.svids[0].spiffe_id, before.svids[0].spiffe_id);
 }
 
-pub async fn the_security_header_is_wanted(case: &Case<'_, impl Spire>) {
+pub(crate) async fn the_security_header_is_wanted(case: &Case<'_, impl Spire>) {
     let mut client = SpiffeWorkloadApiClient::new(channel(case.spire.workload_socket()));
     let refused = |outcome: Result<(), tonic::Status>| outcome.unwrap_err().code();
     let svid = async {

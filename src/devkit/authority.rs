@@ -130,7 +130,7 @@ impl Slot {
 /// What the second slot holds.
 enum Next {
     Empty,
-    Prepared(Slot),
+    Prepared(Box<Slot>),
     /// Rotated out: still in the bundle, signs no more.
     Old(AuthorityId),
 }
@@ -223,7 +223,7 @@ impl Authority {
         let (slot, authority) = make(&self.trust_domain, &self.settings, now)?;
         let id = slot.id.clone();
         self.published.push(authority);
-        self.next = Next::Prepared(slot);
+        self.next = Next::Prepared(Box::new(slot));
         self.publish();
         Ok(id)
     }
@@ -236,7 +236,7 @@ impl Authority {
     pub fn activate(&mut self, id: &AuthorityId) -> Result<(), AuthorityError> {
         match std::mem::replace(&mut self.next, Next::Empty) {
             Next::Prepared(slot) if slot.id == *id => {
-                let old = std::mem::replace(&mut self.active, slot);
+                let old = std::mem::replace(&mut self.active, *slot);
                 self.next = Next::Old(old.id);
                 Ok(())
             }

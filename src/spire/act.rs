@@ -140,6 +140,25 @@ impl SpireServer {
         gone(self.only_status(CALL, trust_domain.as_str(), statuses))
     }
 
+    /// Stores a federated bundle over the one there is, whether or not there is a relationship. The way back from an
+    /// empty bundle: SPIRE stores one that an `https_spiffe` endpoint of its own trust domain serves, and then has
+    /// nothing to verify that endpoint with, ever again.
+    ///
+    /// # Errors
+    /// [`SpireError::OwnTrustDomain`] for our own bundle; otherwise what SPIRE or the transport says.
+    pub async fn set_bundle(&self, own: &TrustDomain, bundle: &Bundle) -> Result<(), SpireError> {
+        const CALL: &str = "BatchSetFederatedBundle";
+        let trust_domain = bundle.trust_domain();
+        if trust_domain == own {
+            let call = "setting a federated bundle";
+            return Err(SpireError::OwnTrustDomain { call, trust_domain: own.to_string() });
+        }
+        let request = bundle::v1::BatchSetFederatedBundleRequest { bundle: vec![bundle_to_proto(bundle)] };
+        let answer =
+            self.call(CALL, CALL_TIMEOUT, self.bundles().batch_set_federated_bundle(request)).await?;
+        self.only_status(CALL, trust_domain.as_str(), answer.results.into_iter().map(|r| r.status))
+    }
+
     /// The outcome of a batch of one. No status, or none that can be told apart, is not success.
     fn only_status(
         &self,

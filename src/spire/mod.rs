@@ -20,3 +20,6 @@ pub use convert::{bundle_from_proto, bundle_to_proto};
 pub(crate) use convert::{relationship_from_proto, relationship_to_proto};
 pub use error::SpireError;
 pub(crate) use jwk::public_members;
+
+#[cfg(test)]
+mod tests;

@@ -34,6 +34,7 @@ const WATCH_CAPACITY: usize = 256;
 
 /// A change in the store.
 #[derive(Clone, Debug, PartialEq)]
+#[allow(clippy::large_enum_variant, reason = "nearly every event is of the largest variant")]
 pub enum Event {
     /// Every object of this kind that there is; what is not in it, is not there.
     Reset { kind: Kind, objects: Vec<Object> },
@@ -90,6 +91,7 @@ impl Severity {
 
 /// One of the two stores. Cheap to clone.
 #[derive(Clone, Debug)]
+#[allow(clippy::large_enum_variant, reason = "a process has one")]
 pub enum Store {
     Kubernetes(KubernetesStore),
     Directory(DirectoryStore),

@@ -51,8 +51,8 @@ struct Candidate {
     identity: String,
     timings: LeaseTimings,
     leading: watch::Sender<bool>,
-    /// What another's lease said, since when, and for how long it holds without renewal.
-    seen: Option<(LeaseSpec, Instant)>,
+    /// The resource version at which another's lease stands, and since when. Each renewal makes a new one.
+    seen: Option<(String, Instant)>,
     /// When this candidate, as leader, began its last successful renewal.
     renewed: Instant,
 }
@@ -109,22 +109,23 @@ impl Candidate {
         };
         let spec = lease.spec.clone().unwrap_or_default();
         let holder = spec.holder_identity.clone().unwrap_or_default();
-        if holder == self.identity || holder.is_empty() || self.has_expired(&spec) {
+        if holder == self.identity || holder.is_empty() || self.has_expired(&lease) {
             return self.write(Some(lease), spec).await;
         }
         Ok(false)
     }
 
     /// Whether another's lease stood still for its duration, by our own clock.
-    fn has_expired(&mut self, spec: &LeaseSpec) -> bool {
+    fn has_expired(&mut self, lease: &Lease) -> bool {
+        let version = lease.metadata.resource_version.clone().unwrap_or_default();
         match &self.seen {
-            Some((seen, since)) if seen == spec => {
-                let seconds = spec.lease_duration_seconds.unwrap_or_default();
+            Some((seen, since)) if *seen == version => {
+                let seconds = lease.spec.as_ref().and_then(|spec| spec.lease_duration_seconds).unwrap_or(0);
                 let duration = Duration::from_secs(u64::try_from(seconds).unwrap_or(0));
                 since.elapsed() >= duration.max(self.timings.retry)
             }
             _ => {
-                self.seen = Some((spec.clone(), Instant::now()));
+                self.seen = Some((version, Instant::now()));
                 false
             }
         }

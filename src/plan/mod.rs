@@ -3,7 +3,11 @@
 pub mod admission;
 pub mod authorization;
 pub mod exports;
+#[cfg(test)]
+mod fixtures;
 pub mod generated;
+#[cfg(test)]
+mod golden;
 pub mod imports;
 pub mod istio;
 #[cfg(test)]

@@ -17,7 +17,7 @@ use super::exports::Exports;
 use super::generated;
 
 /// How much of the labels' values stands in a policy's name before the hash.
-const READABLE: usize = 40;
+const READABLE: usize = 38;
 
 /// The policies of every accepted FederatedService, exported or not. They do not depend on whether a peer is connected, only
 /// on whether there is a TrustDomainPeer: the clients of a trust domain that is not, or no longer (`ending`), a peer

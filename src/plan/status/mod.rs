@@ -2,3 +2,6 @@
 
 pub mod federated_service;
 pub mod imported_service;
+
+#[cfg(test)]
+mod tests;

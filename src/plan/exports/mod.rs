@@ -374,3 +374,6 @@ fn to_peer(world: &World, service: &Service, td: &TrustDomain) -> Result<(), Exp
         Some(_) => Ok(()),
     }
 }
+
+#[cfg(test)]
+mod tests;

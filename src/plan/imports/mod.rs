@@ -327,3 +327,6 @@ pub fn generate(
     }
     (objects, reports)
 }
+
+#[cfg(test)]
+mod tests;

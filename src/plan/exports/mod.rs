@@ -169,66 +169,54 @@ fn accept<'a>(world: &'a World, own: &TrustDomain) -> Vec<(&'a Arc<Service>, Res
 struct Accepted<'a> {
     hosts: BTreeMap<&'a ServiceName, &'a NamespacedName>,
     selectors: BTreeMap<&'a str, DisjointSelectors<'a, &'a NamespacedName>>,
-    target_ports: BTreeMap<(&'a str, &'a BTreeMap<String, String>), BTreeSet<u16>>,
+    target_ports: BTreeMap<authorization::Workloads<'a>, BTreeSet<u16>>,
 }
 
 impl<'a> Accepted<'a> {
     fn add(&mut self, service: &'a Service, own: &TrustDomain) -> Result<(), ExportProblem> {
+        self.stands(service, own).map_err(|(reason, cause)| {
+            ExportProblem::new(reason, format!("FederatedService {}: {cause}", service.object))
+        })
+    }
+
+    fn stands(&mut self, service: &'a Service, own: &TrustDomain) -> Result<(), (&'static str, String)> {
         if service.tls_mode != TlsMode::IstioMtls {
-            return Err(ExportProblem::new(
-                "TlsModeNotSupported",
-                format!(
-                    "FederatedService {}: spec.tlsMode {} is not served by this version; use IstioMtls",
-                    service.object,
-                    service.tls_mode.as_str()
-                ),
-            ));
+            let mode = service.tls_mode.as_str();
+            let cause = format!("spec.tlsMode {mode} is not served by this version; use IstioMtls");
+            return Err(("TlsModeNotSupported", cause));
         }
-        service.name.host(own).map_err(|e| {
-            let reason = istio::name_problem(&e);
-            ExportProblem::new(reason, format!("FederatedService {}: {e}", service.object))
-        })?;
+        service.name.host(own).map_err(|e| (istio::name_problem(&e), e.to_string()))?;
         if let Some(winner) = self.hosts.get(&service.name) {
-            return Err(ExportProblem::new(
-                "HostTaken",
-                format!(
-                    "FederatedService {}: {} is already the name of the older FederatedService {winner}; give one of \
-                     them another spec.name",
-                    service.object, service.name
-                ),
-            ));
+            let cause = format!(
+                "{} is already the name of the older FederatedService {winner}; give one of them another spec.name",
+                service.name
+            );
+            return Err(("HostTaken", cause));
         }
         let namespace = service.object.namespace.as_str();
-        let ports = self.target_ports.get(&(namespace, &service.workload_labels));
-        let wanted: BTreeSet<u16> =
-            ports.into_iter().flatten().copied().chain(service.ports.iter().map(|p| p.target_port)).collect();
+        let workloads = (namespace, &service.workload_labels);
+        let mut ports = self.target_ports.get(&workloads).cloned().unwrap_or_default();
+        ports.extend(service.ports.iter().map(|p| p.target_port));
         // A rule for each port, and one for all others.
-        if wanted.len() >= MAX_RULES {
-            return Err(ExportProblem::new(
-                "TooManyPorts",
-                format!(
-                    "FederatedService {}: with the others of the same workloadLabels it exports {} ports, and one \
-                     AuthorizationPolicy holds the rules of at most {}; export fewer",
-                    service.object,
-                    wanted.len(),
-                    MAX_RULES - 1
-                ),
-            ));
+        if ports.len() >= MAX_RULES {
+            let cause = format!(
+                "with the others of the same workloadLabels it exports {} ports, and one AuthorizationPolicy holds the \
+                 rules of at most {}; export fewer",
+                ports.len(),
+                MAX_RULES - 1
+            );
+            return Err(("TooManyPorts", cause));
         }
         let disjoint = self.selectors.entry(namespace).or_default();
         disjoint.insert(&service.workload_labels, &service.object).map_err(|winner| {
-            ExportProblem::new(
-                "SelectorOverlaps",
-                format!(
-                    "FederatedService {}: spec.workloadLabels can select the same pods as those of the older \
-                     FederatedService {winner}, and policies that deny would add up; make them equal, or give one label \
-                     different values in the two",
-                    service.object
-                ),
-            )
+            let cause = format!(
+                "spec.workloadLabels can select the same pods as those of the older FederatedService {winner}, and \
+                 policies that deny would add up; make them equal, or give one label different values in the two"
+            );
+            ("SelectorOverlaps", cause)
         })?;
         self.hosts.insert(&service.name, &service.object);
-        self.target_ports.insert((namespace, &service.workload_labels), wanted);
+        self.target_ports.insert(workloads, ports);
         Ok(())
     }
 }

@@ -60,6 +60,22 @@ pub fn source(kind: Kind, name: &NamespacedName) -> String {
     format!("{kind}/{}/{}", name.namespace, name.name)
 }
 
+/// An object as an annotation names it: `Kind/namespace/name`, or `Kind/name` where it is cluster-scoped.
+#[must_use]
+pub fn source_of(key: &ObjectKey) -> String {
+    match &key.namespace {
+        Some(namespace) => format!("{}/{namespace}/{}", key.kind, key.name),
+        None => format!("{}/{}", key.kind, key.name),
+    }
+}
+
+/// A legal object name for `text`: itself where it is a DNS subdomain (RFC 1123), else its legal beginning and a hash.
+#[must_use]
+pub fn object_name(text: &str) -> String {
+    let is_subdomain = text.len() <= 253 && text.split('.').all(crate::model::name::is_dns_label);
+    if is_subdomain { text.to_owned() } else { label_name(text) }
+}
+
 /// A generated object, with the labels that all of them have. `sources` name what it was generated from, in order.
 #[must_use]
 pub fn object(

@@ -15,6 +15,9 @@ use crate::model::{NamespacedName, ObjectKey, Service, ServiceName, TrustDomain,
 use super::selectors::DisjointSelectors;
 use super::{authorization, generated, istio};
 
+/// The reason before our own trust domain is known: no verdict, so nothing that was may be taken away.
+pub const NO_IDENTITY: &str = "NoIdentity";
+
 /// Istio's kinds that an export needs.
 const NEEDED: [Kind; 3] = [Kind::AuthorizationPolicy, Kind::ServiceEntry, Kind::Gateway];
 
@@ -79,7 +82,7 @@ pub fn exports(world: &World) -> Exports {
     let mut exports = Exports::default();
     let Some(own) = world.own_trust_domain() else {
         let unknown = ExportProblem::new(
-            "IdentityUnknown",
+            NO_IDENTITY,
             "the agent has no SVID yet, so its own trust domain is unknown: nothing is exported until the Workload API \
              delivers one",
         );
@@ -272,7 +275,7 @@ fn export(
 fn needed_kinds(world: &World) -> Result<(), ExportProblem> {
     match NEEDED.iter().find(|kind| world.absent.contains(kind)) {
         Some(kind) => Err(ExportProblem::new(
-            "IstioNotInstalled",
+            "IstioAbsent",
             format!(
                 "this cluster does not serve {kind} ({}), which tlsMode IstioMtls needs; install Istio",
                 kind.api_version()

@@ -110,7 +110,7 @@ fn nothing_is_exported_before_we_know_who_we_are() {
     let mut world = base().with_service(cart());
     world.identity = None;
     let exports = exports(&world);
-    assert_eq!(reason(&report(&exports, "cart").accepted), "IdentityUnknown");
+    assert_eq!(reason(&report(&exports, "cart").accepted), "NoIdentity");
     assert!(exports.exported.is_empty() && exports.accepted.is_empty());
 }
 
@@ -209,8 +209,8 @@ fn without_istio_nothing_is_exported() {
         let mut world = base().with_service(cart());
         world.absent.insert(kind);
         let exports = exports(&world);
-        assert_eq!(reason(&report(&exports, "cart").exported), "IstioNotInstalled");
-        assert_eq!(reason(&report(&exports, "cart").enforced), "IstioNotInstalled");
+        assert_eq!(reason(&report(&exports, "cart").exported), "IstioAbsent");
+        assert_eq!(reason(&report(&exports, "cart").enforced), "IstioAbsent");
         assert!(exports.exported.is_empty());
     }
 }

@@ -134,7 +134,7 @@ fn withdrawal_waits_for_its_time_and_asks_to_be_woken() {
     assert!(plan.objects.is_empty(), "after");
     assert_eq!(plan.wake_at, None);
     let report = &plan.import_reports[&NamespacedName::new(NAMESPACE, HOST)];
-    assert_eq!(report.admitted.as_ref().unwrap_err().reason, "PeerAway");
+    assert_eq!(report.admitted.as_ref().unwrap_err().reason, "Withdrawn");
 }
 
 #[test]
@@ -217,7 +217,7 @@ fn without_istio_the_import_stands_alone() {
     assert_eq!(kinds(&plan), [(Kind::ImportedService, HOST)]);
     assert_eq!(outcome(&plan, "cart"), "Imported");
     let report = &plan.import_reports[&NamespacedName::new(NAMESPACE, HOST)];
-    assert_eq!(report.generated.as_ref().unwrap_err().reason, "IstioNotInstalled");
+    assert_eq!(report.generated.as_ref().unwrap_err().reason, "IstioAbsent");
 }
 
 #[test]

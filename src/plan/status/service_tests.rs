@@ -32,18 +32,22 @@ fn status_of(world: &World) -> (Vec<Condition>, serde_json::Value) {
 }
 
 fn brief(conditions: &[Condition]) -> Vec<(&str, Truth, &str)> {
-    conditions.iter().map(|c| (c.kind, c.status, c.reason)).collect()
+    conditions.iter().map(|c| (c.kind, c.status, c.reason.as_ref())).collect()
 }
 
 #[test]
 fn an_export_is_what_the_importer_says() {
     let refused = Outcome::Refused { reason: "NotAdmitted".to_owned(), message: "spec.imports".to_owned() };
     let table = [
-        (None, (Truth::Unknown, "AwaitingPeer"), (false, "Pending", Some("AwaitingPeer"))),
+        (
+            None,
+            (Truth::Unknown, "AwaitingAcknowledgement"),
+            (false, "Pending", Some("AwaitingAcknowledgement")),
+        ),
         (
             Some(([9; 32], Outcome::Imported)),
-            (Truth::Unknown, "AwaitingPeer"),
-            (false, "Pending", Some("AwaitingPeer")),
+            (Truth::Unknown, "AwaitingAcknowledgement"),
+            (false, "Pending", Some("AwaitingAcknowledgement")),
         ),
         (Some((NOW, Outcome::Imported)), (Truth::True, "Exported"), (true, "Imported", None)),
         (Some((NOW, refused)), (Truth::False, "RefusedByPeer"), (true, "Refused", Some("NotAdmitted"))),
@@ -90,7 +94,7 @@ fn a_refused_service_says_so_in_every_condition() {
         brief(&conditions),
         [
             ("Accepted", Truth::False, "TlsModeNotSupported"),
-            ("Exported", Truth::False, "TlsModeNotSupported"),
+            ("Exported", Truth::False, "NotAccepted"),
             ("ClientsEnforced", Truth::False, "ApplicationTerminatesTLS"),
         ]
     );

@@ -16,8 +16,11 @@ use crate::model::{Service, TrustDomain, World};
 use super::exports::Exports;
 use super::generated;
 
+/// A namespace, and labels in it.
+pub(super) type Workloads<'a> = (&'a str, &'a BTreeMap<String, String>);
+
 /// How much of the labels' values stands in a policy's name before the hash.
-const READABLE: usize = 40;
+const READABLE: usize = 38;
 
 /// The policies of every accepted FederatedService, exported or not. They do not depend on whether a peer is connected, only
 /// on whether there is a TrustDomainPeer: the clients of a trust domain that is not, or no longer (`ending`), a peer
@@ -32,7 +35,7 @@ pub fn policies(
     if world.absent.contains(&Kind::AuthorizationPolicy) {
         return BTreeMap::new();
     }
-    let mut groups: BTreeMap<(&str, &BTreeMap<String, String>), Vec<&Arc<Service>>> = BTreeMap::new();
+    let mut groups: BTreeMap<Workloads<'_>, Vec<&Arc<Service>>> = BTreeMap::new();
     for service in exports.accepted.values() {
         groups.entry((&service.object.namespace, &service.workload_labels)).or_default().push(service);
     }

@@ -118,3 +118,26 @@ pub fn claim(world: &World, key: &ObjectKey) -> Result<(), String> {
         _ => Ok(()),
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn labels_and_names_are_legal_and_tell_apart() {
+        assert_eq!(label_value("west.example"), "west.example");
+        assert_eq!(label_name("cart-eastwestgateway"), "cart-eastwestgateway");
+        let long = "a".repeat(70);
+        let other = format!("{}b", "a".repeat(69));
+        for (one, two) in [(long.as_str(), other.as_str()), ("_a", "a_"), ("a..", "a."), ("___", "")] {
+            let values = [label_value(one), label_value(two)];
+            assert_ne!(values[0], values[1]);
+            for value in values {
+                assert!(value.len() <= LABEL && has_alphanumeric_ends(&value), "{value}");
+            }
+            assert_ne!(label_name(one), label_name(two));
+            assert!(crate::model::name::is_dns_label(&label_name(one)), "{one}");
+        }
+        assert!(crate::model::name::is_dns_label(&label_name("a.dotted.name-eastwestgateway")));
+    }
+}

@@ -6,7 +6,11 @@ pub mod diff;
 pub mod ending;
 pub mod exports;
 pub mod finalizers;
+#[cfg(test)]
+mod fixtures;
 pub mod generated;
+#[cfg(test)]
+mod golden;
 pub mod imports;
 pub mod istio;
 pub mod links;

@@ -16,7 +16,7 @@ use crate::plan::generated;
 /// The reason where an object of the name is there and not ours.
 pub const NOT_OURS: &str = "ObjectNotOurs";
 /// The reason where the cluster has no Istio. The import stands nevertheless.
-pub const NO_ISTIO: &str = "IstioNotInstalled";
+pub const NO_ISTIO: &str = "IstioAbsent";
 
 /// The hosts that ServiceEntries of others serve, anywhere in the cluster, each with the oldest of them.
 #[derive(Debug)]

@@ -8,7 +8,7 @@ use crate::model::condition::{Condition, Truth};
 use crate::model::service::{GatewayType, Outcome, TlsMode};
 use crate::model::session::CatalogueVersion;
 use crate::model::{Service, TrustDomain, World};
-use crate::plan::exports::{ExportProblem, ExportReport};
+use crate::plan::exports::{ExportProblem, ExportReport, NO_IDENTITY};
 
 /// What one importer did with the present state of the export.
 enum Answer<'a> {
@@ -72,7 +72,7 @@ fn answer<'a>(
 fn entry(td: &TrustDomain, answer: &Answer<'_>) -> Value {
     let (acknowledged, outcome, reason) = match answer {
         Answer::NotOffered(problem) => (false, "Pending", Some(problem.reason)),
-        Answer::Pending => (false, "Pending", Some("AwaitingPeer")),
+        Answer::Pending => (false, "Pending", Some("AwaitingAcknowledgement")),
         Answer::Imported => (true, "Imported", None),
         Answer::Refused { reason, .. } => (true, "Refused", Some(*reason)),
     };
@@ -97,6 +97,9 @@ fn accepted(service: &Service, report: &ExportReport) -> Condition {
 
 /// True where every trust domain has imported it.
 fn exported(report: &ExportReport, answers: &BTreeMap<&TrustDomain, Answer<'_>>) -> Condition {
+    if let Err(problem) = &report.accepted {
+        return not_accepted("Exported", problem);
+    }
     if let Err(problem) = &report.exported {
         return with_warnings(refused("Exported", problem), report);
     }
@@ -124,7 +127,7 @@ fn exported(report: &ExportReport, answers: &BTreeMap<&TrustDomain, Answer<'_>>)
         Condition::new("Exported", false, "RefusedByPeer", message)
     } else if !pending.is_empty() {
         let message = format!("no answer yet from {}", cut(&pending.join(", "), 4096));
-        Condition::new("Exported", Truth::Unknown, "AwaitingPeer", message)
+        Condition::new("Exported", Truth::Unknown, "AwaitingAcknowledgement", message)
     } else {
         let imported = of(|answer| matches!(answer, Answer::Imported)).join(", ");
         Condition::new("Exported", true, "Exported", format!("imported by {}", cut(&imported, 4096)))
@@ -155,12 +158,22 @@ fn enforced(service: &Service, report: &ExportReport) -> Condition {
             "the workload's sidecar refuses every foreign SPIFFE ID that spec.clients does not name"
                 .to_owned(),
         ),
-        (Err(problem), TlsMode::IstioMtls) => refused(kind, problem),
+        (Err(problem), TlsMode::IstioMtls) if report.accepted.is_err() => not_accepted(kind, problem),
+        (Err(problem), TlsMode::IstioMtls) => {
+            Condition::new(kind, false, "PolicyNotInPlace", problem.message.clone())
+        }
     }
 }
 
+fn not_accepted(kind: &'static str, problem: &ExportProblem) -> Condition {
+    if problem.reason == NO_IDENTITY {
+        return refused(kind, problem);
+    }
+    Condition::new(kind, false, "NotAccepted", problem.message.clone())
+}
+
 fn refused(kind: &'static str, problem: &ExportProblem) -> Condition {
-    let status = if problem.reason == "IdentityUnknown" { Truth::Unknown } else { Truth::False };
+    let status = if problem.reason == NO_IDENTITY { Truth::Unknown } else { Truth::False };
     Condition::new(kind, status, problem.reason, problem.message.clone())
 }
 

@@ -3,6 +3,8 @@
 
 pub mod federated_service;
 pub mod imported_service;
+#[cfg(test)]
+mod service_tests;
 pub mod trust_domain_peer;
 
 use std::collections::BTreeMap;

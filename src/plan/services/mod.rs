@@ -150,3 +150,6 @@ fn as_it_stands(object: &Object) -> Object {
     body.remove("status");
     Object { key: object.key.clone(), meta, body }
 }
+
+#[cfg(test)]
+mod tests;

@@ -9,7 +9,7 @@ use jiff::{SignedDuration, Timestamp};
 use serde_json::{Value, json};
 
 use crate::model::import::Imported;
-use crate::model::object::{Kind, Object, ObjectKey, OwnerRef};
+use crate::model::object::{Kind, Object, ObjectKey};
 use crate::model::peer::OnDisconnect;
 use crate::model::service::{GatewayAddress, Outcome, RemoteService};
 use crate::model::session::SessionState;
@@ -226,7 +226,7 @@ impl PeerImports<'_> {
         if self.world.now > due {
             let (td, since) = (&self.peer.trust_domain, session.since);
             return Some(Refusal {
-                reason: "PeerAway",
+                reason: "Withdrawn",
                 message: format!(
                     "{td} has not been connected since {since}, longer than spec.onDisconnect.after; it is imported again \
                      once the peer is back"
@@ -241,11 +241,9 @@ impl PeerImports<'_> {
 
     fn object(&self, key: ObjectKey, service: &RemoteService, host: &str) -> Object {
         let peer = self.peer;
-        let owner =
-            OwnerRef { kind: Kind::TrustDomainPeer, name: peer.object.clone(), uid: peer.uid.clone() };
         let source = format!("{}/{}", Kind::TrustDomainPeer, peer.object);
         let spec = spec(&peer.trust_domain, service, host);
-        generated::object(self.world, key, spec, vec![owner], &[source], Some(&peer.trust_domain))
+        generated::object(self.world, key, spec, vec![peer.owner()], &[source], Some(&peer.trust_domain))
     }
 }
 
@@ -298,7 +296,9 @@ pub fn generate(
     let mut objects = BTreeMap::new();
     let mut reports = BTreeMap::new();
     for (key, refusal) in &plan.refused {
-        let report = ImportReport { admitted: Err(refusal.clone()), generated: Err(refusal.clone()) };
+        let message = format!("nothing is generated, since {}", refusal.message);
+        let generated = Err(Refusal { reason: "NotAdmitted", message });
+        let report = ImportReport { admitted: Err(refusal.clone()), generated };
         reports.insert(key.clone(), report);
     }
     for (key, (td, name)) in &plan.standing {
@@ -327,3 +327,6 @@ pub fn generate(
     }
     (objects, reports)
 }
+
+#[cfg(test)]
+mod tests;

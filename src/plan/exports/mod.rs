@@ -15,6 +15,9 @@ use crate::model::{NamespacedName, ObjectKey, Service, ServiceName, TrustDomain,
 use super::selectors::DisjointSelectors;
 use super::{authorization, generated, istio};
 
+/// The reason before our own trust domain is known: no verdict, so nothing that was may be taken away.
+pub const NO_IDENTITY: &str = "NoIdentity";
+
 /// Istio's kinds that an export needs.
 const NEEDED: [Kind; 3] = [Kind::AuthorizationPolicy, Kind::ServiceEntry, Kind::Gateway];
 
@@ -79,7 +82,7 @@ pub fn exports(world: &World) -> Exports {
     let mut exports = Exports::default();
     let Some(own) = world.own_trust_domain() else {
         let unknown = ExportProblem::new(
-            "IdentityUnknown",
+            NO_IDENTITY,
             "the agent has no SVID yet, so its own trust domain is unknown: nothing is exported until the Workload API \
              delivers one",
         );
@@ -169,66 +172,54 @@ fn accept<'a>(world: &'a World, own: &TrustDomain) -> Vec<(&'a Arc<Service>, Res
 struct Accepted<'a> {
     hosts: BTreeMap<&'a ServiceName, &'a NamespacedName>,
     selectors: BTreeMap<&'a str, DisjointSelectors<'a, &'a NamespacedName>>,
-    target_ports: BTreeMap<(&'a str, &'a BTreeMap<String, String>), BTreeSet<u16>>,
+    target_ports: BTreeMap<authorization::Workloads<'a>, BTreeSet<u16>>,
 }
 
 impl<'a> Accepted<'a> {
     fn add(&mut self, service: &'a Service, own: &TrustDomain) -> Result<(), ExportProblem> {
+        self.stands(service, own).map_err(|(reason, cause)| {
+            ExportProblem::new(reason, format!("FederatedService {}: {cause}", service.object))
+        })
+    }
+
+    fn stands(&mut self, service: &'a Service, own: &TrustDomain) -> Result<(), (&'static str, String)> {
         if service.tls_mode != TlsMode::IstioMtls {
-            return Err(ExportProblem::new(
-                "TlsModeNotSupported",
-                format!(
-                    "FederatedService {}: spec.tlsMode {} is not served by this version; use IstioMtls",
-                    service.object,
-                    service.tls_mode.as_str()
-                ),
-            ));
+            let mode = service.tls_mode.as_str();
+            let cause = format!("spec.tlsMode {mode} is not served by this version; use IstioMtls");
+            return Err(("TlsModeNotSupported", cause));
         }
-        service.name.host(own).map_err(|e| {
-            let reason = istio::name_problem(&e);
-            ExportProblem::new(reason, format!("FederatedService {}: {e}", service.object))
-        })?;
+        service.name.host(own).map_err(|e| (istio::name_problem(&e), e.to_string()))?;
         if let Some(winner) = self.hosts.get(&service.name) {
-            return Err(ExportProblem::new(
-                "HostTaken",
-                format!(
-                    "FederatedService {}: {} is already the name of the older FederatedService {winner}; give one of \
-                     them another spec.name",
-                    service.object, service.name
-                ),
-            ));
+            let cause = format!(
+                "{} is already the name of the older FederatedService {winner}; give one of them another spec.name",
+                service.name
+            );
+            return Err(("HostTaken", cause));
         }
         let namespace = service.object.namespace.as_str();
-        let ports = self.target_ports.get(&(namespace, &service.workload_labels));
-        let wanted: BTreeSet<u16> =
-            ports.into_iter().flatten().copied().chain(service.ports.iter().map(|p| p.target_port)).collect();
+        let workloads = (namespace, &service.workload_labels);
+        let mut ports = self.target_ports.get(&workloads).cloned().unwrap_or_default();
+        ports.extend(service.ports.iter().map(|p| p.target_port));
         // A rule for each port, and one for all others.
-        if wanted.len() >= MAX_RULES {
-            return Err(ExportProblem::new(
-                "TooManyPorts",
-                format!(
-                    "FederatedService {}: with the others of the same workloadLabels it exports {} ports, and one \
-                     AuthorizationPolicy holds the rules of at most {}; export fewer",
-                    service.object,
-                    wanted.len(),
-                    MAX_RULES - 1
-                ),
-            ));
+        if ports.len() >= MAX_RULES {
+            let cause = format!(
+                "with the others of the same workloadLabels it exports {} ports, and one AuthorizationPolicy holds the \
+                 rules of at most {}; export fewer",
+                ports.len(),
+                MAX_RULES - 1
+            );
+            return Err(("TooManyPorts", cause));
         }
         let disjoint = self.selectors.entry(namespace).or_default();
         disjoint.insert(&service.workload_labels, &service.object).map_err(|winner| {
-            ExportProblem::new(
-                "SelectorOverlaps",
-                format!(
-                    "FederatedService {}: spec.workloadLabels can select the same pods as those of the older \
-                     FederatedService {winner}, and policies that deny would add up; make them equal, or give one label \
-                     different values in the two",
-                    service.object
-                ),
-            )
+            let cause = format!(
+                "spec.workloadLabels can select the same pods as those of the older FederatedService {winner}, and \
+                 policies that deny would add up; make them equal, or give one label different values in the two"
+            );
+            ("SelectorOverlaps", cause)
         })?;
         self.hosts.insert(&service.name, &service.object);
-        self.target_ports.insert((namespace, &service.workload_labels), wanted);
+        self.target_ports.insert(workloads, ports);
         Ok(())
     }
 }
@@ -284,7 +275,7 @@ fn export(
 fn needed_kinds(world: &World) -> Result<(), ExportProblem> {
     match NEEDED.iter().find(|kind| world.absent.contains(kind)) {
         Some(kind) => Err(ExportProblem::new(
-            "IstioNotInstalled",
+            "IstioAbsent",
             format!(
                 "this cluster does not serve {kind} ({}), which tlsMode IstioMtls needs; install Istio",
                 kind.api_version()
@@ -374,3 +365,6 @@ fn to_peer(world: &World, service: &Service, td: &TrustDomain) -> Result<(), Exp
         Some(_) => Ok(()),
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -1,7 +1,7 @@
 //! The command line: one file a subcommand.
 
 mod agent;
-mod crds;
+pub(crate) mod crds;
 mod demo;
 mod render;
 mod status;

@@ -135,7 +135,7 @@ fn server_id(text: &String) -> Result<SpiffeId> {
     id.ok_or_else(|| invalid("server SPIFFE ID", text))
 }
 
-fn client_pattern(text: &String) -> Result<ClientPattern> {
+fn client_pattern(text: &str) -> Result<ClientPattern> {
     let pattern = ClientPattern::parse(text).ok().filter(|_| text.len() <= MAX_SPIFFE_ID);
     pattern.ok_or_else(|| invalid("client SPIFFE ID", text))
 }

@@ -31,7 +31,7 @@ impl SpireServer {
             SpireAction::SetFederatesWith { entry, federates_with } => {
                 self.set_federates_with(entry, federates_with).await
             }
-            SpireAction::SetBundle(bundle) => self.set_bundle(bundle).await,
+            SpireAction::SetBundle(bundle) => self.set_bundle(own, bundle).await,
             SpireAction::RefreshBundle(trust_domain) => self.refresh_bundle(trust_domain).await,
             SpireAction::DeleteBundle(trust_domain) => self.delete_bundle(trust_domain).await,
         }
@@ -110,15 +110,6 @@ impl SpireServer {
         };
         let answer = self.call(CALL, CALL_TIMEOUT, self.entries().batch_update_entry(request)).await?;
         self.only_status(CALL, id, answer.results.into_iter().map(|r| r.status))
-    }
-
-    async fn set_bundle(&self, bundle: &Bundle) -> Result<(), SpireError> {
-        const CALL: &str = "BatchSetFederatedBundle";
-        let request = bundle::v1::BatchSetFederatedBundleRequest { bundle: vec![bundle_to_proto(bundle)] };
-        let answer =
-            self.call(CALL, CALL_TIMEOUT, self.bundles().batch_set_federated_bundle(request)).await?;
-        let statuses = answer.results.into_iter().map(|r| r.status);
-        self.only_status(CALL, bundle.trust_domain().as_str(), statuses)
     }
 
     async fn refresh_bundle(&self, trust_domain: &TrustDomain) -> Result<(), SpireError> {

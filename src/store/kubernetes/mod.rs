@@ -1,7 +1,7 @@
 //! Objects in a Kubernetes API server. Desired objects are written by server-side apply under the field manager
 //! `entente`, statuses under `entente-status`.
 //!
-//! The uid of the object that was read goes along with each write of it, so that an object deleted and made again by
+//! The uid of the object that was read goes along with each write of it (with a status, the resource version), so that an object deleted and made again by
 //! someone else is never written over: the API server refuses another uid as a change of an immutable field. An
 //! object that must not be there yet is applied with a resource version that no object has: the API server ignores
 //! it where it creates, and refuses it where an object is. (A POST would leave the fields to a second, `Update`
@@ -158,7 +158,15 @@ impl KubernetesStore {
         uid: &str,
         status: Value,
     ) -> Result<(), StoreError> {
-        let mut metadata = json!({ "name": key.name, "uid": uid });
+        // The API server takes no notice of a uid in a status, but of a resource version.
+        let Some(there) = self.get(key).await? else {
+            return Err(StoreError::NotFound { object: key.to_string(), message: "it is gone".to_owned() });
+        };
+        if there.meta.uid != uid {
+            let message = "it is another object of the same name".to_owned();
+            return Err(StoreError::Conflict { object: key.to_string(), message });
+        }
+        let mut metadata = json!({ "name": key.name, "resourceVersion": there.meta.resource_version });
         if let (Some(metadata), Some(namespace)) = (metadata.as_object_mut(), &key.namespace) {
             metadata.insert("namespace".to_owned(), Value::String(namespace.clone()));
         }

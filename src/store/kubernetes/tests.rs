@@ -215,14 +215,19 @@ async fn a_patch_holds_for_one_resource_version() {
 }
 
 #[tokio::test]
-async fn a_status_is_applied_under_its_own_manager() {
+async fn a_status_is_applied_under_its_own_manager_to_its_object_alone() {
     let (store, asked) = mock(|_| (200, served("cart", 8)));
     store.update_status(&key(), "uid-cart", json!({ "s": 2 })).await.unwrap();
-    let request = asked.lock().unwrap()[0].clone();
+    let other = store.update_status(&key(), "another", json!({ "s": 2 })).await.unwrap_err();
+    assert!(matches!(other, StoreError::Conflict { .. }), "{other}");
+    let asked = asked.lock().unwrap();
+    let written: Vec<_> = asked.iter().filter(|request| request.method == Method::PATCH).collect();
+    let [request] = written[..] else { panic!("{asked:#?}") };
     assert!(request.path.ends_with("/serviceentries/cart/status"), "{}", request.path);
     assert_eq!(request.query.get("fieldManager").map(String::as_str), Some("entente-status"));
     assert_eq!(request.query.get("force").map(String::as_str), Some("true"));
-    assert_eq!(request.body["metadata"], json!({ "name": "cart", "namespace": "shop", "uid": "uid-cart" }));
+    let metadata = json!({ "name": "cart", "namespace": "shop", "resourceVersion": "8" });
+    assert_eq!(request.body["metadata"], metadata);
     assert_eq!(request.body["status"], json!({ "s": 2 }));
     assert_eq!(request.body.get("spec"), None);
 }

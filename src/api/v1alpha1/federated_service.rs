@@ -21,45 +21,13 @@ use super::{Condition, TlsMode, limits};
     status = "FederatedServiceStatus",
     derive = "PartialEq",
     doc = "A service of this namespace that is exported to foreign trust domains, where it is called at {name}.{namespace}.{trustDomain}.",
-    printcolumn(
-        name = "Host",
-        type_ = "string",
-        json_path = ".status.host",
-        description = "The name by which importers call it"
-    ),
-    printcolumn(
-        name = "TLS",
-        type_ = "string",
-        json_path = ".spec.tlsMode",
-        description = "Who ends mutual TLS at the server"
-    ),
-    printcolumn(
-        name = "Exported To",
-        type_ = "string",
-        json_path = ".spec.exportedTrustDomains",
-        description = "The trust domains it is exported to"
-    ),
-    printcolumn(
-        name = "Exported",
-        type_ = "string",
-        json_path = ".status.conditions[?(@.type==\"Exported\")].status",
-        description = "Whether every one of them has imported it"
-    ),
-    printcolumn(
-        name = "Clients Enforced",
-        type_ = "string",
-        json_path = ".status.conditions[?(@.type==\"ClientsEnforced\")].status",
-        description = "Whether callers that are not in clients are refused before the application sees them",
-        priority = 1
-    ),
-    printcolumn(
-        name = "Why",
-        type_ = "string",
-        json_path = ".status.conditions[?(@.type==\"Exported\")].reason",
-        description = "The reason of the condition Exported",
-        priority = 1
-    ),
-    printcolumn(name = "Age", type_ = "date", json_path = ".metadata.creationTimestamp")
+    printcolumn = r#"{"name":"Host","type":"string","jsonPath":".status.host","description":"The name by which importers call it"}"#,
+    printcolumn = r#"{"name":"TLS","type":"string","jsonPath":".spec.tlsMode","description":"Who ends mutual TLS at the server"}"#,
+    printcolumn = r#"{"name":"Exported To","type":"string","jsonPath":".spec.exportedTrustDomains","description":"The trust domains it is exported to"}"#,
+    printcolumn = r#"{"name":"Exported","type":"string","jsonPath":".status.conditions[?(@.type==\"Exported\")].status","description":"Whether every one of them has imported it"}"#,
+    printcolumn = r#"{"name":"Clients Enforced","type":"string","priority":1,"jsonPath":".status.conditions[?(@.type==\"ClientsEnforced\")].status","description":"Whether callers that are not in clients are refused before the application sees them"}"#,
+    printcolumn = r#"{"name":"Why","type":"string","priority":1,"jsonPath":".status.conditions[?(@.type==\"Exported\")].reason","description":"The reason of the condition Exported"}"#,
+    printcolumn = r#"{"name":"Age","type":"date","jsonPath":".metadata.creationTimestamp"}"#
 )]
 #[serde(rename_all = "camelCase")]
 #[x_kube(

@@ -18,39 +18,12 @@ use super::{Condition, TlsMode, limits};
     status = "ImportedServiceStatus",
     derive = "PartialEq",
     doc = "A service of a foreign trust domain, as its agent exported it and as it was admitted here. Written by the agent: do not edit it, edit spec.imports of the TrustDomainPeer.",
-    printcolumn(
-        name = "Host",
-        type_ = "string",
-        json_path = ".spec.host",
-        description = "The name by which to call it"
-    ),
-    printcolumn(
-        name = "Trust Domain",
-        type_ = "string",
-        json_path = ".spec.trustDomain",
-        description = "The trust domain that exported it"
-    ),
-    printcolumn(
-        name = "Admitted",
-        type_ = "string",
-        json_path = ".status.conditions[?(@.type==\"Admitted\")].status",
-        description = "Whether the TrustDomainPeer admits it"
-    ),
-    printcolumn(
-        name = "Generated",
-        type_ = "string",
-        json_path = ".status.conditions[?(@.type==\"Generated\")].status",
-        description = "Whether what clients need was generated",
-        priority = 1
-    ),
-    printcolumn(
-        name = "Why",
-        type_ = "string",
-        json_path = ".status.conditions[?(@.type==\"Admitted\")].reason",
-        description = "The reason of the condition Admitted",
-        priority = 1
-    ),
-    printcolumn(name = "Age", type_ = "date", json_path = ".metadata.creationTimestamp")
+    printcolumn = r#"{"name":"Host","type":"string","jsonPath":".spec.host","description":"The name by which to call it"}"#,
+    printcolumn = r#"{"name":"Trust Domain","type":"string","jsonPath":".spec.trustDomain","description":"The trust domain that exported it"}"#,
+    printcolumn = r#"{"name":"Admitted","type":"string","jsonPath":".status.conditions[?(@.type==\"Admitted\")].status","description":"Whether the TrustDomainPeer admits it"}"#,
+    printcolumn = r#"{"name":"Generated","type":"string","priority":1,"jsonPath":".status.conditions[?(@.type==\"Generated\")].status","description":"Whether what clients need was generated"}"#,
+    printcolumn = r#"{"name":"Why","type":"string","priority":1,"jsonPath":".status.conditions[?(@.type==\"Admitted\")].reason","description":"The reason of the condition Admitted"}"#,
+    printcolumn = r#"{"name":"Age","type":"date","jsonPath":".metadata.creationTimestamp"}"#
 )]
 #[serde(rename_all = "camelCase")]
 pub struct ImportedServiceSpec {

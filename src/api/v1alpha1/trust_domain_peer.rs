@@ -19,57 +19,15 @@ use super::{Condition, LabelSelector, limits};
     status = "TrustDomainPeerStatus",
     derive = "PartialEq",
     doc = "A foreign trust domain that this one federates with: its bundle endpoint, its agent, which workloads federate with it and which of its services are admitted.",
-    printcolumn(
-        name = "Trust Domain",
-        type_ = "string",
-        json_path = ".spec.trustDomain",
-        description = "The foreign trust domain"
-    ),
-    printcolumn(
-        name = "Connected",
-        type_ = "string",
-        json_path = ".status.conditions[?(@.type==\"Connected\")].status",
-        description = "Whether the two agents talk"
-    ),
-    printcolumn(
-        name = "Reciprocal",
-        type_ = "string",
-        json_path = ".status.conditions[?(@.type==\"Reciprocal\")].status",
-        description = "Whether the peer, by its own word, holds our bundle and federates with us"
-    ),
-    printcolumn(
-        name = "Bundle",
-        type_ = "string",
-        json_path = ".status.conditions[?(@.type==\"BundleEndpointHealthy\")].status",
-        description = "Whether its bundle endpoint serves a bundle that can be used"
-    ),
-    printcolumn(
-        name = "Services",
-        type_ = "integer",
-        json_path = ".status.services.imported",
-        description = "How many of its services are imported"
-    ),
-    printcolumn(
-        name = "Exported",
-        type_ = "integer",
-        json_path = ".status.services.exported",
-        description = "How many services are exported to it",
-        priority = 1
-    ),
-    printcolumn(
-        name = "Why",
-        type_ = "string",
-        json_path = ".status.conditions[?(@.type==\"Ready\")].reason",
-        description = "The reason of the condition Ready",
-        priority = 1
-    ),
-    printcolumn(
-        name = "Ready",
-        type_ = "string",
-        json_path = ".status.conditions[?(@.type==\"Ready\")].status",
-        description = "Whether all of this is as it should be"
-    ),
-    printcolumn(name = "Age", type_ = "date", json_path = ".metadata.creationTimestamp")
+    printcolumn = r#"{"name":"Trust Domain","type":"string","jsonPath":".spec.trustDomain","description":"The foreign trust domain"}"#,
+    printcolumn = r#"{"name":"Connected","type":"string","jsonPath":".status.conditions[?(@.type==\"Connected\")].status","description":"Whether the two agents talk"}"#,
+    printcolumn = r#"{"name":"Reciprocal","type":"string","jsonPath":".status.conditions[?(@.type==\"Reciprocal\")].status","description":"Whether the peer, by its own word, holds our bundle and federates with us"}"#,
+    printcolumn = r#"{"name":"Bundle","type":"string","jsonPath":".status.conditions[?(@.type==\"BundleEndpointHealthy\")].status","description":"Whether its bundle endpoint serves a bundle that can be used"}"#,
+    printcolumn = r#"{"name":"Services","type":"integer","jsonPath":".status.services.imported","description":"How many of its services are imported"}"#,
+    printcolumn = r#"{"name":"Exported","type":"integer","priority":1,"jsonPath":".status.services.exported","description":"How many services are exported to it"}"#,
+    printcolumn = r#"{"name":"Why","type":"string","priority":1,"jsonPath":".status.conditions[?(@.type==\"Ready\")].reason","description":"The reason of the condition Ready"}"#,
+    printcolumn = r#"{"name":"Ready","type":"string","jsonPath":".status.conditions[?(@.type==\"Ready\")].status","description":"Whether all of this is as it should be"}"#,
+    printcolumn = r#"{"name":"Age","type":"date","jsonPath":".metadata.creationTimestamp"}"#
 )]
 #[serde(rename_all = "camelCase")]
 #[x_kube(

@@ -130,7 +130,8 @@ pub fn verifying_bundle(target: &MonitorTarget, state: &EndpointState) -> Option
         EndpointProfile::HttpsSpiffe { endpoint_id }
             if *endpoint_id.trust_domain() == target.trust_domain =>
         {
-            state.latest_usable.clone().or_else(|| target.bootstrap.clone())
+            let known = state.latest_usable.clone().or_else(|| target.persisted.clone());
+            known.or_else(|| target.bootstrap.clone())
         }
         EndpointProfile::HttpsSpiffe { .. } => target.verify_with.clone(),
     }

@@ -143,6 +143,7 @@ fn an_endpoint_is_verified_by_the_right_bundle() {
         trust_domain: td("west.test"),
         endpoint: BundleEndpoint { url: EndpointUrl::parse("https://west.test/").unwrap(), profile },
         bootstrap: Some(Arc::new(bundle(&[0], None))),
+        persisted: None,
         verify_with: Some(CAS[2].bundle("other.test")),
     };
     let by = |profile: EndpointProfile, fetches: Vec<Bundle>| {

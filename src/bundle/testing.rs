@@ -32,7 +32,7 @@ pub(crate) struct Signed {
     pub(crate) key: PrivateKeyDer<'static>,
 }
 
-/// A CA. All have one subject, as those of SPIRE do.
+/// A CA. All have one subject, as those of SPIRE may.
 pub(crate) struct Ca {
     pub(crate) der: CertificateDer<'static>,
     issuer: Issuer<'static, KeyPair>,

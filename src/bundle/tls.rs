@@ -32,6 +32,16 @@ pub(super) enum Refusal {
     WrongId(SpiffeId),
 }
 
+impl From<Refusal> for rustls::Error {
+    fn from(refusal: Refusal) -> Self {
+        match refusal {
+            Refusal::Web(cause) => cause.into(),
+            Refusal::Svid(error) => error.into(),
+            Refusal::WrongId(_) => CertificateError::ApplicationVerificationFailure.into(),
+        }
+    }
+}
+
 /// The verifier of one fetch.
 #[derive(Debug)]
 pub(super) struct EndpointVerifier {
@@ -55,29 +65,21 @@ impl EndpointVerifier {
         leaf: &CertificateDer<'_>,
         intermediates: &[CertificateDer<'_>],
         name: &ServerName<'_>,
-    ) -> Result<(), (Refusal, rustls::Error)> {
+    ) -> Result<(), Refusal> {
         match &self.trust {
-            Trust::Web(web) => web
-                .verify_server_cert(leaf, intermediates, name, &[], self.now)
-                .map(|_| ())
-                .map_err(|error| {
-                    let cause = match &error {
-                        rustls::Error::InvalidCertificate(cause) => cause.clone(),
-                        _ => CertificateError::BadEncoding,
-                    };
-                    (Refusal::Web(cause), error)
-                }),
+            Trust::Web(web) => match web.verify_server_cert(leaf, intermediates, name, &[], self.now) {
+                Ok(_) => Ok(()),
+                Err(rustls::Error::InvalidCertificate(cause)) => Err(Refusal::Web(cause)),
+                Err(_) => Err(Refusal::Web(CertificateError::BadEncoding)),
+            },
             Trust::Spiffe { endpoint_id, bundle } => {
                 let chain: Vec<CertificateDer<'_>> =
                     std::iter::once(leaf).chain(intermediates).cloned().collect();
                 let held = |asked: &_| (asked == endpoint_id.trust_domain()).then(|| Arc::clone(bundle));
                 match verify_svid(&chain, &held, Role::Server, self.now) {
                     Ok(id) if id == *endpoint_id => Ok(()),
-                    Ok(id) => {
-                        let error = CertificateError::ApplicationVerificationFailure.into();
-                        Err((Refusal::WrongId(id), error))
-                    }
-                    Err(error) => Err((Refusal::Svid(error.clone()), error.into())),
+                    Ok(id) => Err(Refusal::WrongId(id)),
+                    Err(error) => Err(Refusal::Svid(error)),
                 }
             }
         }
@@ -100,9 +102,9 @@ impl ServerCertVerifier for EndpointVerifier {
                 *refusal = None;
                 Ok(ServerCertVerified::assertion())
             }
-            Err((why, error)) => {
-                *refusal = Some(why);
-                Err(error)
+            Err(why) => {
+                *refusal = Some(why.clone());
+                Err(why.into())
             }
         }
     }

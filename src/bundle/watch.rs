@@ -47,8 +47,9 @@ impl RefreshHandle {
     }
 }
 
-/// Watches `targets` until `cancel`: at once when one is new, then by its refresh hint. A target that changes keeps its
-/// bundle, and what else is known unless its URL or profile changed. States are published only when they changed.
+/// Watches `targets` until `cancel`, or until nobody can change them any more: at once when one is new, then by its refresh hint. A target that changes keeps its
+/// bundle, and what else is known unless its URL or profile changed; it is fetched when it would have been, or at once if
+/// it failed before. States are published only when they changed.
 pub fn spawn(
     client: EndpointClient,
     limits: PollLimits,
@@ -87,6 +88,32 @@ impl fmt::Debug for Shared {
 struct Watched {
     target: MonitorTarget,
     cancel: CancellationToken,
+    course: Course,
+}
+
+/// What of the polling of a target outlives a change of the target.
+#[derive(Clone, Debug, Default)]
+struct Course(Arc<Mutex<CourseState>>);
+
+#[derive(Clone, Copy, Debug, Default)]
+struct CourseState {
+    /// When the last fetch began.
+    last: Option<Instant>,
+    /// When the next one is due.
+    next: Option<Instant>,
+    /// The operator gave another bundle since the last successful fetch, which is the latest until the next one (SPIFFE
+    /// Federation 5.3): it is how a trust domain is heard again that lost all of its authorities.
+    bootstrap_is_latest: bool,
+}
+
+impl Course {
+    fn get(&self) -> CourseState {
+        *self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn update(&self, change: impl FnOnce(&mut CourseState)) {
+        change(&mut self.0.lock().unwrap_or_else(PoisonError::into_inner));
+    }
 }
 
 struct Watcher {
@@ -144,10 +171,11 @@ impl Watcher {
         let trust_domain = &target.trust_domain;
         debug!(%trust_domain, url = %target.endpoint.url, "bundle endpoint watched");
         let cancel = self.cancel.child_token();
-        let watched = Watched { target: target.clone(), cancel: cancel.clone() };
-        if let Some(before) = self.watched.insert(trust_domain.clone(), watched) {
+        let before = self.watched.remove(trust_domain);
+        if let Some(before) = &before {
             before.cancel.cancel();
         }
+        let course = before.map(|before| before.course).unwrap_or_default();
         let mut state = self.shared.states.borrow().get(trust_domain).cloned().unwrap_or_default();
         if old.is_some_and(|old| old.endpoint != target.endpoint) {
             state = EndpointState {
@@ -156,29 +184,48 @@ impl Watcher {
                 ..EndpointState::default()
             };
         }
-        self.shared.publish(trust_domain, &cancel, &state);
+        let given = old.is_some_and(|old| old.bootstrap != target.bootstrap)
+            && target.bootstrap.as_ref().is_some_and(|given| Some(given) != state.latest.as_ref());
+        self.shared.publish(trust_domain, &cancel, &state, || {
+            // what was changed to mend a failure is tried at once, and so is another endpoint
+            let at_once = state.failure.is_some() || state.since.is_none();
+            course.update(|course| {
+                course.bootstrap_is_latest |= given;
+                course.next = course.next.filter(|_| !at_once);
+            });
+        });
         let waker = Arc::new(Notify::new());
         let mut wakers = self.wakers.lock().unwrap_or_else(PoisonError::into_inner);
         wakers.insert(trust_domain.clone(), Arc::clone(&waker));
         drop(wakers);
         let poll = Poll {
             shared: Arc::clone(&self.shared),
-            bootstrap_is_latest: old.is_some_and(|old| old.bootstrap != target.bootstrap)
-                && target.bootstrap.as_ref().is_some_and(|given| Some(given) != state.latest.as_ref()),
             target: target.clone(),
             state,
+            course: course.clone(),
             waker,
-            cancel,
+            cancel: cancel.clone(),
         };
         self.tasks.spawn(poll.run());
+        self.watched.insert(trust_domain.clone(), Watched { target: target.clone(), cancel, course });
     }
 }
 
 impl Shared {
-    /// Publishes a state, if it is another one and its task was not replaced meanwhile.
-    fn publish(&self, trust_domain: &TrustDomain, cancel: &CancellationToken, state: &EndpointState) {
+    /// Publishes a state, if it is another one. `settle` runs with it, and neither happens once the task was replaced.
+    fn publish(
+        &self,
+        trust_domain: &TrustDomain,
+        cancel: &CancellationToken,
+        state: &EndpointState,
+        settle: impl FnOnce(),
+    ) {
         self.states.send_if_modified(|states| {
-            if cancel.is_cancelled() || states.get(trust_domain) == Some(state) {
+            if cancel.is_cancelled() {
+                return false;
+            }
+            settle();
+            if states.get(trust_domain) == Some(state) {
                 return false;
             }
             Arc::make_mut(states).insert(trust_domain.clone(), state.clone());
@@ -192,9 +239,7 @@ struct Poll {
     shared: Arc<Shared>,
     target: MonitorTarget,
     state: EndpointState,
-    /// The operator gave another bundle since the last fetch, which is the latest until the next one (SPIFFE
-    /// Federation 5.3): it is how a trust domain is heard again that lost all of its authorities.
-    bootstrap_is_latest: bool,
+    course: Course,
     waker: Arc<Notify>,
     cancel: CancellationToken,
 }
@@ -209,46 +254,46 @@ impl Poll {
     }
 
     async fn poll(&mut self) {
-        // what was changed to mend a failure is tried at once
-        let mut wait = if self.state.failure.is_some() { Duration::ZERO } else { self.next() };
-        let mut last: Option<Instant> = None;
         loop {
+            let due = self.course.get().next.unwrap_or_else(Instant::now);
             tokio::select! {
-                () = tokio::time::sleep(wait) => {}
-                () = self.waker.notified() => if let Some(last) = last {
-                    tokio::time::sleep_until(last + REFRESH_SPACING).await;
-                }
+                () = tokio::time::sleep_until(due) => {}
+                () = self.waker.notified() => {}
             }
-            last = Some(Instant::now());
+            if let Some(last) = self.course.get().last {
+                tokio::time::sleep_until(last + REFRESH_SPACING.min(self.shared.limits.min_interval)).await;
+            }
             self.fetch().await;
-            wait = self.next();
         }
-    }
-
-    fn next(&self) -> Duration {
-        next_poll(&self.state, &self.shared.limits, rand::random_range(0..=1000))
     }
 
     async fn fetch(&mut self) {
         let Ok(_permit) = self.shared.fetches.acquire().await else { return };
+        self.course.update(|course| course.last = Some(Instant::now()));
         let target = &self.target;
-        let unfetched = EndpointState::default();
-        let known = if self.bootstrap_is_latest { &unfetched } else { &self.state };
-        let verify_with = verifying_bundle(target, known);
+        let verify_with = if self.course.get().bootstrap_is_latest {
+            let given = MonitorTarget { persisted: None, ..target.clone() };
+            verifying_bundle(&given, &EndpointState::default())
+        } else {
+            verifying_bundle(target, &self.state)
+        };
         let now = (self.shared.clock)();
         let fetched = self
             .shared
             .client
             .fetch(&target.trust_domain, &target.endpoint, verify_with.as_deref(), now)
             .await;
-        if fetched.is_ok() {
-            self.bootstrap_is_latest = false;
-        }
-        let now = (self.shared.clock)();
-        let state = observe(&self.state, fetched.map(|fetched| fetched.bundle), now);
+        let fetched = fetched.map(|fetched| fetched.bundle);
+        let state = observe(&self.state, fetched, (self.shared.clock)());
         self.report(&state);
         self.state = state;
-        self.shared.publish(&self.target.trust_domain, &self.cancel, &self.state);
+        let wait = next_poll(&self.state, &self.shared.limits, rand::random_range(0..=1000));
+        self.shared.publish(&self.target.trust_domain, &self.cancel, &self.state, || {
+            self.course.update(|course| {
+                course.next = Some(Instant::now() + wait);
+                course.bootstrap_is_latest &= self.state.failure.is_some();
+            });
+        });
     }
 
     /// Says once what an operator must know.

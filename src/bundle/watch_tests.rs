@@ -3,7 +3,6 @@ use crate::bundle::document;
 use crate::bundle::testing::{Ca, NOW, Reply, Server, id, td};
 use crate::model::Bundle;
 use crate::model::endpoint::{BundleAlarm, BundleEndpoint, EndpointProfile, EndpointUrl, FetchProblem};
-use std::sync::atomic::{AtomicBool, Ordering};
 
 fn target(name: &str, url: &str, ca: &Ca) -> MonitorTarget {
     let profile = EndpointProfile::HttpsSpiffe { endpoint_id: id(&format!("spiffe://{name}/endpoint")) };
@@ -11,6 +10,7 @@ fn target(name: &str, url: &str, ca: &Ca) -> MonitorTarget {
         trust_domain: td(name),
         endpoint: BundleEndpoint { url: EndpointUrl::parse(url).unwrap(), profile },
         bootstrap: Some(ca.bundle(name)),
+        persisted: None,
         verify_with: None,
     }
 }
@@ -129,34 +129,31 @@ async fn a_refresh_fetches_out_of_turn_and_bursts_are_one() {
 #[tokio::test]
 async fn changes_of_targets_are_followed_and_keep_what_is_known() {
     let (ca, new) = (Ca::new(), Ca::new());
-    let rotated = Arc::new(AtomicBool::new(false));
     let body = numbered(&[&ca], 1);
     let west = serve("west.test", &ca, move |_, _| Reply::Ok(body.clone())).await;
     let mut run = start(HOUR, &[target("west.test", &west.url("/"), &ca)]);
     let known = run.until("west.test", |state| state.good_in_a_row == 1).await;
 
     // the same target again, and another bootstrap while all is well: nothing is fetched
-    run.targets.send_replace(map(&[target("west.test", &west.url("/"), &ca)]));
-    run.targets.send_replace(map(&[target("west.test", &west.url("/"), &new)]));
+    let mut given = target("west.test", &west.url("/"), &ca);
+    run.targets.send_replace(map(&[given.clone()]));
+    given.bootstrap = Some(Arc::new(Bundle::new(td("west.test"), [ca.authority(), Ca::new().authority()])));
+    run.targets.send_replace(map(&[given.clone()]));
     let east = serve("east.test", &ca, |_, _| Reply::HangUp).await;
-    let both = [target("west.test", &west.url("/"), &new), target("east.test", &east.url("/"), &ca)];
-    run.targets.send_replace(map(&both));
+    run.targets.send_replace(map(&[given.clone(), target("east.test", &east.url("/"), &ca)]));
     let failed = run.until("east.test", |state| state.failure.is_some()).await;
     assert_eq!(failed.failure.unwrap().problem, FetchProblem::EndpointUnreachable);
     assert_eq!((west.requests(), run.until("west.test", |_| true).await), (1, known.clone()));
 
-    // another URL, where another authority answers: the old one cannot verify it, and is kept
-    let (switch, body) = (Arc::clone(&rotated), numbered(&[&new], 2));
-    let moved = serve("west.test", &new, move |_, _| {
-        switch.store(true, Ordering::SeqCst);
-        Reply::Ok(body.clone())
-    })
-    .await;
-    run.targets.send_replace(map(&[target("west.test", &moved.url("/"), &new)]));
+    // another URL, where another authority answers: what is held cannot verify it, and is kept
+    let body = numbered(&[&new], 2);
+    let moved = serve("west.test", &new, move |_, _| Reply::Ok(body.clone())).await;
+    given.endpoint.url = EndpointUrl::parse(&moved.url("/")).unwrap();
+    run.targets.send_replace(map(&[given]));
     let failed = run.until("west.test", |state| state.failure.is_some()).await;
     assert_eq!(failed.failure.unwrap().problem, FetchProblem::EndpointCertificateUntrusted);
     assert_eq!(failed.latest, known.latest);
-    assert!(!rotated.load(Ordering::SeqCst));
+    assert_eq!(moved.requests(), 0);
     run.until_gone("east.test").await;
 
     // until the operator gives the right bundle
@@ -169,4 +166,29 @@ async fn changes_of_targets_are_followed_and_keep_what_is_known() {
 
     run.targets.send_replace(map(&[]));
     run.until_gone("west.test").await;
+}
+
+#[tokio::test]
+async fn a_bundle_given_by_the_operator_is_the_latest_until_the_next_fetch() {
+    let (ca, new) = (Ca::new(), Ca::new());
+    let body = numbered(&[&ca], 1);
+    let west = serve("west.test", &ca, move |_, _| Reply::Ok(body.clone())).await;
+    let mut run = start(HOUR, &[target("west.test", &west.url("/"), &ca)]);
+    run.until("west.test", |state| sequence(state) == Some(1)).await;
+    // first the bundle, then, before any fetch, the URL
+    let mut given = target("west.test", &west.url("/"), &new);
+    run.targets.send_replace(map(&[given.clone()]));
+    let east = serve("east.test", &ca, |_, _| Reply::HangUp).await;
+    run.targets.send_replace(map(&[given.clone(), target("east.test", &east.url("/"), &ca)]));
+    run.until("east.test", |state| state.failure.is_some()).await;
+    let body = numbered(&[&new], 2);
+    let moved =
+        serve("west.test", &new, move |_, n| if n == 0 { Reply::Ok(body.clone()) } else { Reply::HangUp })
+            .await;
+    given.endpoint.url = EndpointUrl::parse(&moved.url("/")).unwrap();
+    run.targets.send_replace(map(&[given]));
+    run.until("west.test", |state| sequence(state) == Some(2)).await;
+    run.refresh.refresh(&td("west.test"));
+    let failed = run.until("west.test", |state| state.failure.is_some()).await;
+    assert_eq!(failed.failure.unwrap().problem, FetchProblem::EndpointUnreachable, "believed, but cut");
 }

@@ -8,7 +8,7 @@ use crate::api::v1alpha1;
 ///
 /// # Errors
 /// Where a definition cannot be written as YAML, which would be a defect of this program.
-pub fn yaml() -> anyhow::Result<String> {
+pub(crate) fn yaml() -> anyhow::Result<String> {
     let mut out = String::new();
     for crd in v1alpha1::crds() {
         // By way of a JSON value, whose maps are sorted.
@@ -26,7 +26,7 @@ pub fn yaml() -> anyhow::Result<String> {
 ///
 /// # Errors
 /// Where standard output is closed.
-pub fn run() -> anyhow::Result<()> {
+pub(crate) fn run() -> anyhow::Result<()> {
     std::io::stdout().lock().write_all(yaml()?.as_bytes())?;
     Ok(())
 }

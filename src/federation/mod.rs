@@ -1,1 +1,25 @@
-//! Placeholder
+//! The exchange with the agents of other trust domains: one mutually authenticated stream a peer (`proto/federation.proto`).
+//!
+//! ```text
+//!  plans (watch) --> manager --> one actor a peer (peer) --> link: pumps frames of one stream
+//!                       |              ^      |                      |
+//!                    server -- streams-+      +-- client (dials)   session: pure rules, no I/O, no clock
+//!                                                                    |
+//!  states (watch) <--------------------------------------------- catalogue, convert
+//! ```
+
+pub mod catalogue;
+pub mod client;
+pub mod convert;
+pub mod manager;
+pub mod session;
+
+mod link;
+mod peer;
+mod rate;
+mod server;
+
+pub use manager::{Federation, FederationConfig, StartError, Timings};
+
+#[cfg(test)]
+mod tests;

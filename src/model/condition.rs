@@ -1,6 +1,6 @@
 //! Status conditions (the Kubernetes API conventions), whose reasons are enumerated in `api/v1alpha1`.
 
-use jiff::Timestamp;
+use std::borrow::Cow;
 
 /// `True`, `False` or `Unknown`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -32,24 +32,20 @@ impl From<bool> for Truth {
 pub struct Condition {
     pub kind: &'static str,
     pub status: Truth,
-    pub reason: &'static str,
+    /// In CamelCase.
+    pub reason: Cow<'static, str>,
     /// Names the object, the cause and what to do.
     pub message: String,
 }
 
 impl Condition {
     #[must_use]
-    pub fn new(kind: &'static str, status: impl Into<Truth>, reason: &'static str, message: String) -> Self {
-        Self { kind, status: status.into(), reason, message }
+    pub fn new(
+        kind: &'static str,
+        status: impl Into<Truth>,
+        reason: impl Into<Cow<'static, str>>,
+        message: String,
+    ) -> Self {
+        Self { kind, status: status.into(), reason: reason.into(), message }
     }
-}
-
-/// A condition as it stands in a status.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct StoredCondition {
-    pub kind: String,
-    pub status: String,
-    pub reason: String,
-    pub message: String,
-    pub last_transition: Timestamp,
 }

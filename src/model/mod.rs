@@ -2,6 +2,7 @@
 
 pub mod authority;
 pub mod bundle;
+pub mod change;
 pub mod condition;
 pub mod endpoint;
 pub mod import;

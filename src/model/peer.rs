@@ -8,7 +8,8 @@ use ipnet::IpNet;
 use jiff::Timestamp;
 
 use super::endpoint::BundleEndpoint;
-use super::{Bundle, ServiceName, SpiffeId, TrustDomain};
+use super::object::Kind;
+use super::{Bundle, OwnerRef, ServiceName, SpiffeId, TrustDomain};
 
 /// A TrustDomainPeer that is well formed.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -34,6 +35,14 @@ pub struct Peer {
     pub imports: Imports,
     pub on_disconnect: OnDisconnect,
     pub suspend: bool,
+}
+
+impl Peer {
+    /// The TrustDomainPeer as an owner of what is generated for it.
+    #[must_use]
+    pub fn owner(&self) -> OwnerRef {
+        OwnerRef { kind: Kind::TrustDomainPeer, name: self.object.clone(), uid: self.uid.clone() }
+    }
 }
 
 /// Where the first bundle comes from.

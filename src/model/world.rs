@@ -106,6 +106,8 @@ pub struct World {
     /// Kinds that the API server does not serve (no Istio here, say).
     pub absent: BTreeSet<Kind>,
     pub memory: BTreeMap<TrustDomain, PeerMemory>,
+    /// Objects that could not be written or deleted, with the store's word; empty again once it went well.
+    pub failures: Arc<BTreeMap<ObjectKey, String>>,
 }
 
 impl World {
@@ -131,6 +133,7 @@ impl World {
             read: BTreeSet::new(),
             absent: BTreeSet::new(),
             memory: BTreeMap::new(),
+            failures: Arc::default(),
         }
     }
 

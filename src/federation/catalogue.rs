@@ -1,0 +1,227 @@
+//! Catalogues on the wire: their version, their frames, and their assembly from frames.
+
+use std::collections::BTreeMap;
+use std::collections::btree_map::Entry;
+use std::ops::Bound;
+use std::sync::Arc;
+
+use prost::Message as _;
+use sha2::{Digest, Sha256};
+
+use super::convert::{printable, service_from_proto, service_to_proto};
+use crate::model::ServiceName;
+use crate::model::service::RemoteService;
+use crate::model::session::{Catalogue, CatalogueVersion};
+use crate::proto::federation::v1 as proto;
+
+/// Most services that are taken from a peer.
+pub const MAX_SERVICES: usize = 20_000;
+/// Most bytes of encoded services that are taken from a peer.
+pub const MAX_BYTES: usize = 16 * 1024 * 1024;
+/// Most bytes of one encoded service; one with more is refused for itself.
+pub const MAX_SERVICE_BYTES: usize = 512 * 1024;
+/// A frame of services ends before it is larger than this: under 1 MiB, with room for what stands around them.
+const FRAME_BYTES: usize = 1_000 * 1024;
+/// Most malformed entries that are remembered, and answered.
+const MAX_MALFORMED: usize = 100;
+/// The reason with which a malformed service is refused.
+pub const MALFORMED: &str = "Malformed";
+
+/// The version of a catalogue with these services: equal content has equal versions, whoever computes it.
+#[must_use]
+pub fn version_of(services: &BTreeMap<ServiceName, RemoteService>) -> CatalogueVersion {
+    version_of_encoded(services.values().map(encode).collect())
+}
+
+/// As [`version_of`], over services as they were received: what cannot be decoded counts too.
+fn version_of_encoded(mut encoded: Vec<Vec<u8>>) -> CatalogueVersion {
+    encoded.sort_unstable();
+    let mut hash = Sha256::new();
+    for service in &encoded {
+        hash.update((service.len() as u64).to_be_bytes());
+        hash.update(service);
+    }
+    hash.finalize().into()
+}
+
+/// The bytes of one service. One that no peer would take for its size stands there by its name alone, which the peer
+/// refuses as malformed, and says so.
+fn encode(service: &RemoteService) -> Vec<u8> {
+    let mut message = service_to_proto(service);
+    if message.encoded_len() > MAX_SERVICE_BYTES {
+        message = proto::Service { name: message.name, namespace: message.namespace, ..Default::default() };
+    }
+    message.encode_to_vec()
+}
+
+/// Hands out a catalogue frame by frame, so that it is never in memory twice.
+#[derive(Debug)]
+pub(super) struct Frames {
+    catalogue: Arc<Catalogue>,
+    after: Option<ServiceName>,
+}
+
+impl Frames {
+    pub(super) fn new(catalogue: Arc<Catalogue>) -> Self {
+        Self { catalogue, after: None }
+    }
+
+    pub(super) fn catalogue(&self) -> &Arc<Catalogue> {
+        &self.catalogue
+    }
+
+    /// The next frame; its `more` says whether to call again.
+    pub(super) fn next(&mut self) -> proto::CatalogueSnapshot {
+        let from = self.after.clone().map_or(Bound::Unbounded, Bound::Excluded);
+        let mut frame = proto::CatalogueSnapshot {
+            version: self.catalogue.version.to_vec(),
+            services: Vec::new(),
+            more: false,
+        };
+        let mut size = 0;
+        for (name, service) in self.catalogue.services.range((from, Bound::Unbounded)) {
+            let encoded = encode(service);
+            // tag and length
+            size += encoded.len() + 8;
+            if size > FRAME_BYTES {
+                frame.more = true;
+                break;
+            }
+            frame.services.push(encoded);
+            self.after = Some(name.clone());
+        }
+        frame
+    }
+}
+
+/// What of a catalogue breaks the protocol as a whole.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum CatalogueError {
+    #[error("a catalogue's version is 32 bytes")]
+    Version,
+    #[error("the catalogue has more than {MAX_SERVICES} services")]
+    Services,
+    #[error("the catalogue has more than {MAX_BYTES} bytes")]
+    Bytes,
+    #[error("the catalogue's version is not the hash of its content")]
+    Mismatch,
+}
+
+/// A whole catalogue from a peer.
+#[derive(Debug, PartialEq)]
+pub(super) struct Received {
+    pub(super) catalogue: Catalogue,
+    /// The answer to what is malformed in it.
+    pub(super) refused: Vec<proto::ServiceOutcome>,
+}
+
+/// Puts frames together. Frames of another version than the ones before start anew.
+#[derive(Debug, Default)]
+pub(super) struct Assembly {
+    version: Option<CatalogueVersion>,
+    encoded: Vec<Vec<u8>>,
+    bytes: usize,
+}
+
+impl Assembly {
+    /// Takes a frame; the catalogue once it is whole.
+    pub(super) fn push(
+        &mut self,
+        frame: proto::CatalogueSnapshot,
+    ) -> Result<Option<Received>, CatalogueError> {
+        let version: CatalogueVersion =
+            frame.version.as_slice().try_into().map_err(|_| CatalogueError::Version)?;
+        if self.version != Some(version) {
+            *self = Self { version: Some(version), ..Self::default() };
+        }
+        if self.encoded.len() + frame.services.len() > MAX_SERVICES {
+            return Err(CatalogueError::Services);
+        }
+        self.bytes += frame.services.iter().map(Vec::len).sum::<usize>();
+        if self.bytes > MAX_BYTES {
+            return Err(CatalogueError::Bytes);
+        }
+        self.encoded.extend(frame.services);
+        if frame.more {
+            return Ok(None);
+        }
+        let whole = std::mem::take(self);
+        let received = decode(version, &whole.encoded);
+        if version_of_encoded(whole.encoded) != version {
+            return Err(CatalogueError::Mismatch);
+        }
+        Ok(Some(received))
+    }
+}
+
+/// One service that is not well formed: by what it calls itself, and why.
+struct Malformed {
+    namespace: String,
+    name: String,
+    cause: String,
+}
+
+fn decode(version: CatalogueVersion, encoded: &[Vec<u8>]) -> Received {
+    let mut services = BTreeMap::new();
+    let mut twice = std::collections::BTreeSet::new();
+    let mut malformed = Vec::new();
+    for bytes in encoded {
+        match decode_service(bytes) {
+            Ok(service) => match services.entry(service.name.clone()) {
+                Entry::Vacant(entry) => {
+                    entry.insert(service);
+                }
+                Entry::Occupied(entry) => {
+                    twice.insert(entry.key().clone());
+                }
+            },
+            Err(one) if malformed.len() < MAX_MALFORMED => malformed.push(one),
+            Err(_) => {}
+        }
+    }
+    // which of the two is meant cannot be known
+    for name in twice {
+        services.remove(&name);
+        if malformed.len() < MAX_MALFORMED {
+            malformed.push(Malformed {
+                namespace: name.namespace().to_owned(),
+                name: name.name().to_owned(),
+                cause: "it is in the catalogue twice".to_owned(),
+            });
+        }
+    }
+    let label = |m: &Malformed| printable(&format!("{}.{}", m.name, m.namespace), 100);
+    let mut labelled: Vec<_> = malformed.iter().map(|m| (label(m), m.cause.clone())).collect();
+    labelled.sort_unstable();
+    Received {
+        catalogue: Catalogue { version, services, malformed: labelled },
+        refused: malformed.into_iter().map(refusal).collect(),
+    }
+}
+
+fn refusal(malformed: Malformed) -> proto::ServiceOutcome {
+    proto::ServiceOutcome {
+        name: malformed.name,
+        namespace: malformed.namespace,
+        imported: false,
+        reason: MALFORMED.to_owned(),
+        message: malformed.cause,
+    }
+}
+
+fn decode_service(bytes: &[u8]) -> Result<RemoteService, Malformed> {
+    let nameless = |cause: String| Malformed { namespace: String::new(), name: String::new(), cause };
+    if bytes.len() > MAX_SERVICE_BYTES {
+        return Err(nameless(format!("it has {} bytes, more than {MAX_SERVICE_BYTES}", bytes.len())));
+    }
+    let service = proto::Service::decode(bytes).map_err(|e| nameless(printable(&e.to_string(), 200)))?;
+    service_from_proto(&service).map_err(|error| Malformed {
+        namespace: printable(&service.namespace, 63),
+        name: printable(&service.name, 63),
+        cause: error.to_string(),
+    })
+}
+
+#[cfg(test)]
+#[path = "catalogue_tests.rs"]
+mod tests;

@@ -1,0 +1,465 @@
+//! The actor of one peer: dials, accepts, keeps one stream, and publishes how it stands.
+//!
+//! Of two streams between the same two domains, the one dialled by the trust domain that sorts first is kept: both sides
+//! know which that is, so they cannot each close the one that the other keeps. Of two that the same side dialled, the
+//! older is kept while the peer is heard on it. A stream counts once the peer's Hello has been read.
+
+use std::collections::BTreeMap;
+use std::pin::Pin;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Duration;
+
+use tokio::sync::{mpsc, watch};
+use tokio::task::JoinSet;
+use tokio::time::{Instant, sleep_until};
+
+use super::client::{Dialled, Target, dial};
+use super::link::{Connection, Link, LinkEvent, Parting, Proof, Stream};
+use super::manager::{States, Timings};
+use super::session::{End, Heard, Session};
+use crate::identity::peer_tls::{Authorize, PeerRefusal, judge};
+use crate::identity::source::IdentitySource;
+use crate::identity::verify::Role;
+use crate::model::own::Identity;
+use crate::model::session::{GoodbyeReason, LinkIntent, LinkPlan, LinkState, SessionState};
+use crate::model::{SpiffeId, TrustDomain};
+
+/// What the actor is given at its start.
+pub(super) struct Inputs {
+    pub(super) plan: watch::Receiver<Arc<LinkPlan>>,
+    pub(super) inbound: mpsc::Receiver<Stream>,
+    /// Set once the actor is to end, with what the peer is told.
+    pub(super) stop: watch::Receiver<Parting>,
+    pub(super) source: IdentitySource,
+    pub(super) states: States,
+    pub(super) timings: Timings,
+}
+
+/// A stream as the actor sees it.
+struct LinkHandle {
+    proof: Proof,
+    parting: watch::Sender<Parting>,
+    last_heard: Arc<AtomicU64>,
+    opened: Option<Instant>,
+    heard: Heard,
+    ended: bool,
+}
+
+type Dialling = Pin<Box<dyn Future<Output = Result<Dialled, LinkState>> + Send>>;
+
+pub(super) struct Actor {
+    peer: TrustDomain,
+    plan: Arc<LinkPlan>,
+    plans: watch::Receiver<Arc<LinkPlan>>,
+    /// The plan as the links follow it.
+    planned: watch::Sender<Arc<LinkPlan>>,
+    source: IdentitySource,
+    states: States,
+    timings: Timings,
+    origin: Instant,
+    links: BTreeMap<u64, LinkHandle>,
+    next_number: u64,
+    /// The stream that counts.
+    current: Option<u64>,
+    events: mpsc::Sender<(u64, LinkEvent)>,
+    tasks: JoinSet<()>,
+    dialling: Option<Dialling>,
+    failures: u32,
+    next_dial: Instant,
+    stopping: Parting,
+}
+
+impl Actor {
+    /// Runs until told to stop and everything said is flushed.
+    pub(super) async fn run(inputs: Inputs) {
+        let Inputs { plan: plans, mut inbound, mut stop, source, states, timings } = inputs;
+        let mut identity = source.subscribe();
+        let mut new_plans = plans.clone();
+        let (events, mut happened) = mpsc::channel(16);
+        let mut actor = Self::new(plans, source, states, timings, events);
+        loop {
+            actor.act();
+            if actor.stopping.is_some() && actor.links.is_empty() {
+                return;
+            }
+            let wake = actor.wake();
+            tokio::select! {
+                Ok(stopping) = stop.wait_for(Option::is_some), if actor.stopping.is_none() => {
+                    let stopping = stopping.clone();
+                    actor.stopping = stopping;
+                }
+                Ok(()) = new_plans.changed() => actor.on_plan(),
+                Ok(()) = identity.changed() => {
+                    let now = identity.borrow_and_update().clone();
+                    actor.on_identity(now.as_deref());
+                }
+                Some(stream) = inbound.recv() => actor.on_inbound(stream),
+                Some((number, event)) = happened.recv() => actor.on_event(number, event),
+                result = dialled(&mut actor.dialling) => actor.on_dialled(result),
+                Some(_) = actor.tasks.join_next(), if !actor.tasks.is_empty() => {}
+                () = sleep_until(wake.unwrap_or_else(Instant::now)), if wake.is_some() => {}
+            }
+        }
+    }
+
+    fn new(
+        plans: watch::Receiver<Arc<LinkPlan>>,
+        source: IdentitySource,
+        states: States,
+        timings: Timings,
+        events: mpsc::Sender<(u64, LinkEvent)>,
+    ) -> Self {
+        let plan = plans.borrow().clone();
+        let now = Instant::now();
+        let wait = if plan.dials_first { Duration::ZERO } else { timings.other_side };
+        Self {
+            peer: plan.trust_domain.clone(),
+            planned: watch::Sender::new(Arc::clone(&plan)),
+            plan,
+            plans,
+            source,
+            states,
+            timings,
+            origin: now,
+            links: BTreeMap::new(),
+            next_number: 0,
+            current: None,
+            events,
+            tasks: JoinSet::new(),
+            dialling: None,
+            failures: 0,
+            next_dial: now + wait,
+            stopping: None,
+        }
+    }
+
+    /// Does what is due now.
+    fn act(&mut self) {
+        let parting = self.stopping.clone().or_else(|| match self.plan.intent {
+            LinkIntent::Connect => None,
+            LinkIntent::Part(reason) => Some((reason, "as configured".to_owned())),
+        });
+        if let Some((reason, text)) = parting {
+            self.dialling = None;
+            self.part_all(reason, &text);
+            if self.links.is_empty() && self.stopping.is_none() {
+                self.update(|state| state.parted = true);
+            }
+        } else if self.wants_to_dial() && self.next_dial <= Instant::now() {
+            let target = Target {
+                trust_domain: self.peer.clone(),
+                addresses: self.plan.addresses.clone(),
+                authorize: self.authorize(),
+                source: self.source.clone(),
+            };
+            self.dialling = Some(Box::pin(dial(target, self.timings)));
+        }
+    }
+
+    fn wants_to_dial(&self) -> bool {
+        self.stopping.is_none()
+            && self.plan.intent == LinkIntent::Connect
+            && !self.plan.addresses.is_empty()
+            && self.dialling.is_none()
+            && self.links.values().all(|link| link.ended)
+            && self.source.current().is_some()
+    }
+
+    fn wake(&self) -> Option<Instant> {
+        self.wants_to_dial().then_some(self.next_dial)
+    }
+
+    fn authorize(&self) -> Authorize {
+        let plan = Arc::clone(&self.plan);
+        Arc::new(move |id: &SpiffeId| plan.agent_ids.contains(id))
+    }
+
+    fn on_plan(&mut self) {
+        let plan = self.plans.borrow_and_update().clone();
+        let old = std::mem::replace(&mut self.plan, Arc::clone(&plan));
+        self.planned.send_replace(Arc::clone(&plan));
+        if plan.intent != old.intent {
+            self.update(|state| state.parted = false);
+        }
+        if plan.agent_ids != old.agent_ids {
+            self.judge_again();
+        }
+        let mended = plan.agent_ids != old.agent_ids
+            || plan.addresses != old.addresses
+            || plan.intent != old.intent
+            || plan.dials_first != old.dials_first;
+        if mended {
+            self.dial_soon();
+        }
+    }
+
+    fn on_identity(&mut self, identity: Option<&Identity>) {
+        if identity.is_some() {
+            self.judge_again();
+            self.dial_soon();
+        }
+    }
+
+    /// Something changed that may mend what kept us apart.
+    fn dial_soon(&mut self) {
+        self.failures = 0;
+        let wait = if self.plan.dials_first { Duration::ZERO } else { self.timings.other_side };
+        self.next_dial = self.next_dial.min(Instant::now() + wait);
+    }
+
+    /// Judges the chains of running streams by the bundles and IDs of now.
+    fn judge_again(&mut self) {
+        let authorize = self.authorize();
+        let mut refused = Vec::new();
+        for (number, link) in self.links.iter().filter(|(_, link)| !link.ended) {
+            let Proof { chain, role, at, .. } = &link.proof;
+            if let Err(refusal) = judge(&self.source, &authorize, chain, *role, *at) {
+                refused.push((*number, refusal));
+            }
+        }
+        for (number, refusal) in refused {
+            tracing::warn!(peer = %self.peer, %refusal, "the peer is no longer trusted");
+            let message = format!("the stream of the agent of {} is closed: {refusal}", self.peer);
+            self.part(number, GoodbyeReason::NotTrusted, &refusal.to_string());
+            if self.current == Some(number) {
+                self.current = None;
+                self.set_link(match refusal {
+                    PeerRefusal::NotAccepted(_) => LinkState::WrongPeerId { message },
+                    PeerRefusal::Svid(_) | PeerRefusal::NoIdentity => LinkState::Unverified { message },
+                });
+                self.schedule();
+            }
+        }
+    }
+
+    fn on_inbound(&mut self, stream: Stream) {
+        let wanted = self.stopping.is_none() && self.plan.intent == LinkIntent::Connect;
+        let refused = wanted && !self.is_kept_over_current(&stream.proof);
+        if let Some(number) = self.start(stream)
+            && refused
+        {
+            self.part(number, GoodbyeReason::AlreadyConnected, "another stream is kept");
+        }
+    }
+
+    fn on_dialled(&mut self, result: Result<Dialled, LinkState>) {
+        self.dialling = None;
+        match result {
+            Ok(Dialled { id, chain, at, frames, out, channel }) => {
+                let proof = Proof { id, chain, role: Role::Server, at };
+                self.start(Stream { proof, frames, out, connection: Connection::Dialled(channel) });
+            }
+            Err(state) => {
+                self.failures += 1;
+                self.schedule();
+                self.set_failed(state);
+            }
+        }
+    }
+
+    /// Starts the exchange on a stream; `None` where we have no identity.
+    fn start(&mut self, stream: Stream) -> Option<u64> {
+        let own = self.source.current()?.identity.trust_domain.clone();
+        let limits = self.timings.session;
+        let session = Session::new(&own, &self.plan, limits, self.origin.elapsed());
+        let number = self.next_number;
+        self.next_number += 1;
+        let parting = watch::Sender::new(None);
+        let last_heard = Arc::new(AtomicU64::new(0));
+        let link = Link {
+            number,
+            plan: self.planned.subscribe(),
+            parting: parting.subscribe(),
+            events: self.events.clone(),
+            last_heard: Arc::clone(&last_heard),
+            origin: self.origin,
+            tick: limits.heartbeat.min(limits.silence).min(limits.hello) / 4,
+            goodbye: self.timings.goodbye,
+        };
+        let proof = stream.proof.clone();
+        let heard = Heard::default();
+        self.links
+            .insert(number, LinkHandle { proof, parting, last_heard, opened: None, heard, ended: false });
+        self.tasks.spawn(link.run(stream, session));
+        Some(number)
+    }
+
+    /// Whether a stream with this proof takes the place of the one that counts.
+    fn is_kept_over_current(&self, newcomer: &Proof) -> bool {
+        let Some(current) = self.current.and_then(|number| self.links.get(&number)) else { return true };
+        let Some(svids) = self.source.current() else { return false };
+        let we_sort_first = svids.identity.trust_domain.as_str() < self.peer.as_str();
+        let preferred = |proof: &Proof| (proof.role == Role::Server) == we_sort_first;
+        let silent = {
+            let heard = Duration::from_millis(current.last_heard.load(Ordering::Relaxed));
+            let since_opened = current.opened.map_or(Duration::MAX, |at| at.elapsed());
+            self.origin.elapsed().saturating_sub(heard).min(since_opened)
+        };
+        let is_dead = silent > self.timings.session.heartbeat.mul_f64(1.5);
+        is_dead || (preferred(newcomer) && !preferred(&current.proof))
+    }
+
+    fn on_event(&mut self, number: u64, event: LinkEvent) {
+        match event {
+            LinkEvent::Open => self.on_open(number),
+            LinkEvent::Heard(heard) => {
+                if let Some(link) = self.links.get_mut(&number) {
+                    link.heard = *heard;
+                }
+                if self.current == Some(number) {
+                    self.publish_heard(number);
+                }
+            }
+            LinkEvent::Ended(end) => self.on_end(number, end),
+            LinkEvent::Closed => {
+                self.links.remove(&number);
+            }
+        }
+    }
+
+    fn on_open(&mut self, number: u64) {
+        let Some(link) = self.links.get_mut(&number) else { return };
+        if link.ended || link.parting.borrow().is_some() {
+            return;
+        }
+        link.opened = Some(Instant::now());
+        let (proof, dialled) = (link.proof.clone(), link.proof.role == Role::Server);
+        if !self.is_kept_over_current(&proof) {
+            return self.part(number, GoodbyeReason::AlreadyConnected, "another stream is kept");
+        }
+        if let Some(old) = self.current.replace(number) {
+            self.part(old, GoodbyeReason::AlreadyConnected, "another stream is kept");
+        }
+        // what was being dialled would be refused
+        self.dialling = None;
+        tracing::info!(peer = %self.peer, id = %proof.id, dialled, "connected");
+        self.set_link(LinkState::Connected);
+        self.publish_heard(number);
+    }
+
+    fn on_end(&mut self, number: u64, end: End) {
+        let was_current = self.current == Some(number);
+        let Some(link) = self.links.get_mut(&number) else { return };
+        link.ended = true;
+        let dialled = link.proof.role == Role::Server;
+        let lived = link.opened.map_or(Duration::ZERO, |at| at.elapsed());
+        if was_current {
+            self.current = None;
+        } else if self.current.is_some() {
+            return;
+        }
+        // a stream that is accepted and ended at once must not be dialled without pause
+        self.failures =
+            if lived >= self.timings.session.heartbeat { 0 } else { self.failures.saturating_add(1) };
+        if was_current || dialled {
+            self.schedule();
+        }
+        tracing::info!(peer = %self.peer, ?end, "the exchange ended");
+        match end {
+            End::Link(state) if was_current => self.set_link(state),
+            // someone who dials us and breaks off has not shown that we cannot reach the peer
+            End::Link(state) if dialled || matches!(state, LinkState::Parted { .. }) => {
+                self.set_failed(state)
+            }
+            End::Ours(_) | End::AlreadyConnected if was_current => self.set_link(LinkState::Idle),
+            End::Link(_) | End::Ours(_) | End::AlreadyConnected => {}
+        }
+    }
+
+    fn part_all(&mut self, reason: GoodbyeReason, text: &str) {
+        let numbers: Vec<u64> = self.links.keys().copied().collect();
+        for number in numbers {
+            self.part(number, reason, text);
+        }
+    }
+
+    fn part(&mut self, number: u64, reason: GoodbyeReason, text: &str) {
+        if let Some(link) = self.links.get(&number) {
+            link.parting.send_if_modified(|parting| {
+                let first = parting.is_none();
+                if first {
+                    *parting = Some((reason, text.to_owned()));
+                }
+                first
+            });
+        }
+    }
+
+    /// Sets when to dial next: full jitter, so that agents that lost one peer do not come back in step.
+    fn schedule(&mut self) {
+        let Timings { backoff_min, backoff_max, other_side, .. } = self.timings;
+        let pause = backoff(self.failures, backoff_min, backoff_max, rand::random());
+        let turn = if self.plan.dials_first { Duration::ZERO } else { other_side };
+        self.next_dial = Instant::now() + pause + turn;
+    }
+
+    fn publish_heard(&mut self, number: u64) {
+        let Some(link) = self.links.get(&number) else { return };
+        let Heard { remote, catalogue, acknowledged } = link.heard.clone();
+        self.update(|state| {
+            // what was heard before stands until the peer says otherwise
+            state.remote = remote.or_else(|| state.remote.take());
+            state.catalogue = catalogue.or_else(|| state.catalogue.take());
+            state.acknowledged = acknowledged.or_else(|| state.acknowledged.take());
+        });
+    }
+
+    /// What an attempt showed, while no stream stands. A peer that ended the relationship or suspended it has said why
+    /// it is not reached or refuses us: that stands until it comes back, or is someone else.
+    fn set_failed(&mut self, link: LinkState) {
+        if self.current.is_some() {
+            return;
+        }
+        let tells_less = matches!(link, LinkState::Unreachable { .. } | LinkState::Refused { .. });
+        self.update_link(link, |known| {
+            let LinkState::Parted { reason, .. } = known else { return false };
+            tells_less && matches!(reason, GoodbyeReason::RelationshipEnded | GoodbyeReason::Suspended)
+        });
+    }
+
+    fn set_link(&mut self, link: LinkState) {
+        self.update_link(link, |_| false);
+    }
+
+    fn update_link(&mut self, link: LinkState, keep: impl FnOnce(&LinkState) -> bool) {
+        self.update(|state| {
+            if state.link != link && !keep(&state.link) {
+                state.link = link;
+                state.since = crate::clock::now();
+            }
+        });
+    }
+
+    fn update(&self, change: impl FnOnce(&mut SessionState)) {
+        self.states.update(&self.peer, change);
+    }
+}
+
+/// Between a tenth of it and all of it, at random, of a ceiling that doubles with each failure.
+fn backoff(failures: u32, min: Duration, max: Duration, random: f64) -> Duration {
+    let doubled = 1_u32.checked_shl(failures.saturating_sub(1)).unwrap_or(u32::MAX);
+    let ceiling = min.saturating_mul(doubled).min(max);
+    ceiling.mul_f64(random.clamp(0.1, 1.0))
+}
+
+async fn dialled(dialling: &mut Option<Dialling>) -> Result<Dialled, LinkState> {
+    match dialling {
+        Some(dialling) => dialling.await,
+        None => std::future::pending().await,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_pause_doubles_to_its_limit_and_is_spread() {
+        let (min, max) = (Duration::from_secs(1), Duration::from_secs(30));
+        let longest = |failures| backoff(failures, min, max, 1.0).as_secs();
+        assert_eq!([0, 1, 2, 3, 5, 6, 33, u32::MAX].map(longest), [1, 1, 2, 4, 16, 30, 30, 30]);
+        assert_eq!(backoff(6, min, max, 0.0), Duration::from_secs(3));
+        assert_eq!(backoff(6, min, max, 0.5), Duration::from_secs(15));
+    }
+}

@@ -1,0 +1,335 @@
+//! The listener that faces peers: handshakes, bounded in number, time and rate, then the exchange for whoever proved to
+//! be a peer's agent. A stranger that is refused is evidence for the log and changes nothing else.
+
+use std::collections::BTreeMap;
+use std::io;
+use std::net::{IpAddr, Ipv6Addr};
+use std::pin::Pin;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::task::{Context, Poll};
+use std::time::Duration;
+
+use rustls::ServerConfig;
+use rustls::pki_types::{CertificateDer, UnixTime};
+use tokio::io::{AsyncRead, AsyncReadExt as _, AsyncWrite, AsyncWriteExt as _, ReadBuf};
+use tokio::net::{TcpListener, TcpStream};
+use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc};
+use tokio::task::JoinSet;
+use tokio::time::{Instant, Sleep, sleep, timeout};
+use tokio_rustls::TlsAcceptor;
+use tokio_rustls::server::TlsStream;
+use tokio_stream::StreamExt as _;
+use tokio_stream::wrappers::ReceiverStream;
+use tokio_util::sync::{CancellationToken, WaitForCancellationFutureOwned};
+use tonic::transport::Server;
+use tonic::transport::server::Connected;
+use tonic::{Request, Response, Status, Streaming};
+
+use super::link::{Connection, Proof, Stream};
+use super::manager::{Hub, KEEPALIVE, MAX_FRAME, QUEUE, Timings, unix_now};
+use super::rate::TokenBucket;
+use crate::identity::peer_tls::{ALPN_HTTP2, PeerRefusal, judge};
+use crate::identity::verify::Role;
+use crate::model::TrustDomain;
+use crate::proto::federation::v1::Frame;
+use crate::proto::federation::v1::federation_server::{Federation, FederationServer};
+
+/// Handshakes at one time.
+const HANDSHAKES: usize = 256;
+/// Connections of one peer at one time: its agents, and what they have not closed yet.
+const CONNECTIONS_A_PEER: usize = 16;
+/// Sources whose rate is remembered.
+const SOURCES: usize = 10_000;
+/// What is still read of a client that was refused, so that it can read the alert (RFC 8446, section 6.1: a reset
+/// would overtake it), and for how long.
+const LINGER_BYTES: u64 = 64 * 1024;
+const LINGER: Duration = Duration::from_secs(1);
+
+/// Serves until `cancel`.
+pub(super) async fn serve(
+    listener: TcpListener,
+    tls: Arc<ServerConfig>,
+    hub: Arc<Hub>,
+    timings: Timings,
+    cancel: CancellationToken,
+) -> Result<(), tonic::transport::Error> {
+    let (ready, connections) = mpsc::channel(16);
+    let service = FederationServer::new(Exchange(Arc::clone(&hub))).max_decoding_message_size(MAX_FRAME);
+    let accepting = Acceptor { tls: TlsAcceptor::from(tls), hub, timings, ready }.run(listener);
+    let serving = Server::builder()
+        .http2_keepalive_interval(Some(KEEPALIVE))
+        .http2_keepalive_timeout(Some(KEEPALIVE))
+        .max_concurrent_streams(4)
+        .add_service(service)
+        .serve_with_incoming(ReceiverStream::new(connections).map(Ok::<_, io::Error>));
+    tokio::select! {
+        () = cancel.cancelled() => Ok(()),
+        () = accepting => Ok(()),
+        result = serving => result,
+    }
+}
+
+struct Acceptor {
+    tls: TlsAcceptor,
+    hub: Arc<Hub>,
+    timings: Timings,
+    ready: mpsc::Sender<PeerConnection>,
+}
+
+impl Acceptor {
+    async fn run(self, listener: TcpListener) {
+        let mut handshakes = JoinSet::new();
+        let mut sources = Sources::new(self.timings);
+        loop {
+            while handshakes.len() >= HANDSHAKES {
+                handshakes.join_next().await;
+            }
+            tokio::select! {
+                Some(_) = handshakes.join_next(), if !handshakes.is_empty() => {}
+                accepted = listener.accept() => match accepted {
+                    Ok((tcp, address)) => {
+                        if sources.allow(address.ip()) {
+                            handshakes.spawn(self.handshake(tcp, address.ip()));
+                        }
+                    }
+                    Err(error) => {
+                        // of this connection, or of the process (too many files): not of the listener
+                        tracing::warn!(%error, "a connection of a peer cannot be accepted");
+                        sleep(Duration::from_millis(100)).await;
+                    }
+                }
+            }
+        }
+    }
+
+    fn handshake(&self, tcp: TcpStream, source: IpAddr) -> impl Future<Output = ()> + Send + 'static {
+        let (tls, hub) = (self.tls.clone(), Arc::clone(&self.hub));
+        let (ready, timings) = (self.ready.clone(), self.timings);
+        async move {
+            let accepted = timeout(timings.handshake, accept(&tls, tcp)).await;
+            let stream = match accepted.unwrap_or_else(|_| Err(io::ErrorKind::TimedOut.into())) {
+                Ok(stream) => stream,
+                Err(cause) => return hub.evidence(source, &cause),
+            };
+            match PeerConnection::new(stream, &hub, timings.handshake) {
+                Ok(connection) => {
+                    let _ = ready.send(connection).await;
+                }
+                Err(cause) => hub.evidence(source, &cause),
+            }
+        }
+    }
+}
+
+async fn accept(tls: &TlsAcceptor, tcp: TcpStream) -> io::Result<TlsStream<TcpStream>> {
+    let _ = tcp.set_nodelay(true);
+    match tls.accept(tcp).into_fallible().await {
+        Ok(stream) => Ok(stream),
+        Err((cause, mut tcp)) => {
+            let _ = tcp.shutdown().await;
+            let mut rest = tcp.take(LINGER_BYTES);
+            let _ = timeout(LINGER, tokio::io::copy(&mut rest, &mut tokio::io::sink())).await;
+            Err(cause)
+        }
+    }
+}
+
+/// How often each source may connect.
+struct Sources {
+    origin: Instant,
+    per_second: u32,
+    burst: u32,
+    buckets: BTreeMap<IpAddr, TokenBucket>,
+}
+
+impl Sources {
+    fn new(timings: Timings) -> Self {
+        let (per_second, burst) = (timings.connections_per_second, timings.connections_burst);
+        Self { origin: Instant::now(), per_second, burst, buckets: BTreeMap::new() }
+    }
+
+    fn allow(&mut self, source: IpAddr) -> bool {
+        let now = self.origin.elapsed();
+        let source = network(source);
+        if self.buckets.len() >= SOURCES && !self.buckets.contains_key(&source) {
+            self.buckets.retain(|_, bucket| !bucket.is_full(now));
+            if self.buckets.len() >= SOURCES {
+                return false;
+            }
+        }
+        let fresh = || TokenBucket::new(self.per_second, self.burst, now);
+        self.buckets.entry(source).or_insert_with(fresh).take(now)
+    }
+}
+
+/// Who has one address of IPv6 has the whole /64.
+fn network(source: IpAddr) -> IpAddr {
+    match source.to_canonical() {
+        IpAddr::V4(address) => IpAddr::V4(address),
+        IpAddr::V6(address) => IpAddr::V6(Ipv6Addr::from_bits(address.to_bits() & !u128::from(u64::MAX))),
+    }
+}
+
+/// Who is at the other end of a connection; the handler gets it with each call.
+#[derive(Clone)]
+pub(super) struct Peer {
+    proof: Proof,
+    used: Arc<AtomicBool>,
+    close: CancellationToken,
+}
+
+/// A connection of a peer's agent. It carries one exchange: it closes when that ends, or where none begins in time.
+struct PeerConnection {
+    stream: TlsStream<TcpStream>,
+    peer: Peer,
+    closed: Pin<Box<WaitForCancellationFutureOwned>>,
+    unused: Pin<Box<Sleep>>,
+    _place: OwnedSemaphorePermit,
+}
+
+impl PeerConnection {
+    fn new(stream: TlsStream<TcpStream>, hub: &Hub, patience: Duration) -> io::Result<Self> {
+        let connection = stream.get_ref().1;
+        if connection.alpn_protocol() != Some(ALPN_HTTP2) {
+            return Err(io::Error::other("the client does not speak HTTP/2 (ALPN h2)"));
+        }
+        let chain: Vec<_> = connection
+            .peer_certificates()
+            .unwrap_or_default()
+            .iter()
+            .map(|c| c.clone().into_owned())
+            .collect();
+        let at = unix_now();
+        let id = hub.judge(&chain, at).map_err(io::Error::other)?;
+        let place = hub
+            .place(id.trust_domain())
+            .ok_or_else(|| io::Error::other(format!("{id} has {CONNECTIONS_A_PEER} connections already")))?;
+        let proof = Proof { id, chain, role: Role::Client, at };
+        let close = CancellationToken::new();
+        Ok(Self {
+            stream,
+            closed: Box::pin(close.clone().cancelled_owned()),
+            unused: Box::pin(sleep(patience)),
+            peer: Peer { proof, used: Arc::new(AtomicBool::new(false)), close },
+            _place: place,
+        })
+    }
+}
+
+impl Hub {
+    fn judge(
+        &self,
+        chain: &[CertificateDer<'static>],
+        at: UnixTime,
+    ) -> Result<crate::model::SpiffeId, PeerRefusal> {
+        judge(&self.source, &self.authorize, chain, Role::Client, at)
+    }
+
+    fn place(&self, trust_domain: &TrustDomain) -> Option<OwnedSemaphorePermit> {
+        let mut places = self.places.lock().unwrap_or_else(PoisonError::into_inner);
+        let semaphore = places
+            .entry(trust_domain.clone())
+            .or_insert_with(|| Arc::new(Semaphore::new(CONNECTIONS_A_PEER)));
+        Arc::clone(semaphore).try_acquire_owned().ok()
+    }
+
+    /// Logs that someone was refused, at most once a second.
+    fn evidence(&self, source: IpAddr, cause: &io::Error) {
+        let mut limit = self.evidence.lock().unwrap_or_else(PoisonError::into_inner);
+        if limit.take(self.origin.elapsed()) {
+            tracing::info!(%source, %cause, "a connection to the peers' port was refused");
+        }
+    }
+}
+
+/// Places for the connections of each peer.
+pub(super) type Places = Mutex<BTreeMap<TrustDomain, Arc<Semaphore>>>;
+
+impl Connected for PeerConnection {
+    type ConnectInfo = Peer;
+
+    fn connect_info(&self) -> Peer {
+        self.peer.clone()
+    }
+}
+
+impl AsyncRead for PeerConnection {
+    fn poll_read(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        buffer: &mut ReadBuf<'_>,
+    ) -> Poll<io::Result<()>> {
+        if self.closed.as_mut().poll(cx).is_ready() {
+            return Poll::Ready(Ok(()));
+        }
+        if !self.peer.used.load(Ordering::Relaxed) && self.unused.as_mut().poll(cx).is_ready() {
+            return Poll::Ready(Err(io::ErrorKind::TimedOut.into()));
+        }
+        Pin::new(&mut self.stream).poll_read(cx, buffer)
+    }
+}
+
+impl AsyncWrite for PeerConnection {
+    fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, data: &[u8]) -> Poll<io::Result<usize>> {
+        Pin::new(&mut self.stream).poll_write(cx, data)
+    }
+
+    fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.stream).poll_flush(cx)
+    }
+
+    fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.stream).poll_shutdown(cx)
+    }
+}
+
+/// The gRPC service: hands each stream to the actor of its peer.
+struct Exchange(Arc<Hub>);
+
+#[tonic::async_trait]
+impl Federation for Exchange {
+    type ExchangeStream = Pin<Box<dyn tokio_stream::Stream<Item = Result<Frame, Status>> + Send + 'static>>;
+
+    async fn exchange(
+        &self,
+        request: Request<Streaming<Frame>>,
+    ) -> Result<Response<Self::ExchangeStream>, Status> {
+        let peer = request.extensions().get::<Peer>().cloned();
+        let Peer { proof, used, close } = peer.ok_or_else(|| Status::internal("no peer"))?;
+        if used.swap(true, Ordering::Relaxed) {
+            return Err(Status::failed_precondition("a connection carries one exchange"));
+        }
+        // from here on, the connection ends with the exchange
+        let connection = Connection::Accepted(close.drop_guard());
+        // time has passed since the handshake
+        self.0.judge(&proof.chain, proof.at).map_err(|e| Status::permission_denied(e.to_string()))?;
+        let (out, frames) = mpsc::channel(QUEUE);
+        let trust_domain = proof.id.trust_domain().clone();
+        let stream = Stream { proof, frames: request.into_inner(), out, connection };
+        if !self.0.hand_over(&trust_domain, stream) {
+            return Err(Status::unavailable("not ready for an exchange"));
+        }
+        Ok(Response::new(Box::pin(ReceiverStream::new(frames).map(Ok))))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_source_is_a_network_and_cannot_crowd_out_another() {
+        let mut sources =
+            Sources::new(Timings { connections_per_second: 1, connections_burst: 3, ..Timings::default() });
+        let ip = |text: &str| text.parse::<IpAddr>().unwrap();
+        assert_eq!((0..10).filter(|n| sources.allow(ip(&format!("2001:db8::{n}")))).count(), 3);
+        assert!(sources.allow(ip("2001:db8:0:1::1")));
+        assert!(sources.allow(ip("192.0.2.1")));
+        assert_eq!(network(ip("::ffff:192.0.2.1")), ip("192.0.2.1"));
+        for n in 0..2 * SOURCES {
+            sources.allow(ip(&format!("10.{}.{}.{}", n / 65_536, n / 256 % 256, n % 256)));
+        }
+        assert!(sources.buckets.len() <= SOURCES);
+    }
+}

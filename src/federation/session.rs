@@ -1,0 +1,416 @@
+//! The rules of one exchange: what is said, when, and what is made of what the peer says. No I/O and no clock: frames
+//! and times come in, frames are taken out one by one as the stream has room, so that nothing piles up here.
+
+use std::collections::{BTreeMap, VecDeque};
+use std::sync::Arc;
+use std::time::Duration;
+
+use super::catalogue::{Assembly, Frames, Received};
+use super::convert::{
+    goodbye_from_proto, goodbye_to_proto, message, outcome_from_proto, outcome_to_proto, printable,
+    report_from_proto, report_to_proto,
+};
+use super::rate::TokenBucket;
+use crate::model::session::{
+    Acknowledgement, Catalogue, CatalogueVersion, GoodbyeReason, LinkPlan, LinkState, Refusal, TrustReport,
+};
+use crate::model::{ServiceName, TrustDomain, service::Outcome};
+use crate::proto::federation::v1::{
+    CatalogueAck, CatalogueSnapshot, Frame, Heartbeat, Hello, ServiceOutcome, frame::Body,
+};
+
+/// The version of the protocol that is spoken here.
+pub const PROTOCOL_VERSION: u32 = 1;
+/// Most outcomes in one frame: with the longest messages well under 1 MiB.
+const OUTCOMES_A_FRAME: usize = 200;
+
+/// The times and rates of an exchange.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct SessionLimits {
+    /// How often something is said.
+    pub heartbeat: Duration,
+    /// How long the peer may be silent.
+    pub silence: Duration,
+    /// How long the peer may take for its Hello.
+    pub hello: Duration,
+    pub frames_per_second: u32,
+    pub frames_burst: u32,
+}
+
+impl Default for SessionLimits {
+    fn default() -> Self {
+        Self {
+            heartbeat: Duration::from_secs(10),
+            silence: Duration::from_secs(30),
+            hello: Duration::from_secs(10),
+            frames_per_second: 100,
+            frames_burst: 1_000,
+        }
+    }
+}
+
+/// What the peer has said in this exchange.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Heard {
+    pub remote: Option<TrustReport>,
+    pub catalogue: Option<Arc<Catalogue>>,
+    pub acknowledged: Option<Acknowledgement>,
+}
+
+/// How an exchange ended, as far as the peer is concerned.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum End {
+    /// We said goodbye.
+    Ours(GoodbyeReason),
+    /// The other stream between the two is kept.
+    AlreadyConnected,
+    /// What there is to say of the peer.
+    Link(LinkState),
+}
+
+/// What is to be sent; each is taken out when the stream has room for it.
+#[derive(Debug, Default)]
+struct Outgoing {
+    hello: Option<Hello>,
+    goodbye: Option<(GoodbyeReason, String)>,
+    report: bool,
+    catalogue: bool,
+    /// The catalogue that is being sent; a newer one waits until it is out, or a busy exporter would finish none.
+    frames: Option<Frames>,
+    answer: bool,
+    answer_frames: VecDeque<CatalogueAck>,
+}
+
+/// One exchange. `now` is the time since any fixed moment, the same in all calls.
+#[derive(Debug)]
+pub struct Session {
+    peer: TrustDomain,
+    limits: SessionLimits,
+    started: Duration,
+    last_heard: Duration,
+    last_sent: Duration,
+    heartbeats: u64,
+    spoken: Option<u32>,
+    bucket: TokenBucket,
+    outgoing: Outgoing,
+
+    // ours
+    report: TrustReport,
+    catalogue: Arc<Catalogue>,
+    outcomes: BTreeMap<ServiceName, Outcome>,
+    answered: Option<CatalogueVersion>,
+    /// The catalogue that the peer has been sent whole.
+    offered: Option<Arc<Catalogue>>,
+
+    // the peer's
+    assembly: Assembly,
+    refused: Vec<ServiceOutcome>,
+    answers: Option<Acknowledgement>,
+    heard: Heard,
+    revision: u64,
+    end: Option<End>,
+}
+
+impl Session {
+    #[must_use]
+    pub fn new(own: &TrustDomain, plan: &LinkPlan, limits: SessionLimits, now: Duration) -> Self {
+        let hello = Hello {
+            protocol_version: PROTOCOL_VERSION,
+            agent_version: env!("CARGO_PKG_VERSION").to_owned(),
+            trust_domain: own.to_string(),
+        };
+        Self {
+            peer: plan.trust_domain.clone(),
+            limits,
+            started: now,
+            last_heard: now,
+            last_sent: now,
+            heartbeats: 0,
+            spoken: None,
+            bucket: TokenBucket::new(limits.frames_per_second, limits.frames_burst, now),
+            outgoing: Outgoing { hello: Some(hello), report: true, catalogue: true, ..Outgoing::default() },
+            report: plan.report.clone(),
+            catalogue: Arc::clone(&plan.catalogue),
+            outcomes: plan.outcomes.clone(),
+            answered: plan.answered,
+            offered: None,
+            assembly: Assembly::default(),
+            refused: Vec::new(),
+            answers: None,
+            heard: Heard::default(),
+            revision: 0,
+            end: None,
+        }
+    }
+
+    /// Whether the peer's Hello has been read and is good.
+    #[must_use]
+    pub fn is_open(&self) -> bool {
+        self.spoken.is_some()
+    }
+
+    #[must_use]
+    pub fn heard(&self) -> &Heard {
+        &self.heard
+    }
+
+    /// Changes whenever [`Self::heard`] does.
+    #[must_use]
+    pub fn revision(&self) -> u64 {
+        self.revision
+    }
+
+    /// When the peer last said something.
+    #[must_use]
+    pub fn last_heard(&self) -> Duration {
+        self.last_heard
+    }
+
+    /// Set once the exchange is over; a goodbye may still have to be taken out.
+    #[must_use]
+    pub fn end(&self) -> Option<&End> {
+        self.end.as_ref()
+    }
+
+    /// Takes over what the plan says now.
+    pub fn on_plan(&mut self, plan: &LinkPlan) {
+        if self.report != plan.report {
+            self.report = plan.report.clone();
+            self.outgoing.report = true;
+        }
+        if self.catalogue.version != plan.catalogue.version {
+            self.catalogue = Arc::clone(&plan.catalogue);
+            self.outgoing.catalogue = true;
+        }
+        if self.answered != plan.answered || self.outcomes != plan.outcomes {
+            self.answered = plan.answered;
+            self.outcomes = plan.outcomes.clone();
+            self.outgoing.answer = true;
+        }
+    }
+
+    /// Ends the exchange with a goodbye.
+    pub fn part(&mut self, reason: GoodbyeReason, text: &str) {
+        self.finish(End::Ours(reason), Some((reason, text.to_owned())));
+    }
+
+    /// The stream was cut.
+    pub fn on_closed(&mut self, cause: &str) {
+        let message = format!("the connection to {} was cut: {}", self.peer, printable(cause, 300));
+        self.finish(End::Link(LinkState::Unreachable { message }), None);
+    }
+
+    /// A frame that could not be decoded, or is over the limit.
+    pub fn on_unreadable(&mut self, cause: &str) {
+        self.refuse(&format!("a frame that cannot be read: {}", printable(cause, 300)));
+    }
+
+    /// Time has passed.
+    pub fn on_tick(&mut self, now: Duration) {
+        let message = if !self.is_open() && now.saturating_sub(self.started) >= self.limits.hello {
+            format!("the agent of {} said no hello in {:?}", self.peer, self.limits.hello)
+        } else if now.saturating_sub(self.last_heard) >= self.limits.silence {
+            format!("the agent of {} has said nothing for {:?}", self.peer, self.limits.silence)
+        } else {
+            return;
+        };
+        self.finish(End::Link(LinkState::Unreachable { message }), None);
+    }
+
+    /// Reads a frame of the peer.
+    pub fn on_frame(&mut self, frame: Frame, now: Duration) {
+        if self.end.is_some() {
+            return;
+        }
+        if !self.bucket.take(now) {
+            let rate = self.limits.frames_per_second;
+            return self.refuse(&format!("more than {rate} frames a second"));
+        }
+        self.last_heard = self.last_heard.max(now);
+        let result = match (frame.body, self.is_open()) {
+            // a frame of a later version
+            (None, _) => Ok(()),
+            (Some(Body::Goodbye(goodbye)), _) => {
+                self.on_goodbye(goodbye_from_proto(goodbye.reason), &message(&goodbye.message));
+                Ok(())
+            }
+            (Some(Body::Hello(hello)), false) => self.on_hello(&hello),
+            (Some(_), false) => Err("a frame before the Hello".to_owned()),
+            (Some(Body::Hello(_)), true) => Err("a second Hello".to_owned()),
+            (Some(Body::TrustReport(report)), true) => report_from_proto(report)
+                .map(|report| self.hear(|heard| heard.remote = Some(report)))
+                .map_err(|e| format!("a trust report that is not well formed: {e}")),
+            (Some(Body::Catalogue(frame)), true) => self.on_catalogue(frame),
+            (Some(Body::CatalogueAck(ack)), true) => self.on_answer(&ack),
+            (Some(Body::Heartbeat(_)), true) => Ok(()),
+        };
+        if let Err(cause) = result {
+            self.refuse(&cause);
+        }
+    }
+
+    /// The next frame to send, if there is one now.
+    pub fn next_frame(&mut self, now: Duration) -> Option<Frame> {
+        let body = self.next_body(now)?;
+        self.last_sent = now;
+        Some(Frame { body: Some(body) })
+    }
+
+    fn next_body(&mut self, now: Duration) -> Option<Body> {
+        if let Some((reason, text)) = self.outgoing.goodbye.take() {
+            return Some(Body::Goodbye(goodbye_to_proto(reason, &text)));
+        }
+        if self.end.is_some() {
+            return None;
+        }
+        if let Some(hello) = self.outgoing.hello.take() {
+            return Some(Body::Hello(hello));
+        }
+        if !self.is_open() {
+            return None;
+        }
+        // before all else, or a large catalogue would make us silent
+        if now.saturating_sub(self.last_sent) >= self.limits.heartbeat {
+            self.heartbeats += 1;
+            return Some(Body::Heartbeat(Heartbeat { sequence: self.heartbeats }));
+        }
+        if std::mem::take(&mut self.outgoing.report) {
+            return Some(Body::TrustReport(report_to_proto(&self.report)));
+        }
+        if let Some(answer) = self.next_answer() {
+            return Some(Body::CatalogueAck(answer));
+        }
+        self.next_catalogue().map(Body::Catalogue)
+    }
+
+    fn next_catalogue(&mut self) -> Option<CatalogueSnapshot> {
+        if self.outgoing.frames.is_none() && std::mem::take(&mut self.outgoing.catalogue) {
+            self.outgoing.frames = Some(Frames::new(Arc::clone(&self.catalogue)));
+        }
+        let frames = self.outgoing.frames.as_mut()?;
+        let frame = frames.next();
+        if !frame.more {
+            self.offered = Some(Arc::clone(frames.catalogue()));
+            self.outgoing.frames = None;
+        }
+        Some(frame)
+    }
+
+    fn next_answer(&mut self) -> Option<CatalogueAck> {
+        let received = self.heard.catalogue.as_ref().map(|c| c.version);
+        if self.outgoing.answer_frames.is_empty() && received.is_some() && received == self.answered {
+            if !std::mem::take(&mut self.outgoing.answer) {
+                return None;
+            }
+            self.outgoing.answer_frames = self.answer(received?);
+        }
+        self.outgoing.answer_frames.pop_front()
+    }
+
+    fn answer(&self, version: CatalogueVersion) -> VecDeque<CatalogueAck> {
+        let ours = self.outcomes.iter().map(|(name, outcome)| outcome_to_proto(name, outcome));
+        let all: Vec<_> = ours.chain(self.refused.iter().cloned()).collect();
+        let frame = |outcomes: &[ServiceOutcome]| CatalogueAck {
+            version: version.to_vec(),
+            outcomes: outcomes.to_vec(),
+            more: true,
+        };
+        let mut frames: VecDeque<_> = all.chunks(OUTCOMES_A_FRAME).map(frame).collect();
+        if frames.is_empty() {
+            frames.push_back(frame(&[]));
+        }
+        if let Some(last) = frames.back_mut() {
+            last.more = false;
+        }
+        frames
+    }
+
+    fn on_hello(&mut self, hello: &Hello) -> Result<(), String> {
+        if hello.trust_domain != self.peer.as_str() {
+            let claimed = printable(&hello.trust_domain, 255);
+            return Err(format!("a Hello of trust domain {claimed:?} over the identity of {}", self.peer));
+        }
+        if hello.protocol_version == 0 {
+            return Err("a Hello without a protocol version".to_owned());
+        }
+        self.spoken = Some(hello.protocol_version.min(PROTOCOL_VERSION));
+        Ok(())
+    }
+
+    fn on_catalogue(&mut self, frame: CatalogueSnapshot) -> Result<(), String> {
+        let Some(Received { catalogue, refused }) = self.assembly.push(frame).map_err(|e| e.to_string())?
+        else {
+            return Ok(());
+        };
+        self.refused = refused;
+        self.outgoing.answer = true;
+        self.outgoing.answer_frames.clear();
+        self.hear(|heard| heard.catalogue = Some(Arc::new(catalogue)));
+        Ok(())
+    }
+
+    fn on_answer(&mut self, ack: &CatalogueAck) -> Result<(), String> {
+        let version = CatalogueVersion::try_from(ack.version.as_slice())
+            .map_err(|_| "an answer to no catalogue: a version is 32 bytes".to_owned())?;
+        let Some(offered) = self.offered.as_ref().filter(|offered| offered.version == version) else {
+            // to one that we have replaced since
+            self.answers = None;
+            return Ok(());
+        };
+        let mut answers = match self.answers.take() {
+            Some(answers) if answers.version == version => answers,
+            _ => Acknowledgement { version, outcomes: BTreeMap::new() },
+        };
+        // what we did not offer is not kept: so the answer is no larger than what it answers
+        let parsed = ack.outcomes.iter().filter_map(|outcome| outcome_from_proto(outcome).ok());
+        answers.outcomes.extend(parsed.filter(|(name, _)| offered.services.contains_key(name)));
+        if ack.more {
+            self.answers = Some(answers);
+        } else {
+            self.hear(|heard| heard.acknowledged = Some(answers));
+        }
+        Ok(())
+    }
+
+    fn on_goodbye(&mut self, reason: GoodbyeReason, text: &str) {
+        let end = match reason {
+            GoodbyeReason::AlreadyConnected => End::AlreadyConnected,
+            GoodbyeReason::NotTrusted => End::Link(LinkState::Refused {
+                by: Refusal::NotAccepted,
+                message: format!("the agent of {} does not trust us: {text}", self.peer),
+            }),
+            GoodbyeReason::Unspecified
+            | GoodbyeReason::ShuttingDown
+            | GoodbyeReason::RelationshipEnded
+            | GoodbyeReason::Suspended
+            | GoodbyeReason::ProtocolError => End::Link(LinkState::Parted {
+                reason,
+                message: format!("the agent of {} said goodbye: {text}", self.peer),
+            }),
+        };
+        self.finish(end, None);
+    }
+
+    /// Ends the exchange because the peer broke the protocol.
+    fn refuse(&mut self, cause: &str) {
+        let message = format!("the agent of {} broke the protocol, and we closed: {cause}", self.peer);
+        let end = LinkState::Parted { reason: GoodbyeReason::ProtocolError, message };
+        self.finish(End::Link(end), Some((GoodbyeReason::ProtocolError, cause.to_owned())));
+    }
+
+    fn finish(&mut self, end: End, goodbye: Option<(GoodbyeReason, String)>) {
+        if self.end.is_none() {
+            self.end = Some(end);
+            self.outgoing = Outgoing { goodbye, ..Outgoing::default() };
+        }
+    }
+
+    fn hear(&mut self, change: impl FnOnce(&mut Heard)) {
+        change(&mut self.heard);
+        self.revision += 1;
+    }
+}
+
+#[cfg(test)]
+#[path = "session_tests.rs"]
+mod tests;

@@ -1,0 +1,247 @@
+//! TLS between the agents of two trust domains: both ends present their SVID of this moment, and accept exact SPIFFE
+//! IDs, verified with the bundles that the Workload API delivers, so that a handshake proves the path through SPIRE.
+//!
+//! TLS 1.3 only, without resumption: a ticket would outlive the bundle that its handshake was judged by.
+//!
+//! What the other end reads of a refusal is the alert: `unknown_ca` where the held bundle does not verify it,
+//! `handshake_failure` where none is held, `access_denied` where its ID is not accepted, `certificate_expired`.
+
+use std::fmt;
+use std::sync::{Arc, Mutex, PoisonError};
+
+use rustls::client::ResolvesClientCert;
+use rustls::client::danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier};
+use rustls::pki_types::{CertificateDer, ServerName, UnixTime};
+use rustls::server::danger::{ClientCertVerified, ClientCertVerifier};
+use rustls::server::{ClientHello, NoServerSessionStorage, ResolvesServerCert};
+use rustls::sign::CertifiedKey;
+use rustls::{
+    CertificateError, ClientConfig, DigitallySignedStruct, DistinguishedName, ServerConfig, SignatureScheme,
+};
+
+use super::source::IdentitySource;
+use super::tls::provider;
+use super::verify::{
+    Role, SvidError, supported_verify_schemes, verify_svid, verify_tls12_signature, verify_tls13_signature,
+};
+use crate::model::SpiffeId;
+
+/// The application protocols of the listener that faces peers.
+pub const ALPN_HTTP2: &[u8] = b"h2";
+
+/// Which SPIFFE IDs are accepted, at the moment of asking.
+pub type Authorize = Arc<dyn Fn(&SpiffeId) -> bool + Send + Sync>;
+
+/// Why a peer's certificate is not accepted.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum PeerRefusal {
+    #[error(transparent)]
+    Svid(#[from] SvidError),
+    #[error("{0} is none of the SPIFFE IDs in spec.agent.spiffeIDs")]
+    NotAccepted(SpiffeId),
+    #[error("we have no identity yet: the Workload API has not answered")]
+    NoIdentity,
+}
+
+impl From<PeerRefusal> for rustls::Error {
+    fn from(refusal: PeerRefusal) -> Self {
+        match refusal {
+            PeerRefusal::Svid(error) => error.into(),
+            PeerRefusal::NotAccepted(_) => CertificateError::ApplicationVerificationFailure.into(),
+            PeerRefusal::NoIdentity => Self::General(refusal.to_string()),
+        }
+    }
+}
+
+/// Judges a chain that a peer presents, or has presented, as of the bundles and rules of this moment.
+///
+/// # Errors
+/// [`PeerRefusal`].
+pub fn judge(
+    source: &IdentitySource,
+    authorize: &Authorize,
+    chain: &[CertificateDer<'_>],
+    role: Role,
+    now: UnixTime,
+) -> Result<SpiffeId, PeerRefusal> {
+    let svids = source.current().ok_or(PeerRefusal::NoIdentity)?;
+    let id = verify_svid(chain, &|trust_domain| svids.peer_bundle(trust_domain), role, now)?;
+    if authorize(&id) { Ok(id) } else { Err(PeerRefusal::NotAccepted(id)) }
+}
+
+/// What a verifier decided, for whoever started the handshake: it learns the cause without reading texts.
+#[derive(Clone, Debug, Default)]
+pub struct Verdict(Arc<Mutex<Option<Result<SpiffeId, PeerRefusal>>>>);
+
+impl Verdict {
+    /// `None` where the handshake did not come to the peer's certificate.
+    #[must_use]
+    pub fn get(&self) -> Option<Result<SpiffeId, PeerRefusal>> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    fn set(&self, verdict: Result<SpiffeId, PeerRefusal>) {
+        *self.0.lock().unwrap_or_else(PoisonError::into_inner) = Some(verdict);
+    }
+}
+
+/// For the listener: any chain that is verified and whose ID `authorize` accepts.
+///
+/// # Errors
+/// Where the provider does not offer TLS 1.3.
+pub fn server_config(source: &IdentitySource, authorize: Authorize) -> Result<ServerConfig, rustls::Error> {
+    let verifier = Verifier { source: source.clone(), authorize, verdict: Verdict::default() };
+    let mut config = ServerConfig::builder_with_provider(provider())
+        .with_protocol_versions(&[&rustls::version::TLS13])?
+        .with_client_cert_verifier(Arc::new(verifier))
+        .with_cert_resolver(Arc::new(OwnSvid(source.clone())));
+    config.session_storage = Arc::new(NoServerSessionStorage {});
+    config.send_tls13_tickets = 0;
+    config.alpn_protocols = vec![ALPN_HTTP2.to_vec()];
+    Ok(config)
+}
+
+/// For one dial: the server's name does not matter, its ID does. `verdict` keeps what was decided about the server.
+///
+/// # Errors
+/// Where the provider does not offer TLS 1.3.
+pub fn client_config(
+    source: &IdentitySource,
+    authorize: Authorize,
+    verdict: Verdict,
+) -> Result<ClientConfig, rustls::Error> {
+    let verifier = Verifier { source: source.clone(), authorize, verdict };
+    let mut config = ClientConfig::builder_with_provider(provider())
+        .with_protocol_versions(&[&rustls::version::TLS13])?
+        .dangerous()
+        .with_custom_certificate_verifier(Arc::new(verifier))
+        .with_client_cert_resolver(Arc::new(OwnSvid(source.clone())));
+    config.resumption = rustls::client::Resumption::disabled();
+    config.alpn_protocols = vec![ALPN_HTTP2.to_vec()];
+    Ok(config)
+}
+
+/// Presents our SVID as it is at the time of the handshake.
+#[derive(Debug)]
+struct OwnSvid(IdentitySource);
+
+impl OwnSvid {
+    fn key(&self) -> Option<Arc<CertifiedKey>> {
+        self.0.current().map(|svids| Arc::clone(&svids.peer_facing))
+    }
+}
+
+impl ResolvesServerCert for OwnSvid {
+    fn resolve(&self, _: ClientHello<'_>) -> Option<Arc<CertifiedKey>> {
+        self.key()
+    }
+}
+
+impl ResolvesClientCert for OwnSvid {
+    fn resolve(&self, _: &[&[u8]], _: &[SignatureScheme]) -> Option<Arc<CertifiedKey>> {
+        self.key()
+    }
+
+    fn has_certs(&self) -> bool {
+        self.key().is_some()
+    }
+}
+
+struct Verifier {
+    source: IdentitySource,
+    authorize: Authorize,
+    verdict: Verdict,
+}
+
+impl fmt::Debug for Verifier {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Verifier").finish_non_exhaustive()
+    }
+}
+
+impl Verifier {
+    fn verify(
+        &self,
+        leaf: &CertificateDer<'_>,
+        rest: &[CertificateDer<'_>],
+        role: Role,
+        now: UnixTime,
+    ) -> Result<(), rustls::Error> {
+        let chain: Vec<_> = std::iter::once(leaf).chain(rest).cloned().collect();
+        let verdict = judge(&self.source, &self.authorize, &chain, role, now);
+        self.verdict.set(verdict.clone());
+        verdict.map(|_| ()).map_err(Into::into)
+    }
+}
+
+impl ServerCertVerifier for Verifier {
+    fn verify_server_cert(
+        &self,
+        leaf: &CertificateDer<'_>,
+        intermediates: &[CertificateDer<'_>],
+        _: &ServerName<'_>,
+        _: &[u8],
+        now: UnixTime,
+    ) -> Result<ServerCertVerified, rustls::Error> {
+        self.verify(leaf, intermediates, Role::Server, now).map(|()| ServerCertVerified::assertion())
+    }
+
+    fn verify_tls12_signature(
+        &self,
+        message: &[u8],
+        certificate: &CertificateDer<'_>,
+        signature: &DigitallySignedStruct,
+    ) -> Result<HandshakeSignatureValid, rustls::Error> {
+        verify_tls12_signature(message, certificate, signature)
+    }
+
+    fn verify_tls13_signature(
+        &self,
+        message: &[u8],
+        certificate: &CertificateDer<'_>,
+        signature: &DigitallySignedStruct,
+    ) -> Result<HandshakeSignatureValid, rustls::Error> {
+        verify_tls13_signature(message, certificate, signature)
+    }
+
+    fn supported_verify_schemes(&self) -> Vec<SignatureScheme> {
+        supported_verify_schemes()
+    }
+}
+
+impl ClientCertVerifier for Verifier {
+    fn root_hint_subjects(&self) -> &[DistinguishedName] {
+        &[]
+    }
+
+    fn verify_client_cert(
+        &self,
+        leaf: &CertificateDer<'_>,
+        intermediates: &[CertificateDer<'_>],
+        now: UnixTime,
+    ) -> Result<ClientCertVerified, rustls::Error> {
+        self.verify(leaf, intermediates, Role::Client, now).map(|()| ClientCertVerified::assertion())
+    }
+
+    fn verify_tls12_signature(
+        &self,
+        message: &[u8],
+        certificate: &CertificateDer<'_>,
+        signature: &DigitallySignedStruct,
+    ) -> Result<HandshakeSignatureValid, rustls::Error> {
+        verify_tls12_signature(message, certificate, signature)
+    }
+
+    fn verify_tls13_signature(
+        &self,
+        message: &[u8],
+        certificate: &CertificateDer<'_>,
+        signature: &DigitallySignedStruct,
+    ) -> Result<HandshakeSignatureValid, rustls::Error> {
+        verify_tls13_signature(message, certificate, signature)
+    }
+
+    fn supported_verify_schemes(&self) -> Vec<SignatureScheme> {
+        supported_verify_schemes()
+    }
+}

@@ -1,0 +1,202 @@
+//! The agent's identity as it is now: follows the Workload API, keeps the last good one while that is gone.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use arc_swap::ArcSwapOption;
+use hyper_util::rt::TokioIo;
+use tokio::net::{TcpStream, UnixStream};
+use tokio::sync::watch;
+use tokio::task::JoinHandle;
+use tokio_util::sync::CancellationToken;
+use tonic::transport::{Channel, Endpoint, Uri};
+use tonic::{Code, Request, Status};
+
+use super::workload::{MAX_MESSAGE, Svids, WorkloadEndpoint, read};
+use crate::model::own::Identity;
+use crate::proto::workload::X509svidRequest;
+use crate::proto::workload::spiffe_workload_api_client::SpiffeWorkloadApiClient;
+
+const BACKOFF_MIN: Duration = Duration::from_millis(200);
+const BACKOFF_MAX: Duration = Duration::from_secs(15);
+/// After an answer that says that we ask wrongly (Workload API, section 6.4: do not retry), or that we are answered
+/// wrongly: only a change of configuration mends it.
+const MISTAKEN: Duration = Duration::from_secs(60);
+const CONNECT: Duration = Duration::from_secs(5);
+
+/// A handle to the identity; clones see the same one.
+#[derive(Clone, Debug)]
+pub struct IdentitySource {
+    shared: Arc<Shared>,
+}
+
+#[derive(Debug)]
+struct Shared {
+    svids: ArcSwapOption<Svids>,
+    identity: watch::Sender<Option<Arc<Identity>>>,
+}
+
+impl IdentitySource {
+    /// Follows the Workload API at `endpoint` until `cancel`. The task ends for no other reason.
+    #[must_use]
+    pub fn spawn(
+        endpoint: WorkloadEndpoint,
+        admin_hint: Option<String>,
+        cancel: CancellationToken,
+    ) -> (Self, JoinHandle<()>) {
+        let source = Self::empty();
+        let follower = Follower { endpoint, admin_hint, source: source.clone() };
+        let task = tokio::spawn(async move {
+            tokio::select! {
+                () = cancel.cancelled() => {}
+                () = follower.run() => {}
+            }
+        });
+        (source, task)
+    }
+
+    pub(super) fn empty() -> Self {
+        let shared = Shared { svids: ArcSwapOption::empty(), identity: watch::Sender::new(None) };
+        Self { shared: Arc::new(shared) }
+    }
+
+    /// Who we are and whom we can verify, at each change; `None` until the Workload API first answered.
+    #[must_use]
+    pub fn subscribe(&self) -> watch::Receiver<Option<Arc<Identity>>> {
+        self.shared.identity.subscribe()
+    }
+
+    /// The keys and bundles of this moment; `None` until the Workload API first answered.
+    #[must_use]
+    pub fn current(&self) -> Option<Arc<Svids>> {
+        self.shared.svids.load_full()
+    }
+
+    pub(super) fn publish(&self, svids: Svids) {
+        let identity = Arc::clone(&svids.identity);
+        self.shared.svids.store(Some(Arc::new(svids)));
+        self.shared.identity.send_if_modified(|known| {
+            let changed = known.as_deref() != Some(&*identity);
+            if changed {
+                tracing::info!(
+                    id = %identity.id, not_after = %identity.not_after, federated = identity.federated.len(),
+                    "identity from the Workload API"
+                );
+                for (name, cause) in &identity.malformed {
+                    tracing::warn!(peer = %name, %cause, "a federated bundle from the Workload API does not parse");
+                }
+                *known = Some(identity);
+            }
+            changed
+        });
+    }
+}
+
+/// How long to wait before the next attempt, by what the last one met.
+fn pause(failed: u32, code: Code, jitter: f64) -> Duration {
+    if matches!(code, Code::InvalidArgument | Code::Unimplemented) {
+        return MISTAKEN;
+    }
+    let ceiling = BACKOFF_MIN.saturating_mul(1_u32.checked_shl(failed).unwrap_or(u32::MAX)).min(BACKOFF_MAX);
+    // half of it, and up to the other half at random: agents that lost one SPIRE agent do not return in step
+    ceiling.mul_f64(0.5 + jitter.clamp(0.0, 1.0) / 2.0)
+}
+
+struct Follower {
+    endpoint: WorkloadEndpoint,
+    admin_hint: Option<String>,
+    source: IdentitySource,
+}
+
+impl Follower {
+    async fn run(&self) {
+        let mut failed = 0;
+        loop {
+            let mut answered = false;
+            let status = match self.follow(&mut answered).await {
+                Ok(()) => Status::unavailable("the stream ended"),
+                Err(status) => status,
+            };
+            failed = if answered { 0 } else { failed + 1 };
+            let wait = pause(failed.min(16), status.code(), rand::random());
+            self.report(&status, wait);
+            tokio::time::sleep(wait).await;
+        }
+    }
+
+    fn report(&self, status: &Status, wait: Duration) {
+        let (endpoint, code, cause) = (&self.endpoint, status.code(), status.message());
+        if wait == MISTAKEN {
+            tracing::error!(
+                %endpoint, ?code, cause, retry_in = ?wait,
+                "the Workload API does not understand us: is this socket a SPIFFE Workload API?"
+            );
+        } else {
+            tracing::warn!(
+                %endpoint, ?code, cause, retry_in = ?wait,
+                "no answer of the Workload API; the last identity is kept. Is the SPIRE agent up and this agent \
+                 registered?"
+            );
+        }
+    }
+
+    async fn follow(&self, answered: &mut bool) -> Result<(), Status> {
+        let channel = connect(&self.endpoint).await?;
+        let mut client = SpiffeWorkloadApiClient::new(channel).max_decoding_message_size(MAX_MESSAGE);
+        let mut request = Request::new(X509svidRequest {});
+        request
+            .metadata_mut()
+            .insert("workload.spiffe.io", tonic::metadata::MetadataValue::from_static("true"));
+        let mut stream = client.fetch_x509svid(request).await?.into_inner();
+        while let Some(response) = stream.message().await? {
+            match read(response, self.admin_hint.as_deref()) {
+                Ok(svids) => {
+                    *answered = true;
+                    self.source.publish(svids);
+                }
+                Err(error) => tracing::error!(%error, "the last identity is kept"),
+            }
+        }
+        Ok(())
+    }
+}
+
+async fn connect(endpoint: &WorkloadEndpoint) -> Result<Channel, Status> {
+    let unavailable = |e: &dyn std::fmt::Display| Status::unavailable(format!("cannot connect: {e}"));
+    // the address is the socket's; gRPC wants an authority, which nobody looks at
+    let builder = Endpoint::from_static("http://localhost").connect_timeout(CONNECT);
+    let connected = match endpoint.clone() {
+        WorkloadEndpoint::Unix(path) => {
+            {
+                // at hand already, so that the cause is told as it is
+                let mut io = Some(UnixStream::connect(path).await.map_err(|e| unavailable(&e))?);
+                builder.connect_with_connector(tower::service_fn(move |_: Uri| {
+                    let io = io.take().map(TokioIo::new).ok_or_else(closed);
+                    async move { io }
+                }))
+            }
+            .await
+        }
+        WorkloadEndpoint::Tcp(address) => {
+            {
+                let connecting = tokio::time::timeout(CONNECT, TcpStream::connect(address)).await;
+                let io = connecting.map_err(|e| unavailable(&e))?.map_err(|e| unavailable(&e))?;
+                let mut io = Some(io);
+                builder.connect_with_connector(tower::service_fn(move |_: Uri| {
+                    let io = io.take().map(TokioIo::new).ok_or_else(closed);
+                    async move { io }
+                }))
+            }
+            .await
+        }
+    };
+    connected.map_err(|e| unavailable(&e))
+}
+
+fn closed() -> std::io::Error {
+    std::io::Error::new(std::io::ErrorKind::ConnectionAborted, "the connection ended")
+}
+
+#[cfg(test)]
+#[path = "source_tests.rs"]
+mod tests;

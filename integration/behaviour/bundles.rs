@@ -17,7 +17,9 @@ pub(crate) async fn federating_needs_the_bundle_first(case: &Case<'_, impl Spire
         federates_with: [peer.clone()].into(),
     };
     let error = case.server.act(case.own(), &action).await.unwrap_err();
-    assert!(error.to_string().contains("unable to find federated bundle"), "{error}");
+    let words = format!("failed to update entry: unable to find federated bundle \"{}\"", peer.id_string());
+    assert!(error.to_string().contains(&words), "{error}");
+    assert_eq!(error.code(), Some(Code::Internal));
     assert_eq!(case.state().await.federating_with(&peer).count(), 0);
     case.relate().await;
     case.act(action).await;

@@ -21,6 +21,7 @@ mod pair;
 mod ports;
 mod process;
 mod relay;
+mod scenarios;
 mod scratch;
 mod spire;
 mod template;

@@ -22,9 +22,10 @@ use tokio::task::JoinSet;
 use tokio_rustls::TlsAcceptor;
 use tokio_util::sync::CancellationToken;
 
-use super::authority::{Authority, Settings, Svid, Validity};
+use super::authority::{Authority, Settings};
 use super::fault::Fault;
 use super::state::{Shared, State};
+use super::svid::{Svid, Validity};
 use super::web_pki::{WebPki, certified};
 use super::{DevkitError, document, server_id};
 use crate::clock;

@@ -19,6 +19,7 @@ mod listener;
 mod poll;
 mod server_api;
 mod state;
+mod svid;
 mod web_pki;
 mod workload_api;
 
@@ -32,11 +33,12 @@ use rustls::pki_types::CertificateDer;
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 
-pub use authority::{Authority, AuthorityError, Settings, Slots, Svid};
+pub use authority::{Authority, AuthorityError, Settings, Slots};
 pub use fault::Fault;
 pub use fetch::{Fetch, FetchRequest, WebRoots, as_spire};
 pub use server_api::NewEntry;
 pub use state::Selector;
+pub use svid::Svid;
 
 use crate::clock;
 use crate::model::endpoint::{BundleEndpoint, EndpointProfile, EndpointUrl, EndpointUrlError};

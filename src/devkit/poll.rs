@@ -54,6 +54,7 @@ impl Poller {
     pub(super) async fn refresh(&self, trust_domain: &TrustDomain) -> Option<Result<(), String>> {
         let (relationship, request) = self.request(trust_domain)?;
         let fetched = (self.fetch)(request).await;
+        let fetched = fetched.map_err(|e| format!("failed to fetch federated bundle from endpoint: {e}"));
         Some(fetched.and_then(|bundle| self.store(&relationship, bundle)))
     }
 

@@ -8,8 +8,9 @@ use std::time::Duration;
 use jiff::Timestamp;
 use tokio::sync::watch;
 
-use super::authority::{Authority, AuthorityError, Svid, Validity};
+use super::authority::{Authority, AuthorityError};
 use super::fault::Fault;
+use super::svid::{Svid, Validity};
 use crate::clock;
 use crate::model::trust::Relationship;
 use crate::model::{Bundle, SpiffeId, TrustDomain};

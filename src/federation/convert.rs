@@ -125,7 +125,7 @@ pub fn service_from_proto(service: &proto::Service) -> Result<RemoteService> {
             Ok(proto::TlsMode::Unspecified) | Err(_) => return Err(ConvertError::TlsMode),
         },
         server_ids: service.server_spiffe_ids.iter().map(server_id).collect::<Result<_>>()?,
-        clients: service.client_spiffe_ids.iter().map(client_pattern).collect::<Result<_>>()?,
+        clients: service.client_spiffe_ids.iter().map(|text| client_pattern(text)).collect::<Result<_>>()?,
         gateways: service.gateways.iter().map(gateway_from_proto).collect::<Result<_>>()?,
     })
 }

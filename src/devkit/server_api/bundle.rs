@@ -35,8 +35,7 @@ impl ServerApi {
         }
         self.shared.change(|state, _| {
             if !state.bundles.contains_key(&trust_domain) {
-                let cause = "rpc error: code = NotFound desc = datastore-sql: record not found";
-                return Err(Refusal::because(Code::NotFound, "bundle not found", cause));
+                return Err(Refusal::new(Code::NotFound, "bundle not found"));
             }
             let federating = state.entries.values().filter(|e| e.federates_with.contains(&trust_domain)).count();
             match mode {

@@ -84,7 +84,7 @@ fn check_bundles(state: &State, federates_with: &BTreeSet<TrustDomain>, tried: &
     match federates_with.iter().find(|td| !holds_bundle(state, td)) {
         None => Ok(()),
         Some(td) => {
-            let cause = format!("datastore-sql: unable to find federated bundle \"{}\"", td.id_string());
+            let cause = format!("unable to find federated bundle \"{}\"", td.id_string());
             Err(Refusal::because(Code::Internal, tried, cause))
         }
     }
@@ -146,8 +146,7 @@ fn update(shared: &Shared, proto: &types::Entry, mask: types::EntryMask) -> Resu
         .map_err(|cause| Refusal::because(Code::InvalidArgument, "failed to convert entry", cause))?;
     shared.change(|state, _| {
         let Some(held) = state.entries.get(&proto.id) else {
-            let cause = "rpc error: code = NotFound desc = datastore-sql: record not found";
-            return Err(Refusal::because(Code::NotFound, "failed to update entry", cause));
+            return Err(Refusal::new(Code::NotFound, "failed to update entry"));
         };
         let mut entry = held.clone();
         if let Some(federates_with) = given.federates_with {

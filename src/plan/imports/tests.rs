@@ -179,7 +179,9 @@ fn an_import_that_we_did_not_write_admits_nothing() {
 
 #[test]
 fn objects_of_others_are_left_and_named() {
-    for kind in [Kind::ImportedService, Kind::ServiceEntry] {
+    let table =
+        [(Kind::ImportedService, "ObjectNotOurs", "NotAdmitted"), (Kind::ServiceEntry, "", "ObjectNotOurs")];
+    for (kind, admitted, generated) in table {
         let mut world = settled(&[remote_cart()]);
         let key = ObjectKey::namespaced(kind, NAMESPACE, HOST);
         let theirs = foreign(kind, NAMESPACE, HOST, json!({"hosts": ["else.example"]}));
@@ -189,7 +191,8 @@ fn objects_of_others_are_left_and_named() {
         assert!(plan.blocked[&key].contains(&key.to_string()), "{kind}");
         assert_eq!(outcome(&plan, "cart"), "ObjectNotOurs", "{kind}");
         let report = &plan.import_reports[&NamespacedName::new(NAMESPACE, HOST)];
-        assert_eq!(report.generated.as_ref().unwrap_err().reason, "ObjectNotOurs", "{kind}");
+        let reason = report.admitted.as_ref().err().map_or("", |refusal| refusal.reason);
+        assert_eq!((reason, report.generated.as_ref().unwrap_err().reason), (admitted, generated), "{kind}");
     }
 }
 

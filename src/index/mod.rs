@@ -46,6 +46,7 @@ impl Index {
 
     /// Takes in what a watch told.
     pub fn store(&mut self, event: Event) {
+        let of_peers = event.kind() == Some(Kind::TrustDomainPeer);
         match event {
             Event::Reset { kind, objects } => {
                 self.reset(kind, objects);
@@ -63,7 +64,9 @@ impl Index {
                 }
             }
         }
-        self.settle();
+        if of_peers {
+            self.settle();
+        }
     }
 
     /// Takes in who we are.

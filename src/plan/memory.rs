@@ -45,6 +45,7 @@ fn poison(world: &World, peer: &Peer, memory: &mut PeerMemory) {
         None
     };
     if let Some(cause) = cause {
+        memory.recalled = true;
         if memory.poisoned.is_none() {
             memory.flaps = memory.flaps.saturating_add(1);
             memory.poisoned = Some(Poisoned { since: world.now, cause: cause.to_owned() });
@@ -52,16 +53,25 @@ fn poison(world: &World, peer: &Peer, memory: &mut PeerMemory) {
         return;
     }
     if memory.poisoned.is_none() {
-        if memory.flaps == 0 && is_suspended_in_a_record(world, trust_domain) {
-            memory.flaps = 1;
-            let cause = "it was suspended before the agent started".to_owned();
-            memory.poisoned = Some(Poisoned { since: world.now, cause });
-        }
+        recall(world, trust_domain, memory);
         return;
     }
     let good = endpoint.map_or(0, |state| state.good_in_a_row);
     if stored.is_some() && good >= good_fetches_needed(world, memory) {
         memory.poisoned = None;
+    }
+}
+
+/// Takes up, once, what an earlier life of the agent had suspended: it is restored by the same rule.
+fn recall(world: &World, trust_domain: &TrustDomain, memory: &mut PeerMemory) {
+    if memory.recalled || !world.is_read() {
+        return;
+    }
+    memory.recalled = true;
+    if is_suspended_in_a_record(world, trust_domain) {
+        memory.flaps = 1;
+        let cause = "it was suspended when the agent started".to_owned();
+        memory.poisoned = Some(Poisoned { since: world.now, cause });
     }
 }
 

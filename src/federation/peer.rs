@@ -25,6 +25,8 @@ use crate::model::own::Identity;
 use crate::model::session::{GoodbyeReason, LinkIntent, LinkPlan, LinkState, SessionState};
 use crate::model::{SpiffeId, TrustDomain};
 
+const ANOTHER_STREAM: &str = "another stream is kept";
+
 /// What the actor is given at its start.
 pub(super) struct Inputs {
     pub(super) plan: watch::Receiver<Arc<LinkPlan>>,
@@ -136,11 +138,7 @@ impl Actor {
 
     /// Does what is due now.
     fn act(&mut self) {
-        let parting = self.stopping.clone().or_else(|| match self.plan.intent {
-            LinkIntent::Connect => None,
-            LinkIntent::Part(reason) => Some((reason, "as configured".to_owned())),
-        });
-        if let Some((reason, text)) = parting {
+        if let Some((reason, text)) = self.parting() {
             self.dialling = None;
             self.part_all(reason, &text);
             if self.links.is_empty() && self.stopping.is_none() {
@@ -155,6 +153,14 @@ impl Actor {
             };
             self.dialling = Some(Box::pin(dial(target, self.timings)));
         }
+    }
+
+    /// What every stream is told, where there is to be none.
+    fn parting(&self) -> Parting {
+        self.stopping.clone().or_else(|| match self.plan.intent {
+            LinkIntent::Connect => None,
+            LinkIntent::Part(reason) => Some((reason, "its operator has decided so".to_owned())),
+        })
     }
 
     fn wants_to_dial(&self) -> bool {
@@ -219,28 +225,30 @@ impl Actor {
             }
         }
         for (number, refusal) in refused {
-            tracing::warn!(peer = %self.peer, %refusal, "the peer is no longer trusted");
-            let message = format!("the stream of the agent of {} is closed: {refusal}", self.peer);
             self.part(number, GoodbyeReason::NotTrusted, &refusal.to_string());
+            let state = self.no_longer_trusted(&refusal);
             if self.current == Some(number) {
                 self.current = None;
-                self.set_link(match refusal {
-                    PeerRefusal::NotAccepted(_) => LinkState::WrongPeerId { message },
-                    PeerRefusal::Svid(_) | PeerRefusal::NoIdentity => LinkState::Unverified { message },
-                });
+                self.set_link(state);
                 self.schedule();
             }
         }
     }
 
-    fn on_inbound(&mut self, stream: Stream) {
-        let wanted = self.stopping.is_none() && self.plan.intent == LinkIntent::Connect;
-        let refused = wanted && !self.is_kept_over_current(&stream.proof);
-        if let Some(number) = self.start(stream)
-            && refused
-        {
-            self.part(number, GoodbyeReason::AlreadyConnected, "another stream is kept");
+    fn no_longer_trusted(&self, refusal: &PeerRefusal) -> LinkState {
+        tracing::warn!(peer = %self.peer, %refusal, "a stream of the peer is no longer trusted");
+        let message = format!("the stream of the agent of {} is closed: {refusal}", self.peer);
+        match refusal {
+            PeerRefusal::NotAccepted(_) => LinkState::WrongPeerId { message },
+            PeerRefusal::Svid(_) | PeerRefusal::NoIdentity => LinkState::Unverified { message },
         }
+    }
+
+    fn on_inbound(&mut self, stream: Stream) {
+        let already = || (GoodbyeReason::AlreadyConnected, ANOTHER_STREAM.to_owned());
+        let refused = !self.is_kept_over_current(&stream.proof);
+        let parting = self.parting().or_else(|| refused.then(already));
+        self.start(stream, parting);
     }
 
     fn on_dialled(&mut self, result: Result<Dialled, LinkState>) {
@@ -248,7 +256,7 @@ impl Actor {
         match result {
             Ok(Dialled { id, chain, at, frames, out, channel }) => {
                 let proof = Proof { id, chain, role: Role::Server, at };
-                self.start(Stream { proof, frames, out, connection: Connection::Dialled(channel) });
+                self.start(Stream { proof, frames, out, connection: Connection::Dialled(channel) }, None);
             }
             Err(state) => {
                 self.failures += 1;
@@ -258,14 +266,29 @@ impl Actor {
         }
     }
 
-    /// Starts the exchange on a stream; `None` where we have no identity.
-    fn start(&mut self, stream: Stream) -> Option<u64> {
-        let own = self.source.current()?.identity.trust_domain.clone();
+    /// Starts the exchange on a stream; one that is to be parted says nothing but its goodbye.
+    fn start(&mut self, stream: Stream, mut refusal: Parting) {
+        // without an identity there was no handshake
+        let Some(svids) = self.source.current() else { return };
+        // the handshake was judged by the plan and the bundles of its time, which may have gone by
+        let Proof { chain, role, at, .. } = &stream.proof;
+        if let Err(cause) = judge(&self.source, &self.authorize(), chain, *role, *at) {
+            let state = self.no_longer_trusted(&cause);
+            if *role == Role::Server {
+                self.schedule();
+                self.set_failed(state);
+            }
+            refusal = Some((GoodbyeReason::NotTrusted, cause.to_string()));
+        }
         let limits = self.timings.session;
-        let session = Session::new(&own, &self.plan, limits, self.origin.elapsed());
+        let now = self.origin.elapsed();
+        let mut session = Session::new(&svids.identity.trust_domain, &self.plan, limits, now);
+        if let Some((reason, text)) = &refusal {
+            session.part(*reason, text);
+        }
         let number = self.next_number;
         self.next_number += 1;
-        let parting = watch::Sender::new(None);
+        let parting = watch::Sender::new(refusal);
         let last_heard = Arc::new(AtomicU64::new(0));
         let link = Link {
             number,
@@ -281,7 +304,6 @@ impl Actor {
         let heard = Heard::default();
         self.links.insert(number, LinkHandle { proof, parting, last_heard, opened: None, heard, ended: false });
         self.tasks.spawn(link.run(stream, session));
-        Some(number)
     }
 
     /// Whether a stream with this proof takes the place of the one that counts.
@@ -325,10 +347,10 @@ impl Actor {
         link.opened = Some(Instant::now());
         let (proof, dialled) = (link.proof.clone(), link.proof.role == Role::Server);
         if !self.is_kept_over_current(&proof) {
-            return self.part(number, GoodbyeReason::AlreadyConnected, "another stream is kept");
+            return self.part(number, GoodbyeReason::AlreadyConnected, ANOTHER_STREAM);
         }
         if let Some(old) = self.current.replace(number) {
-            self.part(old, GoodbyeReason::AlreadyConnected, "another stream is kept");
+            self.part(old, GoodbyeReason::AlreadyConnected, ANOTHER_STREAM);
         }
         // what was being dialled would be refused
         self.dialling = None;

@@ -210,8 +210,7 @@ fn refusal(malformed: Malformed) -> proto::ServiceOutcome {
 }
 
 fn decode_service(bytes: &[u8]) -> Result<RemoteService, Malformed> {
-    let nameless =
-        |cause: String| Malformed { namespace: String::new(), name: String::new(), cause };
+    let nameless = |cause: String| Malformed { namespace: String::new(), name: String::new(), cause };
     if bytes.len() > MAX_SERVICE_BYTES {
         return Err(nameless(format!("it has {} bytes, more than {MAX_SERVICE_BYTES}", bytes.len())));
     }

@@ -33,7 +33,10 @@ fn the_version_is_of_the_content_alone() {
     assert_ne!(catalogue(&["a", "b"]).version, catalogue(&["a"]).version);
     assert_ne!(catalogue(&["a"]).version, catalogue(&[]).version);
     // a length before each: no two catalogues are the same bytes
-    assert_ne!(version_of_encoded(vec![b"ab".to_vec()]), version_of_encoded(vec![b"a".to_vec(), b"b".to_vec()]));
+    assert_ne!(
+        version_of_encoded(vec![b"ab".to_vec()]),
+        version_of_encoded(vec![b"a".to_vec(), b"b".to_vec()])
+    );
     // part of the protocol: it must not change with a later version of this crate
     let version = hex::encode(catalogue(&["web"]).version);
     assert_eq!(version, "6d69e904dcac382962f2aaf59eeddf17be8095d62ade6b56ebb2518d843e2cf6");
@@ -87,7 +90,9 @@ fn a_malformed_service_harms_only_itself() {
     let names: Vec<_> = received.catalogue.services.keys().map(ServiceName::name).collect();
     assert_eq!(names, ["cart", "later", "web"]);
     assert_eq!(received.catalogue.malformed.len(), 4);
-    assert!(received.catalogue.malformed.iter().all(|(label, cause)| label.len() <= 100 && !cause.is_empty()));
+    assert!(
+        received.catalogue.malformed.iter().all(|(label, cause)| label.len() <= 100 && !cause.is_empty())
+    );
     assert!(received.catalogue.malformed.iter().any(|(label, _)| label == "twice.shop"));
     assert_eq!(received.refused.len(), 4);
     assert!(received.refused.iter().all(|r| !r.imported && r.reason == MALFORMED));

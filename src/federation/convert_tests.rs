@@ -55,7 +55,10 @@ fn each_bound_of_a_service_is_held() {
         ("no server ID", Box::new(|s| s.server_spiffe_ids.clear())),
         ("many server IDs", Box::new(move |s| s.server_spiffe_ids = ids(65))),
         ("a server ID without a path", Box::new(|s| s.server_spiffe_ids = vec!["spiffe://west.test".into()])),
-        ("a server ID with a wildcard", Box::new(|s| s.server_spiffe_ids = vec!["spiffe://west.test/*".into()])),
+        (
+            "a server ID with a wildcard",
+            Box::new(|s| s.server_spiffe_ids = vec!["spiffe://west.test/*".into()]),
+        ),
         ("a long server ID", {
             let long = long.clone();
             Box::new(move |s| s.server_spiffe_ids = vec![long.clone()])
@@ -123,7 +126,12 @@ fn outcomes_are_cut_to_what_a_status_can_hold() {
 fn every_goodbye_survives_and_unknown_ones_are_unspecified() {
     use GoodbyeReason as G;
     for reason in [
-        G::Unspecified, G::ShuttingDown, G::RelationshipEnded, G::Suspended, G::AlreadyConnected, G::ProtocolError,
+        G::Unspecified,
+        G::ShuttingDown,
+        G::RelationshipEnded,
+        G::Suspended,
+        G::AlreadyConnected,
+        G::ProtocolError,
         G::NotTrusted,
     ] {
         assert_eq!(goodbye_from_proto(goodbye_to_proto(reason, "").reason), reason);

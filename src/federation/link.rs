@@ -134,7 +134,6 @@ impl Link {
             if let (Some(at), None) = (ended_at, &pending) {
                 return at;
             }
-            let last_moment = ended_at.map(|at| at + self.goodbye);
             tokio::select! {
                 permit = stream.out.reserve(), if pending.is_some() => match permit {
                     Ok(permit) => if let Some(frame) = pending.take() { permit.send(frame) },
@@ -152,9 +151,8 @@ impl Link {
                     if let Some((reason, text)) = parting { session.part(reason, &text) }
                 }
                 _ = tick.tick(), if ended_at.is_none() => session.on_tick(self.origin.elapsed()),
-                () = sleep_until(last_moment.unwrap_or_else(Instant::now)), if last_moment.is_some() => {
-                    return last_moment.unwrap_or_else(Instant::now);
-                }
+                // the peer does not read
+                at = moment(ended_at, self.goodbye) => return at,
             }
             self.report(session, &mut told).await;
         }
@@ -184,6 +182,13 @@ impl Link {
 struct Told {
     open: bool,
     revision: u64,
+}
+
+/// Returns `at` once `after` has passed since; never where there is none.
+async fn moment(at: Option<Instant>, after: Duration) -> Instant {
+    let Some(at) = at else { return std::future::pending().await };
+    sleep_until(at + after).await;
+    at
 }
 
 /// Returns once the stream is to be parted.

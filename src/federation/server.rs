@@ -167,9 +167,7 @@ impl Sources {
 fn network(source: IpAddr) -> IpAddr {
     match source.to_canonical() {
         IpAddr::V4(address) => IpAddr::V4(address),
-        IpAddr::V6(address) => {
-            IpAddr::V6(Ipv6Addr::from_bits(address.to_bits() & !u128::from(u64::MAX)))
-        }
+        IpAddr::V6(address) => IpAddr::V6(Ipv6Addr::from_bits(address.to_bits() & !u128::from(u64::MAX))),
     }
 }
 
@@ -200,13 +198,17 @@ impl PeerConnection {
         if connection.alpn_protocol() != Some(ALPN_HTTP2) {
             return Err(io::Error::other("the client does not speak HTTP/2 (ALPN h2)"));
         }
-        let chain: Vec<_> =
-            connection.peer_certificates().unwrap_or_default().iter().map(|c| c.clone().into_owned()).collect();
+        let chain: Vec<_> = connection
+            .peer_certificates()
+            .unwrap_or_default()
+            .iter()
+            .map(|c| c.clone().into_owned())
+            .collect();
         let at = unix_now();
         let id = hub.judge(&chain, at).map_err(io::Error::other)?;
-        let place = hub.place(id.trust_domain()).ok_or_else(|| {
-            io::Error::other(format!("{id} has {CONNECTIONS_A_PEER} connections already"))
-        })?;
+        let place = hub
+            .place(id.trust_domain())
+            .ok_or_else(|| io::Error::other(format!("{id} has {CONNECTIONS_A_PEER} connections already")))?;
         let proof = Proof { id, chain, role: Role::Client, at };
         let (close, gone) = (CancellationToken::new(), CancellationToken::new());
         Ok(Self {
@@ -292,8 +294,7 @@ struct Exchange(Arc<Hub>);
 
 #[tonic::async_trait]
 impl Federation for Exchange {
-    type ExchangeStream =
-        Pin<Box<dyn tokio_stream::Stream<Item = Result<Frame, Status>> + Send + 'static>>;
+    type ExchangeStream = Pin<Box<dyn tokio_stream::Stream<Item = Result<Frame, Status>> + Send + 'static>>;
 
     async fn exchange(
         &self,

@@ -296,7 +296,8 @@ async fn each_way_to_refuse_the_peer_is_told_apart_and_heals() {
     west.source.publish(west.domain.svids(&[&east.domain.bundle_of(&[&authority()])]));
     west.until(&e, |s| matches!(s.link, LinkState::Unverified { .. })).await;
     west.source.publish(west.domain.svids(&[]));
-    west.until(&e, |s| matches!(&s.link, LinkState::Unverified { message } if message.contains("no bundle"))).await;
+    west.until(&e, |s| matches!(&s.link, LinkState::Unverified { message } if message.contains("no bundle")))
+        .await;
     west.source.publish(west.domain.svids(&[&east.domain.bundle()]));
     west.change(&e, |plan| plan.agent_ids = BTreeSet::from([id(&east.domain.agent)]));
     west.connected(&e).await;
@@ -344,13 +345,16 @@ async fn a_new_svid_keeps_the_stream_and_a_bundle_that_goes_closes_it() {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn an_end_is_said_and_stands_until_the_peer_comes_back() {
-    for (dialler_parts, reason) in [(true, GoodbyeReason::RelationshipEnded), (false, GoodbyeReason::Suspended)] {
+    for (dialler_parts, reason) in
+        [(true, GoodbyeReason::RelationshipEnded), (false, GoodbyeReason::Suspended)]
+    {
         let (west, east) = connected_pair().await;
         let (parts, told) = if dialler_parts { (&west, &east) } else { (&east, &west) };
         let (other, own) = (told.domain.td.clone(), parts.domain.td.clone());
         parts.change(&other, |plan| plan.intent = LinkIntent::Part(reason));
         parts.until(&other, |s| s.parted && s.link == LinkState::Idle).await;
-        let is_parted = |s: &SessionState| matches!(s.link, LinkState::Parted { reason: r, .. } if r == reason);
+        let is_parted =
+            |s: &SessionState| matches!(s.link, LinkState::Parted { reason: r, .. } if r == reason);
         let since = told.until(&own, is_parted).await.since;
         if !dialler_parts {
             // it dials on, and is told again; then refused, then not answered
@@ -379,6 +383,28 @@ async fn who_is_not_there_need_not_be_told() {
     });
     let state = west.until(&east.domain.td, |s| s.parted).await;
     assert_eq!(state.link, LinkState::Idle);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_peer_that_does_not_listen_cannot_hold_up_the_end() {
+    let (west, north) = (Domain::new("west.test"), Domain::new("north.test"));
+    let of_north = north.bundle();
+    let west = Agent::start(west, &[&of_north]).await;
+    west.expects(&north);
+    let deaf = hostile(&west, &north).await;
+    deaf.out.send(Frame { body: Some(hello("north.test")) }).await.unwrap();
+    west.connected(&north.td).await;
+    // more than any window takes
+    let names: Vec<String> = (0..20_000).map(|n| format!("service-{n}")).collect();
+    let names: Vec<&str> = names.iter().map(String::as_str).collect();
+    west.change(&north.td, |plan| plan.catalogue = catalogue(&names));
+    tokio::time::sleep(quick().session.heartbeat).await;
+    let began = tokio::time::Instant::now();
+    west.change(&north.td, |plan| plan.intent = LinkIntent::Part(GoodbyeReason::Suspended));
+    west.until(&north.td, |s| s.parted).await;
+    let took = began.elapsed();
+    assert!(took >= quick().goodbye && took < quick().goodbye * 4, "{took:?}");
+    drop(deaf);
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -481,7 +507,7 @@ async fn hostile(agent: &Agent, domain: &Domain) -> Dialled {
         authorize: Arc::new(|_| true),
         source: domain.source(&[&agent.domain.bundle()]),
     };
-    dial(target, quick()).await.ok().expect("a stream")
+    dial(target, quick()).await.unwrap_or_else(|state| panic!("{state:?}"))
 }
 
 async fn goodbye(mut stream: Dialled) -> Goodbye {
@@ -537,9 +563,8 @@ async fn a_peer_that_breaks_the_protocol_is_told_and_harms_no_other() {
         assert_eq!(goodbye.reason(), Reason::ProtocolError, "{cause}: {goodbye:?}");
         assert!(goodbye.message.contains(cause), "{cause}: {goodbye:?}");
     }
-    let is_told = |s: &SessionState| {
-        matches!(s.link, LinkState::Parted { reason: GoodbyeReason::ProtocolError, .. })
-    };
+    let is_told =
+        |s: &SessionState| matches!(s.link, LinkState::Parted { reason: GoodbyeReason::ProtocolError, .. });
     east.until(&north.td, is_told).await;
     assert_eq!(east.connected(&west.domain.td).await.since, before.since);
 }
@@ -597,8 +622,7 @@ async fn a_silent_peer_is_unreachable_and_an_unused_connection_is_closed() {
     let silent = hostile(&west, &north).await;
     silent.out.send(Frame { body: Some(hello("north.test")) }).await.unwrap();
     west.connected(&north.td).await;
-    let is_silent =
-        |s: &SessionState| matches!(&s.link, LinkState::Unreachable { message } if message.contains("said nothing"));
+    let is_silent = |s: &SessionState| matches!(&s.link, LinkState::Unreachable { message } if message.contains("said nothing"));
     west.until(&north.td, is_silent).await;
 
     // TLS and nothing more

@@ -144,7 +144,9 @@ impl Follower {
         let channel = connect(&self.endpoint).await?;
         let mut client = SpiffeWorkloadApiClient::new(channel).max_decoding_message_size(MAX_MESSAGE);
         let mut request = Request::new(X509svidRequest {});
-        request.metadata_mut().insert("workload.spiffe.io", tonic::metadata::MetadataValue::from_static("true"));
+        request
+            .metadata_mut()
+            .insert("workload.spiffe.io", tonic::metadata::MetadataValue::from_static("true"));
         let mut stream = client.fetch_x509svid(request).await?.into_inner();
         while let Some(response) = stream.message().await? {
             match read(response, self.admin_hint.as_deref()) {
@@ -165,24 +167,28 @@ async fn connect(endpoint: &WorkloadEndpoint) -> Result<Channel, Status> {
     let builder = Endpoint::from_static("http://localhost").connect_timeout(CONNECT);
     let connected = match endpoint.clone() {
         WorkloadEndpoint::Unix(path) => {
-            // at hand already, so that the cause is told as it is
-            let mut io = Some(UnixStream::connect(path).await.map_err(|e| unavailable(&e))?);
-            builder.connect_with_connector(tower::service_fn(move |_: Uri| {
-                let io = io.take().map(TokioIo::new).ok_or_else(closed);
-                async move { io }
-            }))
+            {
+                // at hand already, so that the cause is told as it is
+                let mut io = Some(UnixStream::connect(path).await.map_err(|e| unavailable(&e))?);
+                builder.connect_with_connector(tower::service_fn(move |_: Uri| {
+                    let io = io.take().map(TokioIo::new).ok_or_else(closed);
+                    async move { io }
+                }))
+            }
+            .await
         }
-        .await,
         WorkloadEndpoint::Tcp(address) => {
-            let connecting = tokio::time::timeout(CONNECT, TcpStream::connect(address)).await;
-            let io = connecting.map_err(|e| unavailable(&e))?.map_err(|e| unavailable(&e))?;
-            let mut io = Some(io);
-            builder.connect_with_connector(tower::service_fn(move |_: Uri| {
-                let io = io.take().map(TokioIo::new).ok_or_else(closed);
-                async move { io }
-            }))
+            {
+                let connecting = tokio::time::timeout(CONNECT, TcpStream::connect(address)).await;
+                let io = connecting.map_err(|e| unavailable(&e))?.map_err(|e| unavailable(&e))?;
+                let mut io = Some(io);
+                builder.connect_with_connector(tower::service_fn(move |_: Uri| {
+                    let io = io.take().map(TokioIo::new).ok_or_else(closed);
+                    async move { io }
+                }))
+            }
+            .await
         }
-        .await,
     };
     connected.map_err(|e| unavailable(&e))
 }

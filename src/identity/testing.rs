@@ -41,7 +41,10 @@ impl Domain {
     }
 
     pub(crate) fn bundle_of(&self, authorities: &[&Ca]) -> Arc<Bundle> {
-        Arc::new(Bundle::new(self.td.clone(), authorities.iter().map(|ca| Authority::parse(&ca.der).unwrap())))
+        Arc::new(Bundle::new(
+            self.td.clone(),
+            authorities.iter().map(|ca| Authority::parse(&ca.der).unwrap()),
+        ))
     }
 
     pub(crate) fn svid(&self, id: &str, hint: &str) -> X509svid {

@@ -185,9 +185,12 @@ pub fn read(response: X509svidResponse, admin_hint: Option<&str>) -> Result<Svid
 fn parse_svid(svid: X509svid) -> Result<Parsed, ResponseError> {
     let name: String = svid.spiffe_id.chars().take(200).collect();
     let fail = |cause: String| ResponseError::Svid { id: name.clone(), cause };
-    let parsed =
-        X509Svid::parse_from_der_with_hint(&svid.x509_svid, &svid.x509_svid_key, Some(svid.hint.as_str().into()))
-            .map_err(|e| fail(e.to_string()))?;
+    let parsed = X509Svid::parse_from_der_with_hint(
+        &svid.x509_svid,
+        &svid.x509_svid_key,
+        Some(svid.hint.as_str().into()),
+    )
+    .map_err(|e| fail(e.to_string()))?;
     let id = parsed.spiffe_id().clone();
     if id.to_string() != svid.spiffe_id {
         return Err(fail(format!("its certificate is of {id}")));
@@ -237,11 +240,10 @@ fn read_federated(bundles: BTreeMap<String, Vec<u8>>) -> Federated {
 
 fn foreign_bundle(name: &str, der: &[u8]) -> Result<Bundle, String> {
     let trust_domain = TrustDomain::new(name).map_err(|e| e.to_string())?;
-    let authorities =
-        split_der(der)?.into_iter().map(|der| Authority::parse(der).map_err(|e| e.to_string())).collect::<Result<
-            Vec<_>,
-            _,
-        >>()?;
+    let authorities = split_der(der)?
+        .into_iter()
+        .map(|der| Authority::parse(der).map_err(|e| e.to_string()))
+        .collect::<Result<Vec<_>, _>>()?;
     Ok(Bundle::new(trust_domain, authorities))
 }
 
@@ -252,7 +254,8 @@ fn split_der(mut der: &[u8]) -> Result<Vec<&[u8]>, String> {
         if parts.len() == MAX_AUTHORITIES {
             return Err(format!("it has more than {MAX_AUTHORITIES} certificates"));
         }
-        let length = der_length(der).ok_or_else(|| format!("certificate {} is cut or no DER", parts.len() + 1))?;
+        let length =
+            der_length(der).ok_or_else(|| format!("certificate {} is cut or no DER", parts.len() + 1))?;
         let (part, rest) =
             der.split_at_checked(length).ok_or_else(|| format!("certificate {} is cut", parts.len() + 1))?;
         parts.push(part);

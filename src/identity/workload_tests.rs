@@ -12,13 +12,27 @@ fn response(west: &Domain, svids: Vec<X509svid>) -> X509svidResponse {
 #[test]
 fn an_endpoint_is_a_socket_or_an_ip_address() {
     let parse = str::parse::<WorkloadEndpoint>;
-    assert_eq!(parse("unix:///run/spire/agent.sock"), Ok(WorkloadEndpoint::Unix("/run/spire/agent.sock".into())));
+    assert_eq!(
+        parse("unix:///run/spire/agent.sock"),
+        Ok(WorkloadEndpoint::Unix("/run/spire/agent.sock".into()))
+    );
     assert_eq!(parse("tcp://127.0.0.1:8081"), Ok(WorkloadEndpoint::Tcp("127.0.0.1:8081".parse().unwrap())));
     assert!(parse("tcp://[::1]:1").is_ok());
     for bad in [
-        "", "unix://", "unix:///", "unix://host/path", "unix:relative", "/run/x.sock", "tcp://localhost:80",
-        "tcp://127.0.0.1", "tcp://127.0.0.1:0", "tcp://127.0.0.1:80/x", "tcp://u@127.0.0.1:80", "http://127.0.0.1:1",
-        "unix:///x?y", "unix:///x#y",
+        "",
+        "unix://",
+        "unix:///",
+        "unix://host/path",
+        "unix:relative",
+        "/run/x.sock",
+        "tcp://localhost:80",
+        "tcp://127.0.0.1",
+        "tcp://127.0.0.1:0",
+        "tcp://127.0.0.1:80/x",
+        "tcp://u@127.0.0.1:80",
+        "http://127.0.0.1:1",
+        "unix:///x?y",
+        "unix:///x#y",
     ] {
         assert!(parse(bad).is_err(), "{bad}");
     }
@@ -54,8 +68,12 @@ fn an_empty_or_malformed_foreign_bundle_costs_nothing_else() {
     assert_eq!(
         malformed,
         [
-            "not a trust domain", "spiffe://cut.test", "spiffe://endless.test", "spiffe://leaf.test",
-            "spiffe://long.test", "spiffe://text.test"
+            "not a trust domain",
+            "spiffe://cut.test",
+            "spiffe://endless.test",
+            "spiffe://leaf.test",
+            "spiffe://long.test",
+            "spiffe://text.test"
         ]
     );
 }
@@ -76,7 +94,8 @@ fn peers_never_see_the_administrators_svid() {
     let named = west.svid("spiffe://west.test/named", PEER_HINT);
     let read = |svids: &[&X509svid], hint| {
         let message = response(&west, svids.iter().copied().cloned().collect());
-        read(message, hint).map(|s| (s.identity.id.path().to_owned(), s.admin.map(|a| a.id.path().to_owned())))
+        read(message, hint)
+            .map(|s| (s.identity.id.path().to_owned(), s.admin.map(|a| a.id.path().to_owned())))
     };
     let agent_path = "/ns/entente-system/sa/entente".to_owned();
     let admin_path = Some("/entente/admin".to_owned());
@@ -88,7 +107,10 @@ fn peers_never_see_the_administrators_svid() {
     assert_eq!(read(&[&other, &named], None), Ok(("/named".to_owned(), None)));
     assert!(matches!(read(&[&admin], hint), Err(ResponseError::NoSvid(_))));
     assert!(matches!(read(&[&admin], None), Err(ResponseError::NoSvid(_))));
-    assert_eq!(read(&[&agent, &other], Some("x")), read(&[&agent], None).map(|(id, _)| (id, Some("/other".into()))));
+    assert_eq!(
+        read(&[&agent, &other], Some("x")),
+        read(&[&agent], None).map(|(id, _)| (id, Some("/other".into())))
+    );
     assert!(matches!(read(&[], None), Err(ResponseError::NoSvid(_))));
 }
 
@@ -104,7 +126,10 @@ fn an_svid_that_does_not_fit_is_left_out() {
     for bad in [another_key, another_name, no_key, cut] {
         let error = read(response(&west, vec![bad.clone()]), None).unwrap_err();
         assert!(error.to_string().contains("cannot be used"), "{error}");
-        assert_eq!(read(response(&west, vec![bad, good.clone()]), None).unwrap().identity.id.to_string(), AGENT);
+        assert_eq!(
+            read(response(&west, vec![bad, good.clone()]), None).unwrap().identity.id.to_string(),
+            AGENT
+        );
     }
 }
 

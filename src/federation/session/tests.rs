@@ -85,7 +85,8 @@ fn a_bad_beginning_ends_the_exchange() {
         (frame(Body::TrustReport(Report::default())), "before the Hello"),
     ] {
         let mut session = heard(&[first, hello("east.test", 1)]);
-        let Some(End::Link(LinkState::Parted { reason: GoodbyeReason::ProtocolError, message })) = session.end()
+        let Some(End::Link(LinkState::Parted { reason: GoodbyeReason::ProtocolError, message })) =
+            session.end()
         else {
             panic!("{:?}", session.end())
         };
@@ -155,7 +156,10 @@ fn a_catalogue_is_answered_once_it_is_planned_and_at_each_change_of_outcome() {
     plan.answered = Some(offered.version);
     session.on_plan(&plan);
     let bodies = said(&mut session, s(101));
-    assert!(matches!(bodies.as_slice(), [Body::CatalogueAck(a)] if a.outcomes.len() == 1 && !a.more), "{bodies:?}");
+    assert!(
+        matches!(bodies.as_slice(), [Body::CatalogueAck(a)] if a.outcomes.len() == 1 && !a.more),
+        "{bodies:?}"
+    );
     session.on_plan(&plan);
     assert_eq!(kinds(&said(&mut session, s(101))), [] as [&str; 0]);
     plan.outcomes.insert(web, Outcome::Refused { reason: "NotAdmitted".into(), message: String::new() });
@@ -189,7 +193,8 @@ fn a_long_answer_comes_in_parts_and_only_of_what_was_offered() {
     let names: Vec<String> = (0..450).map(|n| format!("service-{n}")).collect();
     let offered = catalogue(&names.iter().map(String::as_str).collect::<Vec<_>>());
     let outcomes: BTreeMap<_, _> = offered.services.keys().map(|n| (n.clone(), Outcome::Imported)).collect();
-    let mut importer = session(&LinkPlan { outcomes: outcomes.clone(), answered: Some(offered.version), ..plan() });
+    let mut importer =
+        session(&LinkPlan { outcomes: outcomes.clone(), answered: Some(offered.version), ..plan() });
     let mut exporter = open(&LinkPlan { catalogue: Arc::clone(&offered), ..plan() });
     importer.on_frame(hello("east.test", 1), s(100));
     importer.on_frame(frame(Body::Catalogue(Frames::new(Arc::clone(&offered)).next())), s(100));
@@ -233,7 +238,9 @@ fn silence_is_filled_here_and_noticed_there() {
     session.on_tick(s(109));
     assert!(session.end().is_none());
     session.on_tick(s(110));
-    assert!(matches!(session.end(), Some(End::Link(LinkState::Unreachable { message })) if message.contains("hello")));
+    assert!(
+        matches!(session.end(), Some(End::Link(LinkState::Unreachable { message })) if message.contains("hello"))
+    );
 }
 
 #[test]
@@ -246,14 +253,17 @@ fn each_goodbye_means_what_it_says() {
         (Reason::Unspecified, GoodbyeReason::Unspecified),
     ] {
         let session = heard(&[hello("east.test", 1), farewell(said)]);
-        let Some(End::Link(LinkState::Parted { reason: read, message })) = session.end() else { panic!("{said:?}") };
+        let Some(End::Link(LinkState::Parted { reason: read, message })) = session.end() else {
+            panic!("{said:?}")
+        };
         assert_eq!(*read, reason);
         assert!(message.ends_with("bye "), "{message:?}");
     }
     // before Hello as well
     assert_eq!(heard(&[farewell(Reason::AlreadyConnected)]).end(), Some(&End::AlreadyConnected));
     let refused = heard(&[farewell(Reason::NotTrusted)]);
-    let is_refused = |end: &End| matches!(end, End::Link(LinkState::Refused { by: Refusal::NotAccepted, .. }));
+    let is_refused =
+        |end: &End| matches!(end, End::Link(LinkState::Refused { by: Refusal::NotAccepted, .. }));
     assert!(refused.end().is_some_and(is_refused));
     // it answers no goodbye, and hears nothing after it
     let mut session = heard(&[farewell(Reason::Suspended), hello("east.test", 1)]);

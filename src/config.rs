@@ -1,1 +1,140 @@
-//! Flags and environment, read once.
+//! Flags and environment, read once, here.
+
+use std::net::SocketAddr;
+use std::path::PathBuf;
+use std::time::Duration;
+
+use clap::Args;
+
+/// The flags of `entente agent`, each with its environment variable.
+#[derive(Args, Clone, Debug)]
+pub struct AgentArgs {
+    /// Where objects are: `kubernetes` (by KUBECONFIG, or in-cluster), or `dir:PATH`.
+    #[arg(long, env = "ENTENTE_STORE", default_value = "kubernetes")]
+    pub store: StoreArg,
+
+    /// The SPIFFE Workload API: `unix:///path` or `tcp://IP:port`.
+    #[arg(long, env = "SPIFFE_ENDPOINT_SOCKET")]
+    pub workload_api: String,
+
+    /// SPIRE's server API: `unix:///path`, or `host:port` with an admin SVID.
+    #[arg(long, env = "ENTENTE_SPIRE_SERVER")]
+    pub spire_server: String,
+
+    /// Where peers' agents reach us.
+    #[arg(long, env = "ENTENTE_LISTEN", default_value = "0.0.0.0:7443")]
+    pub listen: SocketAddr,
+
+    /// Health and metrics.
+    #[arg(long, env = "ENTENTE_ADMIN_LISTEN", default_value = "127.0.0.1:7480")]
+    pub admin_listen: SocketAddr,
+
+    /// Where ImportedServices live, and bootstrap ConfigMaps and Secrets.
+    #[arg(long, env = "ENTENTE_NAMESPACE", default_value = "entente-system")]
+    pub namespace: String,
+
+    /// Marks what this installation generates; two installations in one cluster need two.
+    #[arg(long, env = "ENTENTE_INSTANCE", default_value = "entente")]
+    pub instance: String,
+
+    /// The name of this replica in Leases; the host's name where empty.
+    #[arg(long, env = "ENTENTE_REPLICA", default_value = "")]
+    pub replica: String,
+
+    /// `className` of the ClusterFederatedTrustDomains that are written.
+    #[arg(long, env = "ENTENTE_SPIRE_CLASS_NAME", default_value = "")]
+    pub spire_class_name: String,
+
+    /// The `hint` of the admin registration, where SPIRE's server API is reached over TCP.
+    #[arg(long, env = "ENTENTE_ADMIN_HINT", default_value = "entente-admin")]
+    pub admin_hint: String,
+
+    /// More authorities for `https_web` endpoints, as a PEM file, beside the web's own.
+    #[arg(long, env = "ENTENTE_WEB_ROOTS")]
+    pub web_roots: Option<PathBuf>,
+
+    #[command(flatten)]
+    pub timing: TimingArgs,
+}
+
+/// Times, in seconds. The defaults fit SPIRE's; tests shorten them.
+#[derive(Args, Clone, Debug)]
+pub struct TimingArgs {
+    /// How long SPIRE's agents are given to follow before a bundle is deleted.
+    #[arg(long, env = "ENTENTE_DRAIN_SECONDS", default_value_t = 30)]
+    pub drain_seconds: u64,
+
+    /// The longest time between two polls of a bundle endpoint.
+    #[arg(long, env = "ENTENTE_BUNDLE_POLL_MAX_SECONDS", default_value_t = 300)]
+    pub bundle_poll_max_seconds: u64,
+
+    /// The shortest time between two polls of a bundle endpoint, whatever its refresh hint.
+    #[arg(long, env = "ENTENTE_BUNDLE_POLL_MIN_SECONDS", default_value_t = 5)]
+    pub bundle_poll_min_seconds: u64,
+
+    /// How long a peer's report may name a superseded bundle of ours: two of these.
+    #[arg(long, env = "ENTENTE_SPIRE_POLL_SECONDS", default_value_t = 75)]
+    pub spire_poll_seconds: u64,
+
+    /// The shortest and the longest pause between two attempts to reach a peer's agent.
+    #[arg(long, env = "ENTENTE_DIAL_MIN_SECONDS", default_value_t = 1)]
+    pub dial_min_seconds: u64,
+
+    #[arg(long, env = "ENTENTE_DIAL_MAX_SECONDS", default_value_t = 30)]
+    pub dial_max_seconds: u64,
+
+    /// How long the leader's Lease holds without renewal.
+    #[arg(long, env = "ENTENTE_LEASE_SECONDS", default_value_t = 15)]
+    pub lease_seconds: u64,
+}
+
+impl TimingArgs {
+    /// The defaults, for callers that have no command line.
+    #[must_use]
+    pub const fn standard() -> Self {
+        Self {
+            drain_seconds: 30,
+            bundle_poll_max_seconds: 300,
+            bundle_poll_min_seconds: 5,
+            spire_poll_seconds: 75,
+            dial_min_seconds: 1,
+            dial_max_seconds: 30,
+            lease_seconds: 15,
+        }
+    }
+
+    #[must_use]
+    pub const fn drain(&self) -> Duration {
+        Duration::from_secs(self.drain_seconds)
+    }
+}
+
+/// Which store.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum StoreArg {
+    Kubernetes,
+    Directory(PathBuf),
+}
+
+impl std::str::FromStr for StoreArg {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, Self::Err> {
+        if text == "kubernetes" {
+            return Ok(Self::Kubernetes);
+        }
+        match text.strip_prefix("dir:") {
+            Some(path) if !path.is_empty() => Ok(Self::Directory(path.into())),
+            _ => Err(format!("{text:?} is neither `kubernetes` nor `dir:PATH`")),
+        }
+    }
+}
+
+impl std::fmt::Display for StoreArg {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self {
+            Self::Kubernetes => f.write_str("kubernetes"),
+            Self::Directory(path) => write!(f, "dir:{}", path.display()),
+        }
+    }
+}

@@ -33,6 +33,7 @@ pub mod federation;
 pub mod identity;
 pub mod index;
 pub mod istio;
+pub mod leases;
 pub mod model;
 pub mod observe;
 pub mod plan;

@@ -32,7 +32,7 @@ pub(crate) struct Signed {
     pub(crate) key: PrivateKeyDer<'static>,
 }
 
-/// A CA. All have one subject, as those of SPIRE do.
+/// A CA. All have one subject, as those of SPIRE may.
 pub(crate) struct Ca {
     pub(crate) der: CertificateDer<'static>,
     issuer: Issuer<'static, KeyPair>,
@@ -106,4 +106,113 @@ impl Ca {
     pub(crate) fn bundle(&self, trust_domain: &str) -> Arc<Bundle> {
         Arc::new(Bundle::new(td(trust_domain), [self.authority()]))
     }
+}
+
+/// What a test server says to a request, after which it hangs up unless told otherwise.
+#[derive(Clone)]
+pub(crate) enum Reply {
+    /// A whole answer with this body.
+    Ok(String),
+    /// These bytes, whatever they are.
+    Raw(String),
+    /// A redirect to here.
+    Redirect(String),
+    /// These bytes, and then nothing, for ever.
+    Stall(String),
+    /// A body without end.
+    Endless,
+    /// The connection is closed before any answer.
+    HangUp,
+}
+
+/// What a test server answers, by path and the number of requests before.
+type Answer = dyn Fn(&str, usize) -> Reply + Send + Sync;
+
+/// An HTTPS server on the loopback, gone when dropped.
+pub(crate) struct Server {
+    pub(crate) address: std::net::SocketAddr,
+    pub(crate) requests: Arc<std::sync::atomic::AtomicUsize>,
+    task: tokio::task::JoinHandle<()>,
+}
+
+impl Drop for Server {
+    fn drop(&mut self) {
+        self.task.abort();
+    }
+}
+
+impl Server {
+    pub(crate) async fn start(
+        chain: Signed,
+        answer: impl Fn(&str, usize) -> Reply + Send + Sync + 'static,
+    ) -> Self {
+        let provider = crate::identity::tls::provider();
+        // not by with_single_cert, which would refuse a key that is not the certificate's
+        let key = provider.key_provider.load_private_key(chain.key).unwrap();
+        let identity = rustls::sign::CertifiedKey::new(vec![chain.der], key);
+        let config = rustls::ServerConfig::builder_with_provider(provider)
+            .with_safe_default_protocol_versions()
+            .unwrap()
+            .with_no_client_auth()
+            .with_cert_resolver(Arc::new(rustls::sign::SingleCertAndKey::from(identity)));
+        let acceptor = tokio_rustls::TlsAcceptor::from(Arc::new(config));
+        let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let address = listener.local_addr().unwrap();
+        let requests = Arc::new(std::sync::atomic::AtomicUsize::new(0));
+        let (count, answer): (_, Arc<Answer>) = (Arc::clone(&requests), Arc::new(answer));
+        let task = tokio::spawn(async move {
+            let mut connections = tokio::task::JoinSet::new();
+            while let Ok((stream, _)) = listener.accept().await {
+                let (acceptor, count, answer) = (acceptor.clone(), Arc::clone(&count), Arc::clone(&answer));
+                connections.spawn(async move {
+                    if let Ok(stream) = acceptor.accept(stream).await {
+                        let _ = respond(stream, &count, &*answer).await;
+                    }
+                });
+            }
+        });
+        Self { address, requests, task }
+    }
+
+    pub(crate) fn url(&self, path: &str) -> String {
+        format!("https://{}{path}", self.address)
+    }
+
+    pub(crate) fn requests(&self) -> usize {
+        self.requests.load(std::sync::atomic::Ordering::SeqCst)
+    }
+}
+
+async fn respond(
+    mut stream: tokio_rustls::server::TlsStream<tokio::net::TcpStream>,
+    count: &std::sync::atomic::AtomicUsize,
+    answer: &Answer,
+) -> std::io::Result<()> {
+    use tokio::io::{AsyncReadExt, AsyncWriteExt};
+    let mut request = Vec::new();
+    while !request.ends_with(b"\r\n\r\n") {
+        request.push(stream.read_u8().await?);
+    }
+    let request = String::from_utf8(request).unwrap();
+    let path = request.split(' ').nth(1).unwrap();
+    let number = count.fetch_add(1, std::sync::atomic::Ordering::SeqCst);
+    let text = match answer(path, number) {
+        Reply::Ok(body) => format!("HTTP/1.1 200 OK\r\nContent-Length: {}\r\n\r\n{body}", body.len()),
+        Reply::Raw(text) => text,
+        Reply::Redirect(to) => format!("HTTP/1.1 302 Found\r\nLocation: {to}\r\nContent-Length: 0\r\n\r\n"),
+        Reply::HangUp => return Ok(()),
+        Reply::Stall(text) => {
+            stream.write_all(text.as_bytes()).await?;
+            stream.flush().await?;
+            std::future::pending().await
+        }
+        Reply::Endless => {
+            stream.write_all(b"HTTP/1.1 200 OK\r\n\r\n").await?;
+            loop {
+                stream.write_all(&[b' '; 4096]).await?;
+            }
+        }
+    };
+    stream.write_all(text.as_bytes()).await?;
+    stream.shutdown().await
 }

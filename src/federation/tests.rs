@@ -20,12 +20,13 @@ use crate::identity::peer_tls::{Verdict, server_config};
 use crate::identity::source::IdentitySource;
 use crate::identity::testing::{Domain, authority};
 use crate::identity::workload::read;
+use crate::model::object::Kind;
 use crate::model::service::{AppProtocol, Outcome, RemotePort, RemoteService, TlsMode};
 use crate::model::session::{
     Acknowledgement, Catalogue, GoodbyeReason, HeldBundle, LinkIntent, LinkPlan, LinkState, Refusal,
     SessionState, TrustReport,
 };
-use crate::model::{Bundle, ServiceName, TrustDomain};
+use crate::model::{Bundle, OwnerRef, ServiceName, TrustDomain};
 use crate::proto::federation::v1::{
     CatalogueSnapshot, Frame, Goodbye, Heartbeat, Hello, frame::Body, goodbye::Reason,
 };
@@ -66,6 +67,7 @@ pub(super) fn catalogue(names: &[&str]) -> Arc<Catalogue> {
 pub(super) fn plan_for(peer: &Domain) -> LinkPlan {
     LinkPlan {
         trust_domain: peer.td.clone(),
+        owner: OwnerRef { kind: Kind::TrustDomainPeer, name: peer.td.to_string(), uid: "1".to_owned() },
         addresses: Vec::new(),
         agent_ids: BTreeSet::from([id(&peer.agent)]),
         dials_first: false,

@@ -17,8 +17,8 @@ use crate::model::{Bundle, SpiffeId, TrustDomain};
 /// Longest chain that is looked at, leaf included. SPIRE nests to four.
 const MAX_CHAIN: usize = 10;
 
-/// How many authorities are tried at once. SPIRE gives all of its authorities one subject, so every one of them costs
-/// a signature check, of which webpki allows 100 a path: a larger bundle must be tried in parts.
+/// How many authorities are tried at once. They may all have one subject, as SPIRE's do where its configuration sets
+/// one, and then each costs a signature check, of which webpki allows 100 a path: a large bundle is tried in parts.
 const AUTHORITIES_AT_ONCE: usize = 24;
 
 /// The role in the handshake of who presented the chain: an extended key usage, where present, must allow it.
@@ -229,7 +229,7 @@ impl Path<'_> {
         let id = || self.id.clone();
         match error {
             rustls::Error::InvalidCertificate(error) => match error {
-                // authorities of one SPIRE share a subject, so a missing one shows as a wrong signature or key type
+                // where authorities share a subject, a missing one shows as a wrong signature or key type
                 E::UnknownIssuer
                 | E::BadSignature
                 | E::UnsupportedSignatureAlgorithmForPublicKeyContext { .. } => {

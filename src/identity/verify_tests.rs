@@ -182,3 +182,22 @@ fn each_cause_that_a_peer_must_tell_apart_has_its_own_alert() {
     assert_eq!(alert(SvidError::NoBundle(td("west.test"))), AlertDescription::HandshakeFailure);
     assert_eq!(alert(SvidError::NoUriSan), AlertDescription::HandshakeFailure);
 }
+
+/// Leaf, downstream CA and root as Go encodes SPIRE's templates: 128-bit serials with the top bit set, an ID on the
+/// CAs, a unique identifier in the leaf's subject.
+#[test]
+fn what_spire_issues_verifies() {
+    use rustls::pki_types::pem::PemObject;
+    let chain: Vec<_> = CertificateDer::pem_slice_iter(include_bytes!("testdata/spire-chain.pem"))
+        .collect::<Result<_, _>>()
+        .unwrap();
+    let root = crate::model::Authority::parse(&chain[2]).unwrap();
+    let bundle = Arc::new(Bundle::new(td("west.test"), [root]));
+    for role in [Role::Server, Role::Client] {
+        assert_eq!(verify(&bundle, &chain[..2], role), Ok(id(WEB)));
+        assert_eq!(verify(&bundle, &chain, role), Ok(id(WEB)), "the root may be sent along");
+        let unknown = Err(SvidError::UnknownAuthority(td("west.test")));
+        assert_eq!(verify(&bundle, &chain[..1], role), unknown);
+        assert_eq!(verify(&Ca::new().bundle("west.test"), &chain[..2], role), unknown);
+    }
+}

@@ -1,1 +1,210 @@
-//! Placeholder
+//! Everything that comes in, kept as one `World`: objects of the store, our identity, SPIRE, endpoints, peers.
+
+pub mod bootstrap;
+pub mod parse;
+mod peers;
+pub mod run;
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+
+use jiff::Timestamp;
+
+use crate::model::import::Imported;
+use crate::model::object::Kind;
+use crate::model::own::Identity;
+use crate::model::trust::SpireState;
+use crate::model::world::{Rejected, Settings};
+use crate::model::{NamespacedName, Object, ObjectKey, TrustDomain, World};
+use crate::store::Event;
+
+/// The world, and the objects that it was read from.
+#[derive(Debug)]
+pub struct Index {
+    world: World,
+    /// The objects whose meaning depends on who we are, to be read again when that is known.
+    peers: BTreeMap<ObjectKey, Arc<Object>>,
+    services: BTreeMap<ObjectKey, Arc<Object>>,
+}
+
+impl Index {
+    #[must_use]
+    pub fn new(settings: Arc<Settings>, now: Timestamp) -> Self {
+        Self { world: World::empty(settings, now), peers: BTreeMap::new(), services: BTreeMap::new() }
+    }
+
+    /// What is known.
+    #[must_use]
+    pub fn world(&self) -> &World {
+        &self.world
+    }
+
+    /// What is known, for the sources that need no reading.
+    pub fn world_mut(&mut self) -> &mut World {
+        &mut self.world
+    }
+
+    /// Takes in what a watch told.
+    pub fn store(&mut self, event: Event) {
+        match event {
+            Event::Reset { kind, objects } => {
+                self.reset(kind, objects);
+                self.world.read.insert(kind);
+                self.world.absent.remove(&kind);
+            }
+            Event::Applied(object) => self.apply(Arc::new(object)),
+            Event::Deleted(key) => self.remove(&key),
+            Event::Absent(kind) => {
+                self.world.absent.insert(kind);
+            }
+            Event::Unreadable(unreadable) => {
+                for item in unreadable {
+                    tracing::warn!(path = %item.path.display(), reason = %item.message, "a manifest is not used");
+                }
+            }
+        }
+        self.settle();
+    }
+
+    /// Takes in who we are.
+    pub fn identity(&mut self, identity: Option<Arc<Identity>>) {
+        let Some(identity) = identity else { return };
+        let first = self.world.own_trust_domain() != Some(&identity.trust_domain);
+        self.world.own_history.observe(identity.bundle.digest(), self.world.now);
+        self.world.identity = Some(identity);
+        if first {
+            let services: Vec<Arc<Object>> = self.services.values().cloned().collect();
+            for object in services {
+                self.apply(object);
+            }
+            self.settle();
+        }
+    }
+
+    /// Takes in what SPIRE holds.
+    pub fn spire(&mut self, state: Option<Arc<SpireState>>) {
+        if state.is_some() {
+            self.world.spire = state;
+        }
+    }
+
+    fn reset(&mut self, kind: Kind, objects: Vec<Object>) {
+        let fresh: std::collections::BTreeSet<ObjectKey> = objects.iter().map(|o| o.key.clone()).collect();
+        let gone: Vec<ObjectKey> = self.known(kind).into_iter().filter(|key| !fresh.contains(key)).collect();
+        for key in &gone {
+            self.remove(key);
+        }
+        for object in objects {
+            self.apply(Arc::new(object));
+        }
+    }
+
+    fn known(&self, kind: Kind) -> Vec<ObjectKey> {
+        let keys: Vec<&ObjectKey> = match kind {
+            Kind::TrustDomainPeer => self.peers.keys().collect(),
+            Kind::FederatedService => self.services.keys().collect(),
+            Kind::ClusterSpiffeId | Kind::ClusterStaticEntry => self.world.registrations.keys().collect(),
+            _ => self.world.objects.keys().collect(),
+        };
+        keys.into_iter().filter(|key| key.kind == kind).cloned().collect()
+    }
+
+    fn apply(&mut self, object: Arc<Object>) {
+        let key = object.key.clone();
+        if let Some(status) = object.status() {
+            self.world.statuses.insert(key.clone(), Arc::new(status.clone()));
+        } else {
+            self.world.statuses.remove(&key);
+        }
+        match key.kind {
+            Kind::TrustDomainPeer => {
+                self.peers.insert(key, object);
+            }
+            Kind::FederatedService => {
+                self.services.insert(key.clone(), Arc::clone(&object));
+                let parsed = parse::federated_service::parse(&object, self.world.own_trust_domain());
+                let name = namespaced(&key);
+                self.keep(key, parsed, |world, service| {
+                    world.services.insert(name.clone(), Arc::new(service));
+                });
+            }
+            Kind::ImportedService => {
+                let parsed: Result<Imported, Rejected> = parse::imported_service::parse(&object);
+                let name = namespaced(&key);
+                self.world.objects.insert(key.clone(), object);
+                self.keep(key, parsed, |world, imported| {
+                    world.imported.insert(name.clone(), Arc::new(imported));
+                });
+            }
+            Kind::ClusterSpiffeId | Kind::ClusterStaticEntry => {
+                let parsed = parse::registration::parse(&object);
+                let at = key.clone();
+                self.keep(key, parsed, |world, registration| {
+                    world.registrations.insert(at.clone(), Arc::new(registration));
+                });
+            }
+            Kind::ClusterFederatedTrustDomain
+            | Kind::ServiceEntry
+            | Kind::Gateway
+            | Kind::AuthorizationPolicy
+            | Kind::ConfigMap
+            | Kind::Secret => {
+                self.world.objects.insert(key, object);
+            }
+        }
+    }
+
+    /// Takes a parsed object in, or its rejection. The last good version of an object that became bad is dropped from
+    /// what is in use; what was generated from it stays (`plan::prune`).
+    fn keep<T>(&mut self, key: ObjectKey, parsed: Result<T, Rejected>, insert: impl FnOnce(&mut World, T)) {
+        match parsed {
+            Ok(value) => {
+                self.world.rejected.remove(&key);
+                insert(&mut self.world, value);
+            }
+            Err(rejected) => {
+                self.forget(&key);
+                tracing::warn!(object = %key, reason = rejected.reason, message = %rejected.message, "not accepted");
+                self.world.rejected.insert(key, rejected);
+            }
+        }
+    }
+
+    fn remove(&mut self, key: &ObjectKey) {
+        self.peers.remove(key);
+        self.services.remove(key);
+        self.world.statuses.remove(key);
+        self.world.rejected.remove(key);
+        self.world.objects.remove(key);
+        self.forget(key);
+    }
+
+    fn forget(&mut self, key: &ObjectKey) {
+        match key.kind {
+            Kind::FederatedService => {
+                self.world.services.remove(&namespaced(key));
+            }
+            Kind::ImportedService => {
+                self.world.imported.remove(&namespaced(key));
+            }
+            Kind::ClusterSpiffeId | Kind::ClusterStaticEntry => {
+                self.world.registrations.remove(key);
+            }
+            _ => {}
+        }
+    }
+
+    /// Peers are few and depend on each other (one for each trust domain), so they are read together.
+    fn settle(&mut self) {
+        let (peers, rejected) = peers::read(self.peers.values(), self.world.own_trust_domain());
+        self.world.peers = peers;
+        self.world.rejected.retain(|key, _| key.kind != Kind::TrustDomainPeer);
+        self.world.rejected.extend(rejected);
+        let world = &mut self.world;
+        world.bootstraps.retain(|trust_domain: &TrustDomain, _| world.peers.contains_key(trust_domain));
+    }
+}
+
+fn namespaced(key: &ObjectKey) -> NamespacedName {
+    NamespacedName::new(key.namespace.clone().unwrap_or_default(), key.name.clone())
+}

@@ -75,13 +75,18 @@ pub struct BundleEndpoint {
     pub profile: EndpointProfile,
 }
 
-/// What the monitor is asked to watch. For `https_spiffe` with an endpoint in another trust domain, `verify_with` is
-/// the bundle of that one; otherwise absent, and the bootstrap bundle, then the latest fetched one, verifies.
+/// What the monitor is asked to watch.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct MonitorTarget {
     pub trust_domain: TrustDomain,
+    /// Another endpoint starts the monitoring over.
     pub endpoint: BundleEndpoint,
+    /// What the operator gave; another one starts the monitoring over.
     pub bootstrap: Option<Arc<Bundle>>,
+    /// What an earlier life fetched and verified, descending from `bootstrap`: verifies the first fetch in its place.
+    /// A change of it alone changes nothing that runs.
+    pub persisted: Option<Arc<Bundle>>,
+    /// For `https_spiffe` with an endpoint in another trust domain: the bundle of that one. Otherwise absent.
     pub verify_with: Option<Arc<Bundle>>,
 }
 

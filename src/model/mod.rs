@@ -2,17 +2,25 @@
 
 pub mod authority;
 pub mod bundle;
+pub mod change;
+pub mod condition;
 pub mod endpoint;
+pub mod import;
 pub mod name;
 pub mod object;
 pub mod own;
+pub mod peer;
+pub mod registration;
 pub mod service;
 pub mod session;
 pub mod trust;
+pub mod world;
 
 pub use authority::{Authority, AuthorityId};
 pub use bundle::{Bundle, BundleDigest};
 pub use name::{NamespacedName, ServiceName};
 pub use object::{Object, ObjectKey, OwnerRef};
+pub use peer::Peer;
 pub use service::Service;
 pub use spiffe::{SpiffeId, TrustDomain};
+pub use world::World;

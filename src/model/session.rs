@@ -6,7 +6,7 @@ use std::sync::Arc;
 use jiff::Timestamp;
 
 use super::service::{Outcome, RemoteService};
-use super::{AuthorityId, BundleDigest, ServiceName, SpiffeId, TrustDomain};
+use super::{AuthorityId, BundleDigest, OwnerRef, ServiceName, SpiffeId, TrustDomain};
 
 /// A bundle by what identifies it, as one side tells the other.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -42,6 +42,8 @@ pub enum GoodbyeReason {
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct LinkPlan {
     pub trust_domain: TrustDomain,
+    /// The TrustDomainPeer, which owns the peer's Lease.
+    pub owner: OwnerRef,
     /// `host:port`, in order of preference; empty: the peer dials us.
     pub addresses: Vec<String>,
     /// The exact SPIFFE IDs of the peer's agents.

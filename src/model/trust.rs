@@ -59,6 +59,8 @@ pub enum SpireAction {
         entry: String,
         federates_with: BTreeSet<TrustDomain>,
     },
+    /// Stores the freshest verified bundle where SPIRE holds none that is usable and cannot get one by itself.
+    SetBundle(Arc<Bundle>),
     /// Has the server fetch the bundle from its endpoint now.
     RefreshBundle(TrustDomain),
     /// Deletes a federated bundle; refused by SPIRE (mode RESTRICT) while any entry federates with it.

@@ -1,1 +1,4 @@
-//! Placeholder
+//! What can be seen of a running agent: health, metrics.
+
+pub mod admin;
+pub mod metrics;

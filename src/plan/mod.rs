@@ -1,1 +1,170 @@
-//! Placeholder
+//! From what is known to what should be: pure, total, deterministic.
+
+pub mod admission;
+pub mod authorization;
+pub mod diff;
+pub mod ending;
+pub mod exports;
+pub mod finalizers;
+#[cfg(test)]
+mod fixtures;
+pub mod generated;
+#[cfg(test)]
+mod golden;
+pub mod imports;
+pub mod istio;
+pub mod links;
+pub mod memory;
+pub mod monitors;
+pub mod prune;
+#[cfg(test)]
+mod purity;
+pub mod registrations;
+pub mod relationship;
+pub mod selectors;
+pub mod services;
+pub mod status;
+#[cfg(test)]
+mod trust_tests;
+pub mod verdict;
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use jiff::Timestamp;
+use serde_json::Value;
+
+use crate::model::change::PatchOp;
+use crate::model::endpoint::MonitorTarget;
+use crate::model::session::LinkPlan;
+use crate::model::trust::SpireAction;
+use crate::model::{Object, ObjectKey, TrustDomain, World};
+
+/// What should be. Two equal plans are no work.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct Plan {
+    /// Every generated object that should be there, whole.
+    pub objects: BTreeMap<ObjectKey, Object>,
+    /// Those of them that do not stand in the store as they should.
+    pub writes: BTreeMap<ObjectKey, diff::Write>,
+    /// Generated objects to delete, by the uid they were seen with.
+    pub prune: BTreeMap<ObjectKey, String>,
+    /// Changes to objects that are not ours, each consented to: `federatesWith` and finalizers.
+    pub patches: Vec<Patch>,
+    pub spire: Vec<SpireAction>,
+    pub links: BTreeMap<TrustDomain, LinkPlan>,
+    pub monitors: BTreeMap<TrustDomain, MonitorTarget>,
+    /// Statuses that differ from what stands in the store.
+    pub statuses: BTreeMap<ObjectKey, StatusWrite>,
+    /// When to plan again though nothing changes.
+    pub wake_at: Option<Timestamp>,
+}
+
+/// A JSON patch (RFC 6902) that holds for one resourceVersion only.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Patch {
+    pub key: ObjectKey,
+    pub resource_version: String,
+    pub ops: Vec<PatchOp>,
+}
+
+/// A status to write, whole, with the conditions' transition times set.
+#[derive(Clone, Debug, PartialEq)]
+pub struct StatusWrite {
+    pub uid: String,
+    pub status: Value,
+}
+
+/// The plan for a world. Time, too, is in the world.
+#[must_use]
+pub fn plan(world: &World) -> Plan {
+    let ending: BTreeSet<TrustDomain> = world
+        .peers
+        .values()
+        .filter(|peer| ending::stage(world, peer).is_some_and(|stage| stage.drops_imports()))
+        .map(|peer| peer.trust_domain.clone())
+        .collect();
+    let services = services::services(world, &ending);
+    let links = links::links(world, &services);
+    let (relationships, blocked) = relationships(world);
+    let mut objects = services.objects.clone();
+    objects.extend(relationships);
+    if !world.is_read() || world.identity.is_none() {
+        objects.clear();
+    }
+    let mut patches = registrations::patches(world);
+    patches.extend(finalizers::patches(world));
+    let mut spire: Vec<SpireAction> =
+        world.peers.values().flat_map(|peer| relationship::actions(world, peer)).collect();
+    spire.extend(registrations::entry_actions(world));
+    let writes = diff::writes(world, &mut objects);
+    Plan {
+        writes,
+        prune: prune::prune(world, &objects),
+        patches,
+        spire,
+        monitors: monitors::monitors(world),
+        statuses: statuses(world, &services, &links, &blocked),
+        wake_at: wake_at(world, &services),
+        links,
+        objects,
+    }
+}
+
+type Relations = (BTreeMap<ObjectKey, Object>, BTreeMap<TrustDomain, String>);
+
+/// The relationships' objects; and, by peer, why one cannot be made ours.
+fn relationships(world: &World) -> Relations {
+    let mut objects = BTreeMap::new();
+    let mut blocked = BTreeMap::new();
+    for peer in world.peers.values().filter(|peer| !peer.suspend) {
+        let Some(object) = relationship::object(world, peer) else { continue };
+        match generated::claim(world, &object.key) {
+            Err(why) => {
+                blocked.insert(peer.trust_domain.clone(), why);
+            }
+            Ok(()) => {
+                objects.insert(object.key.clone(), object);
+            }
+        }
+    }
+    (objects, blocked)
+}
+
+fn statuses(
+    world: &World,
+    services: &services::ServicesPlan,
+    links: &BTreeMap<TrustDomain, LinkPlan>,
+    blocked: &BTreeMap<TrustDomain, String>,
+) -> BTreeMap<ObjectKey, StatusWrite> {
+    // What is not known yet must not read as what is missing.
+    if !world.is_read() {
+        return BTreeMap::new();
+    }
+    let mut statuses = status::rejected(world);
+    for peer in world.peers.values() {
+        let subject = status::trust_domain_peer::Subject {
+            world,
+            peer,
+            link: links.get(&peer.trust_domain),
+            services,
+            blocked: blocked.get(&peer.trust_domain).map(String::as_str),
+        };
+        if let Some(write) = status::trust_domain_peer::status(subject) {
+            let key = ObjectKey::cluster(crate::model::object::Kind::TrustDomainPeer, &peer.object);
+            statuses.insert(key, write);
+        }
+    }
+    if world.identity.is_some() && world.spire.is_some() {
+        statuses.extend(status::services(world, services, links));
+    }
+    statuses
+}
+
+fn wake_at(world: &World, services: &services::ServicesPlan) -> Option<Timestamp> {
+    let verdicts = world.peers.values().filter_map(|peer| verdict::wake_at(world, peer));
+    let drains = world.peers.values().filter_map(|peer| match ending::stage(world, peer) {
+        Some(ending::Stage::Drain(until)) => Some(until),
+        _ => None,
+    });
+    verdicts.chain(drains).chain(services.wake_at).filter(|at| *at > world.now).min()
+}

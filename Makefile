@@ -1,0 +1,32 @@
+# What is needed: Rust, Go, Python 3 and a C compiler. `integration/tools.py --check` says which one is missing.
+PYTHON ?= python3
+
+.PHONY: check test demo bench tools deny
+
+# Format, lints, unit tests and the dependency rules. Needs Rust and Python.
+check:
+	cargo fmt --check
+	cargo clippy --locked --all-targets -- -D warnings
+	cargo test --locked --lib --bins
+	@$(MAKE) --no-print-directory deny
+
+# Every ring of tests. The first run builds the programs of the cluster ring into a cache outside target/.
+test: tools
+	$(PYTHON) integration/run.py
+
+# Two trust domains with embedded authorities on this machine, step by step. Needs Rust alone.
+demo:
+	cargo run --locked --release -- demo
+
+bench:
+	cargo bench --locked
+
+# etcd, Kubernetes, SPIRE and spire-controller-manager, from pinned Go modules.
+tools:
+	$(PYTHON) integration/tools.py
+
+# Bans, licenses and sources of all dependencies, by .cargo/deny.toml. Installs cargo-deny beside the tools if it is
+# not there; advisories are left out, since they need the network at every run.
+deny:
+	deny=$$($(PYTHON) integration/tools.py --cargo-deny) && \
+	"$$deny" --locked --config .cargo/deny.toml check bans licenses sources

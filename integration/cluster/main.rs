@@ -1,0 +1,32 @@
+//! The cluster ring: two trust domains as plain processes on one machine. Each has a real kube-apiserver with etcd and
+//! kube-controller-manager, real spire-server, spire-agent and spire-controller-manager, and the real CRDs of SPIRE and
+//! Istio; our agent runs as a child process. `make tools` builds the programs.
+
+#![allow(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::panic,
+    clippy::print_stderr,
+    clippy::disallowed_methods,
+    reason = "test code: a failure ends the test"
+)]
+#![allow(dead_code, reason = "the harness has what scenarios need; not every one is there yet")]
+
+mod agent;
+mod bundle_server;
+mod crds;
+mod http;
+mod kubernetes;
+mod pair;
+mod ports;
+mod process;
+mod relay;
+mod scenarios;
+mod scratch;
+mod spire;
+mod template;
+mod tools;
+mod wait;
+mod world;
+
+mod stands;

@@ -1,0 +1,88 @@
+//! Two trust domains that scenarios share: bringing them up is paid once, as long as nothing fails.
+
+use crate::world::{Domain, Options};
+use anyhow::Result;
+use std::sync::{Mutex, OnceLock, PoisonError};
+use tokio::runtime::Runtime;
+
+/// `east.example` and `west.example`.
+pub(crate) struct Pair {
+    pub(crate) east: Domain,
+    pub(crate) west: Domain,
+}
+
+impl Pair {
+    /// Brings up both at the same time.
+    pub(crate) async fn start(options: Options) -> Result<Self> {
+        let east = Domain::start("east.example", options.clone());
+        let west = Domain::start("west.example", options);
+        let (east, west) = tokio::join!(east, west);
+        Ok(Self { east: east?, west: west? })
+    }
+
+    /// See [`Domain::reset`].
+    pub(crate) async fn reset(&self) -> Result<()> {
+        tokio::try_join!(self.east.reset(), self.west.reset())?;
+        Ok(())
+    }
+
+    /// See [`Domain::keep`].
+    pub(crate) fn keep(&self) {
+        self.east.keep();
+        self.west.keep();
+    }
+}
+
+/// One runtime for all tests of the process: clients and connections of the shared domains live as long as it.
+pub(crate) fn runtime() -> &'static Runtime {
+    static RUNTIME: OnceLock<Runtime> = OnceLock::new();
+    RUNTIME.get_or_init(|| Runtime::new().unwrap())
+}
+
+/// Runs a scenario on the shared pair, which it finds as it stood at first, however the one before left it. A scenario
+/// must drop its agents before it ends. If it fails, the domains' logs are kept, and the next one gets new domains.
+pub(crate) fn with_pair(scenario: impl AsyncFnOnce(&mut Pair) -> Result<()>) {
+    static SHARED: Mutex<Option<Pair>> = Mutex::new(None);
+    let mut shared = SHARED.lock().unwrap_or_else(PoisonError::into_inner);
+    let failed = runtime().block_on(async {
+        let mut pair = reused(shared.take()).await?;
+        let done = scenario(&mut pair).await;
+        if done.is_ok() {
+            *shared = Some(pair);
+        } else {
+            pair.keep();
+        }
+        done
+    });
+    drop(shared);
+    if let Err(error) = failed {
+        panic!("{error:#}");
+    }
+}
+
+/// The pair of the scenario before, brought back to how it stood at first; a new one if there is none, or if that
+/// cannot be done (a program of it may be left ended).
+async fn reused(pair: Option<Pair>) -> Result<Pair> {
+    if let Some(pair) = pair {
+        match pair.reset().await {
+            Ok(()) => return Ok(pair),
+            Err(error) => eprintln!("bringing up new domains, the last ones cannot be used again: {error:#}"),
+        }
+    }
+    Pair::start(Options::default()).await
+}
+
+/// Runs a scenario on a pair of its own, set as it needs.
+pub(crate) fn with_own_pair(options: Options, scenario: impl AsyncFnOnce(&mut Pair) -> Result<()>) {
+    let failed = runtime().block_on(async {
+        let mut pair = Pair::start(options).await?;
+        let done = scenario(&mut pair).await;
+        if done.is_err() {
+            pair.keep();
+        }
+        done
+    });
+    if let Err(error) = failed {
+        panic!("{error:#}");
+    }
+}

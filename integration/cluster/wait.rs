@@ -1,0 +1,43 @@
+//! Waiting for a condition, with a deadline.
+
+use anyhow::{Context, Result};
+use std::future::Future;
+use std::time::{Duration, Instant};
+
+const POLL: Duration = Duration::from_millis(100);
+
+/// Calls `look` until it succeeds; what it then returns. After `within`, an error with `what` and what the last look
+/// said. A look that does not come back counts as one that fails.
+pub(crate) async fn eventually<T, F, L>(what: &str, within: Duration, mut look: L) -> Result<T>
+where
+    L: FnMut() -> F,
+    F: Future<Output = Result<T>>,
+{
+    let deadline = Instant::now() + within;
+    loop {
+        let left = deadline.saturating_duration_since(Instant::now()).max(POLL);
+        let last = match tokio::time::timeout(left, look()).await {
+            Ok(Ok(value)) => return Ok(value),
+            Ok(Err(error)) => error,
+            Err(_) => anyhow::anyhow!("no answer"),
+        };
+        if Instant::now() >= deadline {
+            return Err(last).with_context(|| format!("not so after {within:?}: {what}"));
+        }
+        tokio::time::sleep(POLL).await;
+    }
+}
+
+/// Holds that `look` succeeds at every look for the whole of `during`: the first failure is the error.
+pub(crate) async fn always<F, L>(what: &str, during: Duration, mut look: L) -> Result<()>
+where
+    L: FnMut() -> F,
+    F: Future<Output = Result<()>>,
+{
+    let start = Instant::now();
+    while start.elapsed() < during {
+        look().await.with_context(|| format!("not so after {:?}: {what}", start.elapsed()))?;
+        tokio::time::sleep(POLL).await;
+    }
+    Ok(())
+}

@@ -1,0 +1,136 @@
+#!/usr/bin/env python3
+"""Runs the rings of tests in order, and counts.
+
+    run.py                   every ring
+    run.py pure pair         these rings only
+    run.py cluster -- name   these rings, only the tests whose path holds `name`
+
+Prints one line for each ring, `pure: N passed, N failed, N skipped`, and last a line alone with the sums. The exit
+code is 0 only if nothing failed. A ring whose target or programs are missing has failed; only mesh, which needs an
+istiod that cannot be built here, may be skipped, and is counted so.
+"""
+
+import json
+import os
+import pathlib
+import re
+import shutil
+import subprocess
+import sys
+import time
+
+REPOSITORY = pathlib.Path(__file__).resolve().parent.parent
+RESULT = re.compile(r"^test result: \w+\. (\d+) passed; (\d+) failed; (\d+) ignored;")
+RINGS = ("pure", "pair", "cluster", "dataplane", "mesh")
+# What cannot be absent. The others run once there is a test target of that name.
+ALWAYS = ("pure", "pair", "cluster")
+
+
+class Count:
+    """How many tests of a ring passed, failed, and were skipped."""
+
+    def __init__(self, passed=0, failed=0, skipped=0):
+        self.passed, self.failed, self.skipped = passed, failed, skipped
+
+    def add(self, other):
+        self.passed += other.passed
+        self.failed += other.failed
+        self.skipped += other.skipped
+
+    def __str__(self):
+        return f"{self.passed} passed, {self.failed} failed, {self.skipped} skipped"
+
+
+def say(text):
+    print(f"run: {text}", flush=True)
+
+
+def cargo_test(arguments, minimum=1):
+    """Runs `cargo test`, passing its output on, and reads the counts from it.
+
+    A run that ends badly without naming a failed test (it did not build, or crashed), or that ran fewer than
+    `minimum` tests, is one failure.
+    """
+    command = ["cargo", "test", "--locked", *arguments]
+    say(" ".join(command))
+    count = Count()
+    environment = dict(os.environ, CARGO_TERM_COLOR=os.environ.get("CARGO_TERM_COLOR", "never"))
+    with subprocess.Popen(
+        command, cwd=REPOSITORY, env=environment, stdout=subprocess.PIPE, text=True, errors="replace"
+    ) as process:
+        for line in process.stdout:
+            print(line, end="", flush=True)
+            found = RESULT.match(line)
+            if found:
+                count.add(Count(*(int(number) for number in found.groups())))
+    if process.returncode != 0 and count.failed == 0:
+        say(f"`{' '.join(command)}` ended with exit code {process.returncode} before it could name a failed test")
+        count.failed += 1
+    elif count.passed + count.failed + count.skipped < minimum:
+        say(f"`{' '.join(command)}` ran no test")
+        count.failed += 1
+    return count
+
+
+def test_targets():
+    """The names of the integration test targets of the crate."""
+    done = subprocess.run(
+        ["cargo", "metadata", "--no-deps", "--format-version", "1"],
+        cwd=REPOSITORY, stdout=subprocess.PIPE, text=True, check=True,
+    )
+    targets = [target for package in json.loads(done.stdout)["packages"] for target in package["targets"]]
+    return {target["name"] for target in targets if "test" in target["kind"]}
+
+
+def pure(names):
+    count = cargo_test(["--lib", "--bins", *names])
+    count.add(cargo_test(["--doc", *names], minimum=0))
+    return count
+
+
+def mesh(names):
+    istiod = os.environ.get("ENTENTE_ISTIOD") or shutil.which("istiod")
+    if not istiod:
+        say("mesh: no istiod on PATH nor named by ENTENTE_ISTIOD: skipped")
+        return Count(skipped=1)
+    return cargo_test(["--test", "mesh", *names])
+
+
+def run_ring(ring, targets, names):
+    if ring == "pure":
+        return pure(names)
+    if ring not in targets:
+        say(f"{ring}: there is no test target of this name")
+        return Count(failed=1)
+    if ring == "mesh":
+        return mesh(names)
+    # Each test of these rings brings up whole clusters: one at a time, and what they do is seen as they do it.
+    serial = ["--", "--test-threads=1"] if ring in ("cluster", "dataplane") else []
+    return cargo_test(["--test", ring, *names, *serial])
+
+
+def main():
+    arguments, names = sys.argv[1:], []
+    if "--" in arguments:
+        cut = arguments.index("--")
+        arguments, names = arguments[:cut], arguments[cut + 1:]
+    unknown = [ring for ring in arguments if ring not in RINGS]
+    if unknown or len(names) > 1:
+        sys.exit(f"run: {unknown or names}: expected rings of {', '.join(RINGS)}, then at most `-- NAME`")
+    targets = test_targets()
+    rings = arguments or [ring for ring in RINGS if ring in ALWAYS or ring in targets]
+    counts = {}
+    for ring in rings:
+        started = time.monotonic()
+        counts[ring] = run_ring(ring, targets, names)
+        say(f"{ring}: took {time.monotonic() - started:.0f} s")
+    total = Count()
+    for ring, count in counts.items():
+        print(f"{ring}: {count}")
+        total.add(count)
+    print(total, flush=True)
+    sys.exit(1 if total.failed else 0)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,171 @@
+//! The conditions of every kind, and the reasons that each may have: one enum a condition, one file a kind.
+//!
+//! A reason is written for the operator who reads it in `kubectl describe`: its comment says what it means, and what to
+//! do. Reasons are part of the API: they are added to, never renamed.
+
+use std::fmt;
+
+/// Declares the reasons of one condition.
+macro_rules! reasons {
+    ($(#[$doc:meta])* $name:ident of $condition:ident { $($(#[$reason_doc:meta])* $reason:ident,)+ }) => {
+        $(#[$doc])*
+        #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+        pub enum $name { $($(#[$reason_doc])* $reason,)+ }
+
+        impl $name {
+            /// The condition that these are reasons of.
+            pub const CONDITION: $crate::api::v1alpha1::conditions::ConditionType =
+                $crate::api::v1alpha1::conditions::ConditionType::$condition;
+            /// All of them.
+            pub const ALL: &'static [Self] = &[$(Self::$reason),+];
+
+            /// The word in the condition.
+            #[must_use]
+            pub const fn as_str(self) -> &'static str {
+                match self { $(Self::$reason => stringify!($reason),)+ }
+            }
+        }
+
+        impl std::fmt::Display for $name {
+            fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+                f.write_str(self.as_str())
+            }
+        }
+
+        impl From<$name> for &'static str {
+            fn from(reason: $name) -> Self {
+                reason.as_str()
+            }
+        }
+    };
+}
+
+mod peer;
+mod service;
+
+pub use peer::*;
+pub use service::*;
+
+/// Every condition that an object of Entente may have.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum ConditionType {
+    /// TrustDomainPeer, FederatedService: the object is well formed and may be acted on.
+    Accepted,
+    /// TrustDomainPeer: its bundle endpoint serves a bundle that can be used.
+    BundleEndpointHealthy,
+    /// TrustDomainPeer: SPIRE and our workloads have its freshest bundle.
+    BundleDistributed,
+    /// TrustDomainPeer: the two agents talk.
+    Connected,
+    /// TrustDomainPeer: the peer, by its own word, holds our bundle and federates with us.
+    Reciprocal,
+    /// TrustDomainPeer: the peer holds every authority of ours that may sign.
+    RotationSafe,
+    /// TrustDomainPeer: each side has answered what the other exports.
+    ServicesSynced,
+    /// TrustDomainPeer: all of the above.
+    Ready,
+    /// FederatedService: every trust domain that it is exported to has imported it.
+    Exported,
+    /// FederatedService: callers that are not in `clients` are refused before the application sees them.
+    ClientsEnforced,
+    /// ImportedService: the TrustDomainPeer admits it.
+    Admitted,
+    /// ImportedService: what clients need was generated.
+    Generated,
+}
+
+impl ConditionType {
+    /// The word in `type`.
+    #[must_use]
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::Accepted => "Accepted",
+            Self::BundleEndpointHealthy => "BundleEndpointHealthy",
+            Self::BundleDistributed => "BundleDistributed",
+            Self::Connected => "Connected",
+            Self::Reciprocal => "Reciprocal",
+            Self::RotationSafe => "RotationSafe",
+            Self::ServicesSynced => "ServicesSynced",
+            Self::Ready => "Ready",
+            Self::Exported => "Exported",
+            Self::ClientsEnforced => "ClientsEnforced",
+            Self::Admitted => "Admitted",
+            Self::Generated => "Generated",
+        }
+    }
+}
+
+impl fmt::Display for ConditionType {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.as_str())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::model::endpoint::{BundleAlarm, FetchProblem};
+
+    #[test]
+    fn reasons_of_the_bundle_endpoint_are_the_monitors_own() {
+        use FetchProblem as P;
+        let problems = [
+            P::EndpointUnreachable,
+            P::EndpointCertificateUntrusted,
+            P::EndpointCertificateExpired,
+            P::WrongEndpointSpiffeId,
+            P::NoBundleToVerifyEndpoint,
+            P::BadResponse,
+            P::BundleTooLarge,
+            P::BundleUnparseable,
+        ];
+        for problem in problems {
+            assert_eq!(BundleEndpointReason::from(problem).as_str(), problem.reason());
+        }
+        let alarms = [
+            BundleAlarm::NoUsableAuthority,
+            BundleAlarm::SequenceWentBack { from: 2, to: 1 },
+            BundleAlarm::ContentChangedUnderSequence { sequence: 1 },
+            BundleAlarm::AuthoritiesSubstituted,
+        ];
+        for alarm in &alarms {
+            assert_eq!(BundleEndpointReason::from(alarm).as_str(), alarm.reason());
+        }
+        assert_eq!(BundleEndpointReason::ALL.len(), 2 + problems.len() + alarms.len());
+    }
+
+    #[test]
+    fn reasons_obey_the_api_conventions() {
+        let all = [
+            PeerAcceptedReason::ALL.iter().map(|r| r.as_str()).collect::<Vec<_>>(),
+            BundleEndpointReason::ALL.iter().map(|r| r.as_str()).collect(),
+            BundleDistributedReason::ALL.iter().map(|r| r.as_str()).collect(),
+            ConnectedReason::ALL.iter().map(|r| r.as_str()).collect(),
+            ReciprocalReason::ALL.iter().map(|r| r.as_str()).collect(),
+            RotationSafeReason::ALL.iter().map(|r| r.as_str()).collect(),
+            ServicesSyncedReason::ALL.iter().map(|r| r.as_str()).collect(),
+            ReadyReason::ALL.iter().map(|r| r.as_str()).collect(),
+            ServiceAcceptedReason::ALL.iter().map(|r| r.as_str()).collect(),
+            ExportedReason::ALL.iter().map(|r| r.as_str()).collect(),
+            ClientsEnforcedReason::ALL.iter().map(|r| r.as_str()).collect(),
+            AdmittedReason::ALL.iter().map(|r| r.as_str()).collect(),
+            GeneratedReason::ALL.iter().map(|r| r.as_str()).collect(),
+        ];
+        for reasons in all {
+            for reason in &reasons {
+                assert!(reason.starts_with(|c: char| c.is_ascii_uppercase()), "{reason}");
+                assert!(reason.chars().all(|c| c.is_ascii_alphanumeric()), "{reason}");
+            }
+            let distinct: std::collections::BTreeSet<_> = reasons.iter().collect();
+            assert_eq!(distinct.len(), reasons.len());
+        }
+    }
+
+    #[test]
+    fn a_condition_is_named_as_its_type_is() {
+        assert_eq!(ReciprocalReason::CONDITION.as_str(), "Reciprocal");
+        assert_eq!(BundleEndpointReason::CONDITION.as_str(), "BundleEndpointHealthy");
+        assert_eq!(ServiceAcceptedReason::CONDITION, PeerAcceptedReason::CONDITION);
+    }
+}

@@ -1,0 +1,121 @@
+//! Reasons of the conditions of a FederatedService and of an ImportedService.
+
+reasons! {
+    /// Whether the FederatedService may be acted on.
+    ServiceAcceptedReason of Accepted {
+        /// True: it is well formed.
+        Accepted,
+        /// A field breaks a rule; the message names both. Mend the field.
+        Invalid,
+        /// `serviceRef` is not served by this version of the agent. Give `workloadLabels`.
+        ServiceRefNotSupported,
+        /// This `tlsMode` is not served by this version of the agent, or not by this mesh; the message says which is.
+        TlsModeNotSupported,
+        /// Our own trust domain is no legal DNS host, so that no service can be named below it.
+        TrustDomainNotDns,
+        /// An older FederatedService has the same host; the message names it. Set another `name`.
+        HostTaken,
+        /// An older FederatedService selects some of the same pods by another selector; the message names it. Give both the same
+        /// `workloadLabels`, or labels that no pod can have together.
+        SelectorOverlaps,
+    }
+}
+
+reasons! {
+    /// Whether every trust domain that it is exported to has imported it.
+    ExportedReason of Exported {
+        /// True: each has said so.
+        Exported,
+        /// See Accepted.
+        NotAccepted,
+        /// No server ID is known: give `serverSPIFFEIDs`. Importers would have nothing to pin.
+        NoServerIds,
+        /// No gateway is known: give `gateways`. Importers would have nowhere to connect to.
+        NoGateway,
+        /// Only gateways of a type that does not carry this `tlsMode` are given: the message says which does.
+        GatewayTypeIgnored,
+        /// A trust domain in `exportedTrustDomains` has no TrustDomainPeer that is accepted. Create or mend it.
+        NoPeer,
+        /// A trust domain in `exportedTrustDomains` has nobody in `clients`. Add its clients, or take it out.
+        NoClientsThere,
+        /// An object of a name that is needed is there and is not ours; the message names it. Delete it, or hand it over with the
+        /// annotation `entente.dev/adopt: "true"`.
+        ObjectNotOurs,
+        /// This mesh does not serve a kind that is needed. Install Istio's CustomResourceDefinitions.
+        IstioAbsent,
+        /// A peer has not answered yet. Where it stays so, see Connected of its TrustDomainPeer.
+        AwaitingAcknowledgement,
+        /// A peer refused it; the message says which, and its reason. What it admits is in its own TrustDomainPeer.
+        RefusedByPeer,
+        /// Unknown: the Workload API has not told our own trust domain yet.
+        NoIdentity,
+    }
+}
+
+reasons! {
+    /// Whether callers that are not in `clients` are refused before the application sees them.
+    ClientsEnforcedReason of ClientsEnforced {
+        /// True: the sidecar of the server refuses them, by an AuthorizationPolicy.
+        SidecarEnforces,
+        /// The application ends TLS, and only it can check the client's SPIFFE ID. See to it that it does.
+        ApplicationTerminatesTLS,
+        /// The AuthorizationPolicy is not there yet, or one that is not ours stands in its place; the message says which.
+        PolicyNotInPlace,
+        /// See Accepted: nothing is enforced for a FederatedService that is not.
+        NotAccepted,
+    }
+}
+
+reasons! {
+    /// Whether the TrustDomainPeer admits the service.
+    AdmittedReason of Admitted {
+        /// True: `spec.imports` of the TrustDomainPeer admits it.
+        Admitted,
+        /// A field breaks a rule, though the agent wrote the object: someone edited it. Delete it, and it is written again.
+        Invalid,
+        /// No pattern of `imports.services` matches it. Add one to admit it.
+        NotAdmitted,
+        /// More services than `imports.maxServices`. Raise it, or narrow `imports.services`.
+        TooManyServices,
+        /// A server ID lies outside the peer's trust domain. The peer's operator must mend its FederatedService.
+        ForeignServerId,
+        /// It names no server ID, so there is nothing to pin. The peer's operator must mend its FederatedService.
+        NoServerId,
+        /// A gateway's address is loopback, link-local, multicast, a name where CIDRs are given, or outside
+        /// `imports.endpointCIDRs`.
+        AddressNotAdmitted,
+        /// More gateways than `imports.maxEndpointsPerService`.
+        TooManyEndpoints,
+        /// The peer's trust domain is no legal DNS host.
+        TrustDomainNotDns,
+        /// Its host would lie within the cluster's, our own or another peer's names.
+        HostShadows,
+        /// Its `tlsMode` is not served by this version of the agent.
+        TlsModeNotSupported,
+        /// Another object serves its host already; the message names it. Delete that one, or do not admit this.
+        HostExists,
+        /// Its TrustDomainPeer is gone, not accepted, or being ended.
+        NoPeer,
+        /// The peer has been away for longer than `onDisconnect.after`.
+        Withdrawn,
+    }
+}
+
+reasons! {
+    /// Whether what clients need was generated.
+    GeneratedReason of Generated {
+        /// True: it is in place.
+        Generated,
+        /// See Admitted.
+        NotAdmitted,
+        /// It is not written yet. Where it stays so, see the log of the agent.
+        Pending,
+        /// This cluster does not serve Istio's ServiceEntry. Install Istio's CustomResourceDefinitions.
+        IstioAbsent,
+        /// An object of a name that is needed is there and is not ours; the message names it. Delete it, or hand it over with the
+        /// annotation `entente.dev/adopt: "true"`.
+        ObjectNotOurs,
+        /// Another object serves its host already; the message names it.
+        HostExists,
+    }
+}

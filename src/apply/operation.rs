@@ -1,0 +1,149 @@
+//! One step of making a plan true.
+
+use std::collections::BTreeMap;
+use std::fmt;
+
+use serde_json::Value;
+
+use super::Targets;
+use crate::model::trust::SpireAction;
+use crate::model::{ObjectKey, TrustDomain};
+use crate::plan::diff::Write;
+use crate::plan::{Patch, Plan};
+use crate::store::Severity;
+
+/// The order in which a plan is made true. Each step is safe by itself: the plan waits for what must come first.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub(super) enum Stage {
+    /// Finalizers and `federatesWith`.
+    Patches,
+    Writes,
+    Spire,
+    Prune,
+    Statuses,
+}
+
+impl Stage {
+    pub(super) const ALL: [Self; 5] = [Self::Patches, Self::Writes, Self::Spire, Self::Prune, Self::Statuses];
+}
+
+#[derive(Clone, Debug, PartialEq)]
+pub(super) enum Operation {
+    Patch(Patch),
+    Write(Box<Write>),
+    Spire(SpireAction),
+    Prune { key: ObjectKey, uid: String },
+    Status { key: ObjectKey, uid: String, status: Value },
+}
+
+/// The operations of a plan, by what they are about: one at a time for each.
+pub(super) fn of(plan: &Plan) -> BTreeMap<String, Operation> {
+    let mut all = BTreeMap::new();
+    let mut add = |operation: Operation| {
+        all.insert(operation.to_string(), operation);
+    };
+    plan.patches.iter().cloned().map(Operation::Patch).for_each(&mut add);
+    plan.writes.values().cloned().map(|write| Operation::Write(Box::new(write))).for_each(&mut add);
+    plan.spire.iter().cloned().map(Operation::Spire).for_each(&mut add);
+    for (key, uid) in &plan.prune {
+        add(Operation::Prune { key: key.clone(), uid: uid.clone() });
+    }
+    for (key, write) in &plan.statuses {
+        add(Operation::Status { key: key.clone(), uid: write.uid.clone(), status: write.status.clone() });
+    }
+    all
+}
+
+impl Operation {
+    pub(super) const fn stage(&self) -> Stage {
+        match self {
+            Self::Patch(_) => Stage::Patches,
+            Self::Write(_) => Stage::Writes,
+            Self::Spire(_) => Stage::Spire,
+            Self::Prune { .. } => Stage::Prune,
+            Self::Status { .. } => Stage::Statuses,
+        }
+    }
+
+    /// The object that it writes.
+    pub(super) fn object(&self) -> Option<&ObjectKey> {
+        match self {
+            Self::Patch(patch) => Some(&patch.key),
+            Self::Write(write) => Some(&write.object.key),
+            Self::Prune { key, .. } | Self::Status { key, .. } => Some(key),
+            Self::Spire(_) => None,
+        }
+    }
+
+    /// Does it. The error is for the operator.
+    pub(super) async fn execute(&self, targets: &Targets, own: &TrustDomain) -> Result<(), String> {
+        let store = &targets.store;
+        let text = |error: crate::store::StoreError| error.to_string();
+        match self {
+            Self::Patch(patch) => store
+                .patch_json(&patch.key, &patch.resource_version, patch.ops.clone())
+                .await
+                .map(drop)
+                .map_err(text),
+            Self::Write(write) => {
+                store.apply(&write.object, &write.precondition).await.map(drop).map_err(text)
+            }
+            Self::Spire(action) => targets.spire.act(own, action).await.map_err(|e| e.to_string()),
+            Self::Prune { key, uid } => store.delete(key, uid).await.map_err(text),
+            Self::Status { key, uid, status } => {
+                store.update_status(key, uid, status.clone()).await.map_err(text)
+            }
+        }
+    }
+
+    /// Tells the failure on the object that it is about, where that is there.
+    pub(super) async fn report(&self, store: &crate::store::Store, error: &str) {
+        let about = match self {
+            Self::Write(write) => {
+                let owner = write.object.meta.owners.first();
+                owner.map(|owner| {
+                    let namespace = owner.kind.is_namespaced().then(|| write.object.key.namespace.clone());
+                    let key = ObjectKey {
+                        kind: owner.kind,
+                        namespace: namespace.flatten(),
+                        name: owner.name.clone(),
+                    };
+                    (key, owner.uid.clone())
+                })
+            }
+            Self::Prune { key, uid } | Self::Status { key, uid, .. } => Some((key.clone(), uid.clone())),
+            Self::Patch(_) | Self::Spire(_) => None,
+        };
+        if let Some((key, uid)) = about {
+            store.event(&key, &uid, Severity::Warning, "ApplyFailed", &format!("{self}: {error}")).await;
+        }
+    }
+}
+
+impl fmt::Display for Operation {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Patch(patch) => write!(f, "change {}", patch.key),
+            Self::Write(write) => write!(f, "write {}", write.object.key),
+            Self::Prune { key, .. } => write!(f, "delete {key}"),
+            Self::Status { key, .. } => write!(f, "write the status of {key}"),
+            Self::Spire(action) => match action {
+                SpireAction::CreateRelationship(relationship, _) => {
+                    write!(f, "create SPIRE's relationship with {}", relationship.trust_domain)
+                }
+                SpireAction::UpdateRelationship(relationship, _) => {
+                    write!(f, "update SPIRE's relationship with {}", relationship.trust_domain)
+                }
+                SpireAction::DeleteRelationship(td) => write!(f, "delete SPIRE's relationship with {td}"),
+                SpireAction::SetFederatesWith { entry, .. } => {
+                    write!(f, "set federatesWith of SPIRE's entry {entry}")
+                }
+                SpireAction::SetBundle(bundle) => {
+                    write!(f, "give SPIRE the verified bundle of {}", bundle.trust_domain())
+                }
+                SpireAction::RefreshBundle(td) => write!(f, "have SPIRE refresh the bundle of {td}"),
+                SpireAction::DeleteBundle(td) => write!(f, "delete SPIRE's bundle of {td}"),
+            },
+        }
+    }
+}

@@ -1,0 +1,146 @@
+//! How a bundle endpoint proves that it may serve a bundle, by either profile (SPIFFE Federation, section 5.2).
+//!
+//! rustls passes a verifier's refusal on as text, so the verifier keeps its own verdict for who asked.
+
+use std::sync::{Arc, Mutex, PoisonError};
+
+use rustls::client::danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier};
+use rustls::client::{Resumption, WebPkiServerVerifier};
+use rustls::pki_types::{CertificateDer, ServerName, UnixTime};
+use rustls::{CertificateError, ClientConfig, DigitallySignedStruct, SignatureScheme};
+
+use crate::identity::tls::provider;
+use crate::identity::verify::{
+    Role, SvidError, supported_verify_schemes, verify_svid, verify_tls12_signature, verify_tls13_signature,
+};
+use crate::model::{Bundle, SpiffeId};
+
+/// What an endpoint's certificate is held against.
+#[derive(Debug)]
+pub(super) enum Trust {
+    /// `https_web`: Web PKI and the host name.
+    Web(Arc<WebPkiServerVerifier>),
+    /// `https_spiffe`: exactly this ID by exactly this bundle; the host name is not looked at.
+    Spiffe { endpoint_id: SpiffeId, bundle: Arc<Bundle> },
+}
+
+/// Why an endpoint was not believed.
+#[derive(Clone, Debug)]
+pub(super) enum Refusal {
+    Web(CertificateError),
+    Svid(SvidError),
+    WrongId(SpiffeId),
+}
+
+impl From<Refusal> for rustls::Error {
+    fn from(refusal: Refusal) -> Self {
+        match refusal {
+            Refusal::Web(cause) => cause.into(),
+            Refusal::Svid(error) => error.into(),
+            Refusal::WrongId(_) => CertificateError::ApplicationVerificationFailure.into(),
+        }
+    }
+}
+
+/// The verifier of one fetch.
+#[derive(Debug)]
+pub(super) struct EndpointVerifier {
+    trust: Trust,
+    now: UnixTime,
+    refusal: Mutex<Option<Refusal>>,
+}
+
+impl EndpointVerifier {
+    pub(super) fn new(trust: Trust, now: UnixTime) -> Arc<Self> {
+        Arc::new(Self { trust, now, refusal: Mutex::new(None) })
+    }
+
+    /// Why the last endpoint was not believed, if so.
+    pub(super) fn refusal(&self) -> Option<Refusal> {
+        self.refusal.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    fn judge(
+        &self,
+        leaf: &CertificateDer<'_>,
+        intermediates: &[CertificateDer<'_>],
+        name: &ServerName<'_>,
+    ) -> Result<(), Refusal> {
+        match &self.trust {
+            Trust::Web(web) => match web.verify_server_cert(leaf, intermediates, name, &[], self.now) {
+                Ok(_) => Ok(()),
+                Err(rustls::Error::InvalidCertificate(cause)) => Err(Refusal::Web(cause)),
+                Err(_) => Err(Refusal::Web(CertificateError::BadEncoding)),
+            },
+            Trust::Spiffe { endpoint_id, bundle } => {
+                let chain: Vec<CertificateDer<'_>> =
+                    std::iter::once(leaf).chain(intermediates).cloned().collect();
+                let held = |asked: &_| (asked == endpoint_id.trust_domain()).then(|| Arc::clone(bundle));
+                match verify_svid(&chain, &held, Role::Server, self.now) {
+                    Ok(id) if id == *endpoint_id => Ok(()),
+                    Ok(id) => Err(Refusal::WrongId(id)),
+                    Err(error) => Err(Refusal::Svid(error)),
+                }
+            }
+        }
+    }
+}
+
+impl ServerCertVerifier for EndpointVerifier {
+    fn verify_server_cert(
+        &self,
+        end_entity: &CertificateDer<'_>,
+        intermediates: &[CertificateDer<'_>],
+        server_name: &ServerName<'_>,
+        _ocsp_response: &[u8],
+        _now: UnixTime,
+    ) -> Result<ServerCertVerified, rustls::Error> {
+        let verdict = self.judge(end_entity, intermediates, server_name);
+        let mut refusal = self.refusal.lock().unwrap_or_else(PoisonError::into_inner);
+        match verdict {
+            Ok(()) => {
+                *refusal = None;
+                Ok(ServerCertVerified::assertion())
+            }
+            Err(why) => {
+                *refusal = Some(why.clone());
+                Err(why.into())
+            }
+        }
+    }
+
+    fn verify_tls12_signature(
+        &self,
+        message: &[u8],
+        cert: &CertificateDer<'_>,
+        dss: &DigitallySignedStruct,
+    ) -> Result<HandshakeSignatureValid, rustls::Error> {
+        verify_tls12_signature(message, cert, dss)
+    }
+
+    fn verify_tls13_signature(
+        &self,
+        message: &[u8],
+        cert: &CertificateDer<'_>,
+        dss: &DigitallySignedStruct,
+    ) -> Result<HandshakeSignatureValid, rustls::Error> {
+        verify_tls13_signature(message, cert, dss)
+    }
+
+    fn supported_verify_schemes(&self) -> Vec<SignatureScheme> {
+        supported_verify_schemes()
+    }
+}
+
+/// TLS 1.2 or later, without a client certificate, which an endpoint must not ask for (5.2), and without resumption,
+/// which would skip the verifier.
+pub(super) fn client_config(verifier: Arc<EndpointVerifier>) -> Result<ClientConfig, rustls::Error> {
+    let mut config = ClientConfig::builder_with_provider(provider())
+        .with_protocol_versions(&[&rustls::version::TLS13, &rustls::version::TLS12])?
+        .dangerous()
+        .with_custom_certificate_verifier(verifier)
+        .with_no_client_auth();
+    config.resumption = Resumption::disabled();
+    config.alpn_protocols = vec![b"http/1.1".to_vec()];
+    Ok(config)
+}

@@ -1,0 +1,317 @@
+//! Polls every endpoint, each in a task of its own, and publishes what is known of them.
+
+use std::collections::BTreeMap;
+use std::fmt;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+
+use jiff::Timestamp;
+use tokio::sync::{Notify, Semaphore, watch};
+use tokio::task::{JoinHandle, JoinSet};
+use tokio::time::Instant;
+use tokio_util::sync::CancellationToken;
+use tracing::{debug, warn};
+
+use super::endpoint::EndpointClient;
+use super::monitor::{PollLimits, next_poll, observe, verifying_bundle};
+use crate::model::TrustDomain;
+use crate::model::endpoint::{EndpointState, MonitorTarget};
+
+/// Most fetches under way at once. Each ends by its own timeout, so that nobody waits for long.
+const MAX_FETCHES: usize = 64;
+
+/// Least time between two fetches from one endpoint, however often a refresh is asked for: peers may ask.
+const REFRESH_SPACING: Duration = Duration::from_millis(500);
+
+/// What is to be watched, by trust domain.
+pub type Targets = Arc<BTreeMap<TrustDomain, MonitorTarget>>;
+/// What is known of each; of a target that was not fetched yet, the default.
+pub type States = Arc<BTreeMap<TrustDomain, EndpointState>>;
+/// Tells the time.
+pub type Clock = Arc<dyn Fn() -> Timestamp + Send + Sync>;
+
+type Wakers = Arc<Mutex<BTreeMap<TrustDomain, Arc<Notify>>>>;
+
+/// Asks for a fetch out of turn.
+#[derive(Clone, Debug)]
+pub struct RefreshHandle(Wakers);
+
+impl RefreshHandle {
+    /// Has the bundle of a trust domain fetched now, or shortly, if it was fetched just before. Nothing happens for one
+    /// that is not watched.
+    pub fn refresh(&self, trust_domain: &TrustDomain) {
+        let wakers = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(waker) = wakers.get(trust_domain) {
+            waker.notify_one();
+        }
+    }
+}
+
+/// Watches `targets` until `cancel`, or until nobody can change them any more: at once when one is new, then by its refresh hint. A target that changes keeps its
+/// bundle, and what else is known unless its URL or profile changed; it is fetched when it would have been, or at once if
+/// it failed before. States are published only when they changed.
+pub fn spawn(
+    client: EndpointClient,
+    limits: PollLimits,
+    targets: watch::Receiver<Targets>,
+    clock: Clock,
+    cancel: CancellationToken,
+) -> (watch::Receiver<States>, JoinHandle<()>, RefreshHandle) {
+    let (states, published) = watch::channel(States::default());
+    let wakers = Wakers::default();
+    let shared = Arc::new(Shared { client, limits, clock, states, fetches: Semaphore::new(MAX_FETCHES) });
+    let watcher = Watcher {
+        shared,
+        wakers: Arc::clone(&wakers),
+        cancel,
+        watched: BTreeMap::new(),
+        tasks: JoinSet::new(),
+    };
+    let task = tokio::spawn(watcher.run(targets));
+    (published, task, RefreshHandle(wakers))
+}
+
+struct Shared {
+    client: EndpointClient,
+    limits: PollLimits,
+    clock: Clock,
+    states: watch::Sender<States>,
+    fetches: Semaphore,
+}
+
+impl fmt::Debug for Shared {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Shared").field("limits", &self.limits).finish_non_exhaustive()
+    }
+}
+
+struct Watched {
+    target: MonitorTarget,
+    cancel: CancellationToken,
+    course: Course,
+}
+
+/// What of the polling of a target outlives a change of the target.
+#[derive(Clone, Debug, Default)]
+struct Course(Arc<Mutex<CourseState>>);
+
+#[derive(Clone, Copy, Debug, Default)]
+struct CourseState {
+    /// When the last fetch began.
+    last: Option<Instant>,
+    /// When the next one is due.
+    next: Option<Instant>,
+    /// The operator gave another bundle since the last successful fetch, which is the latest until the next one (SPIFFE
+    /// Federation 5.3): it is how a trust domain is heard again that lost all of its authorities.
+    bootstrap_is_latest: bool,
+}
+
+impl Course {
+    fn get(&self) -> CourseState {
+        *self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn update(&self, change: impl FnOnce(&mut CourseState)) {
+        change(&mut self.0.lock().unwrap_or_else(PoisonError::into_inner));
+    }
+}
+
+struct Watcher {
+    shared: Arc<Shared>,
+    wakers: Wakers,
+    cancel: CancellationToken,
+    watched: BTreeMap<TrustDomain, Watched>,
+    tasks: JoinSet<()>,
+}
+
+impl Watcher {
+    async fn run(mut self, mut targets: watch::Receiver<Targets>) {
+        loop {
+            let wanted = Arc::clone(&targets.borrow_and_update());
+            self.follow(&wanted);
+            tokio::select! {
+                () = self.cancel.cancelled() => break,
+                changed = targets.changed() => if changed.is_err() { break },
+                Some(ended) = self.tasks.join_next() => if let Err(error) = ended && error.is_panic() {
+                    // a watcher that is half dead must not look alive
+                    std::panic::resume_unwind(error.into_panic());
+                },
+            }
+        }
+        for watched in self.watched.values() {
+            watched.cancel.cancel();
+        }
+        while self.tasks.join_next().await.is_some() {}
+    }
+
+    fn follow(&mut self, wanted: &BTreeMap<TrustDomain, MonitorTarget>) {
+        let gone: Vec<_> = self.watched.keys().filter(|td| !wanted.contains_key(*td)).cloned().collect();
+        for trust_domain in gone {
+            self.forget(&trust_domain);
+        }
+        for (trust_domain, target) in wanted {
+            let old = self.watched.get(trust_domain).map(|watched| watched.target.clone());
+            if old.as_ref() != Some(target) {
+                self.start(old.as_ref(), target);
+            }
+        }
+    }
+
+    fn forget(&mut self, trust_domain: &TrustDomain) {
+        debug!(%trust_domain, "bundle endpoint no longer watched");
+        if let Some(watched) = self.watched.remove(trust_domain) {
+            watched.cancel.cancel();
+        }
+        self.wakers.lock().unwrap_or_else(PoisonError::into_inner).remove(trust_domain);
+        self.shared.states.send_if_modified(|states| Arc::make_mut(states).remove(trust_domain).is_some());
+    }
+
+    /// Starts to watch a target, in place of what it was before.
+    fn start(&mut self, old: Option<&MonitorTarget>, target: &MonitorTarget) {
+        let trust_domain = &target.trust_domain;
+        debug!(%trust_domain, url = %target.endpoint.url, "bundle endpoint watched");
+        let cancel = self.cancel.child_token();
+        let before = self.watched.remove(trust_domain);
+        if let Some(before) = &before {
+            before.cancel.cancel();
+        }
+        let course = before.map(|before| before.course).unwrap_or_default();
+        let mut state = self.shared.states.borrow().get(trust_domain).cloned().unwrap_or_default();
+        if old.is_some_and(|old| old.endpoint != target.endpoint) {
+            state = EndpointState {
+                latest: state.latest,
+                latest_usable: state.latest_usable,
+                ..EndpointState::default()
+            };
+        }
+        let given = old.is_some_and(|old| old.bootstrap != target.bootstrap)
+            && target.bootstrap.as_ref().is_some_and(|given| Some(given) != state.latest.as_ref());
+        self.shared.publish(trust_domain, &cancel, &state, || {
+            // what was changed to mend a failure is tried at once, and so is another endpoint
+            let at_once = state.failure.is_some() || state.since.is_none();
+            course.update(|course| {
+                course.bootstrap_is_latest |= given;
+                course.next = course.next.filter(|_| !at_once);
+            });
+        });
+        let waker = Arc::new(Notify::new());
+        let mut wakers = self.wakers.lock().unwrap_or_else(PoisonError::into_inner);
+        wakers.insert(trust_domain.clone(), Arc::clone(&waker));
+        drop(wakers);
+        let poll = Poll {
+            shared: Arc::clone(&self.shared),
+            target: target.clone(),
+            state,
+            course: course.clone(),
+            waker,
+            cancel: cancel.clone(),
+        };
+        self.tasks.spawn(poll.run());
+        self.watched.insert(trust_domain.clone(), Watched { target: target.clone(), cancel, course });
+    }
+}
+
+impl Shared {
+    /// Publishes a state, if it is another one. `settle` runs with it, and neither happens once the task was replaced.
+    fn publish(
+        &self,
+        trust_domain: &TrustDomain,
+        cancel: &CancellationToken,
+        state: &EndpointState,
+        settle: impl FnOnce(),
+    ) {
+        self.states.send_if_modified(|states| {
+            if cancel.is_cancelled() {
+                return false;
+            }
+            settle();
+            if states.get(trust_domain) == Some(state) {
+                return false;
+            }
+            Arc::make_mut(states).insert(trust_domain.clone(), state.clone());
+            true
+        });
+    }
+}
+
+/// The polling of one endpoint.
+struct Poll {
+    shared: Arc<Shared>,
+    target: MonitorTarget,
+    state: EndpointState,
+    course: Course,
+    waker: Arc<Notify>,
+    cancel: CancellationToken,
+}
+
+impl Poll {
+    async fn run(mut self) {
+        let cancel = self.cancel.clone();
+        tokio::select! {
+            () = cancel.cancelled() => {}
+            () = self.poll() => {}
+        }
+    }
+
+    async fn poll(&mut self) {
+        loop {
+            let due = self.course.get().next.unwrap_or_else(Instant::now);
+            tokio::select! {
+                () = tokio::time::sleep_until(due) => {}
+                () = self.waker.notified() => {}
+            }
+            if let Some(last) = self.course.get().last {
+                tokio::time::sleep_until(last + REFRESH_SPACING.min(self.shared.limits.min_interval)).await;
+            }
+            self.fetch().await;
+        }
+    }
+
+    async fn fetch(&mut self) {
+        let Ok(_permit) = self.shared.fetches.acquire().await else { return };
+        self.course.update(|course| course.last = Some(Instant::now()));
+        let target = &self.target;
+        let verify_with = if self.course.get().bootstrap_is_latest {
+            let given = MonitorTarget { persisted: None, ..target.clone() };
+            verifying_bundle(&given, &EndpointState::default())
+        } else {
+            verifying_bundle(target, &self.state)
+        };
+        let now = (self.shared.clock)();
+        let fetched = self
+            .shared
+            .client
+            .fetch(&target.trust_domain, &target.endpoint, verify_with.as_deref(), now)
+            .await;
+        let fetched = fetched.map(|fetched| fetched.bundle);
+        let state = observe(&self.state, fetched, (self.shared.clock)());
+        self.report(&state);
+        self.state = state;
+        let wait = next_poll(&self.state, &self.shared.limits, rand::random_range(0..=1000));
+        self.shared.publish(&self.target.trust_domain, &self.cancel, &self.state, || {
+            self.course.update(|course| {
+                course.next = Some(Instant::now() + wait);
+                course.bootstrap_is_latest &= self.state.failure.is_some();
+            });
+        });
+    }
+
+    /// Says once what an operator must know.
+    fn report(&self, state: &EndpointState) {
+        let (trust_domain, url) = (&self.target.trust_domain, &self.target.endpoint.url);
+        for alarm in state.alarms.iter().filter(|alarm| !self.state.alarms.contains(alarm)) {
+            warn!(%trust_domain, %url, ?alarm, reason = alarm.reason(), "the fetched bundle is suspicious");
+        }
+        let problem = state.failure.as_ref().map(|failure| failure.problem);
+        if let Some(failure) = &state.failure
+            && self.state.failure.as_ref().map(|failure| failure.problem) != problem
+        {
+            warn!(%trust_domain, %url, reason = failure.problem.reason(), message = failure.message,
+                "bundle endpoint unhealthy");
+        }
+    }
+}
+
+#[cfg(test)]
+#[path = "watch_tests.rs"]
+mod tests;

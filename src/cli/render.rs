@@ -1,0 +1,101 @@
+//! `entente render`: objects in, what would be written out. The same pipeline as the agent's, without a cluster.
+
+use std::collections::BTreeMap;
+use std::io::Write as _;
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::Duration;
+
+use anyhow::Context as _;
+use clap::Args;
+
+use crate::clock;
+use crate::index::Index;
+use crate::model::object::Kind;
+use crate::model::own::Identity;
+use crate::model::trust::SpireState;
+use crate::model::world::{Relationships, Settings};
+use crate::model::{Bundle, SpiffeId, TrustDomain};
+use crate::store::{DirectoryStore, DirectoryTimings, Event, Store, directory};
+
+#[derive(Args, Debug)]
+pub(super) struct RenderArgs {
+    /// A folder as `--store dir:PATH` of the agent has it: manifests in `PATH/manifests`. TrustDomainPeers and
+    /// FederatedServices; ImportedServices where imports are to be rendered too. Nothing in it is changed.
+    path: PathBuf,
+
+    /// Our own trust domain.
+    #[arg(long)]
+    trust_domain: String,
+
+    /// Where ImportedServices live.
+    #[arg(long, env = "ENTENTE_NAMESPACE", default_value = "entente-system")]
+    namespace: String,
+
+    /// Marks what is generated.
+    #[arg(long, env = "ENTENTE_INSTANCE", default_value = "entente")]
+    instance: String,
+
+    /// `className` of the ClusterFederatedTrustDomains.
+    #[arg(long, env = "ENTENTE_SPIRE_CLASS_NAME", default_value = "")]
+    spire_class_name: String,
+}
+
+/// How long the folder is given to be read.
+const PATIENCE: Duration = Duration::from_secs(30);
+
+/// Prints the objects to standard output. Objects that are bad are named in the error.
+pub(super) async fn run(args: &RenderArgs) -> anyhow::Result<()> {
+    let store = Store::Directory(DirectoryStore::open_read_only(&args.path, DirectoryTimings::default()));
+    let mut index = Index::new(settings(args), clock::now());
+    let own = TrustDomain::new(&args.trust_domain)?;
+    index.identity(Some(Arc::new(identity(&own, args)?)));
+    index.spire(Some(Arc::new(SpireState::default())));
+    let mut problems = tokio::time::timeout(PATIENCE, read(&store, &mut index))
+        .await
+        .with_context(|| format!("{}: not read within {} s", args.path.display(), PATIENCE.as_secs()))??;
+    let plan = crate::plan::plan(index.world());
+    let mut out = std::io::stdout().lock();
+    for object in plan.objects.values() {
+        write!(out, "---\n{}", directory::manifest_of(object))?;
+    }
+    problems.extend(index.world().rejected.iter().map(|(key, r)| format!("{key}: {}", r.message)));
+    if problems.is_empty() { Ok(()) } else { anyhow::bail!("{}", problems.join("\n")) }
+}
+
+/// Takes in the first list of every kind; answers with the manifests that cannot be read.
+async fn read(store: &Store, index: &mut Index) -> anyhow::Result<Vec<String>> {
+    let mut problems = Vec::new();
+    let mut events = store.watch(&Kind::WATCHED);
+    while !index.world().is_read() {
+        let event = events.recv().await.context("the store ended")?;
+        if let Event::Unreadable(unreadable) = &event {
+            problems = unreadable.iter().map(|u| format!("{}: {}", u.path.display(), u.message)).collect();
+        }
+        index.store(event);
+    }
+    Ok(problems)
+}
+
+fn settings(args: &RenderArgs) -> Arc<Settings> {
+    Arc::new(Settings {
+        instance: args.instance.clone(),
+        namespace: args.namespace.clone(),
+        spire_class_name: args.spire_class_name.clone(),
+        relationships: Relationships::ControllerManager,
+        drain: Duration::ZERO,
+        poll_interval: Duration::ZERO,
+        good_fetches: 1,
+    })
+}
+
+fn identity(own: &TrustDomain, args: &RenderArgs) -> anyhow::Result<Identity> {
+    Ok(Identity {
+        id: SpiffeId::new(format!("spiffe://{own}/ns/{}/sa/entente", args.namespace))?,
+        trust_domain: own.clone(),
+        not_after: clock::now(),
+        bundle: Arc::new(Bundle::new(own.clone(), [])),
+        federated: BTreeMap::new(),
+        malformed: BTreeMap::new(),
+    })
+}

@@ -1,0 +1,203 @@
+//! FederatedService to [`Service`].
+
+use std::collections::BTreeSet;
+
+use super::field::{self, Problem};
+use super::{names, reject, selector, spec};
+use crate::api::v1alpha1::conditions::ServiceAcceptedReason;
+use crate::api::v1alpha1::federated_service::{
+    FederatedServiceSpec, Gateway as GivenGateway, GatewayType as GivenType, Port,
+};
+use crate::api::v1alpha1::limits;
+use crate::model::service::{
+    Address, AppProtocol, ClientPattern, ExportedPort, Gateway, GatewayAddress, GatewayType,
+};
+use crate::model::world::Rejected;
+use crate::model::{NamespacedName, Object, Service, ServiceName, TrustDomain};
+
+/// Reads a FederatedService. `own` is our own trust domain, once the Workload API told it: before that, what is said about it
+/// is not checked, so the object must be read again then. Without gateways or server IDs it is well formed all the same.
+///
+/// # Errors
+/// [`Rejected`] with the field and the rule.
+pub fn parse(object: &Object, own: Option<&TrustDomain>) -> Result<Service, Rejected> {
+    read(object, own).map_err(|problem| reject(object, None, problem))
+}
+
+fn read(object: &Object, own: Option<&TrustDomain>) -> Result<Service, Problem> {
+    names(object)?;
+    let namespace = object.key.namespace.as_deref().unwrap_or_default();
+    let spec: FederatedServiceSpec = spec(object)?;
+    let exported_to = exported_to(&spec.exported_trust_domains, own)?;
+    let ids = "spec.serverSPIFFEIDs";
+    field::at_most(ids, spec.server_spiffe_ids.len(), limits::SERVER_IDS)?;
+    field::at_most("spec.gateways", spec.gateways.len(), limits::GATEWAYS)?;
+    Ok(Service {
+        object: NamespacedName::new(namespace, &object.key.name),
+        uid: object.meta.uid.clone(),
+        generation: object.meta.generation,
+        created: object.meta.created,
+        name: service_name(object, namespace, spec.name.as_deref())?,
+        workload_labels: workload_labels(&spec)?,
+        ports: ports(&spec.ports)?,
+        tls_mode: spec.tls_mode.into(),
+        clients: clients(&spec.clients.spiffe_ids, &exported_to)?,
+        exported_to,
+        server_ids: field::set(ids, &spec.server_spiffe_ids, |path, text| match own {
+            Some(own) => field::spiffe_id_in(path, text, own, "our own trust domain"),
+            None => field::spiffe_id(path, text),
+        })?,
+        gateways: spec
+            .gateways
+            .iter()
+            .enumerate()
+            .map(|(i, given)| gateway(&format!("spec.gateways[{i}]"), given))
+            .collect::<Result<_, _>>()?,
+    })
+}
+
+fn service_name(object: &Object, namespace: &str, given: Option<&str>) -> Result<ServiceName, Problem> {
+    let (path, name, hint) = match given {
+        Some(name) => ("spec.name", name, ""),
+        None => ("metadata.name", object.key.name.as_str(), ": give spec.name to call the service otherwise"),
+    };
+    ServiceName::new(namespace, name).map_err(|cause| {
+        let rule = format!("it is the first label of the service's host name, and {cause}{hint}");
+        Problem::of(path, name, rule)
+    })
+}
+
+fn workload_labels(
+    spec: &FederatedServiceSpec,
+) -> Result<std::collections::BTreeMap<String, String>, Problem> {
+    let path = "spec.workloadLabels";
+    match (&spec.workload_labels, &spec.service_ref) {
+        (Some(labels), None) if labels.is_empty() => {
+            Err(Problem::new(path, "it is empty, and would select every pod: give at least one label"))
+        }
+        (Some(labels), None) => selector::labels(path, labels),
+        (None, Some(given)) => {
+            let rule = "serviceRef is not served by this version of the agent: give workloadLabels";
+            Err(Problem::of("spec.serviceRef", &given.name, rule)
+                .because(ServiceAcceptedReason::ServiceRefNotSupported.as_str()))
+        }
+        (Some(_), Some(_)) => Err(Problem::new(path, "give either workloadLabels or serviceRef, not both")),
+        (None, None) => {
+            Err(Problem::new(path, "it is missing: give the labels of the pods that back the service"))
+        }
+    }
+}
+
+fn exported_to(given: &[String], own: Option<&TrustDomain>) -> Result<BTreeSet<TrustDomain>, Problem> {
+    let path = "spec.exportedTrustDomains";
+    field::some_of(path, given.len(), limits::EXPORTED_TRUST_DOMAINS)?;
+    field::set(path, given, |path, text| {
+        let trust_domain = field::trust_domain(path, text)?;
+        if own == Some(&trust_domain) {
+            let rule = "it is our own trust domain, to which nothing needs to be exported: leave it out";
+            return Err(Problem::of(path, text, rule));
+        }
+        Ok(trust_domain)
+    })
+}
+
+fn clients(
+    given: &[String],
+    exported_to: &BTreeSet<TrustDomain>,
+) -> Result<BTreeSet<ClientPattern>, Problem> {
+    let path = "spec.clients.spiffeIDs";
+    field::some_of(path, given.len(), limits::CLIENTS)?;
+    field::set(path, given, |path, text| {
+        let pattern = field::client_pattern(path, text)?;
+        if exported_to.contains(pattern.trust_domain()) {
+            return Ok(pattern);
+        }
+        let rule = format!(
+            "trust domain {} is not in spec.exportedTrustDomains: add it there, or leave this client out",
+            pattern.trust_domain()
+        );
+        Err(Problem::of(path, text, rule))
+    })
+}
+
+fn ports(given: &[Port]) -> Result<Vec<ExportedPort>, Problem> {
+    field::some_of("spec.ports", given.len(), limits::PORTS)?;
+    let (mut numbers, mut port_names) = (BTreeSet::new(), BTreeSet::new());
+    let mut ports = Vec::with_capacity(given.len());
+    for (i, given) in given.iter().enumerate() {
+        let path = format!("spec.ports[{i}]");
+        let name_path = format!("{path}.name");
+        field::dns_label(&name_path, &given.name)?;
+        if !port_names.insert(&given.name) {
+            return Err(Problem::of(
+                &name_path,
+                &given.name,
+                "another port has this name: give each its own",
+            ));
+        }
+        let port = field::port(&format!("{path}.port"), given.port)?;
+        if !numbers.insert(port) {
+            let rule = format!("{port}: another port has this number: give each its own");
+            return Err(Problem::new(format!("{path}.port"), rule));
+        }
+        let target_port = match given.target_port {
+            Some(target) => field::port(&format!("{path}.targetPort"), target)?,
+            None => port,
+        };
+        let protocol = protocol(&path, given)?;
+        ports.push(ExportedPort { name: given.name.clone(), port, target_port, protocol });
+    }
+    Ok(ports)
+}
+
+/// `appProtocol`; without it what the name of the port begins with, as Istio has it; else TCP.
+fn protocol(path: &str, given: &Port) -> Result<AppProtocol, Problem> {
+    let no_udp = "UDP cannot be exported: neither mutual TLS nor a gateway's SNI is there for it";
+    if let Some(text) = &given.app_protocol {
+        let path = format!("{path}.appProtocol");
+        return match AppProtocol::parse(text) {
+            Some(protocol) => Ok(protocol),
+            None if text.eq_ignore_ascii_case("udp") => Err(Problem::of(&path, text, no_udp)),
+            None => {
+                let rule = "it must be tcp, http, http2, grpc, https, tls or kubernetes.io/h2c; tcp serves any protocol \
+                            over TCP";
+                Err(Problem::of(&path, text, rule))
+            }
+        };
+    }
+    let prefix = given.name.split('-').next().unwrap_or_default();
+    match prefix {
+        "udp" => {
+            Err(Problem::of(&format!("{path}.name"), &given.name, format!("it begins with udp. {no_udp}")))
+        }
+        // Not gRPC: it is framed so that HTTP/1.1 carries it too.
+        "grpc" if given.name == "grpc-web" || given.name.starts_with("grpc-web-") => Ok(AppProtocol::Http),
+        _ => Ok(AppProtocol::parse(prefix).unwrap_or(AppProtocol::Tcp)),
+    }
+}
+
+fn gateway(path: &str, given: &GivenGateway) -> Result<Gateway, Problem> {
+    let gateway_type = match given.kind {
+        GivenType::IngressGateway => GatewayType::IngressGateway,
+        GivenType::EastWestGateway => GatewayType::EastWestGateway,
+    };
+    let address = match (&given.hostname, &given.ip) {
+        (Some(hostname), None) => {
+            let path = format!("{path}.hostname");
+            match field::address(&path, hostname)? {
+                Address::Ip(_) => {
+                    return Err(Problem::of(&path, hostname, "it is an IP address: give it as ip"));
+                }
+                name @ Address::Dns(_) => name,
+            }
+        }
+        (None, Some(ip)) => Address::Ip(field::ip(&format!("{path}.ip"), ip)?),
+        _ => return Err(Problem::new(path, "give exactly one of hostname and ip")),
+    };
+    let port = field::port(&format!("{path}.port"), given.port)?;
+    Ok(Gateway { gateway_type, at: GatewayAddress { address, port } })
+}
+
+#[cfg(test)]
+#[path = "federated_service_tests.rs"]
+mod tests;

@@ -1,0 +1,55 @@
+//! One peer for each trust domain: the oldest TrustDomainPeer holds it, and a younger one is told so.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+
+use super::parse;
+use crate::model::world::Rejected;
+use crate::model::{Object, ObjectKey, Peer, TrustDomain};
+
+type Read = (BTreeMap<TrustDomain, Arc<Peer>>, BTreeMap<ObjectKey, Rejected>);
+
+/// The peers that these objects describe, and those that cannot be used.
+pub(super) fn read<'a>(objects: impl Iterator<Item = &'a Arc<Object>>, own: Option<&TrustDomain>) -> Read {
+    let mut parsed = Vec::new();
+    let mut rejected = BTreeMap::new();
+    for object in objects {
+        match parse::trust_domain_peer::parse(object, own) {
+            Ok(peer) => parsed.push((object, peer)),
+            Err(why) => {
+                rejected.insert(object.key.clone(), why);
+            }
+        }
+    }
+    // The oldest first; the uid breaks ties, so that nothing flaps.
+    parsed.sort_by(|(_, a), (_, b)| (a.created, &a.uid).cmp(&(b.created, &b.uid)));
+    let mut peers: BTreeMap<TrustDomain, Arc<Peer>> = BTreeMap::new();
+    for (object, peer) in parsed {
+        match peers.get(&peer.trust_domain) {
+            None => {
+                peers.insert(peer.trust_domain.clone(), Arc::new(peer));
+            }
+            Some(holder) => {
+                rejected.insert(object.key.clone(), duplicate(&peer, holder));
+            }
+        }
+    }
+    (peers, rejected)
+}
+
+fn duplicate(peer: &Peer, holder: &Peer) -> Rejected {
+    Rejected {
+        uid: peer.uid.clone(),
+        generation: peer.generation,
+        // Not the trust domain: the older object answers for it.
+        trust_domain: None,
+        reason: "DuplicateTrustDomain",
+        message: format!(
+            "spec.trustDomain: {} is described by the older TrustDomainPeer {} already; delete one of them",
+            peer.trust_domain, holder.object
+        ),
+        deletion: peer.deletion,
+        finalizers: peer.finalizers.clone(),
+        resource_version: peer.resource_version.clone(),
+    }
+}

@@ -1,0 +1,158 @@
+//! The loop that turns what comes in into plans. One task owns the world; plans are published only where they differ.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+use std::time::Duration;
+
+use jiff::Timestamp;
+use tokio::sync::{mpsc, watch};
+use tokio_util::sync::CancellationToken;
+
+use super::Index;
+use super::bootstrap::{Bootstraps, Wanted};
+use crate::model::endpoint::{EndpointState, MonitorTarget};
+use crate::model::own::Identity;
+use crate::model::session::{LinkPlan, SessionState};
+use crate::model::trust::SpireState;
+use crate::model::{ObjectKey, TrustDomain};
+use crate::observe::metrics::Metrics;
+use crate::plan::{self, Plan};
+use crate::store::Event;
+
+/// How long changes are gathered before they are planned for.
+const GATHER: Duration = Duration::from_millis(20);
+
+/// Where the world comes from.
+#[derive(Debug)]
+pub struct Inputs {
+    pub store: mpsc::Receiver<Event>,
+    pub identity: watch::Receiver<Option<Arc<Identity>>>,
+    pub spire: watch::Receiver<Option<Arc<SpireState>>>,
+    pub endpoints: watch::Receiver<Arc<BTreeMap<TrustDomain, EndpointState>>>,
+    pub sessions: watch::Receiver<Arc<BTreeMap<TrustDomain, SessionState>>>,
+    pub bootstraps: mpsc::Receiver<Bootstraps>,
+    pub failures: watch::Receiver<Arc<BTreeMap<ObjectKey, String>>>,
+}
+
+/// Who acts on plans.
+#[derive(Debug)]
+pub struct Outputs {
+    pub plans: watch::Sender<Arc<Plan>>,
+    pub links: watch::Sender<Arc<BTreeMap<TrustDomain, LinkPlan>>>,
+    pub monitors: watch::Sender<Arc<BTreeMap<TrustDomain, MonitorTarget>>>,
+    pub bootstraps: watch::Sender<Wanted>,
+    /// Whether every source has been read.
+    pub ready: watch::Sender<bool>,
+    pub metrics: Arc<Metrics>,
+}
+
+/// Runs until a source ends or `cancel`.
+///
+/// # Errors
+/// Names the source that ended: the process must not go on with half its senses.
+pub async fn run(
+    mut index: Index,
+    mut inputs: Inputs,
+    outputs: Outputs,
+    clock: fn() -> Timestamp,
+    cancel: CancellationToken,
+) -> anyhow::Result<()> {
+    let mut wake_at = None;
+    loop {
+        let woken = tokio::select! {
+            () = cancel.cancelled() => return Ok(()),
+            changed = take(&mut index, &mut inputs) => changed,
+            () = sleep_until(wake_at, clock) => Ok(()),
+        };
+        woken?;
+        // Whatever else arrives within a moment is planned for together.
+        let gather = tokio::time::sleep(GATHER);
+        tokio::pin!(gather);
+        loop {
+            tokio::select! {
+                () = &mut gather => break,
+                changed = take(&mut index, &mut inputs) => changed?,
+            }
+        }
+        let world = index.world_mut();
+        world.now = clock();
+        world.memory = plan::memory::advance(world);
+        let plan = plan::plan(world);
+        wake_at = plan.wake_at;
+        publish(&index, plan, &outputs);
+    }
+}
+
+/// Waits for one source to have news, and takes it in.
+async fn take(index: &mut Index, inputs: &mut Inputs) -> anyhow::Result<()> {
+    tokio::select! {
+        event = inputs.store.recv() => index.store(event.ok_or_else(|| ended("the store"))?),
+        changed = inputs.identity.changed() => {
+            changed.map_err(|_| ended("the Workload API client"))?;
+            let identity = inputs.identity.borrow_and_update().clone();
+            index.identity(identity);
+        }
+        changed = inputs.spire.changed() => {
+            changed.map_err(|_| ended("the SPIRE server API client"))?;
+            let state = inputs.spire.borrow_and_update().clone();
+            index.spire(state);
+        }
+        changed = inputs.endpoints.changed() => {
+            changed.map_err(|_| ended("the bundle endpoint monitor"))?;
+            index.world_mut().endpoints = Arc::clone(&inputs.endpoints.borrow_and_update());
+        }
+        changed = inputs.sessions.changed() => {
+            changed.map_err(|_| ended("the peer protocol"))?;
+            index.world_mut().sessions = Arc::clone(&inputs.sessions.borrow_and_update());
+        }
+        found = inputs.bootstraps.recv() => {
+            index.world_mut().bootstraps = found.ok_or_else(|| ended("the reader of bootstrap bundles"))?;
+        }
+        changed = inputs.failures.changed() => {
+            changed.map_err(|_| ended("the writer"))?;
+            index.world_mut().failures = Arc::clone(&inputs.failures.borrow_and_update());
+        }
+    }
+    Ok(())
+}
+
+fn ended(source: &str) -> anyhow::Error {
+    anyhow::anyhow!("{source} ended though the agent runs")
+}
+
+async fn sleep_until(at: Option<Timestamp>, clock: fn() -> Timestamp) {
+    match at {
+        None => std::future::pending().await,
+        Some(at) => {
+            let wait = u64::try_from(at.as_second() - clock().as_second()).unwrap_or(0);
+            tokio::time::sleep(Duration::from_secs(wait.max(1))).await;
+        }
+    }
+}
+
+fn publish(index: &Index, plan: Plan, outputs: &Outputs) {
+    let world = index.world();
+    let wanted: Wanted = world
+        .peers
+        .values()
+        .filter_map(|peer| {
+            let object = plan::status::trust_domain_peer::bootstrap_object(peer, &world.settings.namespace)?;
+            Some((peer.trust_domain.clone(), object))
+        })
+        .collect();
+    let ready = world.is_read() && world.identity.is_some() && world.spire.is_some();
+    set(&outputs.bootstraps, wanted);
+    set(&outputs.ready, ready);
+    set(&outputs.links, Arc::new(plan.links.clone()));
+    set(&outputs.monitors, Arc::new(plan.monitors.clone()));
+    outputs.metrics.observe(world);
+    set(&outputs.plans, Arc::new(plan));
+}
+
+fn set<T: PartialEq>(sender: &watch::Sender<T>, value: T) {
+    sender.send_if_modified(|last| {
+        let changed = *last != value;
+        *last = value;
+        changed
+    });
+}

@@ -1,0 +1,41 @@
+//! Registrations of workloads (ClusterSPIFFEID, ClusterStaticEntry), by what they federate with.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use super::{ObjectKey, TrustDomain};
+
+/// The annotation on a registration that records what the agent did to its `federatesWith`:
+/// `{"added":[..],"suspended":[..]}`.
+pub const ANNOTATION_RECORD: &str = "entente.dev/federates-with";
+
+/// One registration object.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Registration {
+    pub key: ObjectKey,
+    pub uid: String,
+    pub resource_version: String,
+    pub labels: BTreeMap<String, String>,
+    pub has_annotations: bool,
+    pub class_name: String,
+    /// Whether it is the agent's own.
+    pub is_agent: bool,
+    /// As written there, in order; names that are no trust domain are kept as they are.
+    pub federates_with: Vec<String>,
+    pub record: Record,
+}
+
+/// What the agent did to a registration.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Record {
+    /// Names the agent added, so that it takes away only these when the relationship ends.
+    pub added: BTreeSet<TrustDomain>,
+    /// Names the agent took away while the peer's bundle would harm the workload, to be put back.
+    pub suspended: BTreeSet<TrustDomain>,
+}
+
+impl Registration {
+    #[must_use]
+    pub fn names(&self, trust_domain: &TrustDomain) -> bool {
+        self.federates_with.iter().any(|name| name == trust_domain.as_str())
+    }
+}

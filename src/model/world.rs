@@ -1,0 +1,151 @@
+//! Everything that is known, at one moment.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
+use std::time::Duration;
+
+use jiff::Timestamp;
+use serde_json::Value;
+
+use super::endpoint::EndpointState;
+use super::import::Imported;
+use super::object::Kind;
+use super::own::{Identity, OwnHistory};
+use super::registration::Registration;
+use super::session::SessionState;
+use super::trust::SpireState;
+use super::{Bundle, NamespacedName, Object, ObjectKey, Peer, Service, TrustDomain};
+
+/// What the operator set for this agent; constant for the life of the process.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Settings {
+    /// Marks what this instance generated (`entente.dev/instance`).
+    pub instance: String,
+    /// Where ImportedServices, and bootstrap ConfigMaps and Secrets, live.
+    pub namespace: String,
+    /// `className` of the ClusterFederatedTrustDomains that are written; empty: none.
+    pub spire_class_name: String,
+    /// Who makes relationships in SPIRE of what is written.
+    pub relationships: Relationships,
+    /// How long SPIRE agents are given to follow before a bundle is deleted.
+    pub drain: Duration,
+    /// The interval at which SPIRE polls a bundle endpoint, at most: what is called stale is two of them old.
+    pub poll_interval: Duration,
+    /// How many good fetches restore a federation that a poisoned bundle suspended, the first time.
+    pub good_fetches: u32,
+}
+
+/// Who turns relationships into SPIRE's.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Relationships {
+    /// spire-controller-manager, from ClusterFederatedTrustDomains; registrations are its objects too.
+    ControllerManager,
+    /// The agent, through the server API; registrations are SPIRE's entries.
+    ServerApi,
+}
+
+/// An object that cannot be used, with the field and the rule.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Rejected {
+    pub uid: String,
+    pub generation: i64,
+    /// The trust domain that it speaks of, where that much could be read.
+    pub trust_domain: Option<TrustDomain>,
+    pub reason: &'static str,
+    pub message: String,
+    pub deletion: Option<Timestamp>,
+    pub finalizers: Vec<String>,
+    pub resource_version: String,
+}
+
+/// What has to be remembered of a peer from one plan to the next; advanced by `plan::memory`.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct PeerMemory {
+    /// Set while the peer's bundle would harm local workloads, and until it has been good for long enough.
+    pub poisoned: Option<Poisoned>,
+    /// How often it was poisoned in this life of the process; holds the restoration back longer each time.
+    pub flaps: u32,
+    /// Since when, while ending, no registration entry federates any more.
+    pub drained_since: Option<Timestamp>,
+    /// Since when the peer's report names a bundle of ours that is not the newest.
+    pub stale_since: Option<Timestamp>,
+}
+
+/// A suspension of `federatesWith`.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Poisoned {
+    pub since: Timestamp,
+    /// What was seen, for messages.
+    pub cause: String,
+}
+
+/// Everything that is known. Two equal worlds give equal plans.
+#[derive(Clone, Debug, PartialEq)]
+pub struct World {
+    pub settings: Arc<Settings>,
+    pub now: Timestamp,
+    pub identity: Option<Arc<Identity>>,
+    pub own_history: OwnHistory,
+    /// `None` until SPIRE's server API was read once.
+    pub spire: Option<Arc<SpireState>>,
+    pub endpoints: Arc<BTreeMap<TrustDomain, EndpointState>>,
+    pub sessions: Arc<BTreeMap<TrustDomain, SessionState>>,
+    pub peers: BTreeMap<TrustDomain, Arc<Peer>>,
+    /// Bootstrap bundles from ConfigMaps and Secrets, by peer, or why there is none.
+    pub bootstraps: BTreeMap<TrustDomain, Result<Arc<Bundle>, String>>,
+    pub services: BTreeMap<NamespacedName, Arc<Service>>,
+    pub imported: BTreeMap<NamespacedName, Arc<Imported>>,
+    pub registrations: BTreeMap<ObjectKey, Arc<Registration>>,
+    /// Observed objects of the kinds that are generated, ours and others'.
+    pub objects: BTreeMap<ObjectKey, Arc<Object>>,
+    pub rejected: BTreeMap<ObjectKey, Rejected>,
+    /// The status of each object of ours, as it stands in the store.
+    pub statuses: BTreeMap<ObjectKey, Arc<Value>>,
+    /// Kinds whose first list has been read whole.
+    pub read: BTreeSet<Kind>,
+    /// Kinds that the API server does not serve (no Istio here, say).
+    pub absent: BTreeSet<Kind>,
+    pub memory: BTreeMap<TrustDomain, PeerMemory>,
+    /// Objects that could not be written or deleted, with the store's word; empty again once it went well.
+    pub failures: Arc<BTreeMap<ObjectKey, String>>,
+}
+
+impl World {
+    /// Nothing known yet.
+    #[must_use]
+    pub fn empty(settings: Arc<Settings>, now: Timestamp) -> Self {
+        Self {
+            settings,
+            now,
+            identity: None,
+            own_history: OwnHistory::default(),
+            spire: None,
+            endpoints: Arc::default(),
+            sessions: Arc::default(),
+            peers: BTreeMap::new(),
+            bootstraps: BTreeMap::new(),
+            services: BTreeMap::new(),
+            imported: BTreeMap::new(),
+            registrations: BTreeMap::new(),
+            objects: BTreeMap::new(),
+            rejected: BTreeMap::new(),
+            statuses: BTreeMap::new(),
+            read: BTreeSet::new(),
+            absent: BTreeSet::new(),
+            memory: BTreeMap::new(),
+            failures: Arc::default(),
+        }
+    }
+
+    /// Our trust domain, once the Workload API told.
+    #[must_use]
+    pub fn own_trust_domain(&self) -> Option<&TrustDomain> {
+        self.identity.as_ref().map(|i| &i.trust_domain)
+    }
+
+    /// Whether every watch has been read once: nothing may be pruned before.
+    #[must_use]
+    pub fn is_read(&self) -> bool {
+        Kind::WATCHED.iter().all(|kind| self.read.contains(kind) || self.absent.contains(kind))
+    }
+}

@@ -1,0 +1,131 @@
+//! Metrics, read off what the agent knows: each condition of each peer, plans, writes.
+
+use std::sync::atomic::AtomicU64;
+use std::sync::{Mutex, PoisonError};
+
+use prometheus_client::encoding::text::encode;
+use prometheus_client::encoding::{EncodeLabelSet, EncodeLabelValue};
+use prometheus_client::metrics::counter::Counter;
+use prometheus_client::metrics::family::Family;
+use prometheus_client::metrics::gauge::Gauge;
+use prometheus_client::registry::Registry;
+use serde_json::Value;
+
+use crate::model::World;
+use crate::model::object::Kind;
+
+/// A peer's condition.
+#[derive(Clone, Debug, Hash, PartialEq, Eq, EncodeLabelSet)]
+struct ConditionLabels {
+    trust_domain: String,
+    condition: String,
+}
+
+/// A peer.
+#[derive(Clone, Debug, Hash, PartialEq, Eq, EncodeLabelSet)]
+struct PeerLabels {
+    trust_domain: String,
+}
+
+/// How a write ended.
+#[derive(Clone, Debug, Hash, PartialEq, Eq, EncodeLabelSet)]
+struct WriteLabels {
+    result: WriteResult,
+}
+
+/// Whether it went well.
+#[derive(Clone, Copy, Debug, Hash, PartialEq, Eq, EncodeLabelValue)]
+pub enum WriteResult {
+    Ok,
+    Error,
+}
+
+/// The agent's metrics.
+#[derive(Debug)]
+pub struct Metrics {
+    registry: Registry,
+    conditions: Family<ConditionLabels, Gauge>,
+    bundle_expiry: Family<PeerLabels, Gauge>,
+    plans: Counter<u64, AtomicU64>,
+    writes: Family<WriteLabels, Counter>,
+    peers: Mutex<Vec<String>>,
+}
+
+impl Default for Metrics {
+    fn default() -> Self {
+        let mut registry = Registry::with_prefix("entente");
+        let conditions = Family::default();
+        registry.register(
+            "peer_condition",
+            "Condition of a TrustDomainPeer: 1 True, 0 False, -1 Unknown",
+            conditions.clone(),
+        );
+        let bundle_expiry = Family::default();
+        registry.register(
+            "peer_bundle_not_after_timestamp_seconds",
+            "When the last authority of the peer's bundle in SPIRE expires",
+            bundle_expiry.clone(),
+        );
+        let plans = Counter::default();
+        registry.register("plans", "Plans that differed from the one before", plans.clone());
+        let writes = Family::default();
+        registry.register(
+            "writes",
+            "Objects written, patched or deleted, and calls to SPIRE",
+            writes.clone(),
+        );
+        Self { registry, conditions, bundle_expiry, plans, writes, peers: Mutex::default() }
+    }
+}
+
+impl Metrics {
+    /// Counts a write.
+    pub fn wrote(&self, result: WriteResult) {
+        self.writes.get_or_create(&WriteLabels { result }).inc();
+    }
+
+    /// Counts a plan and takes over what the world says of the peers.
+    pub fn observe(&self, world: &World) {
+        self.plans.inc();
+        let mut peers = self.peers.lock().unwrap_or_else(PoisonError::into_inner);
+        let now: Vec<String> = world.peers.keys().map(ToString::to_string).collect();
+        if *peers != now {
+            self.conditions.clear();
+            self.bundle_expiry.clear();
+            *peers = now;
+        }
+        for (trust_domain, peer) in &world.peers {
+            let key = crate::model::ObjectKey::cluster(Kind::TrustDomainPeer, &peer.object);
+            let conditions =
+                world.statuses.get(&key).and_then(|s| s.get("conditions")).and_then(Value::as_array);
+            for condition in conditions.into_iter().flatten() {
+                let field = |name: &str| condition.get(name).and_then(Value::as_str).unwrap_or_default();
+                let value = match field("status") {
+                    "True" => 1,
+                    "False" => 0,
+                    _ => -1,
+                };
+                let labels = ConditionLabels {
+                    trust_domain: trust_domain.to_string(),
+                    condition: field("type").to_owned(),
+                };
+                self.conditions.get_or_create(&labels).set(value);
+            }
+            let bundle = world.spire.as_ref().and_then(|spire| spire.bundles.get(trust_domain));
+            if let Some(last) = bundle.and_then(|b| b.authorities().map(|a| a.not_after()).max()) {
+                let labels = PeerLabels { trust_domain: trust_domain.to_string() };
+                self.bundle_expiry.get_or_create(&labels).set(last.as_second());
+            }
+        }
+    }
+
+    /// The text that Prometheus reads.
+    ///
+    /// # Errors
+    /// Where it cannot be encoded.
+    pub fn encode(&self) -> Result<String, String> {
+        let mut text = String::new();
+        encode(&mut text, &self.registry).map_err(|error| error.to_string())?;
+        Ok(text)
+    }
+}

@@ -1,0 +1,282 @@
+//! What of a peer's catalogue is let in. Each rule has a reason of its own, which the peer is told.
+//!
+//! A service creates a host below the peer's own trust domain and endpoints that `spec.imports` admits, or nothing.
+
+use std::collections::BTreeSet;
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+
+use ipnet::IpNet;
+
+use crate::model::name::is_dns_label;
+use crate::model::service::{Address, GatewayAddress, Outcome, RemoteService, TlsMode};
+use crate::model::{Peer, TrustDomain, World};
+
+use super::istio;
+
+/// The bounds of an ImportedService (`api/v1alpha1`), beyond which it could not be stored.
+const MAX_PORTS: usize = 64;
+const MAX_SERVER_IDS: usize = 64;
+const MAX_CLIENTS: usize = 1_000;
+const MAX_GATEWAYS: usize = 64;
+
+/// Zones of the cluster's own DNS, and of the machine's: hosts in them are never a peer's. `svc` is here for the search
+/// list of a pod, which completes `{name}.{namespace}.svc`.
+const LOCAL_ZONES: [&str; 3] = ["cluster.local", "svc", "localhost"];
+
+/// Last labels of DNS names that never are the address of a gateway elsewhere.
+const LOCAL_NAMES: [&str; 5] = ["local", "localhost", "svc", "pod", "localdomain"];
+
+/// Why a service is not imported.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Refusal {
+    pub reason: &'static str,
+    /// Names the service, the cause and what to do.
+    pub message: String,
+}
+
+impl From<Refusal> for Outcome {
+    fn from(refusal: Refusal) -> Self {
+        Self::Refused { reason: refusal.reason.to_owned(), message: refusal.message }
+    }
+}
+
+/// The rules for one peer.
+#[derive(Debug)]
+pub struct Admission<'a> {
+    peer: &'a Peer,
+    /// Our own trust domain and those of the other peers.
+    others: BTreeSet<&'a str>,
+    ours: &'a BTreeSet<&'a GatewayAddress>,
+}
+
+/// The gateways of our own exports: a peer that names one would have us call ourselves.
+#[must_use]
+pub fn own_gateways(world: &World) -> BTreeSet<&GatewayAddress> {
+    world.services.values().flat_map(|service| &service.gateways).map(|gateway| &gateway.at).collect()
+}
+
+impl<'a> Admission<'a> {
+    #[must_use]
+    pub fn new(world: &'a World, peer: &'a Peer, ours: &'a BTreeSet<&'a GatewayAddress>) -> Self {
+        let others = world.peers.keys().chain(world.own_trust_domain());
+        let others = others.filter(|td| **td != peer.trust_domain).map(TrustDomain::as_str).collect();
+        Self { peer, others, ours }
+    }
+
+    /// The host at which the service is to be called here. The number of services is not looked at.
+    ///
+    /// # Errors
+    /// The first rule that it breaks.
+    pub fn admit(&self, service: &RemoteService) -> Result<String, Refusal> {
+        let refuse = |reason, cause: String| {
+            Err(Refusal {
+                reason,
+                message: format!("{} of {}: {cause}", service.name, self.peer.trust_domain),
+            })
+        };
+        if !self.peer.imports.services.iter().any(|pattern| pattern.matches(&service.name)) {
+            return refuse(
+                "NotAdmitted",
+                "spec.imports.services of the importer does not admit it".to_owned(),
+            );
+        }
+        if service.tls_mode != TlsMode::IstioMtls {
+            let mode = service.tls_mode.as_str();
+            return refuse(
+                "TlsModeNotSupported",
+                format!("tlsMode {mode} is not served by the importer's version; use IstioMtls"),
+            );
+        }
+        let host = match service.name.host(&self.peer.trust_domain) {
+            Ok(host) => host,
+            Err(e) => return refuse(istio::name_problem(&e), e.to_string()),
+        };
+        let checked = self
+            .shadows(service, &host)
+            .and_then(|()| ports(service))
+            .and_then(|()| self.identities(service))
+            .and_then(|()| self.endpoints(service));
+        match checked {
+            Ok(()) => Ok(host),
+            Err((reason, cause)) => refuse(reason, cause),
+        }
+    }
+
+    /// A host has exactly two labels before its trust domain, so two trust domains never make the same one; but the labels that
+    /// a peer chooses must not put a host into a zone that is the cluster's, ours or another peer's. A trust domain that
+    /// lies below another one by itself was named by whoever wrote its TrustDomainPeer.
+    fn shadows(&self, service: &RemoteService, host: &str) -> Result<(), (&'static str, String)> {
+        let local = LOCAL_ZONES.iter().find(|zone| is_in_zone(host, zone));
+        if let Some(zone) = local {
+            return Err(("HostShadows", format!("{host} lies in {zone}, which is the importer's own")));
+        }
+        let zone = format!("{}.{}", service.name.namespace(), self.peer.trust_domain);
+        match [zone.as_str(), host].into_iter().find(|zone| self.others.contains(zone)) {
+            Some(other) => Err((
+                "HostShadows",
+                format!(
+                    "{host} lies in the trust domain {other}; export it from another namespace or by another name"
+                ),
+            )),
+            None => Ok(()),
+        }
+    }
+
+    fn identities(&self, service: &RemoteService) -> Result<(), (&'static str, String)> {
+        let td = &self.peer.trust_domain;
+        if service.server_ids.is_empty() {
+            return Err((
+                "NoServerId",
+                "it names no SPIFFE ID of its servers, so none could be pinned".to_owned(),
+            ));
+        }
+        if let Some(id) = service.server_ids.iter().find(|id| !id.is_member_of(td)) {
+            return Err(("ForeignServerId", format!("its server ID {id} is not in its own trust domain")));
+        }
+        if service.server_ids.len() > MAX_SERVER_IDS {
+            let count = service.server_ids.len();
+            return Err(("TooManyIds", format!("it names {count} server IDs, over {MAX_SERVER_IDS}")));
+        }
+        if service.clients.len() > MAX_CLIENTS {
+            let count = service.clients.len();
+            return Err(("TooManyIds", format!("it names {count} clients, over {MAX_CLIENTS}")));
+        }
+        Ok(())
+    }
+
+    fn endpoints(&self, service: &RemoteService) -> Result<(), (&'static str, String)> {
+        if service.gateways.is_empty() {
+            return Err(("NoGateway", "it names no gateway".to_owned()));
+        }
+        let most = self.peer.imports.max_endpoints_per_service.min(MAX_GATEWAYS);
+        if service.gateways.len() > most {
+            let count = service.gateways.len();
+            return Err((
+                "TooManyEndpoints",
+                format!("it has {count} endpoints, over the importer's {most}"),
+            ));
+        }
+        for gateway in &service.gateways {
+            self.endpoint(gateway).map_err(|cause| {
+                ("AddressNotAdmitted", format!("its endpoint {}:{} {cause}", gateway.address, gateway.port))
+            })?;
+        }
+        Ok(())
+    }
+
+    fn endpoint(&self, gateway: &GatewayAddress) -> Result<(), String> {
+        let cidrs = &self.peer.imports.endpoint_cidrs;
+        if gateway.port == 0 {
+            return Err("has no port".to_owned());
+        }
+        if self.ours.contains(gateway) {
+            return Err("is a gateway of the importer itself".to_owned());
+        }
+        match &gateway.address {
+            Address::Ip(ip) => {
+                if let Some(what) = forbidden(*ip) {
+                    return Err(format!("is {what}"));
+                }
+                if !cidrs.is_empty() && !cidrs.iter().any(|cidr| is_in_cidr(*ip, cidr)) {
+                    return Err("lies outside spec.imports.endpointCIDRs of the importer".to_owned());
+                }
+                Ok(())
+            }
+            Address::Dns(_) if !cidrs.is_empty() => {
+                Err("is a name, and spec.imports.endpointCIDRs of the importer admits addresses only"
+                    .to_owned())
+            }
+            Address::Dns(name) => dns(name),
+        }
+    }
+}
+
+fn ports(service: &RemoteService) -> Result<(), (&'static str, String)> {
+    let fail = |cause: String| Err(("PortsInvalid", cause));
+    if service.ports.is_empty() || service.ports.len() > MAX_PORTS {
+        return fail(format!("it has {} ports; 1 to {MAX_PORTS} are legal", service.ports.len()));
+    }
+    let numbers: BTreeSet<u16> = service.ports.iter().map(|p| p.port).collect();
+    let names: BTreeSet<&str> = service.ports.iter().map(|p| p.name.as_str()).collect();
+    if numbers.contains(&0) || names.iter().any(|name| !is_dns_label(name)) {
+        return fail("a port has no number, or a name that is no DNS label".to_owned());
+    }
+    if numbers.len() != service.ports.len() || names.len() != service.ports.len() {
+        return fail("two of its ports have one number or one name".to_owned());
+    }
+    Ok(())
+}
+
+fn is_in_zone(host: &str, zone: &str) -> bool {
+    host.strip_suffix(zone).is_some_and(|rest| rest.is_empty() || rest.ends_with('.'))
+}
+
+/// A name of fewer than three labels is refused as well: a pod's search list completes `{name}.{namespace}` to a service of
+/// the cluster before the name itself is tried.
+fn dns(name: &str) -> Result<(), String> {
+    let labels: Vec<&str> = name.split('.').collect();
+    if !crate::model::name::is_dns_host(name) {
+        return Err("is not a DNS host name".to_owned());
+    }
+    match labels.last() {
+        Some(last) if LOCAL_NAMES.contains(last) => Err(format!("is a name in .{last}, which is local")),
+        _ if labels.len() < 3 => {
+            Err("is a name of fewer than three labels, which a cluster's search list would complete"
+                .to_owned())
+        }
+        _ => Ok(()),
+    }
+}
+
+/// What an address is that never is a gateway elsewhere. IPv6 addresses that carry an IPv4 one (mapped, compatible, NAT64,
+/// 6to4) are what that one is.
+fn forbidden(ip: IpAddr) -> Option<&'static str> {
+    match ip {
+        IpAddr::V4(ip) => forbidden_v4(ip),
+        IpAddr::V6(ip) if ip.is_loopback() => Some("a loopback address"),
+        IpAddr::V6(ip) if ip.is_unspecified() => Some("the unspecified address"),
+        IpAddr::V6(ip) if ip.is_multicast() => Some("a multicast address"),
+        IpAddr::V6(ip) if ip.is_unicast_link_local() => Some("a link-local address"),
+        IpAddr::V6(ip) => carried_v4(ip).and_then(forbidden_v4),
+    }
+}
+
+fn forbidden_v4(ip: Ipv4Addr) -> Option<&'static str> {
+    let [first, ..] = ip.octets();
+    if ip.is_loopback() {
+        Some("a loopback address")
+    } else if first == 0 {
+        Some("an address of this network, as the unspecified one")
+    } else if ip.is_link_local() {
+        Some("a link-local address")
+    } else if ip.is_multicast() {
+        Some("a multicast address")
+    } else if ip.is_broadcast() {
+        Some("the broadcast address")
+    } else if first >= 240 {
+        // Istio gives addresses of 240.240.0.0/16 to hosts that have none.
+        Some("a reserved address")
+    } else {
+        None
+    }
+}
+
+fn carried_v4(ip: Ipv6Addr) -> Option<Ipv4Addr> {
+    let v4 = |high: u16, low: u16| {
+        let ([a, b], [c, d]) = (high.to_be_bytes(), low.to_be_bytes());
+        Ipv4Addr::new(a, b, c, d)
+    };
+    match ip.segments() {
+        [0, 0, 0, 0, 0, 0 | 0xffff, high, low] | [0x64, 0xff9b, 0, 0, 0, 0, high, low] => Some(v4(high, low)),
+        [0x2002, high, low, ..] => Some(v4(high, low)),
+        _ => None,
+    }
+}
+
+/// An IPv4 address that is written as IPv6 lies in the CIDRs of either form.
+fn is_in_cidr(ip: IpAddr, cidr: &IpNet) -> bool {
+    cidr.contains(&ip) || cidr.contains(&ip.to_canonical())
+}
+
+#[cfg(test)]
+mod tests;

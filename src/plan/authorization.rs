@@ -1,0 +1,127 @@
+//! Who may call what is exported: one DENY AuthorizationPolicy for each distinct selector.
+//!
+//! Policies that deny add up, so one policy speaks for all FederatedServices of a selector. It denies every SPIFFE ID
+//! outside our own trust domain that the port's `clients` do not name, on every other port every foreign one; so a trust
+//! domain that is federated later starts out shut. Callers of our own trust domain and plaintext callers are left as they
+//! were: `principals: ["*"]` matches only who has a SPIFFE ID. Principals are written without `spiffe://`.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
+
+use crate::istio::AuthorizationPolicySpec;
+use crate::istio::authorization_policy::{Action, From, Operation, Rule, Selector, Source, To};
+use crate::model::object::{Kind, Object, ObjectKey, OwnerRef};
+use crate::model::{Service, TrustDomain, World};
+
+use super::exports::Exports;
+use super::generated;
+
+/// A namespace, and labels in it.
+pub(super) type Workloads<'a> = (&'a str, &'a BTreeMap<String, String>);
+
+/// How much of the labels' values stands in a policy's name before the hash.
+const READABLE: usize = 38;
+
+/// The policies of every accepted FederatedService, exported or not. They do not depend on whether a peer is connected, only
+/// on whether there is a TrustDomainPeer: the clients of a trust domain that is not, or no longer (`ending`), a peer
+/// are shut out.
+#[must_use]
+pub fn policies(
+    world: &World,
+    own: &TrustDomain,
+    exports: &Exports,
+    ending: &BTreeSet<TrustDomain>,
+) -> BTreeMap<ObjectKey, Object> {
+    if world.absent.contains(&Kind::AuthorizationPolicy) {
+        return BTreeMap::new();
+    }
+    let mut groups: BTreeMap<Workloads<'_>, Vec<&Arc<Service>>> = BTreeMap::new();
+    for service in exports.accepted.values() {
+        groups.entry((&service.object.namespace, &service.workload_labels)).or_default().push(service);
+    }
+    let peers = peers(world, ending);
+    groups
+        .into_iter()
+        .map(|((namespace, selector), services)| {
+            let key = key(namespace, selector);
+            let spec = generated::spec(&deny(own, selector, &services, &peers));
+            let owners = services
+                .iter()
+                .map(|s| OwnerRef {
+                    kind: Kind::FederatedService,
+                    name: s.object.name.clone(),
+                    uid: s.uid.clone(),
+                })
+                .collect();
+            let sources: Vec<String> =
+                services.iter().map(|s| generated::source(Kind::FederatedService, &s.object)).collect();
+            (key.clone(), generated::object(world, key, spec, owners, &sources, None))
+        })
+        .filter(|(key, _)| !exports.blocked.contains_key(key))
+        .collect()
+}
+
+/// The policy of a selector: named by its values, and a hash of all of it.
+#[must_use]
+pub fn key(namespace: &str, selector: &BTreeMap<String, String>) -> ObjectKey {
+    let values: Vec<&str> = selector.values().map(String::as_str).filter(|v| !v.is_empty()).collect();
+    let readable: String = values
+        .join("-")
+        .chars()
+        .take(READABLE)
+        .map(|c| if c.is_ascii_alphanumeric() { c.to_ascii_lowercase() } else { '-' })
+        .collect();
+    let readable = readable.trim_matches('-');
+    let mut whole = Vec::new();
+    for text in selector.iter().flat_map(|(name, value)| [name, value]) {
+        whole.extend_from_slice(text.as_bytes());
+        whole.push(0);
+    }
+    let hash = generated::short_hash(&whole);
+    let name =
+        if readable.is_empty() { format!("entente-{hash}") } else { format!("entente-{readable}-{hash}") };
+    ObjectKey::namespaced(Kind::AuthorizationPolicy, namespace, name)
+}
+
+/// Trust domains whose workloads may be let in: those of a TrustDomainPeer, also of one that was edited into something
+/// unreadable, since missing information takes nothing away.
+fn peers<'a>(world: &'a World, ending: &BTreeSet<TrustDomain>) -> BTreeSet<&'a TrustDomain> {
+    let rejected = world.rejected.iter().filter(|(key, _)| key.kind == Kind::TrustDomainPeer);
+    let rejected = rejected.filter_map(|(_, rejected)| rejected.trust_domain.as_ref());
+    world.peers.keys().chain(rejected).filter(|td| !ending.contains(td)).collect()
+}
+
+fn deny(
+    own: &TrustDomain,
+    selector: &BTreeMap<String, String>,
+    services: &[&Arc<Service>],
+    peers: &BTreeSet<&TrustDomain>,
+) -> AuthorizationPolicySpec {
+    let mut clients: BTreeMap<u16, BTreeSet<&str>> = BTreeMap::new();
+    for service in services {
+        for port in &service.ports {
+            let allowed = service.clients.iter().filter(|c| peers.contains(c.trust_domain()));
+            clients.entry(port.target_port).or_default().extend(allowed.map(|c| c.principal()));
+        }
+    }
+    let mut rules: Vec<Rule> = clients
+        .iter()
+        .map(|(port, allowed)| {
+            rule(own, allowed, Operation { ports: vec![port.to_string()], ..Operation::default() })
+        })
+        .collect();
+    let not_ports = clients.keys().map(u16::to_string).collect();
+    rules.push(rule(own, &BTreeSet::new(), Operation { not_ports, ..Operation::default() }));
+    AuthorizationPolicySpec {
+        selector: Selector { match_labels: selector.clone() },
+        action: Action::Deny,
+        rules,
+    }
+}
+
+fn rule(own: &TrustDomain, allowed: &BTreeSet<&str>, operation: Operation) -> Rule {
+    let mut not_principals = vec![format!("{own}/*")];
+    not_principals.extend(allowed.iter().map(|&principal| principal.to_owned()));
+    let source = Source { principals: vec!["*".to_owned()], not_principals };
+    Rule { from: vec![From { source }], to: vec![To { operation }] }
+}

@@ -1,0 +1,98 @@
+//! What has to be written, by comparison of what should be there with what was seen.
+//!
+//! An API server adds defaults, so an object is as desired when all that is desired stands there, and when what was
+//! last applied is what is desired now; the latter is known by a digest in an annotation, so that a field that was
+//! taken out of the plan is taken out of the object too.
+
+use std::collections::BTreeMap;
+
+use serde_json::{Value, json};
+use sha2::{Digest, Sha256};
+
+use crate::model::change::Precondition;
+use crate::model::{Object, ObjectKey, World};
+
+/// The digest of what was last applied.
+pub const ANNOTATION_APPLIED: &str = "entente.dev/applied";
+
+/// One object to write.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Write {
+    pub object: Object,
+    pub precondition: Precondition,
+}
+
+/// The desired objects that do not stand there as desired. Marks each desired object with its digest.
+#[must_use]
+pub fn writes(world: &World, desired: &mut BTreeMap<ObjectKey, Object>) -> BTreeMap<ObjectKey, Write> {
+    for object in desired.values_mut() {
+        // One that is kept as it stands carries the digest with which it was written.
+        let digest = digest(object);
+        object.meta.annotations.entry(ANNOTATION_APPLIED.to_owned()).or_insert(digest);
+    }
+    desired.values().filter_map(|object| Some((object.key.clone(), write(world, object)?))).collect()
+}
+
+fn write(world: &World, object: &Object) -> Option<Write> {
+    let precondition = match world.objects.get(&object.key) {
+        None => Precondition::Absent,
+        // It is on its way out; a new one can be made once it is gone.
+        Some(there) if there.meta.deletion.is_some() => return None,
+        Some(there) if stands(object, there) => return None,
+        Some(there) if there.is_generated_by(&world.settings.instance) => {
+            Precondition::Ours { uid: there.meta.uid.clone() }
+        }
+        Some(there) => Precondition::Adopt { uid: there.meta.uid.clone() },
+    };
+    Some(Write { object: object.clone(), precondition })
+}
+
+/// Whether all that is desired is there. What others added beside it is theirs.
+fn stands(desired: &Object, there: &Object) -> bool {
+    let holds = |wanted: &BTreeMap<String, String>, has: &BTreeMap<String, String>| {
+        wanted.iter().all(|(key, value)| has.get(key) == Some(value))
+    };
+    holds(&desired.meta.labels, &there.meta.labels)
+        && holds(&desired.meta.annotations, &there.meta.annotations)
+        && desired.meta.owners.iter().all(|owner| there.meta.owners.contains(owner))
+        && desired.body.iter().all(|(key, value)| there.body.get(key).is_some_and(|has| within(value, has)))
+}
+
+/// Whether a desired value stands in an observed one: members may be added by defaults, items may not.
+fn within(wanted: &Value, has: &Value) -> bool {
+    match (wanted, has) {
+        (Value::Object(wanted), Value::Object(has)) => {
+            wanted.iter().all(|(key, value)| has.get(key).is_some_and(|h| within(value, h)))
+        }
+        (Value::Array(wanted), Value::Array(has)) => {
+            wanted.len() == has.len() && wanted.iter().zip(has).all(|(w, h)| within(w, h))
+        }
+        (wanted, has) => wanted == has,
+    }
+}
+
+fn digest(object: &Object) -> String {
+    let owners: Vec<&str> = object.meta.owners.iter().map(|owner| owner.uid.as_str()).collect();
+    let annotations: BTreeMap<_, _> =
+        object.meta.annotations.iter().filter(|(key, _)| *key != ANNOTATION_APPLIED).collect();
+    // Maps of serde_json are ordered, so equal content has equal bytes.
+    let content = json!([object.meta.labels, annotations, owners, object.body]).to_string();
+    hex::encode(Sha256::digest(content.as_bytes())).chars().take(16).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn defaults_are_not_drift_but_changes_are() {
+        let wanted = json!({ "a": [{ "b": 1 }], "c": { "d": "x" } });
+        assert!(within(
+            &wanted,
+            &json!({ "a": [{ "b": 1, "default": 2 }], "c": { "d": "x", "e": 1 }, "f": 0 })
+        ));
+        assert!(!within(&wanted, &json!({ "a": [{ "b": 1 }, { "b": 2 }], "c": { "d": "x" } })));
+        assert!(!within(&wanted, &json!({ "a": [{ "b": 2 }], "c": { "d": "x" } })));
+        assert!(!within(&wanted, &json!({ "a": [{ "b": 1 }] })));
+    }
+}

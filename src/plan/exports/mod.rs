@@ -1,0 +1,370 @@
+//! Which FederatedServices are exported, to whom, and why the others are not.
+//!
+//! Acceptance is decided among the FederatedServices alone, the older before the younger; export also needs peers, server
+//! IDs, a gateway, and that nothing is in the way of what is generated for it. A service that is accepted is closed to
+//! foreign callers (`authorization`) whether or not it is exported.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
+
+use crate::istio::authorization_policy::MAX_RULES;
+use crate::model::object::Kind;
+use crate::model::service::{GatewayAddress, GatewayType, RemotePort, RemoteService, TlsMode};
+use crate::model::{NamespacedName, ObjectKey, Service, ServiceName, TrustDomain, World};
+
+use super::selectors::DisjointSelectors;
+use super::{authorization, generated, istio};
+
+/// The reason before our own trust domain is known: no verdict, so nothing that was may be taken away.
+pub const NO_IDENTITY: &str = "NoIdentity";
+
+/// Istio's kinds that an export needs.
+const NEEDED: [Kind; 3] = [Kind::AuthorizationPolicy, Kind::ServiceEntry, Kind::Gateway];
+
+/// Why something is not exported, or not as asked.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ExportProblem {
+    pub reason: &'static str,
+    /// Names the object, the cause and what to do.
+    pub message: String,
+}
+
+impl ExportProblem {
+    fn new(reason: &'static str, message: impl Into<String>) -> Self {
+        Self { reason, message: message.into() }
+    }
+}
+
+/// A service that is exported.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Export {
+    pub service: Arc<Service>,
+    /// `{name}.{namespace}.{trustDomain}`.
+    pub host: String,
+    /// Those of its trust domains that it really goes to; never empty.
+    pub to: BTreeSet<TrustDomain>,
+    /// The gateways that carry it, sorted; never empty.
+    pub gateways: Vec<GatewayAddress>,
+}
+
+/// What became of one FederatedService, for its status.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ExportReport {
+    /// Whether it stands among the others.
+    pub accepted: Result<(), ExportProblem>,
+    /// `Err` keeps it from all peers.
+    pub exported: Result<(), ExportProblem>,
+    /// For each trust domain that it names, whether it goes there.
+    pub to: BTreeMap<TrustDomain, Result<(), ExportProblem>>,
+    /// What was passed over, and does not keep it from being exported.
+    pub warnings: Vec<ExportProblem>,
+    pub host: Option<String>,
+    /// The gateways that importers are told of.
+    pub gateways: Vec<GatewayAddress>,
+    /// Whether the policy that holds callers to `clients` is among what should be.
+    pub enforced: Result<(), ExportProblem>,
+}
+
+/// What becomes of all of them.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Exports {
+    pub exported: BTreeMap<NamespacedName, Export>,
+    pub accepted: BTreeMap<NamespacedName, Arc<Service>>,
+    pub reports: BTreeMap<NamespacedName, ExportReport>,
+    /// Objects that are in the way and not ours, with what to do about them.
+    pub blocked: BTreeMap<ObjectKey, String>,
+}
+
+/// Decides on every FederatedService. Before our own trust domain is known nothing is accepted or exported, and nothing
+/// that was may be taken away.
+#[must_use]
+pub fn exports(world: &World) -> Exports {
+    let mut exports = Exports::default();
+    let Some(own) = world.own_trust_domain() else {
+        let unknown = ExportProblem::new(
+            NO_IDENTITY,
+            "the agent has no SVID yet, so its own trust domain is unknown: nothing is exported until the Workload API \
+             delivers one",
+        );
+        exports.reports.extend(
+            world
+                .services
+                .iter()
+                .map(|(name, service)| (name.clone(), report_of(service, Err(unknown.clone())))),
+        );
+        return exports;
+    };
+    for (service, accepted) in accept(world, own) {
+        let is_accepted = accepted.is_ok();
+        let mut report = report_of(service, accepted);
+        if is_accepted {
+            if let Some(export) = export(world, own, service, &mut report, &mut exports.blocked) {
+                exports.exported.insert(service.object.clone(), export);
+            }
+            exports.accepted.insert(service.object.clone(), Arc::clone(service));
+        }
+        exports.reports.insert(service.object.clone(), report);
+    }
+    exports
+}
+
+/// What each peer is offered: with the clients that are in its own trust domain. Peers that are offered nothing have no
+/// entry.
+#[must_use]
+pub fn catalogues(exports: &Exports) -> BTreeMap<TrustDomain, BTreeMap<ServiceName, RemoteService>> {
+    let mut all: BTreeMap<TrustDomain, BTreeMap<ServiceName, RemoteService>> = BTreeMap::new();
+    for export in exports.exported.values() {
+        for peer in &export.to {
+            let service = offered(export, peer);
+            all.entry(peer.clone()).or_default().insert(service.name.clone(), service);
+        }
+    }
+    all
+}
+
+/// What one peer is offered.
+#[must_use]
+pub fn catalogue(exports: &Exports, peer: &TrustDomain) -> BTreeMap<ServiceName, RemoteService> {
+    let to_peer = exports.exported.values().filter(|export| export.to.contains(peer));
+    to_peer.map(|export| (export.service.name.clone(), offered(export, peer))).collect()
+}
+
+fn offered(export: &Export, peer: &TrustDomain) -> RemoteService {
+    let service = &export.service;
+    let mut ports: Vec<RemotePort> = service
+        .ports
+        .iter()
+        .map(|p| RemotePort { name: p.name.clone(), port: p.port, protocol: p.protocol })
+        .collect();
+    ports.sort_by_key(|p| p.port);
+    RemoteService {
+        name: service.name.clone(),
+        ports,
+        tls_mode: service.tls_mode,
+        server_ids: service.server_ids.clone(),
+        clients: service.clients.iter().filter(|c| c.trust_domain() == peer).cloned().collect(),
+        gateways: export.gateways.clone(),
+    }
+}
+
+fn report_of(service: &Service, accepted: Result<(), ExportProblem>) -> ExportReport {
+    ExportReport {
+        exported: accepted.clone(),
+        enforced: accepted.clone(),
+        to: service.exported_to.iter().map(|td| (td.clone(), accepted.clone())).collect(),
+        accepted,
+        warnings: Vec::new(),
+        host: None,
+        gateways: Vec::new(),
+    }
+}
+
+/// The services, the oldest first, each with whether it stands beside those before it.
+fn accept<'a>(world: &'a World, own: &TrustDomain) -> Vec<(&'a Arc<Service>, Result<(), ExportProblem>)> {
+    let mut oldest_first: Vec<&Arc<Service>> = world.services.values().collect();
+    oldest_first.sort_by_key(|s| (s.created.is_none(), s.created, &s.uid, &s.object));
+    let mut among = Accepted::default();
+    oldest_first.into_iter().map(|service| (service, among.add(service, own))).collect()
+}
+
+/// What the services that were accepted so far have taken.
+#[derive(Default)]
+struct Accepted<'a> {
+    hosts: BTreeMap<&'a ServiceName, &'a NamespacedName>,
+    selectors: BTreeMap<&'a str, DisjointSelectors<'a, &'a NamespacedName>>,
+    target_ports: BTreeMap<authorization::Workloads<'a>, BTreeSet<u16>>,
+}
+
+impl<'a> Accepted<'a> {
+    fn add(&mut self, service: &'a Service, own: &TrustDomain) -> Result<(), ExportProblem> {
+        self.stands(service, own).map_err(|(reason, cause)| {
+            ExportProblem::new(reason, format!("FederatedService {}: {cause}", service.object))
+        })
+    }
+
+    fn stands(&mut self, service: &'a Service, own: &TrustDomain) -> Result<(), (&'static str, String)> {
+        if service.tls_mode != TlsMode::IstioMtls {
+            let mode = service.tls_mode.as_str();
+            let cause = format!("spec.tlsMode {mode} is not served by this version; use IstioMtls");
+            return Err(("TlsModeNotSupported", cause));
+        }
+        service.name.host(own).map_err(|e| (istio::name_problem(&e), e.to_string()))?;
+        if let Some(winner) = self.hosts.get(&service.name) {
+            let cause = format!(
+                "{} is already the name of the older FederatedService {winner}; give one of them another spec.name",
+                service.name
+            );
+            return Err(("HostTaken", cause));
+        }
+        let namespace = service.object.namespace.as_str();
+        let workloads = (namespace, &service.workload_labels);
+        let mut ports = self.target_ports.get(&workloads).cloned().unwrap_or_default();
+        ports.extend(service.ports.iter().map(|p| p.target_port));
+        // A rule for each port, and one for all others.
+        if ports.len() >= MAX_RULES {
+            let cause = format!(
+                "with the others of the same workloadLabels it exports {} ports, and one AuthorizationPolicy holds the \
+                 rules of at most {}; export fewer",
+                ports.len(),
+                MAX_RULES - 1
+            );
+            return Err(("TooManyPorts", cause));
+        }
+        let disjoint = self.selectors.entry(namespace).or_default();
+        disjoint.insert(&service.workload_labels, &service.object).map_err(|winner| {
+            let cause = format!(
+                "spec.workloadLabels can select the same pods as those of the older FederatedService {winner}, and \
+                 policies that deny would add up; make them equal, or give one label different values in the two"
+            );
+            ("SelectorOverlaps", cause)
+        })?;
+        self.hosts.insert(&service.name, &service.object);
+        self.target_ports.insert(workloads, ports);
+        Ok(())
+    }
+}
+
+/// Fills in the report of an accepted service; `Some` where it goes to at least one peer.
+fn export(
+    world: &World,
+    own: &TrustDomain,
+    service: &Arc<Service>,
+    report: &mut ExportReport,
+    blocked: &mut BTreeMap<ObjectKey, String>,
+) -> Option<Export> {
+    let host = service.name.host(own).ok()?;
+    report.host = Some(host.clone());
+    let gateways = gateways(service, &mut report.warnings);
+    let policy = authorization::key(&service.object.namespace, &service.workload_labels);
+    report.enforced = needed_kinds(world).and_then(|()| unclaimed(world, &policy, blocked));
+    report.exported = report.enforced.clone().and_then(|()| {
+        with_server_ids(service, own)?;
+        if gateways.is_empty() {
+            return Err(ExportProblem::new(
+                "NoGateway",
+                format!(
+                    "FederatedService {}: spec.gateways names no {}, so importers cannot reach it; add one with its \
+                     port and its ip or hostname",
+                    service.object,
+                    GatewayType::EastWestGateway.as_str()
+                ),
+            ));
+        }
+        unclaimed(world, &istio::export::alias_key(service, &host), blocked)?;
+        unclaimed(world, &istio::export::gateway_key(service), blocked)
+    });
+    report.to = service
+        .exported_to
+        .iter()
+        .map(|td| (td.clone(), report.exported.clone().and_then(|()| to_peer(world, service, td))))
+        .collect();
+    let to: BTreeSet<TrustDomain> =
+        report.to.iter().filter(|(_, result)| result.is_ok()).map(|(td, _)| td.clone()).collect();
+    if let (Ok(()), true) = (&report.exported, to.is_empty())
+        && let Some(problem) = report.to.values().find_map(|result| result.clone().err())
+    {
+        report.exported = Err(problem);
+    }
+    if to.is_empty() || report.exported.is_err() {
+        return None;
+    }
+    report.gateways.clone_from(&gateways);
+    Some(Export { service: Arc::clone(service), host, to, gateways })
+}
+
+fn needed_kinds(world: &World) -> Result<(), ExportProblem> {
+    match NEEDED.iter().find(|kind| world.absent.contains(kind)) {
+        Some(kind) => Err(ExportProblem::new(
+            "IstioAbsent",
+            format!(
+                "this cluster does not serve {kind} ({}), which tlsMode IstioMtls needs; install Istio",
+                kind.api_version()
+            ),
+        )),
+        None => Ok(()),
+    }
+}
+
+fn unclaimed(
+    world: &World,
+    key: &ObjectKey,
+    blocked: &mut BTreeMap<ObjectKey, String>,
+) -> Result<(), ExportProblem> {
+    generated::claim(world, key).map_err(|message| {
+        blocked.insert(key.clone(), message.clone());
+        ExportProblem::new("ObjectNotOurs", message)
+    })
+}
+
+fn with_server_ids(service: &Service, own: &TrustDomain) -> Result<(), ExportProblem> {
+    if service.server_ids.is_empty() {
+        return Err(ExportProblem::new(
+            "NoServerIds",
+            format!(
+                "FederatedService {}: importers pin the server's SPIFFE IDs and none is known; list them in \
+                 spec.serverSPIFFEIDs",
+                service.object
+            ),
+        ));
+    }
+    match service.server_ids.iter().find(|id| !id.is_member_of(own)) {
+        Some(id) => Err(ExportProblem::new(
+            "ForeignServerId",
+            format!(
+                "FederatedService {}: {id} in spec.serverSPIFFEIDs is not in our own trust domain {own}; importers would \
+                 refuse it",
+                service.object
+            ),
+        )),
+        None => Ok(()),
+    }
+}
+
+/// The gateways that can carry `IstioMtls`, sorted; the others are passed over.
+fn gateways(service: &Service, warnings: &mut Vec<ExportProblem>) -> Vec<GatewayAddress> {
+    let mut carrying = BTreeSet::new();
+    for gateway in &service.gateways {
+        if gateway.gateway_type == GatewayType::EastWestGateway {
+            carrying.insert(gateway.at.clone());
+        } else {
+            warnings.push(ExportProblem::new(
+                "GatewayTypeIgnored",
+                format!(
+                    "FederatedService {}: the {} at {}:{} is ignored, since tlsMode IstioMtls goes through an {}",
+                    service.object,
+                    gateway.gateway_type.as_str(),
+                    gateway.at.address,
+                    gateway.at.port,
+                    GatewayType::EastWestGateway.as_str()
+                ),
+            ));
+        }
+    }
+    carrying.into_iter().collect()
+}
+
+fn to_peer(world: &World, service: &Service, td: &TrustDomain) -> Result<(), ExportProblem> {
+    match world.peers.get(td) {
+        None => Err(ExportProblem::new(
+            "NoPeer",
+            format!("{td}: there is no accepted TrustDomainPeer of this trust domain; create one or mend it"),
+        )),
+        Some(peer) if peer.deletion.is_some() => Err(ExportProblem::new(
+            "NoPeer",
+            format!("{td}: its TrustDomainPeer {} is being deleted", peer.object),
+        )),
+        Some(_) if !service.clients.iter().any(|client| client.trust_domain() == td) => {
+            Err(ExportProblem::new(
+                "NoClientsThere",
+                format!(
+                    "{td}: none of spec.clients is in this trust domain, so nobody there could call; add its clients or \
+                     remove it from spec.exportedTrustDomains"
+                ),
+            ))
+        }
+        Some(_) => Ok(()),
+    }
+}
+
+#[cfg(test)]
+mod tests;

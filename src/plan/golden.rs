@@ -1,0 +1,85 @@
+//! Every shape that is generated, as a manifest in `golden/`. They are to be read beside Istio's documentation:
+//! an exporter's alias, Gateway and policy, and an importer's ImportedService and ServiceEntry.
+
+use std::collections::BTreeSet;
+
+use crate::model::object::Kind;
+use crate::model::service::{AppProtocol, ExportedPort, Gateway, GatewayType};
+use crate::model::session::LinkState;
+
+use super::fixtures::{
+    WorldExt as _, cart, client, gateway, labels, manifest, peer, remote_cart, service, session, td, world,
+};
+use super::services::{ServicesPlan, services};
+
+fn assert_golden(name: &str, plan: &ServicesPlan, kinds: &[Kind]) {
+    let manifests: Vec<_> =
+        plan.objects.values().filter(|object| kinds.contains(&object.key.kind)).map(manifest).collect();
+    assert!(!manifests.is_empty(), "{name}: nothing of {kinds:?}");
+    insta::with_settings!({ snapshot_path => "golden", prepend_module_to_snapshot => false, omit_expression => true }, {
+        insta::assert_yaml_snapshot!(name, manifests);
+    });
+}
+
+#[test]
+fn an_export() {
+    let world = world("west.example").with_peer(peer("east.example")).with_service(cart());
+    let plan = services(&world, &BTreeSet::new());
+    assert_golden("export_alias", &plan, &[Kind::ServiceEntry]);
+    assert_golden("export_gateway", &plan, &[Kind::Gateway]);
+    assert_golden("export_policy", &plan, &[Kind::AuthorizationPolicy]);
+}
+
+/// Two FederatedServices of one selector, several ports, gateways and trust domains.
+#[test]
+fn a_wide_export() {
+    let mut orders = service("shop", "orders", "east.example");
+    orders.workload_labels = labels(&[("app", "cart"), ("tier", "web")]);
+    orders.exported_to.insert(td("north.example"));
+    orders.clients.insert(client("spiffe://north.example/ns/batch/*"));
+    orders.ports = vec![
+        ExportedPort {
+            name: "http-orders".to_owned(),
+            port: 80,
+            target_port: 9_090,
+            protocol: AppProtocol::Http,
+        },
+        ExportedPort {
+            name: "grpc".to_owned(),
+            port: 50_051,
+            target_port: 50_051,
+            protocol: AppProtocol::Grpc,
+        },
+    ];
+    orders
+        .gateways
+        .push(Gateway { gateway_type: GatewayType::EastWestGateway, at: gateway("gw.west.example", 443) });
+    let mut cart = cart();
+    cart.workload_labels = labels(&[("app", "cart"), ("tier", "web")]);
+    let world = world("west.example")
+        .with_peer(peer("east.example"))
+        .with_peer(peer("north.example"))
+        .with_service(orders)
+        .with_service(cart);
+    let plan = services(&world, &BTreeSet::new());
+    assert_golden("wide_export", &plan, &[Kind::ServiceEntry, Kind::Gateway, Kind::AuthorizationPolicy]);
+}
+
+#[test]
+fn an_import() {
+    let mut west = peer("west.example");
+    west.imports.export_to = vec!["shop".to_owned(), "batch".to_owned()];
+    let mut by_name = remote_cart();
+    by_name.name = crate::model::ServiceName::new("shop", "orders").unwrap();
+    by_name.gateways.push(gateway("gw.west.example", 443));
+    let known = [("west.example", remote_cart()), ("west.example", by_name.clone())];
+    let world = world("east.example")
+        .with_peer(west)
+        .with_session("west.example", session(LinkState::Connected, Some(vec![remote_cart(), by_name])));
+    let first = services(&world, &BTreeSet::new());
+    assert_golden("import", &first, &[Kind::ImportedService]);
+    assert!(first.objects.keys().all(|key| key.kind == Kind::ImportedService), "its uid is not known yet");
+
+    let second = services(&world.with_written(&first.objects, &known), &BTreeSet::new());
+    assert_golden("import_entry", &second, &[Kind::ServiceEntry]);
+}

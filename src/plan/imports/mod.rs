@@ -1,0 +1,332 @@
+//! From the catalogues of the peers, and what is imported already, to the ImportedServices that should be.
+//!
+//! A catalogue is a peer's word and may take away; silence takes nothing away, but for `onDisconnect: Withdraw` after its
+//! time. What stands in the store is admitted anew each time, since `spec.imports` may have changed.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use jiff::{SignedDuration, Timestamp};
+use serde_json::{Value, json};
+
+use crate::model::import::Imported;
+use crate::model::object::{Kind, Object, ObjectKey};
+use crate::model::peer::OnDisconnect;
+use crate::model::service::{GatewayAddress, Outcome, RemoteService};
+use crate::model::session::SessionState;
+use crate::model::{Peer, ServiceName, TrustDomain, World};
+
+use super::admission::{Admission, Refusal, own_gateways};
+use super::{generated, istio};
+
+/// What became of one ImportedService that is in the store, for its status.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ImportReport {
+    pub admitted: Result<(), Refusal>,
+    /// The object that clients need, or why there is none.
+    pub generated: Result<ObjectKey, Refusal>,
+}
+
+/// What becomes of the imports of all peers.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct ImportPlan {
+    /// The ImportedServices that should be.
+    pub objects: BTreeMap<ObjectKey, Object>,
+    /// What each peer is answered, for every service of its catalogue.
+    pub outcomes: BTreeMap<TrustDomain, BTreeMap<ServiceName, Outcome>>,
+    /// ImportedServices that are in the store, ours and admitted as they stand there: what is generated beside them.
+    pub standing: BTreeMap<ObjectKey, (TrustDomain, ServiceName)>,
+    /// Why the others in the store are not.
+    pub refused: BTreeMap<ObjectKey, Refusal>,
+    /// Peers that have not said what they export: an object of theirs is not to be taken away because it cannot be read.
+    pub silent: BTreeSet<TrustDomain>,
+    pub blocked: BTreeMap<ObjectKey, String>,
+    /// When the next withdrawal is due.
+    pub wake_at: Option<Timestamp>,
+}
+
+/// The name of the ImportedService of a host, and of what is generated beside it. A host is at most 253 characters of DNS
+/// labels, which is a legal name.
+#[must_use]
+pub fn key(world: &World, host: &str) -> ObjectKey {
+    ObjectKey::namespaced(Kind::ImportedService, &world.settings.namespace, host)
+}
+
+/// Decides on every service of every peer that is not in `ending`.
+#[must_use]
+pub fn imports(world: &World, ending: &BTreeSet<TrustDomain>) -> ImportPlan {
+    let mut plan = ImportPlan::default();
+    let mut standing: BTreeMap<&TrustDomain, BTreeMap<&ServiceName, &Imported>> = BTreeMap::new();
+    for imported in world.imported.values() {
+        let key =
+            ObjectKey::namespaced(Kind::ImportedService, &imported.object.namespace, &imported.object.name);
+        match is_ours(world, imported, &key) {
+            Ok(()) => {
+                standing.entry(&imported.trust_domain).or_default().insert(&imported.service.name, imported);
+            }
+            Err(refusal) => {
+                plan.refused.insert(key, refusal);
+            }
+        }
+    }
+    let ours = own_gateways(world);
+    for (td, peer) in world.peers.iter().filter(|(td, _)| !ending.contains(*td)) {
+        let standing = standing.remove(td).unwrap_or_default();
+        PeerImports { world, peer, admission: Admission::new(world, peer, &ours), standing }
+            .plan(world.sessions.get(td), &mut plan);
+    }
+    let rejected = world.rejected.iter().filter(|(key, _)| key.kind == Kind::TrustDomainPeer);
+    plan.silent.extend(
+        rejected
+            .filter_map(|(_, r)| r.trust_domain.clone())
+            .filter(|td| !world.peers.contains_key(td) && !ending.contains(td)),
+    );
+    for imported in standing.into_values().flat_map(BTreeMap::into_values) {
+        let td = &imported.trust_domain;
+        let object =
+            ObjectKey::namespaced(Kind::ImportedService, &imported.object.namespace, &imported.object.name);
+        plan.refused.insert(
+            object,
+            Refusal {
+                reason: "NoPeer",
+                message: format!(
+                    "{td}: there is no accepted TrustDomainPeer of this trust domain, or it is ending"
+                ),
+            },
+        );
+    }
+    plan
+}
+
+/// Whether it is where, and labelled as, this agent writes it: one that someone else wrote admits nothing.
+fn is_ours(world: &World, imported: &Imported, key: &ObjectKey) -> Result<(), Refusal> {
+    let host = imported.service.name.host(&imported.trust_domain);
+    let is_in_place = imported.object.namespace == world.settings.namespace
+        && host.is_ok_and(|host| host == imported.object.name);
+    let is_generated =
+        world.objects.get(key).is_some_and(|object| object.is_generated_by(&world.settings.instance));
+    if is_in_place && is_generated {
+        return Ok(());
+    }
+    Err(Refusal {
+        reason: "ObjectNotOurs",
+        message: format!(
+            "{key} was not written by this agent, so it admits nothing; delete it, and let spec.imports of the \
+             TrustDomainPeer of {} admit the service",
+            imported.trust_domain
+        ),
+    })
+}
+
+/// The imports of one peer.
+struct PeerImports<'a> {
+    world: &'a World,
+    peer: &'a Peer,
+    admission: Admission<'a>,
+    /// What is in the store of it.
+    standing: BTreeMap<&'a ServiceName, &'a Imported>,
+}
+
+impl PeerImports<'_> {
+    fn plan(&self, session: Option<&SessionState>, plan: &mut ImportPlan) {
+        let td = &self.peer.trust_domain;
+        let withdrawn = self.withdrawn(session, plan);
+        let catalogue = session.and_then(|session| session.catalogue.as_deref());
+        let offered: BTreeMap<&ServiceName, &RemoteService> = match catalogue {
+            Some(catalogue) => catalogue.services.iter().collect(),
+            None => self.standing.iter().map(|(name, imported)| (*name, &imported.service)).collect(),
+        };
+        let mut decided = self.decide(&offered);
+        for (name, decision) in &mut decided {
+            let Ok(host) = decision else { continue };
+            let key = key(self.world, host);
+            if let Err(message) = generated::claim(self.world, &key) {
+                plan.blocked.insert(key, message.clone());
+                *decision = Err(Refusal { reason: "ObjectNotOurs", message });
+            } else if let (None, Some(service)) = (&withdrawn, offered.get(*name)) {
+                plan.objects.insert(key.clone(), self.object(key, service, host));
+            }
+        }
+        self.judge_standing(&decided, withdrawn.as_ref(), plan);
+        if catalogue.is_some() {
+            let outcomes = decided.into_iter().map(|(name, decision)| {
+                (name.clone(), decision.map_or_else(Outcome::from, |_| Outcome::Imported))
+            });
+            plan.outcomes.insert(td.clone(), outcomes.collect());
+        } else if withdrawn.is_none() {
+            plan.silent.insert(td.clone());
+        }
+    }
+
+    /// The host of each service that is admitted, or the rule that it breaks. Of too many, those that are imported already
+    /// stay, then the first by name.
+    fn decide<'s>(
+        &self,
+        offered: &BTreeMap<&'s ServiceName, &'s RemoteService>,
+    ) -> BTreeMap<&'s ServiceName, Result<String, Refusal>> {
+        let mut decided: BTreeMap<&ServiceName, Result<String, Refusal>> =
+            offered.iter().map(|(name, service)| (*name, self.admission.admit(service))).collect();
+        let most = self.peer.imports.max_services;
+        let mut admitted: Vec<&ServiceName> =
+            decided.iter().filter(|(_, decision)| decision.is_ok()).map(|(name, _)| *name).collect();
+        if admitted.len() > most {
+            let count = admitted.len();
+            admitted.sort_by_key(|name| (!self.standing.contains_key(*name), *name));
+            for name in admitted.into_iter().skip(most) {
+                let message = format!(
+                    "{name} of {}: {count} services are exported and would be admitted, over the importer's \
+                     spec.imports.maxServices of {most}",
+                    self.peer.trust_domain
+                );
+                decided.insert(name, Err(Refusal { reason: "TooManyServices", message }));
+            }
+        }
+        decided
+    }
+
+    /// What of the store stays and stands as it is there. It is admitted by its own content, not by what the catalogue has
+    /// under its name: the store follows the catalogue, and what is generated follows the store.
+    fn judge_standing(
+        &self,
+        decided: &BTreeMap<&ServiceName, Result<String, Refusal>>,
+        withdrawn: Option<&Refusal>,
+        plan: &mut ImportPlan,
+    ) {
+        for (name, imported) in &self.standing {
+            let verdict = match (withdrawn, decided.get(*name)) {
+                (Some(withdrawn), _) => Err(withdrawn.clone()),
+                (None, None) => Err(Refusal {
+                    reason: "NoLongerExported",
+                    message: format!("{name}: {} no longer exports it", self.peer.trust_domain),
+                }),
+                (None, Some(Err(refusal))) => Err(refusal.clone()),
+                (None, Some(Ok(_))) => self.admission.admit(&imported.service),
+            };
+            let key = ObjectKey::namespaced(
+                Kind::ImportedService,
+                &imported.object.namespace,
+                &imported.object.name,
+            );
+            match verdict {
+                Ok(_) => {
+                    plan.standing.insert(key, (self.peer.trust_domain.clone(), (*name).clone()));
+                }
+                Err(refusal) => {
+                    plan.refused.insert(key, refusal);
+                }
+            }
+        }
+    }
+
+    /// Why everything of the peer is withdrawn, where it is; else notes when it will be.
+    fn withdrawn(&self, session: Option<&SessionState>, plan: &mut ImportPlan) -> Option<Refusal> {
+        let OnDisconnect::Withdraw { after } = self.peer.on_disconnect else { return None };
+        let session = session.filter(|session| !session.is_connected())?;
+        let after = SignedDuration::try_from(after).ok()?;
+        let due = session.since.checked_add(after).ok()?;
+        if self.world.now > due {
+            let (td, since) = (&self.peer.trust_domain, session.since);
+            return Some(Refusal {
+                reason: "Withdrawn",
+                message: format!(
+                    "{td} has not been connected since {since}, longer than spec.onDisconnect.after; it is imported again \
+                     once the peer is back"
+                ),
+            });
+        }
+        // One more, since the time must have passed.
+        let wake = due.checked_add(SignedDuration::from_millis(1)).unwrap_or(due);
+        plan.wake_at = Some(plan.wake_at.map_or(wake, |at| at.min(wake)));
+        None
+    }
+
+    fn object(&self, key: ObjectKey, service: &RemoteService, host: &str) -> Object {
+        let peer = self.peer;
+        let source = format!("{}/{}", Kind::TrustDomainPeer, peer.object);
+        let spec = spec(&peer.trust_domain, service, host);
+        generated::object(self.world, key, spec, vec![peer.owner()], &[source], Some(&peer.trust_domain))
+    }
+}
+
+/// `spec` of an ImportedService, in one order whatever the peer's.
+#[must_use]
+pub fn spec(trust_domain: &TrustDomain, service: &RemoteService, host: &str) -> Value {
+    let mut ports: Vec<_> = service.ports.iter().collect();
+    ports.sort_by_key(|port| (port.port, &port.name));
+    let ports: Vec<Value> = ports
+        .into_iter()
+        .map(|p| json!({"name": p.name, "port": p.port, "appProtocol": p.protocol.as_str()}))
+        .collect();
+    let mut server_ids: Vec<String> = service.server_ids.iter().map(ToString::to_string).collect();
+    server_ids.sort();
+    let mut spec = json!({
+        "trustDomain": trust_domain.as_str(),
+        "name": service.name.name(),
+        "namespace": service.name.namespace(),
+        "host": host,
+        "ports": ports,
+        "tlsMode": service.tls_mode.as_str(),
+        "serverSPIFFEIDs": server_ids,
+    });
+    if let Some(fields) = spec.as_object_mut() {
+        let mut clients: Vec<&str> = service.clients.iter().map(|client| client.as_str()).collect();
+        clients.sort_unstable();
+        if !clients.is_empty() {
+            fields.insert("clients".to_owned(), json!(clients));
+        }
+        let gateways: BTreeSet<&GatewayAddress> = service.gateways.iter().collect();
+        if !gateways.is_empty() {
+            let gateways: Vec<Value> = gateways
+                .into_iter()
+                .map(|g| json!({"address": g.address.to_string(), "port": g.port}))
+                .collect();
+            fields.insert("gateways".to_owned(), gateways.into());
+        }
+    }
+    spec
+}
+
+/// What is generated beside the ImportedServices that stand, their reports, and the outcomes that change by it: a service that
+/// stands in the store and cannot be served is refused after all.
+#[must_use]
+pub fn generate(
+    world: &World,
+    plan: &mut ImportPlan,
+) -> (BTreeMap<ObjectKey, Object>, BTreeMap<ObjectKey, ImportReport>) {
+    let hosts = istio::import::HostsServed::new(world);
+    let mut objects = BTreeMap::new();
+    let mut reports = BTreeMap::new();
+    for (key, refusal) in &plan.refused {
+        let message = format!("nothing is generated, since {}", refusal.message);
+        let generated = Err(Refusal { reason: "NotAdmitted", message });
+        let report = ImportReport { admitted: Err(refusal.clone()), generated };
+        reports.insert(key.clone(), report);
+    }
+    for (key, (td, name)) in &plan.standing {
+        let (Some(namespace), Some(peer)) = (&key.namespace, world.peers.get(td)) else { continue };
+        let stored = crate::model::NamespacedName::new(namespace, &key.name);
+        let Some(imported) = world.imported.get(&stored) else { continue };
+        let generated = istio::import::service_entry(world, peer, imported, &hosts);
+        if let Err(refusal) = &generated {
+            if refusal.reason == istio::import::NOT_OURS {
+                let entry = istio::import::key(imported);
+                plan.blocked.insert(entry, refusal.message.clone());
+            }
+            let outcome = plan.outcomes.get_mut(td).and_then(|outcomes| outcomes.get_mut(name));
+            if let (Some(outcome @ Outcome::Imported), true) =
+                (outcome, refusal.reason != istio::import::NO_ISTIO)
+            {
+                *outcome = refusal.clone().into();
+            }
+        }
+        let generated = generated.map(|object| {
+            let entry = object.key.clone();
+            objects.insert(entry.clone(), object);
+            entry
+        });
+        reports.insert(key.clone(), ImportReport { admitted: Ok(()), generated });
+    }
+    (objects, reports)
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,239 @@
+use std::sync::Arc;
+use std::time::Duration;
+
+use crate::model::NamespacedName;
+use crate::model::session::LinkState;
+use crate::plan::fixtures::{NAMESPACE, WorldExt as _, at, foreign, peer, remote_cart, session, td, world};
+use crate::plan::services::{ServicesPlan, services};
+
+use super::*;
+
+const HOST: &str = "cart.shop.west.example";
+
+fn named(name: &str) -> RemoteService {
+    let mut service = remote_cart();
+    service.name = ServiceName::new("shop", name).unwrap();
+    service
+}
+
+fn decide(world: &World) -> ServicesPlan {
+    services(world, &BTreeSet::new())
+}
+
+fn base(peer: Peer, services: Option<Vec<RemoteService>>) -> World {
+    world("east.example")
+        .with_peer(peer)
+        .with_session("west.example", session(LinkState::Connected, services))
+}
+
+/// The world once everything that west.example exports was written.
+fn settled(services: &[RemoteService]) -> World {
+    let world = base(peer("west.example"), Some(services.to_vec()));
+    let known: Vec<_> = services.iter().map(|service| ("west.example", service.clone())).collect();
+    let first = decide(&world);
+    let world = world.with_written(&first.objects, &known);
+    let second = decide(&world);
+    let world = world.with_written(&second.objects, &known);
+    assert_eq!(decide(&world).objects, second.objects, "settled");
+    world
+}
+
+fn away(mut world: World, since: i64) -> World {
+    let sessions = Arc::make_mut(&mut world.sessions);
+    sessions.insert(td("west.example"), session(LinkState::Idle, None));
+    sessions.get_mut(&td("west.example")).unwrap().since = at(since);
+    world
+}
+
+fn edit_peer(mut world: World, edit: impl FnOnce(&mut Peer)) -> World {
+    edit(Arc::make_mut(world.peers.get_mut(&td("west.example")).unwrap()));
+    world
+}
+
+fn outcome<'a>(plan: &'a ServicesPlan, name: &str) -> &'a str {
+    match &plan.outcomes[&td("west.example")][&ServiceName::new("shop", name).unwrap()] {
+        Outcome::Imported => "Imported",
+        Outcome::Refused { reason, .. } => reason,
+    }
+}
+
+fn kinds(plan: &ServicesPlan) -> Vec<(Kind, &str)> {
+    plan.objects.keys().map(|key| (key.kind, key.name.as_str())).collect()
+}
+
+const BOTH: [(Kind, &str); 2] = [(Kind::ImportedService, HOST), (Kind::ServiceEntry, HOST)];
+
+#[test]
+fn a_silent_peer_loses_nothing() {
+    let world = away(settled(&[remote_cart()]), 0);
+    let plan = decide(&world);
+    assert_eq!(kinds(&plan), BOTH);
+    assert!(plan.outcomes.is_empty(), "there is nothing to answer");
+    assert_eq!(plan.wake_at, None);
+}
+
+#[test]
+fn a_peer_without_a_session_loses_nothing() {
+    let mut world = settled(&[remote_cart()]);
+    world.sessions = Arc::default();
+    assert_eq!(kinds(&decide(&world)), BOTH);
+}
+
+#[test]
+fn what_stands_is_admitted_anew_while_the_peer_is_silent() {
+    let world = edit_peer(away(settled(&[remote_cart()]), 0), |peer| peer.imports.services.clear());
+    let plan = decide(&world);
+    assert!(plan.objects.is_empty());
+    let report = &plan.import_reports[&NamespacedName::new(NAMESPACE, HOST)];
+    assert_eq!(report.admitted.as_ref().unwrap_err().reason, "NotAdmitted");
+}
+
+#[test]
+fn a_catalogue_takes_away() {
+    let mut world = settled(&[remote_cart()]);
+    Arc::make_mut(&mut world.sessions)
+        .insert(td("west.example"), session(LinkState::Connected, Some(Vec::new())));
+    let plan = decide(&world);
+    assert!(plan.objects.is_empty());
+    let report = &plan.import_reports[&NamespacedName::new(NAMESPACE, HOST)];
+    assert_eq!(report.admitted.as_ref().unwrap_err().reason, "NoLongerExported");
+}
+
+#[test]
+fn a_changed_service_is_rewritten_store_first() {
+    let mut changed = remote_cart();
+    changed.ports[0].port = 9_999;
+    let mut world = settled(&[remote_cart()]);
+    Arc::make_mut(&mut world.sessions)
+        .insert(td("west.example"), session(LinkState::Connected, Some(vec![changed.clone()])));
+    let ports = |plan: &ServicesPlan, kind, field: &str| {
+        let key = ObjectKey::namespaced(kind, NAMESPACE, HOST);
+        plan.objects[&key].spec().unwrap()["ports"][0][field].clone()
+    };
+    let plan = decide(&world);
+    assert_eq!(ports(&plan, Kind::ImportedService, "port"), 9_999);
+    assert_eq!(ports(&plan, Kind::ServiceEntry, "number"), 18_080, "as the store has it");
+    let world = world.with_written(&plan.objects, &[("west.example", changed)]);
+    assert_eq!(ports(&decide(&world), Kind::ServiceEntry, "number"), 9_999);
+}
+
+#[test]
+fn withdrawal_waits_for_its_time_and_asks_to_be_woken() {
+    let after = Duration::from_secs(60);
+    let base =
+        edit_peer(settled(&[remote_cart()]), |peer| peer.on_disconnect = OnDisconnect::Withdraw { after });
+    assert_eq!(kinds(&decide(&base)), BOTH, "connected");
+    assert_eq!(decide(&base).wake_at, None);
+
+    let mut world = away(base, 100);
+    world.now = at(160);
+    let plan = decide(&world);
+    assert_eq!(kinds(&plan), BOTH, "not before");
+    world.now = plan.wake_at.expect("a time at which to decide again");
+    let plan = decide(&world);
+    assert!(plan.objects.is_empty(), "after");
+    assert_eq!(plan.wake_at, None);
+    let report = &plan.import_reports[&NamespacedName::new(NAMESPACE, HOST)];
+    assert_eq!(report.admitted.as_ref().unwrap_err().reason, "Withdrawn");
+}
+
+#[test]
+fn of_too_many_those_that_are_imported_stay() {
+    let world = settled(&[named("m"), named("z")]);
+    let mut world = edit_peer(world, |peer| peer.imports.max_services = 3);
+    let all = ["a", "b", "m", "z"].map(named).to_vec();
+    Arc::make_mut(&mut world.sessions).insert(td("west.example"), session(LinkState::Connected, Some(all)));
+    let plan = decide(&world);
+    let outcomes: Vec<&str> = ["a", "b", "m", "z"].into_iter().map(|name| outcome(&plan, name)).collect();
+    assert_eq!(outcomes, ["Imported", "TooManyServices", "Imported", "Imported"]);
+}
+
+#[test]
+fn one_bad_service_harms_only_itself() {
+    let mut bad = named("bad");
+    bad.server_ids.clear();
+    let plan = decide(&base(peer("west.example"), Some(vec![bad, remote_cart()])));
+    assert_eq!((outcome(&plan, "bad"), outcome(&plan, "cart")), ("NoServerId", "Imported"));
+    assert_eq!(kinds(&plan), [(Kind::ImportedService, HOST)]);
+}
+
+#[test]
+fn the_end_of_a_peer_takes_its_imports() {
+    let world = settled(&[remote_cart()]);
+    let plan = services(&world, &BTreeSet::from([td("west.example")]));
+    assert!(plan.objects.is_empty() && plan.outcomes.is_empty());
+    let deleting = edit_peer(world, |peer| peer.deletion = Some(at(0)));
+    assert_eq!(kinds(&decide(&deleting)), BOTH, "until the caller says so");
+}
+
+#[test]
+fn an_import_that_we_did_not_write_admits_nothing() {
+    let mut world = away(settled(&[remote_cart()]), 0);
+    let key = ObjectKey::namespaced(Kind::ImportedService, NAMESPACE, HOST);
+    Arc::make_mut(world.objects.get_mut(&key).unwrap()).meta.labels.clear();
+    let plan = decide(&world);
+    assert!(plan.objects.is_empty());
+    let report = &plan.import_reports[&NamespacedName::new(NAMESPACE, HOST)];
+    assert_eq!(report.admitted.as_ref().unwrap_err().reason, "ObjectNotOurs");
+}
+
+#[test]
+fn objects_of_others_are_left_and_named() {
+    let table =
+        [(Kind::ImportedService, "ObjectNotOurs", "NotAdmitted"), (Kind::ServiceEntry, "", "ObjectNotOurs")];
+    for (kind, admitted, generated) in table {
+        let mut world = settled(&[remote_cart()]);
+        let key = ObjectKey::namespaced(kind, NAMESPACE, HOST);
+        let theirs = foreign(kind, NAMESPACE, HOST, json!({"hosts": ["else.example"]}));
+        world.objects.insert(key.clone(), Arc::new(theirs));
+        let plan = decide(&world);
+        assert!(!plan.objects.contains_key(&key), "{kind}");
+        assert!(plan.blocked[&key].contains(&key.to_string()), "{kind}");
+        assert_eq!(outcome(&plan, "cart"), "ObjectNotOurs", "{kind}");
+        let report = &plan.import_reports[&NamespacedName::new(NAMESPACE, HOST)];
+        let reason = report.admitted.as_ref().err().map_or("", |refusal| refusal.reason);
+        assert_eq!((reason, report.generated.as_ref().unwrap_err().reason), (admitted, generated), "{kind}");
+    }
+}
+
+#[test]
+fn an_older_entry_keeps_its_host_and_a_younger_does_not_take_ours() {
+    let mut theirs =
+        foreign(Kind::ServiceEntry, "shop", "mine", json!({"hosts": ["CART.shop.west.example"]}));
+    let plan = decide(&settled(&[remote_cart()]).with_object(theirs.clone()));
+    assert_eq!(outcome(&plan, "cart"), "HostExists");
+    let report = &plan.import_reports[&NamespacedName::new(NAMESPACE, HOST)];
+    let refusal = report.generated.as_ref().unwrap_err();
+    assert!(refusal.message.contains("ServiceEntry shop/mine"), "{}", refusal.message);
+    assert_eq!(kinds(&plan), [(Kind::ImportedService, HOST)], "it stays to say so");
+
+    theirs.meta.created = Some(at(500));
+    let plan = decide(&settled(&[remote_cart()]).with_object(theirs));
+    assert_eq!((outcome(&plan, "cart"), kinds(&plan).len()), ("Imported", 2));
+}
+
+#[test]
+fn without_istio_the_import_stands_alone() {
+    let mut world = settled(&[remote_cart()]);
+    world.absent.insert(Kind::ServiceEntry);
+    let plan = decide(&world);
+    assert_eq!(kinds(&plan), [(Kind::ImportedService, HOST)]);
+    assert_eq!(outcome(&plan, "cart"), "Imported");
+    let report = &plan.import_reports[&NamespacedName::new(NAMESPACE, HOST)];
+    assert_eq!(report.generated.as_ref().unwrap_err().reason, "IstioAbsent");
+}
+
+#[test]
+fn the_spec_does_not_depend_on_the_peers_order() {
+    let mut one = remote_cart();
+    one.gateways.push(crate::plan::fixtures::gateway("10.77.2.1", 15_443));
+    one.ports.push(crate::model::service::RemotePort {
+        name: "a".to_owned(),
+        port: 1,
+        protocol: crate::model::service::AppProtocol::Http,
+    });
+    let mut other = one.clone();
+    other.gateways.reverse();
+    other.ports.reverse();
+    assert_eq!(spec(&td("west.example"), &one, HOST), spec(&td("west.example"), &other, HOST));
+}

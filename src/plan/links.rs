@@ -1,0 +1,74 @@
+//! What each peer's agent is told, and whether we talk at all.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+
+use super::services::ServicesPlan;
+use crate::federation::catalogue;
+use crate::model::session::{
+    Catalogue, GoodbyeReason, HeldBundle, LinkIntent, LinkPlan, SessionState, TrustReport,
+};
+use crate::model::{Peer, TrustDomain, World};
+
+/// A link for each peer, once our identity and SPIRE have been read: a report of what is not known yet would be false.
+#[must_use]
+pub fn links(world: &World, services: &ServicesPlan) -> BTreeMap<TrustDomain, LinkPlan> {
+    let mut links = BTreeMap::new();
+    let (Some(identity), Some(_)) = (&world.identity, &world.spire) else { return links };
+    if !world.is_read() {
+        return links;
+    }
+    for peer in world.peers.values() {
+        let trust_domain = &peer.trust_domain;
+        let exported = services.catalogues.get(trust_domain).cloned().unwrap_or_default();
+        let heard = world.sessions.get(trust_domain).and_then(|session| session.catalogue.as_ref());
+        links.insert(
+            trust_domain.clone(),
+            LinkPlan {
+                trust_domain: trust_domain.clone(),
+                owner: peer.owner(),
+                addresses: peer.agent_addresses.clone(),
+                agent_ids: peer.agent_ids.clone(),
+                dials_first: identity.trust_domain < *trust_domain,
+                intent: intent(peer),
+                report: report(world, trust_domain),
+                catalogue: Arc::new(Catalogue {
+                    version: catalogue::version_of(&exported),
+                    services: exported,
+                    malformed: Vec::new(),
+                }),
+                outcomes: services.outcomes.get(trust_domain).cloned().unwrap_or_default(),
+                answered: heard.map(|catalogue| catalogue.version),
+            },
+        );
+    }
+    links
+}
+
+/// What we hold for a peer, as it is told.
+#[must_use]
+pub fn report(world: &World, trust_domain: &TrustDomain) -> TrustReport {
+    let delivered = world.identity.as_ref().and_then(|identity| identity.federated.get(trust_domain));
+    let spire = world.spire.as_ref();
+    TrustReport {
+        held: spire.and_then(|s| s.bundles.get(trust_domain)).map(|b| HeldBundle::from(b.as_ref())),
+        delivered: delivered.map(|b| HeldBundle::from(b.as_ref())),
+        relationship: spire.is_some_and(|s| s.relationships.contains_key(trust_domain)),
+    }
+}
+
+fn intent(peer: &Peer) -> LinkIntent {
+    if peer.deletion.is_some() {
+        LinkIntent::Part(GoodbyeReason::RelationshipEnded)
+    } else if peer.suspend {
+        LinkIntent::Part(GoodbyeReason::Suspended)
+    } else {
+        LinkIntent::Connect
+    }
+}
+
+/// Whether the peer has answered the catalogue that it should hold now.
+#[must_use]
+pub fn is_acknowledged(session: &SessionState, link: &LinkPlan) -> bool {
+    session.acknowledged.as_ref().is_some_and(|ack| ack.version == link.catalogue.version)
+}

@@ -1,0 +1,90 @@
+//! What has to be remembered of a peer between two plans: suspensions that wait, drains that run, reports that are
+//! stale. Pure: the memory comes in with the world and goes out again.
+
+use std::collections::BTreeMap;
+
+use crate::model::world::{PeerMemory, Poisoned};
+use crate::model::{Peer, TrustDomain, World};
+
+/// The hold-back doubles with each flap up to this power of two.
+const MAX_DOUBLINGS: u32 = 6;
+
+/// The memory after this world was seen. Peers that are gone are forgotten.
+#[must_use]
+pub fn advance(world: &World) -> BTreeMap<TrustDomain, PeerMemory> {
+    let step = |(trust_domain, peer): (&TrustDomain, &std::sync::Arc<Peer>)| {
+        let mut memory = world.memory.get(trust_domain).cloned().unwrap_or_default();
+        poison(world, peer, &mut memory);
+        drain(world, peer, &mut memory);
+        stale(world, peer, &mut memory);
+        (trust_domain.clone(), memory)
+    };
+    world.peers.iter().map(step).collect()
+}
+
+/// How many good fetches in a row end a suspension.
+#[must_use]
+pub fn good_fetches_needed(world: &World, memory: &PeerMemory) -> u32 {
+    let doublings = memory.flaps.saturating_sub(1).min(MAX_DOUBLINGS);
+    world.settings.good_fetches.saturating_mul(1 << doublings)
+}
+
+/// A bundle without a usable X.509 authority makes every local Envoy that federates with the peer refuse its own new
+/// SVIDs: it is suspended at once, and comes back only once it has been good for a while, longer each time.
+fn poison(world: &World, peer: &Peer, memory: &mut PeerMemory) {
+    let Some(spire) = &world.spire else { return };
+    let trust_domain = &peer.trust_domain;
+    let stored = spire.bundles.get(trust_domain);
+    let endpoint = world.endpoints.get(trust_domain);
+    let served = endpoint.and_then(|state| state.latest.as_ref());
+    let cause = if stored.is_some_and(|bundle| !bundle.is_usable_at(world.now)) {
+        Some("the bundle in SPIRE has no usable X.509 authority")
+    } else if served.is_some_and(|bundle| !bundle.is_usable_at(world.now)) {
+        Some("its bundle endpoint serves a bundle without a usable X.509 authority")
+    } else {
+        None
+    };
+    if let Some(cause) = cause {
+        if memory.poisoned.is_none() {
+            memory.flaps = memory.flaps.saturating_add(1);
+            memory.poisoned = Some(Poisoned { since: world.now, cause: cause.to_owned() });
+        }
+        return;
+    }
+    if memory.poisoned.is_none() {
+        if memory.flaps == 0 && is_suspended_in_a_record(world, trust_domain) {
+            memory.flaps = 1;
+            let cause = "it was suspended before the agent started".to_owned();
+            memory.poisoned = Some(Poisoned { since: world.now, cause });
+        }
+        return;
+    }
+    let good = endpoint.map_or(0, |state| state.good_in_a_row);
+    if stored.is_some() && good >= good_fetches_needed(world, memory) {
+        memory.poisoned = None;
+    }
+}
+
+fn is_suspended_in_a_record(world: &World, trust_domain: &TrustDomain) -> bool {
+    world.registrations.values().any(|r| r.record.suspended.contains(trust_domain))
+}
+
+/// While a relationship ends: since when no registration entry federates any more.
+fn drain(world: &World, peer: &Peer, memory: &mut PeerMemory) {
+    let readable = world.spire.as_ref().filter(|spire| spire.failure.is_none());
+    let drained = peer.deletion.is_some()
+        && readable.is_some_and(|spire| spire.federating_with(&peer.trust_domain).next().is_none());
+    memory.drained_since = drained.then(|| memory.drained_since.unwrap_or(world.now));
+}
+
+fn stale(world: &World, peer: &Peer, memory: &mut PeerMemory) {
+    let newest = world.identity.as_ref().map(|identity| identity.bundle.digest());
+    let held = world
+        .sessions
+        .get(&peer.trust_domain)
+        .filter(|session| session.is_connected())
+        .and_then(|session| session.remote.as_ref())
+        .and_then(|remote| remote.held.as_ref());
+    let stale = held.zip(newest).is_some_and(|(held, newest)| held.digest != newest);
+    memory.stale_since = stale.then(|| memory.stale_since.unwrap_or(world.now));
+}

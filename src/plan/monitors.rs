@@ -1,0 +1,44 @@
+//! Which bundle endpoints are watched, and what verifies them.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+
+use super::relationship;
+use crate::model::endpoint::{EndpointProfile, MonitorTarget};
+use crate::model::{Bundle, Peer, TrustDomain, World};
+
+/// A target for each peer that is neither ending nor suspended.
+#[must_use]
+pub fn monitors(world: &World) -> BTreeMap<TrustDomain, MonitorTarget> {
+    let mut monitors = BTreeMap::new();
+    // Before the relationships have been read, what an earlier life verified is not known.
+    if !world.is_read() {
+        return monitors;
+    }
+    for peer in world.peers.values().filter(|peer| peer.deletion.is_none() && !peer.suspend) {
+        let target = MonitorTarget {
+            trust_domain: peer.trust_domain.clone(),
+            endpoint: peer.endpoint.clone(),
+            bootstrap: relationship::bootstrap(world, peer),
+            persisted: relationship::persisted(world, peer),
+            verify_with: verify_with(world, peer),
+        };
+        monitors.insert(peer.trust_domain.clone(), target);
+    }
+    monitors
+}
+
+/// The bundle of the endpoint's own trust domain, where that is not the peer's: ours, or another peer's by its own
+/// endpoint. Never what the Workload API happens to hold.
+fn verify_with(world: &World, peer: &Peer) -> Option<Arc<Bundle>> {
+    let EndpointProfile::HttpsSpiffe { endpoint_id } = &peer.endpoint.profile else { return None };
+    if endpoint_id.is_member_of(&peer.trust_domain) {
+        return None;
+    }
+    let identity = world.identity.as_ref()?;
+    if endpoint_id.is_member_of(&identity.trust_domain) {
+        return Some(Arc::clone(&identity.bundle));
+    }
+    let other = TrustDomain::new(endpoint_id.trust_domain_name()).ok()?;
+    relationship::freshest(world, world.peers.get(&other)?)
+}

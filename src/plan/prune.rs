@@ -1,0 +1,41 @@
+//! What is ours and should no longer be there. Missing information deletes nothing.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use crate::model::object::{ANNOTATION_SOURCE, Kind, LABEL_PEER};
+use crate::model::{Object, ObjectKey, World};
+
+/// The generated objects to delete, with the uid they were seen with.
+///
+/// Nothing before every watch has been read, and our identity and SPIRE; nothing whose source cannot be read now, or
+/// whose peer is suspended.
+#[must_use]
+pub fn prune(world: &World, desired: &BTreeMap<ObjectKey, Object>) -> BTreeMap<ObjectKey, String> {
+    if !world.is_read() || world.identity.is_none() || world.spire.is_none() {
+        return BTreeMap::new();
+    }
+    let frozen = frozen_peers(world);
+    let unreadable: BTreeSet<String> = world.rejected.keys().map(super::generated::source_of).collect();
+    world
+        .objects
+        .values()
+        .filter(|object| Kind::GENERATED.contains(&object.key.kind))
+        .filter(|object| object.is_generated_by(&world.settings.instance))
+        .filter(|object| object.meta.deletion.is_none())
+        .filter(|object| !desired.contains_key(&object.key))
+        .filter(|object| !object.meta.labels.get(LABEL_PEER).is_some_and(|peer| frozen.contains(peer)))
+        .filter(|object| {
+            let source = object.meta.annotations.get(ANNOTATION_SOURCE);
+            !source.is_some_and(|sources| sources.split(',').any(|s| unreadable.contains(s)))
+        })
+        .map(|object| (object.key.clone(), object.meta.uid.clone()))
+        .collect()
+}
+
+/// The label values of peers for which everything stays as it is: suspended, or not readable now.
+fn frozen_peers(world: &World) -> BTreeSet<String> {
+    let suspended =
+        world.peers.values().filter(|p| p.suspend && p.deletion.is_none()).map(|p| &p.trust_domain);
+    let rejected = world.rejected.values().filter_map(|r| r.trust_domain.as_ref());
+    suspended.chain(rejected).map(|td| super::generated::label_value(td.as_str())).collect()
+}

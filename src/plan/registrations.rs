@@ -1,0 +1,259 @@
+//! `federatesWith`: which registrations should name a peer, and which must not while its bundle would harm them.
+//!
+//! The list has no merge key, so it is changed by JSON patches that hold for one resourceVersion; an annotation
+//! records what was added or suspended. SPIRE issues new SVIDs at every change: none is made without need.
+
+use std::collections::BTreeSet;
+
+use serde_json::json;
+
+use super::Patch;
+use super::ending::{self, Stage};
+use crate::model::change::{PatchOp, pointer};
+use crate::model::registration::{ANNOTATION_RECORD, Record, Registration};
+use crate::model::trust::{Entry, SpireAction};
+use crate::model::world::Relationships;
+use crate::model::{Peer, TrustDomain, World};
+
+/// What is wanted of the registrations that a peer selects.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Want {
+    /// They name the peer.
+    Federate,
+    /// They must not name it now; what is taken away is put back later.
+    Suspend,
+    /// Whatever was added is taken away: of workloads, and with `agent` of the agent itself too.
+    Strip { agent: bool },
+    /// Nothing is changed.
+    Leave,
+}
+
+/// What is wanted for one peer now.
+#[must_use]
+pub fn want(world: &World, peer: &Peer) -> Want {
+    let trust_domain = &peer.trust_domain;
+    let Some(spire) = world.spire.as_ref().filter(|spire| spire.failure.is_none()) else {
+        return Want::Leave;
+    };
+    if let Some(stage) = ending::stage(world, peer) {
+        return match stage {
+            Stage::Goodbye => Want::Leave,
+            Stage::Registrations(_) => Want::Strip { agent: false },
+            _ => Want::Strip { agent: true },
+        };
+    }
+    // A poisoned bundle is acted on even while the peer is suspended: it is our own workloads that it harms.
+    if world.memory.get(trust_domain).is_some_and(|memory| memory.poisoned.is_some()) {
+        return Want::Suspend;
+    }
+    if peer.suspend {
+        return Want::Leave;
+    }
+    let usable = spire.bundles.get(trust_domain).is_some_and(|bundle| bundle.is_usable_at(world.now));
+    match (usable, spire.relationships.contains_key(trust_domain)) {
+        (true, true) => Want::Federate,
+        // SPIRE holds none, and none can be given to it: an entry that names it would get no SVID at all.
+        (false, _) if super::relationship::healing_bundle(world, peer).is_none() => Want::Suspend,
+        _ => Want::Leave,
+    }
+}
+
+/// Whether the peer's selection, or being the agent's own, gives consent to edit this registration.
+#[must_use]
+pub fn selects(peer: &Peer, registration: &Registration) -> bool {
+    let by_selector = peer.federates_with.as_ref().is_some_and(|selection| {
+        let only_ids = selection.selector.is_empty() && !selection.spiffe_ids.is_empty();
+        !only_ids && selection.selector.matches(&registration.labels)
+    });
+    registration.is_agent || by_selector
+}
+
+/// Where the agent added a trust domain.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Added {
+    /// Workloads' registrations, named for the operator.
+    pub workloads: Vec<String>,
+    /// The agent's own registration.
+    pub agent: bool,
+}
+
+/// The registrations that name a trust domain by the agent's doing.
+#[must_use]
+pub fn added_for(world: &World, trust_domain: &TrustDomain) -> Added {
+    let mut added = Added::default();
+    match world.settings.relationships {
+        Relationships::ControllerManager => {
+            for registration in world.registrations.values() {
+                let record = &registration.record;
+                if !record.added.contains(trust_domain) && !record.suspended.contains(trust_domain) {
+                    continue;
+                }
+                if registration.is_agent {
+                    added.agent = true;
+                } else {
+                    added.workloads.push(registration.key.to_string());
+                }
+            }
+        }
+        Relationships::ServerApi => {
+            let Some(peer) = world.peers.get(trust_domain) else { return added };
+            for entry in world.spire.iter().flat_map(|spire| spire.federating_with(trust_domain)) {
+                if is_own_entry(world, entry) {
+                    added.agent = true;
+                } else if selects_entry(world, peer, entry) {
+                    added.workloads.push(entry.spiffe_id.to_string());
+                }
+            }
+        }
+    }
+    added
+}
+
+/// Registrations that name the peer though nobody gave the agent consent to edit them.
+#[must_use]
+pub fn unselected(world: &World, peer: &Peer) -> Vec<String> {
+    let foreign = |r: &&std::sync::Arc<Registration>| r.names(&peer.trust_domain) && !selects(peer, r);
+    world.registrations.values().filter(foreign).map(|r| r.key.to_string()).collect()
+}
+
+/// Selected registrations in which someone else took away what the agent had added. It does not fight.
+#[must_use]
+pub fn reverted(world: &World, peer: &Peer) -> Vec<String> {
+    let reverted = |r: &&std::sync::Arc<Registration>| {
+        selects(peer, r)
+            && r.record.added.contains(&peer.trust_domain)
+            && !r.record.suspended.contains(&peer.trust_domain)
+            && !r.names(&peer.trust_domain)
+    };
+    world.registrations.values().filter(reverted).map(|r| r.key.to_string()).collect()
+}
+
+/// The patches for all registrations, at most one each.
+#[must_use]
+pub fn patches(world: &World) -> Vec<Patch> {
+    if world.settings.relationships != Relationships::ControllerManager {
+        return Vec::new();
+    }
+    let wants: Vec<(&Peer, Want)> =
+        world.peers.values().map(|peer| (peer.as_ref(), want(world, peer))).collect();
+    world.registrations.values().filter_map(|registration| patch(registration, &wants)).collect()
+}
+
+fn patch(registration: &Registration, wants: &[(&Peer, Want)]) -> Option<Patch> {
+    let mut names = registration.federates_with.clone();
+    let mut record = registration.record.clone();
+    for (peer, want) in wants {
+        edit(registration, peer, *want, &mut names, &mut record);
+    }
+    if names == registration.federates_with && record == registration.record {
+        return None;
+    }
+    let mut ops = Vec::new();
+    if names != registration.federates_with {
+        ops.push(PatchOp::Add { path: "/spec/federatesWith".to_owned(), value: json!(names) });
+    }
+    if record != registration.record {
+        ops.extend(record_ops(registration, &record));
+    }
+    Some(Patch {
+        key: registration.key.clone(),
+        resource_version: registration.resource_version.clone(),
+        ops,
+    })
+}
+
+fn edit(registration: &Registration, peer: &Peer, want: Want, names: &mut Vec<String>, record: &mut Record) {
+    let trust_domain = &peer.trust_domain;
+    let name = trust_domain.as_str();
+    let named = names.iter().any(|n| n == name);
+    let selected = selects(peer, registration);
+    let forget = |names: &mut Vec<String>, record: &mut Record| {
+        if record.added.remove(trust_domain) {
+            names.retain(|n| n != name);
+        }
+        record.suspended.remove(trust_domain);
+    };
+    match want {
+        Want::Leave => {}
+        Want::Strip { agent } if agent || !registration.is_agent => forget(names, record),
+        Want::Strip { .. } => {}
+        Want::Federate | Want::Suspend if !selected => forget(names, record),
+        Want::Suspend => {
+            if named {
+                names.retain(|n| n != name);
+                record.suspended.insert(trust_domain.clone());
+            }
+        }
+        Want::Federate => {
+            if record.suspended.remove(trust_domain) {
+                if !named {
+                    names.push(name.to_owned());
+                }
+            } else if !named && !record.added.contains(trust_domain) {
+                names.push(name.to_owned());
+                record.added.insert(trust_domain.clone());
+            }
+        }
+    }
+}
+
+fn record_ops(registration: &Registration, record: &Record) -> Vec<PatchOp> {
+    let path = pointer(&["metadata", "annotations", ANNOTATION_RECORD]);
+    if record == &Record::default() {
+        return vec![PatchOp::Remove { path }];
+    }
+    let list = |set: &BTreeSet<TrustDomain>| set.iter().map(ToString::to_string).collect::<Vec<_>>();
+    let text = json!({ "added": list(&record.added), "suspended": list(&record.suspended) }).to_string();
+    let mut ops = Vec::new();
+    if !registration.has_annotations {
+        ops.push(PatchOp::Add { path: "/metadata/annotations".to_owned(), value: json!({}) });
+    }
+    ops.push(PatchOp::Add { path, value: json!(text) });
+    ops
+}
+
+fn is_own_entry(world: &World, entry: &Entry) -> bool {
+    world.identity.as_ref().is_some_and(|identity| identity.id == entry.spiffe_id)
+}
+
+fn selects_entry(world: &World, peer: &Peer, entry: &Entry) -> bool {
+    let by_spec = peer.federates_with.as_ref().is_some_and(|selection| {
+        let all = selection.selector.is_empty() && selection.spiffe_ids.is_empty();
+        all || selection.spiffe_ids.contains(&entry.spiffe_id)
+    });
+    by_spec || is_own_entry(world, entry)
+}
+
+/// The same for registration entries in SPIRE, where no controller makes them from objects.
+#[must_use]
+pub fn entry_actions(world: &World) -> Vec<SpireAction> {
+    if world.settings.relationships != Relationships::ServerApi {
+        return Vec::new();
+    }
+    let Some(spire) = &world.spire else { return Vec::new() };
+    let wants: Vec<(&Peer, Want)> =
+        world.peers.values().map(|peer| (peer.as_ref(), want(world, peer))).collect();
+    let mut actions = Vec::new();
+    for entry in spire.entries.values() {
+        let mut names = entry.federates_with.clone();
+        for (peer, want) in &wants {
+            if !selects_entry(world, peer, entry) {
+                continue;
+            }
+            match want {
+                Want::Leave => {}
+                Want::Federate => {
+                    names.insert(peer.trust_domain.clone());
+                }
+                Want::Strip { agent: false } if is_own_entry(world, entry) => {}
+                Want::Suspend | Want::Strip { .. } => {
+                    names.remove(&peer.trust_domain);
+                }
+            }
+        }
+        if names != entry.federates_with {
+            actions.push(SpireAction::SetFederatesWith { entry: entry.id.clone(), federates_with: names });
+        }
+    }
+    actions
+}

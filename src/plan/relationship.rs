@@ -1,0 +1,168 @@
+//! The federation relationship with a peer: its ClusterFederatedTrustDomain, kept at the freshest verified bundle,
+//! and what SPIRE's server API is asked to do.
+
+use std::sync::Arc;
+
+use serde_json::json;
+
+use super::ending;
+use super::generated;
+use crate::bundle::document;
+use crate::model::endpoint::EndpointProfile;
+use crate::model::object::{Kind, ObjectKey};
+use crate::model::peer::Bootstrap;
+use crate::model::trust::{Relationship, SpireAction};
+use crate::model::world::Relationships;
+use crate::model::{Bundle, Object, Peer, TrustDomain, World};
+
+/// On a ClusterFederatedTrustDomain: the digest of the bootstrap bundle from which its bundle descends. Another one
+/// in the TrustDomainPeer starts over from that.
+pub const ANNOTATION_BOOTSTRAP: &str = "entente.dev/bootstrap";
+
+/// The object of the relationship with a trust domain.
+#[must_use]
+pub fn key(trust_domain: &TrustDomain) -> ObjectKey {
+    ObjectKey::cluster(Kind::ClusterFederatedTrustDomain, generated::object_name(trust_domain.as_str()))
+}
+
+/// The bootstrap bundle, where it is given and could be read.
+#[must_use]
+pub fn bootstrap(world: &World, peer: &Peer) -> Option<Arc<Bundle>> {
+    match &peer.bootstrap {
+        None => None,
+        Some(Bootstrap::Inline(bundle)) => Some(Arc::clone(bundle)),
+        Some(Bootstrap::ConfigMapKey { .. } | Bootstrap::SecretKey { .. }) => {
+            world.bootstraps.get(&peer.trust_domain)?.as_ref().ok().cloned()
+        }
+    }
+}
+
+/// The verified bundle that an earlier life of the agent, or this one, kept in the relationship's object. It descends
+/// from the bootstrap bundle that stands in the TrustDomainPeer now, or it is not used.
+#[must_use]
+pub fn persisted(world: &World, peer: &Peer) -> Option<Arc<Bundle>> {
+    let object = world.objects.get(&key(&peer.trust_domain))?;
+    if !object.is_generated_by(&world.settings.instance) {
+        return None;
+    }
+    let descends_from = object.meta.annotations.get(ANNOTATION_BOOTSTRAP).map(String::as_str);
+    if descends_from.unwrap_or_default() != bootstrap_digest(world, peer) {
+        return None;
+    }
+    let text = object.spec()?.get("trustDomainBundle")?.as_str()?;
+    document::parse(&peer.trust_domain, text.as_bytes()).ok().map(|parsed| Arc::new(parsed.bundle))
+}
+
+fn bootstrap_digest(world: &World, peer: &Peer) -> String {
+    bootstrap(world, peer).map(|bundle| bundle.digest().to_string()).unwrap_or_default()
+}
+
+/// The freshest bundle of the peer that was verified by the rules of its own endpoint, and can verify an SVID.
+#[must_use]
+pub fn freshest(world: &World, peer: &Peer) -> Option<Arc<Bundle>> {
+    let fetched = world.endpoints.get(&peer.trust_domain).and_then(|state| state.latest_usable.clone());
+    fetched.or_else(|| persisted(world, peer)).or_else(|| bootstrap(world, peer))
+}
+
+/// What SPIRE may be given where it holds no usable bundle: what the endpoint serves right now, if that is usable.
+#[must_use]
+pub fn healing_bundle(world: &World, peer: &Peer) -> Option<Arc<Bundle>> {
+    let state = world.endpoints.get(&peer.trust_domain)?;
+    let latest = state.latest.as_ref().filter(|bundle| bundle.is_usable_at(world.now))?;
+    state.failure.is_none().then(|| Arc::clone(latest))
+}
+
+/// The relationship's object; `None` until there is something to make it of, and once it is to end.
+#[must_use]
+pub fn object(world: &World, peer: &Peer) -> Option<Object> {
+    if let Some(stage) = ending::stage(world, peer) {
+        // An ending that starts over, after a restart say, does not bring back what had gone.
+        let gone = !world.objects.contains_key(&key(&peer.trust_domain));
+        if gone || stage.drops_relationship() {
+            return None;
+        }
+    }
+    let bundle = freshest(world, peer);
+    // SPIRE can fetch the first bundle itself only where the web's authorities verify the endpoint.
+    if bundle.is_none() && peer.endpoint.profile != EndpointProfile::HttpsWeb {
+        return None;
+    }
+    let profile = match &peer.endpoint.profile {
+        EndpointProfile::HttpsWeb => json!({ "type": "https_web" }),
+        EndpointProfile::HttpsSpiffe { endpoint_id } => {
+            json!({ "type": "https_spiffe", "endpointSPIFFEID": endpoint_id.to_string() })
+        }
+    };
+    let mut spec = json!({
+        "trustDomain": peer.trust_domain.as_str(),
+        "bundleEndpointURL": peer.endpoint.url.as_str(),
+        "bundleEndpointProfile": profile,
+    });
+    if let Some(fields) = spec.as_object_mut() {
+        if let Some(bundle) = bundle {
+            fields.insert("trustDomainBundle".to_owned(), json!(document::write(&bundle)));
+        }
+        if !world.settings.spire_class_name.is_empty() {
+            fields.insert("className".to_owned(), json!(world.settings.spire_class_name));
+        }
+    }
+    let source = ObjectKey::cluster(Kind::TrustDomainPeer, &peer.object);
+    let sources = [generated::source_of(&source)];
+    let trust_domain = Some(&peer.trust_domain);
+    let mut object =
+        generated::object(world, key(&peer.trust_domain), spec, vec![peer.owner()], &sources, trust_domain);
+    object.meta.annotations.insert(ANNOTATION_BOOTSTRAP.to_owned(), bootstrap_digest(world, peer));
+    Some(object)
+}
+
+/// What SPIRE's server API is asked to do for one peer.
+#[must_use]
+pub fn actions(world: &World, peer: &Peer) -> Vec<SpireAction> {
+    let Some(spire) = world.spire.as_ref().filter(|spire| spire.failure.is_none()) else {
+        return Vec::new();
+    };
+    let trust_domain = &peer.trust_domain;
+    let related = spire.relationships.get(trust_domain);
+    let mut actions = Vec::new();
+    if let Some(stage) = ending::stage(world, peer) {
+        if world.settings.relationships == Relationships::ServerApi
+            && stage.drops_relationship()
+            && related.is_some()
+        {
+            actions.push(SpireAction::DeleteRelationship(trust_domain.clone()));
+        }
+        if stage == ending::Stage::Bundle {
+            actions.push(SpireAction::DeleteBundle(trust_domain.clone()));
+        }
+        return actions;
+    }
+    if peer.suspend {
+        return actions;
+    }
+    if world.settings.relationships == Relationships::ServerApi {
+        actions.extend(relationship_action(world, peer, related));
+    }
+    let usable = spire.bundles.get(trust_domain).is_some_and(|bundle| bundle.is_usable_at(world.now));
+    if related.is_some() && !usable {
+        actions.extend(healing_bundle(world, peer).map(SpireAction::SetBundle));
+    } else if let (Some(stored), Some(served)) =
+        (spire.bundles.get(trust_domain), healing_bundle(world, peer))
+        && related.is_some()
+        && stored.digest() != served.digest()
+    {
+        // We saw another bundle at the endpoint than SPIRE holds: it need not wait for its own next poll.
+        actions.push(SpireAction::RefreshBundle(trust_domain.clone()));
+    }
+    actions
+}
+
+fn relationship_action(world: &World, peer: &Peer, related: Option<&Relationship>) -> Option<SpireAction> {
+    let wanted = Relationship { trust_domain: peer.trust_domain.clone(), endpoint: peer.endpoint.clone() };
+    let bundle = freshest(world, peer);
+    match related {
+        Some(related) if *related == wanted => None,
+        Some(_) => Some(SpireAction::UpdateRelationship(wanted, bundle)),
+        None if bundle.is_none() && peer.endpoint.profile != EndpointProfile::HttpsWeb => None,
+        None => Some(SpireAction::CreateRelationship(wanted, bundle)),
+    }
+}

@@ -1,0 +1,155 @@
+//! What services need: everything that is exported and imported, in one decision.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use jiff::Timestamp;
+
+use crate::model::object::{ANNOTATION_SOURCE, Kind, LABEL_PEER, Meta, Object, ObjectKey};
+use crate::model::service::{Outcome, RemoteService};
+use crate::model::{NamespacedName, ServiceName, TrustDomain, World};
+
+use super::exports::{self, ExportReport};
+use super::generated::{label_value, source};
+use super::imports::{self, ImportReport};
+use super::{authorization, istio};
+
+/// What should be, of everything that has to do with services.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct ServicesPlan {
+    /// Whether enough is known to decide. Until it is, nothing below is an answer: no generated object may be pruned, no
+    /// catalogue sent and no catalogue answered.
+    pub complete: bool,
+    /// Generated objects that should be there.
+    pub objects: BTreeMap<ObjectKey, Object>,
+    /// What each peer is offered; no entry: nothing.
+    pub catalogues: BTreeMap<TrustDomain, BTreeMap<ServiceName, RemoteService>>,
+    /// What each peer is answered, for every service of its catalogue; no entry: it sent none.
+    pub outcomes: BTreeMap<TrustDomain, BTreeMap<ServiceName, Outcome>>,
+    /// By FederatedService.
+    pub export_reports: BTreeMap<NamespacedName, ExportReport>,
+    /// By ImportedService.
+    pub import_reports: BTreeMap<NamespacedName, ImportReport>,
+    /// Objects that would be generated, are there, and are neither ours nor handed over (reason `ObjectNotOurs`), with what
+    /// to do about them.
+    pub blocked: BTreeMap<ObjectKey, String>,
+    /// When to decide again though nothing changes.
+    pub wake_at: Option<Timestamp>,
+}
+
+/// Decides on all services. `ending` are trust domains whose relationship has come to the point where imports go and their
+/// clients are shut out; a peer that is only being deleted is offered nothing, and keeps the rest until then.
+#[must_use]
+pub fn services(world: &World, ending: &BTreeSet<TrustDomain>) -> ServicesPlan {
+    let exports = exports::exports(world);
+    let Some(own) = world.own_trust_domain().filter(|_| world.is_read()) else {
+        let export_reports =
+            if world.own_trust_domain().is_none() { exports.reports } else { BTreeMap::new() };
+        return ServicesPlan { export_reports, ..ServicesPlan::default() };
+    };
+    let mut objects = authorization::policies(world, own, &exports, ending);
+    for export in exports.exported.values() {
+        for object in [istio::export::alias(world, export), istio::export::gateway(world, export)] {
+            objects.insert(object.key.clone(), object);
+        }
+    }
+    let mut imports = imports::imports(world, ending);
+    let (entries, reports) = imports::generate(world, &mut imports);
+    objects.extend(imports.objects);
+    objects.extend(entries);
+    let mut blocked = exports.blocked.clone();
+    blocked.extend(imports.blocked);
+    retain(world, &imports.silent, &blocked, &mut objects);
+    ServicesPlan {
+        complete: true,
+        objects,
+        catalogues: exports::catalogues(&exports),
+        outcomes: imports.outcomes,
+        export_reports: exports.reports,
+        import_reports: reports
+            .into_iter()
+            .filter_map(|(key, report)| Some((NamespacedName::new(key.namespace?, key.name), report)))
+            .collect(),
+        blocked,
+        wake_at: imports.wake_at,
+    }
+}
+
+/// Keeps, as it stands, what was generated from an object that has become unreadable: missing information takes nothing
+/// away. That is what came from a FederatedService that was edited into something malformed; the imports of a TrustDomainPeer
+/// that was; and, while the peer has not said what it exports, an ImportedService that was, and what lies beside it.
+fn retain(
+    world: &World,
+    silent: &BTreeSet<TrustDomain>,
+    blocked: &BTreeMap<ObjectKey, String>,
+    objects: &mut BTreeMap<ObjectKey, Object>,
+) {
+    let unreadable: BTreeSet<&ObjectKey> = world
+        .rejected
+        .iter()
+        .filter(|(_, rejected)| rejected.deletion.is_none())
+        .map(|(key, _)| key)
+        .collect();
+    let silent: BTreeSet<String> = silent.iter().map(|td| label_value(td.as_str())).collect();
+    let rejected_peers: BTreeSet<String> = world
+        .rejected
+        .iter()
+        .filter(|(key, _)| key.kind == Kind::TrustDomainPeer)
+        .filter_map(|(_, rejected)| rejected.trust_domain.as_ref())
+        .filter(|td| !world.peers.contains_key(td))
+        .map(|td| label_value(td.as_str()))
+        .filter(|td| silent.contains(td))
+        .collect();
+    let services = sources(&unreadable, Kind::FederatedService);
+    let is_kept = |object: &Object, objects: &BTreeMap<ObjectKey, Object>| {
+        let peer = object.meta.labels.get(LABEL_PEER);
+        let is_silent = peer.is_some_and(|peer| silent.contains(peer));
+        let is_of_rejected_peer = peer.is_some_and(|peer| rejected_peers.contains(peer));
+        let came_from = object.meta.annotations.get(ANNOTATION_SOURCE).map_or("", String::as_str);
+        match object.key.kind {
+            Kind::ImportedService => is_of_rejected_peer || (is_silent && unreadable.contains(&object.key)),
+            Kind::ServiceEntry if peer.is_some() => {
+                let beside = ObjectKey { kind: Kind::ImportedService, ..object.key.clone() };
+                is_of_rejected_peer || (unreadable.contains(&beside) && objects.contains_key(&beside))
+            }
+            Kind::ServiceEntry | Kind::Gateway | Kind::AuthorizationPolicy => {
+                came_from.split(',').any(|source| services.contains(source))
+            }
+            _ => false,
+        }
+    };
+    // ImportedServices come before ServiceEntries, since what lies beside one follows it.
+    let mut observed: Vec<_> = world.objects.values().collect();
+    observed.sort_by_key(|object| &object.key);
+    for object in observed {
+        if object.is_generated_by(&world.settings.instance)
+            && object.meta.deletion.is_none()
+            && !objects.contains_key(&object.key)
+            && !blocked.contains_key(&object.key)
+            && is_kept(object, objects)
+        {
+            objects.insert(object.key.clone(), as_it_stands(object));
+        }
+    }
+}
+
+fn sources(keys: &BTreeSet<&ObjectKey>, kind: Kind) -> BTreeSet<String> {
+    let keys = keys.iter().filter(|key| key.kind == kind);
+    keys.filter_map(|key| Some(source(kind, &NamespacedName::new(key.namespace.clone()?, &key.name))))
+        .collect()
+}
+
+/// An observed object as a desired one.
+fn as_it_stands(object: &Object) -> Object {
+    let meta = Meta {
+        labels: object.meta.labels.clone(),
+        annotations: object.meta.annotations.clone(),
+        owners: object.meta.owners.clone(),
+        ..Meta::default()
+    };
+    let mut body = object.body.clone();
+    body.remove("status");
+    Object { key: object.key.clone(), meta, body }
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,251 @@
+use std::sync::Arc;
+
+use proptest::prelude::*;
+use serde_json::{Value, json};
+
+use crate::model::service::{Address, AppProtocol, GatewayAddress, RemotePort, TlsMode};
+use crate::model::session::LinkState;
+use crate::model::{Service, SpiffeId};
+use crate::plan::fixtures::{
+    NAMESPACE, WorldExt as _, at, cart, client, peer, remote_cart, service, session, td, world,
+};
+
+use super::*;
+
+fn decide(world: &World) -> ServicesPlan {
+    services(world, &BTreeSet::new())
+}
+
+fn west() -> World {
+    world("west.example").with_peer(peer("east.example")).with_service(cart())
+}
+
+fn policy(plan: &ServicesPlan) -> &Object {
+    plan.objects.values().find(|object| object.key.kind == Kind::AuthorizationPolicy).unwrap()
+}
+
+/// The principals that are not denied on the first port.
+fn allowed(plan: &ServicesPlan) -> Vec<String> {
+    let principals = &policy(plan).spec().unwrap()["rules"][0]["from"][0]["source"]["notPrincipals"];
+    serde_json::from_value(principals.clone()).unwrap()
+}
+
+const OPEN: [&str; 2] = ["west.example/*", "east.example/ns/shop/sa/client"];
+
+#[test]
+fn nothing_is_decided_before_everything_was_read() {
+    let mut unread = west();
+    unread.read.remove(&Kind::TrustDomainPeer);
+    assert_eq!(decide(&unread), ServicesPlan::default());
+
+    let mut nameless = west();
+    nameless.identity = None;
+    let plan = decide(&nameless);
+    assert!(!plan.complete && plan.objects.is_empty() && plan.catalogues.is_empty());
+    assert_eq!(plan.export_reports.len(), 1, "and the FederatedService says why");
+}
+
+#[test]
+fn a_workload_is_closed_before_it_is_exported() {
+    type Change = fn(&mut Service);
+    let changes: [Change; 3] = [|_| {}, |s| s.gateways.clear(), |s| s.server_ids.clear()];
+    for change in changes {
+        let mut cart = cart();
+        change(&mut cart);
+        let plan = decide(&world("west.example").with_peer(peer("east.example")).with_service(cart));
+        assert_eq!(allowed(&plan), OPEN);
+    }
+    // Nobody is let in of a trust domain that is no peer.
+    let plan = decide(&world("west.example").with_service(cart()));
+    assert_eq!(allowed(&plan), ["west.example/*"]);
+    assert_eq!(plan.objects.len(), 1);
+}
+
+/// Every rewrite of a policy cuts connections, so only what has to changes it.
+#[test]
+fn a_policy_changes_only_where_a_relationship_begins_or_ends() {
+    let before = policy(&decide(&west())).clone();
+    let connected = west().with_session("east.example", session(LinkState::Connected, Some(Vec::new())));
+    let mut deleting = peer("east.example");
+    deleting.deletion = Some(at(0));
+    let rejected_key = ObjectKey::cluster(Kind::TrustDomainPeer, "east-example");
+    let rejected =
+        world("west.example").with_service(cart()).with_rejected(rejected_key, Some("east.example"));
+    for world in [connected, west().with_peer(deleting), rejected] {
+        assert_eq!(policy(&decide(&world)), &before);
+    }
+    let ended = services(&west(), &BTreeSet::from([td("east.example")]));
+    assert_eq!(allowed(&ended), ["west.example/*"]);
+}
+
+#[test]
+fn principals_carry_no_scheme() {
+    let mut cart = cart();
+    cart.clients.insert(client("spiffe://east.example/*"));
+    let plan = decide(&world("west.example").with_peer(peer("east.example")).with_service(cart));
+    assert!(!serde_json::to_string(&policy(&plan).body).unwrap().contains("spiffe://"));
+    assert_eq!(allowed(&plan), ["west.example/*", "east.example/*", "east.example/ns/shop/sa/client"]);
+}
+
+#[test]
+fn a_policy_name_tells_selectors_apart() {
+    let of = |pairs: &[(&str, &str)]| authorization::key("shop", &crate::plan::fixtures::labels(pairs)).name;
+    let names = BTreeSet::from([
+        of(&[("a", "b-c")]),
+        of(&[("a-b", "c")]),
+        of(&[("a", "b"), ("x", "c")]),
+        of(&[("a", "b"), ("y", "c")]),
+        of(&[("app.kubernetes.io/name", "A_Very.Long-Value-That-Goes-On-And-On-For-Sixty-Three-Characters")]),
+        of(&[("a", "")]),
+    ]);
+    assert_eq!(names.len(), 6);
+    assert!(names.iter().all(|name| crate::model::name::is_dns_label(name)), "{names:?}");
+}
+
+#[test]
+fn the_plan_of_both_sides_settles() {
+    let plan = decide(&west());
+    let written = west().with_written(&plan.objects, &[]);
+    assert_eq!(decide(&written), plan);
+}
+
+/// What was generated from an object that became unreadable stays as it stands.
+#[test]
+fn an_unreadable_service_loses_nothing() {
+    let written = {
+        let plan = decide(&west());
+        west().with_written(&plan.objects, &[])
+    };
+    let key = ObjectKey::namespaced(Kind::FederatedService, "shop", "cart");
+    let mut unreadable = written.clone().with_rejected(key.clone(), None);
+    unreadable.services.clear();
+    let keys = |plan: &ServicesPlan| plan.objects.keys().cloned().collect::<Vec<_>>();
+    assert_eq!(decide(&unreadable).objects, decide(&written).objects);
+    assert_eq!(keys(&decide(&unreadable)).len(), 3);
+
+    let mut deleted = unreadable.clone();
+    deleted.rejected.get_mut(&key).unwrap().deletion = Some(at(0));
+    assert!(decide(&deleted).objects.is_empty(), "its owner deletes it");
+    unreadable.rejected.clear();
+    assert!(decide(&unreadable).objects.is_empty(), "it is gone");
+}
+
+fn east() -> World {
+    let world = world("east.example")
+        .with_peer(peer("west.example"))
+        .with_session("west.example", session(LinkState::Connected, Some(vec![remote_cart()])));
+    let known = [("west.example", remote_cart())];
+    let world = world.clone().with_written(&decide(&world).objects, &known);
+    world.clone().with_written(&decide(&world).objects, &known)
+}
+
+#[test]
+fn an_unreadable_peer_or_import_loses_nothing() {
+    let before = decide(&east()).objects;
+    assert_eq!(before.len(), 2);
+
+    let key = ObjectKey::cluster(Kind::TrustDomainPeer, "west-example");
+    let mut peer_unreadable = east().with_rejected(key, Some("west.example"));
+    peer_unreadable.peers.clear();
+    assert_eq!(decide(&peer_unreadable).objects, before);
+    let ended = services(&peer_unreadable, &BTreeSet::from([td("west.example")]));
+    assert!(ended.objects.is_empty(), "but for its end");
+
+    let import = imports::key(&east(), "cart.shop.west.example");
+    let mut import_unreadable = east().with_rejected(import, Some("west.example"));
+    import_unreadable.imported.clear();
+    assert_eq!(decide(&import_unreadable).objects, before, "while the catalogue is there");
+    import_unreadable.sessions = Arc::default();
+    assert_eq!(decide(&import_unreadable).objects, before, "while the peer is silent");
+    let silent = session(LinkState::Connected, Some(Vec::new()));
+    let taken_away = import_unreadable.with_session("west.example", silent);
+    assert!(decide(&taken_away).objects.is_empty(), "unless the peer takes it away");
+}
+
+#[test]
+fn an_import_without_a_peer_goes() {
+    let mut world = east();
+    world.peers.clear();
+    assert!(decide(&world).objects.is_empty());
+}
+
+/// A catalogue as a hostile peer would build it, from the types that a parser would give.
+fn hostile() -> impl Strategy<Value = Vec<RemoteService>> {
+    let label = || prop_oneof!["[a-z0-9]{1,8}", Just("kube-system".to_owned()), Just("svc".to_owned())];
+    let address = prop_oneof![
+        any::<std::net::IpAddr>().prop_map(Address::Ip),
+        Just(Address::Dns("kubernetes.default.svc.cluster.local".to_owned())),
+        Just(Address::Dns("gw.west.example".to_owned())),
+        ".{0,10}".prop_map(Address::Dns),
+    ];
+    // Half of each is sound, so that some services pass every rule and the others fail by one.
+    let gateways = prop_oneof![
+        Just(remote_cart().gateways),
+        proptest::collection::vec(
+            (address, any::<u16>()).prop_map(|(address, port)| GatewayAddress { address, port }),
+            0..4,
+        )
+    ];
+    let ids = prop_oneof![
+        Just(vec!["spiffe://west.example/sa/a"]),
+        proptest::sample::subsequence(
+            vec!["spiffe://west.example/sa/a", "spiffe://east.example/sa/a", "spiffe://north.example/sa/a"],
+            0..3,
+        )
+    ];
+    let ports = prop_oneof![
+        Just(vec![("tcp".to_owned(), 80)]),
+        proptest::collection::vec((".{0,6}|[a-z]{1,4}", any::<u16>()), 0..3)
+    ];
+    let mode = prop_oneof![4 => Just(TlsMode::IstioMtls), 1 => Just(TlsMode::Mtls)];
+    let service = (label(), label(), gateways, ids, ports, mode).prop_map(
+        |(namespace, name, gateways, ids, ports, tls_mode)| RemoteService {
+            name: ServiceName::new(&namespace, &name).unwrap(),
+            ports: ports
+                .into_iter()
+                .map(|(name, port)| RemotePort { name, port, protocol: AppProtocol::Tcp })
+                .collect(),
+            tls_mode,
+            server_ids: ids.into_iter().map(|id| SpiffeId::new(id).unwrap()).collect(),
+            clients: BTreeSet::new(),
+            gateways,
+        },
+    );
+    proptest::collection::vec(service, 0..6)
+}
+
+proptest! {
+    /// Nothing lies outside the agent's namespace, no host outside the peer's trust domain, and nothing is without a pin;
+    /// neither when the catalogue arrives nor when it has been stored.
+    #[test]
+    fn a_hostile_catalogue_stays_in_its_bounds(catalogue in hostile(), own_service in any::<bool>()) {
+        let mut world = world("east.example")
+            .with_peer(peer("west.example"))
+            .with_session("west.example", session(LinkState::Connected, Some(catalogue.clone())));
+        if own_service {
+            world = world.with_service(service("kube-system", "a", "west.example"));
+        }
+        let first = decide(&world);
+        prop_assert_eq!(&first, &decide(&world));
+        let known: Vec<_> = catalogue.iter().map(|service| ("west.example", service.clone())).collect();
+        let world = world.with_written(&first.objects, &known);
+        let second = decide(&world);
+        prop_assert_eq!(&second, &decide(&world));
+        let names: BTreeSet<&ServiceName> = catalogue.iter().map(|service| &service.name).collect();
+        prop_assert_eq!(second.outcomes[&td("west.example")].len(), names.len(), "each is answered");
+        let from_peer = first.objects.values().chain(second.objects.values());
+        for object in from_peer.filter(|object| object.meta.labels.contains_key(LABEL_PEER)) {
+            prop_assert_eq!(object.key.namespace.as_deref(), Some(NAMESPACE));
+            prop_assert!(matches!(object.key.kind, Kind::ImportedService | Kind::ServiceEntry));
+            prop_assert!(object.key.name.ends_with(".west.example"), "{}", object.key);
+            let spec = object.spec().unwrap();
+            let host = if object.key.kind == Kind::ServiceEntry { &spec["hosts"] } else { &spec["host"] };
+            let expected = if host.is_array() { json!([object.key.name]) } else { json!(object.key.name) };
+            prop_assert_eq!(host, &expected);
+            let field = if object.key.kind == Kind::ServiceEntry { "subjectAltNames" } else { "serverSPIFFEIDs" };
+            let pins = spec[field].as_array().unwrap();
+            let is_of_peer = |pin: &Value| pin.as_str().unwrap().starts_with("spiffe://west.example/");
+            prop_assert!(!pins.is_empty() && pins.iter().all(is_of_peer));
+        }
+    }
+}

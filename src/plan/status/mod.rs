@@ -1,0 +1,217 @@
+//! Statuses: what an operator reads. A status is written only where it differs, and a transition time changes only
+//! with its condition's status.
+
+pub mod federated_service;
+pub mod imported_service;
+#[cfg(test)]
+mod service_tests;
+pub mod trust_domain_peer;
+
+use std::collections::BTreeMap;
+
+use jiff::Timestamp;
+use serde_json::{Map, Value, json};
+
+use super::StatusWrite;
+use super::services::ServicesPlan;
+use crate::model::condition::{Condition, Truth};
+use crate::model::object::{Kind, ObjectKey};
+use crate::model::session::LinkPlan;
+use crate::model::world::Rejected;
+use crate::model::{TrustDomain, World};
+
+/// The status to write: `rest` with these conditions, or `None` where that is what stands there.
+#[must_use]
+pub fn merge(
+    stored: Option<&Value>,
+    generation: i64,
+    conditions: &[Condition],
+    rest: Map<String, Value>,
+    now: Timestamp,
+) -> Option<Value> {
+    let before = stored.and_then(|s| s.get("conditions")).and_then(Value::as_array);
+    let written: Vec<Value> = conditions
+        .iter()
+        .map(|condition| {
+            let last = before.and_then(|all| all.iter().find(|c| field(c, "type") == Some(condition.kind)));
+            let unchanged = last.filter(|c| field(c, "status") == Some(condition.status.as_str()));
+            let since = unchanged.and_then(|c| field(c, "lastTransitionTime"));
+            json!({
+                "type": condition.kind,
+                "status": condition.status.as_str(),
+                "reason": condition.reason,
+                "message": bounded(&condition.message),
+                "lastTransitionTime": since.map_or_else(|| now.to_string(), str::to_owned),
+                "observedGeneration": generation,
+            })
+        })
+        .collect();
+    let mut status = rest;
+    status.insert("observedGeneration".to_owned(), json!(generation));
+    status.insert("conditions".to_owned(), Value::Array(written));
+    let status = without_nulls(Value::Object(status));
+    (stored != Some(&status)).then_some(status)
+}
+
+fn field<'a>(condition: &'a Value, name: &str) -> Option<&'a str> {
+    condition.get(name).and_then(Value::as_str)
+}
+
+/// The Kubernetes API conventions allow 32,768 characters; a person reads fewer.
+fn bounded(message: &str) -> String {
+    const MOST: usize = 1024;
+    if message.chars().count() <= MOST { message.to_owned() } else { message.chars().take(MOST).collect() }
+}
+
+/// The API server drops nulls, and comparison must not see them.
+fn without_nulls(value: Value) -> Value {
+    match value {
+        Value::Object(fields) => Value::Object(
+            fields.into_iter().filter(|(_, v)| !v.is_null()).map(|(k, v)| (k, without_nulls(v))).collect(),
+        ),
+        Value::Array(items) => Value::Array(items.into_iter().map(without_nulls).collect()),
+        other => other,
+    }
+}
+
+/// A condition as it stands in the store, where what is known now is not enough to say anything else.
+#[must_use]
+pub fn stored_condition(stored: Option<&Value>, kind: &'static str) -> Option<(Truth, String, String)> {
+    let all = stored?.get("conditions")?.as_array()?;
+    let condition = all.iter().find(|c| field(c, "type") == Some(kind))?;
+    let truth = match field(condition, "status")? {
+        "True" => Truth::True,
+        "False" => Truth::False,
+        _ => Truth::Unknown,
+    };
+    Some((truth, field(condition, "reason")?.to_owned(), field(condition, "message")?.to_owned()))
+}
+
+/// The statuses of objects that cannot be used: `Accepted=False`, and what was known of them before stays.
+#[must_use]
+pub fn rejected(world: &World) -> BTreeMap<ObjectKey, StatusWrite> {
+    let ours = [Kind::TrustDomainPeer, Kind::FederatedService, Kind::ImportedService];
+    world
+        .rejected
+        .iter()
+        .filter(|(key, _)| ours.contains(&key.kind))
+        .filter_map(|(key, rejected)| {
+            let stored = world.statuses.get(key).map(std::convert::AsRef::as_ref);
+            let status = reject(stored, key, rejected, world.now)?;
+            Some((key.clone(), StatusWrite { uid: rejected.uid.clone(), status }))
+        })
+        .collect()
+}
+
+fn reject(stored: Option<&Value>, key: &ObjectKey, rejected: &Rejected, now: Timestamp) -> Option<Value> {
+    let accepted = Condition::new("Accepted", false, rejected.reason, rejected.message.clone());
+    let mut conditions = vec![accepted];
+    if key.kind == Kind::TrustDomainPeer {
+        conditions.push(Condition::new("Ready", false, rejected.reason, rejected.message.clone()));
+    }
+    let rest = stored.and_then(Value::as_object).cloned().unwrap_or_default();
+    let fresh = merge(stored, rejected.generation, &conditions, rest, now);
+    // The other conditions stay as they were last known.
+    let mut status = fresh?;
+    let kept: Vec<Value> = stored
+        .and_then(|s| s.get("conditions"))
+        .and_then(Value::as_array)
+        .into_iter()
+        .flatten()
+        .filter(|c| !conditions.iter().any(|new| field(c, "type") == Some(new.kind)))
+        .cloned()
+        .collect();
+    if let Some(list) = status.get_mut("conditions").and_then(Value::as_array_mut) {
+        list.extend(kept);
+    }
+    (stored != Some(&status)).then_some(status)
+}
+
+/// The statuses of FederatedServices and ImportedServices.
+#[must_use]
+pub fn services(
+    world: &World,
+    services: &ServicesPlan,
+    links: &BTreeMap<TrustDomain, LinkPlan>,
+) -> BTreeMap<ObjectKey, StatusWrite> {
+    let offered = links.iter().map(|(td, link)| (td.clone(), link.catalogue.version)).collect();
+    let mut writes = BTreeMap::new();
+    for (name, report) in &services.export_reports {
+        let Some(service) = world.services.get(name) else { continue };
+        let key = ObjectKey::namespaced(Kind::FederatedService, &name.namespace, &name.name);
+        let computed = federated_service::status(world, service, report, &offered);
+        write(world, &mut writes, key, (&service.uid, service.generation), computed);
+    }
+    for (name, report) in &services.import_reports {
+        let Some(imported) = world.imported.get(name) else { continue };
+        let key = ObjectKey::namespaced(Kind::ImportedService, &name.namespace, &name.name);
+        let computed = imported_service::status(name, report);
+        write(world, &mut writes, key, (&imported.uid, imported.generation), computed);
+    }
+    writes
+}
+
+fn write(
+    world: &World,
+    writes: &mut BTreeMap<ObjectKey, StatusWrite>,
+    key: ObjectKey,
+    (uid, generation): (&str, i64),
+    (conditions, rest): (Vec<Condition>, Value),
+) {
+    let stored = world.statuses.get(&key).map(std::convert::AsRef::as_ref);
+    let rest = rest.as_object().cloned().unwrap_or_default();
+    if let Some(status) = merge(stored, generation, &conditions, rest, world.now) {
+        writes.insert(key, StatusWrite { uid: uid.to_owned(), status });
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn at(second: i64) -> Timestamp {
+        Timestamp::from_second(second).unwrap()
+    }
+
+    fn one(status: bool, message: &str) -> Vec<Condition> {
+        vec![Condition::new("Ready", status, "Because", message.to_owned())]
+    }
+
+    #[test]
+    fn equal_status_is_not_written() {
+        let first = merge(None, 1, &one(true, "a"), Map::new(), at(10)).unwrap();
+        assert_eq!(merge(Some(&first), 1, &one(true, "a"), Map::new(), at(20)), None);
+    }
+
+    #[test]
+    fn transition_time_changes_only_with_the_status() {
+        let first = merge(None, 1, &one(true, "a"), Map::new(), at(10)).unwrap();
+        let reworded = merge(Some(&first), 1, &one(true, "b"), Map::new(), at(20)).unwrap();
+        assert_eq!(reworded["conditions"][0]["lastTransitionTime"], at(10).to_string());
+        let turned = merge(Some(&reworded), 1, &one(false, "b"), Map::new(), at(30)).unwrap();
+        assert_eq!(turned["conditions"][0]["lastTransitionTime"], at(30).to_string());
+    }
+
+    #[test]
+    fn a_rejected_object_keeps_what_was_known_and_settles() {
+        let key = ObjectKey::cluster(Kind::TrustDomainPeer, "west");
+        let known = vec![
+            Condition::new("Connected", true, "Connected", String::new()),
+            Condition::new("Ready", true, "Ready", String::new()),
+        ];
+        let stored = merge(None, 1, &known, Map::new(), at(10)).unwrap();
+        let rejected = Rejected {
+            uid: "u".into(),
+            generation: 2,
+            trust_domain: None,
+            reason: "Invalid",
+            message: "spec.x: no".into(),
+            deletion: None,
+            finalizers: vec![],
+            resource_version: "1".into(),
+        };
+        let status = reject(Some(&stored), &key, &rejected, at(20)).unwrap();
+        assert_eq!(status["conditions"].as_array().unwrap().len(), 3);
+        assert_eq!(reject(Some(&status), &key, &rejected, at(30)), None);
+    }
+}

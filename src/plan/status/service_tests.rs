@@ -1,0 +1,140 @@
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
+
+use crate::model::condition::{Condition, Truth};
+use crate::model::service::{Outcome, TlsMode};
+use crate::model::session::{Acknowledgement, LinkState};
+use crate::model::{NamespacedName, Service, ServiceName, World};
+use crate::plan::fixtures::{WorldExt as _, cart, client, peer, remote_cart, session, td, world};
+use crate::plan::services::services;
+
+use super::*;
+
+const NOW: [u8; 32] = [1; 32];
+
+fn world_with(service: &Service, acknowledged: Option<([u8; 32], Outcome)>) -> World {
+    let mut session = session(LinkState::Connected, None);
+    session.acknowledged = acknowledged.map(|(version, outcome)| Acknowledgement {
+        version,
+        outcomes: BTreeMap::from([(ServiceName::new("shop", "cart").unwrap(), outcome)]),
+    });
+    world("west.example")
+        .with_peer(peer("east.example"))
+        .with_service(service.clone())
+        .with_session("east.example", session)
+}
+
+fn status_of(world: &World) -> (Vec<Condition>, serde_json::Value) {
+    let plan = services(world, &BTreeSet::new());
+    let name = NamespacedName::new("shop", "cart");
+    let offered = BTreeMap::from([(td("east.example"), NOW)]);
+    federated_service::status(world, &world.services[&name], &plan.export_reports[&name], &offered)
+}
+
+fn brief(conditions: &[Condition]) -> Vec<(&str, Truth, &str)> {
+    conditions.iter().map(|c| (c.kind, c.status, c.reason.as_ref())).collect()
+}
+
+#[test]
+fn an_export_is_what_the_importer_says() {
+    let refused = Outcome::Refused { reason: "NotAdmitted".to_owned(), message: "spec.imports".to_owned() };
+    let table = [
+        (
+            None,
+            (Truth::Unknown, "AwaitingAcknowledgement"),
+            (false, "Pending", Some("AwaitingAcknowledgement")),
+        ),
+        (
+            Some(([9; 32], Outcome::Imported)),
+            (Truth::Unknown, "AwaitingAcknowledgement"),
+            (false, "Pending", Some("AwaitingAcknowledgement")),
+        ),
+        (Some((NOW, Outcome::Imported)), (Truth::True, "Exported"), (true, "Imported", None)),
+        (Some((NOW, refused)), (Truth::False, "RefusedByPeer"), (true, "Refused", Some("NotAdmitted"))),
+    ];
+    for (acknowledged, (status, reason), (answered, outcome, why)) in table {
+        let (conditions, rest) = status_of(&world_with(&cart(), acknowledged));
+        assert_eq!(
+            brief(&conditions),
+            [
+                ("Accepted", Truth::True, "Accepted"),
+                ("Exported", status, reason),
+                ("ClientsEnforced", Truth::True, "SidecarEnforces"),
+            ]
+        );
+        let entry = &rest["exportedTo"][0];
+        assert_eq!(
+            (entry["acknowledged"].as_bool(), entry["outcome"].as_str()),
+            (Some(answered), Some(outcome))
+        );
+        assert_eq!(entry["reason"].as_str(), why);
+        assert_eq!(rest["gatewayEntries"][0]["type"], "istio-eastwestgateway");
+        assert_eq!(rest["host"], "cart.shop.west.example");
+    }
+}
+
+#[test]
+fn a_trust_domain_without_a_peer_is_named_beside_one_that_imported() {
+    let mut cart = cart();
+    cart.exported_to.insert(td("north.example"));
+    cart.clients.insert(client("spiffe://north.example/sa/a"));
+    let (conditions, rest) = status_of(&world_with(&cart, Some((NOW, Outcome::Imported))));
+    assert_eq!(brief(&conditions)[1], ("Exported", Truth::False, "NoPeer"));
+    assert!(conditions[1].message.contains("north.example"));
+    assert_eq!(rest["exportedTo"][0]["outcome"], "Imported");
+    assert_eq!(rest["exportedTo"][1]["reason"], "NoPeer");
+}
+
+#[test]
+fn a_refused_service_says_so_in_every_condition() {
+    let mut mtls = cart();
+    mtls.tls_mode = TlsMode::Mtls;
+    let (conditions, rest) = status_of(&world_with(&mtls, None));
+    assert_eq!(
+        brief(&conditions),
+        [
+            ("Accepted", Truth::False, "TlsModeNotSupported"),
+            ("Exported", Truth::False, "NotAccepted"),
+            ("ClientsEnforced", Truth::False, "ApplicationTerminatesTLS"),
+        ]
+    );
+    assert_eq!(rest["gatewayEntries"], serde_json::json!([]));
+}
+
+#[test]
+fn a_peers_words_are_cut() {
+    let refused = Outcome::Refused { reason: "R".repeat(100_000), message: "m".repeat(100_000) };
+    let (conditions, rest) = status_of(&world_with(&cart(), Some((NOW, refused))));
+    assert!(conditions[1].message.len() < 1_000);
+    assert_eq!(rest["exportedTo"][0]["reason"].as_str().map(str::len), Some(1_024));
+}
+
+#[test]
+fn an_import_says_what_was_generated() {
+    let known = [("west.example", remote_cart())];
+    let mut world = world("east.example")
+        .with_peer(peer("west.example"))
+        .with_session("west.example", session(LinkState::Connected, Some(vec![remote_cart()])));
+    world = world.clone().with_written(&services(&world, &BTreeSet::new()).objects, &known);
+    let name = NamespacedName::new("entente-system", "cart.shop.west.example");
+    let status = |world: &World| {
+        imported_service::status(&name, &services(world, &BTreeSet::new()).import_reports[&name])
+    };
+    let (conditions, rest) = status(&world);
+    assert_eq!(
+        brief(&conditions),
+        [("Admitted", Truth::True, "Admitted"), ("Generated", Truth::True, "Generated")]
+    );
+    let expected = serde_json::json!([
+        {"kind": "ServiceEntry", "name": "cart.shop.west.example", "namespace": "entente-system"}
+    ]);
+    assert_eq!(rest["generated"], expected);
+
+    Arc::make_mut(world.peers.get_mut(&td("west.example")).unwrap()).imports.services.clear();
+    let (conditions, rest) = status(&world);
+    assert_eq!(
+        brief(&conditions),
+        [("Admitted", Truth::False, "NotAdmitted"), ("Generated", Truth::False, "NotAdmitted")]
+    );
+    assert_eq!(rest["generated"], serde_json::json!([]));
+}

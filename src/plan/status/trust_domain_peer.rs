@@ -1,0 +1,453 @@
+//! The status of a TrustDomainPeer: eight conditions, each with what the operator is to do.
+
+use serde_json::{Map, Value, json};
+
+use super::{merge, stored_condition};
+use crate::api::v1alpha1::conditions::{
+    BundleDistributedReason, BundleEndpointReason, ConnectedReason, PeerAcceptedReason, ReadyReason,
+    ReciprocalReason, RotationSafeReason, ServicesSyncedReason,
+};
+use crate::model::bundle::Bundle;
+use crate::model::condition::{Condition, Truth};
+use crate::model::object::{Kind, ObjectKey};
+use crate::model::peer::Bootstrap;
+use crate::model::service::Outcome;
+use crate::model::session::{LinkPlan, LinkState, Refusal, SessionState};
+use crate::model::{Peer, World};
+use crate::plan::services::ServicesPlan;
+use crate::plan::{StatusWrite, ending, links, memory, registrations, relationship, verdict};
+
+/// Everything that the status of a peer is computed from.
+#[derive(Debug, Clone, Copy)]
+pub struct Subject<'a> {
+    pub world: &'a World,
+    pub peer: &'a Peer,
+    pub link: Option<&'a LinkPlan>,
+    pub services: &'a ServicesPlan,
+    /// Why the relationship's object could not be made ours.
+    pub blocked: Option<&'a str>,
+}
+
+/// The status to write, or `None` where it stands there already.
+#[must_use]
+pub fn status(subject: Subject<'_>) -> Option<StatusWrite> {
+    let Subject { world, peer, .. } = subject;
+    let key = ObjectKey::cluster(Kind::TrustDomainPeer, &peer.object);
+    let stored = world.statuses.get(&key).map(std::convert::AsRef::as_ref);
+    let conditions = conditions(subject, stored);
+    let status = merge(stored, peer.generation, &conditions, rest(subject, stored), world.now)?;
+    Some(StatusWrite { uid: peer.uid.clone(), status })
+}
+
+fn conditions(subject: Subject<'_>, stored: Option<&Value>) -> Vec<Condition> {
+    let mut conditions = vec![
+        accepted(subject),
+        endpoint_healthy(subject),
+        distributed(subject),
+        connected(subject, stored),
+        reciprocal(subject, stored),
+        rotation_safe(subject),
+        services_synced(subject, stored),
+    ];
+    conditions.push(ready(subject, &conditions));
+    conditions
+}
+
+fn accepted(Subject { world, peer, .. }: Subject<'_>) -> Condition {
+    if let Some(Err(problem)) = world.bootstraps.get(&peer.trust_domain) {
+        return Condition::new(
+            "Accepted",
+            false,
+            PeerAcceptedReason::BootstrapUnavailable.as_str(),
+            problem.clone(),
+        );
+    }
+    Condition::new(
+        "Accepted",
+        true,
+        PeerAcceptedReason::Accepted.as_str(),
+        "every field is understood and in use".to_owned(),
+    )
+}
+
+fn endpoint_healthy(Subject { world, peer, .. }: Subject<'_>) -> Condition {
+    const KIND: &str = "BundleEndpointHealthy";
+    let url = &peer.endpoint.url;
+    let Some(state) = world.endpoints.get(&peer.trust_domain) else {
+        let message = format!("the bundle endpoint {url} has not been asked yet");
+        return Condition::new(
+            KIND,
+            Truth::Unknown,
+            BundleEndpointReason::AwaitingFirstFetch.as_str(),
+            message,
+        );
+    };
+    if let Some(failure) = &state.failure {
+        return Condition::new(KIND, false, failure.problem.reason(), failure.message.clone());
+    }
+    if let Some(alarm) = state.alarms.first() {
+        let message = format!(
+            "the bundle endpoint {url} serves what its operator must explain: {alarm:?}; ask the operator of {} \
+             before trusting it further",
+            peer.trust_domain
+        );
+        return Condition::new(KIND, false, alarm.reason(), message);
+    }
+    if state.latest.is_none() {
+        let message = format!("the bundle endpoint {url} has not been asked yet");
+        return Condition::new(
+            KIND,
+            Truth::Unknown,
+            BundleEndpointReason::AwaitingFirstFetch.as_str(),
+            message,
+        );
+    }
+    Condition::new(
+        KIND,
+        true,
+        BundleEndpointReason::Healthy.as_str(),
+        format!("the bundle endpoint {url} serves a good bundle"),
+    )
+}
+
+fn distributed(subject: Subject<'_>) -> Condition {
+    let (truth, reason, message) = distribution(subject);
+    Condition::new("BundleDistributed", truth, reason, message)
+}
+
+/// The path of the bundle, link by link; the first one that is missing is the reason.
+fn distribution(Subject { world, peer, blocked, .. }: Subject<'_>) -> (Truth, &'static str, String) {
+    let trust_domain = &peer.trust_domain;
+    let Some(spire) = &world.spire else {
+        let message = "SPIRE's server API has not been read yet".to_owned();
+        return (Truth::Unknown, BundleDistributedReason::SpireUnavailable.as_str(), message);
+    };
+    if let Some(failure) = &spire.failure {
+        return (Truth::Unknown, BundleDistributedReason::SpireUnavailable.as_str(), failure.clone());
+    }
+    if let Some(blocked) = blocked {
+        return (Truth::False, BundleDistributedReason::ObjectNotOurs.as_str(), blocked.to_owned());
+    }
+    let remembered = world.memory.get(trust_domain);
+    if let Some((memory, poisoned)) = remembered.and_then(|m| m.poisoned.as_ref().map(|p| (m, p))) {
+        let message = format!(
+            "federatesWith {trust_domain} is suspended since {}: {}; it would make every local workload that \
+             federates refuse its own new SVID. It comes back after {} good fetches in a row",
+            poisoned.since,
+            poisoned.cause,
+            memory::good_fetches_needed(world, memory)
+        );
+        return (Truth::False, BundleDistributedReason::SuspendedUnusableBundle.as_str(), message);
+    }
+    if relationship::freshest(world, peer).is_none() && !spire.bundles.contains_key(trust_domain) {
+        let message = format!(
+            "no bundle of {trust_domain} is known: its endpoint gave none, and there is no bootstrap bundle that is \
+             good; see BundleEndpointHealthy"
+        );
+        return (Truth::False, BundleDistributedReason::AwaitingBundle.as_str(), message);
+    }
+    if !spire.relationships.contains_key(trust_domain) {
+        let message = format!(
+            "SPIRE has no federation relationship with {trust_domain}; where spire-controller-manager makes it from \
+             {}, see its log and the class name that it watches",
+            relationship::key(trust_domain)
+        );
+        return (Truth::False, BundleDistributedReason::AwaitingRelationship.as_str(), message);
+    }
+    let Some(bundle) = spire.bundles.get(trust_domain) else {
+        let message = format!("SPIRE has the relationship with {trust_domain}, but holds no bundle of it");
+        return (Truth::False, BundleDistributedReason::AwaitingSpire.as_str(), message);
+    };
+    let reverted = registrations::reverted(world, peer);
+    if !reverted.is_empty() {
+        let message = format!(
+            "someone took {trust_domain} out of federatesWith of {}, where the agent had put it; it does not fight: \
+             put it there at the source of these objects, or stop selecting them",
+            reverted.join(", ")
+        );
+        return (Truth::False, BundleDistributedReason::RegistrationContested.as_str(), message);
+    }
+    delivered(world, peer, bundle)
+}
+
+fn delivered(world: &World, peer: &Peer, bundle: &Bundle) -> (Truth, &'static str, String) {
+    let trust_domain = &peer.trust_domain;
+    let served = relationship::healing_bundle(world, peer);
+    if served.is_some_and(|served| served.digest() != bundle.digest()) {
+        let message = format!(
+            "the endpoint of {trust_domain} serves another bundle than SPIRE holds; SPIRE was asked to refresh"
+        );
+        return (Truth::False, BundleDistributedReason::StaleInSpire.as_str(), message);
+    }
+    let received = world.identity.as_ref().and_then(|identity| identity.federated.get(trust_domain));
+    let Some(received) = received else {
+        let message = format!(
+            "the Workload API does not deliver the bundle of {trust_domain} to the agent: its own registration \
+             (label entente.dev/agent: \"true\") must federate with {trust_domain}; SPIRE's agent takes some seconds"
+        );
+        return (Truth::False, BundleDistributedReason::AwaitingWorkloadApi.as_str(), message);
+    };
+    if received.digest() != bundle.digest() {
+        let message = format!("SPIRE's agent has not delivered the newest bundle of {trust_domain} yet");
+        return (Truth::False, BundleDistributedReason::StaleInSpire.as_str(), message);
+    }
+    let unselected = registrations::unselected(world, peer);
+    let also = if unselected.is_empty() {
+        String::new()
+    } else {
+        format!("; {} name it without being selected, and are left alone", unselected.join(", "))
+    };
+    let message = format!("SPIRE and the Workload API have the bundle {}{also}", bundle.digest());
+    (Truth::True, BundleDistributedReason::Distributed.as_str(), message)
+}
+
+fn session<'a>(subject: Subject<'a>) -> Option<&'a SessionState> {
+    subject.world.sessions.get(&subject.peer.trust_domain)
+}
+
+fn connected(subject: Subject<'_>, stored: Option<&Value>) -> Condition {
+    const KIND: &str = "Connected";
+    let trust_domain = &subject.peer.trust_domain;
+    let Some(session) = session(subject) else {
+        return keep(
+            stored,
+            KIND,
+            Truth::Unknown,
+            ConnectedReason::AwaitingPeer.as_str(),
+            "no exchange was tried yet",
+        );
+    };
+    let because = |truth: Truth, reason, message: String| Condition::new(KIND, truth, reason, message);
+    match &session.link {
+        LinkState::Connected => because(
+            Truth::True,
+            ConnectedReason::Connected.as_str(),
+            format!("exchanging with the agent of {trust_domain}"),
+        ),
+        LinkState::Idle => keep(
+            stored,
+            KIND,
+            Truth::Unknown,
+            ConnectedReason::AwaitingPeer.as_str(),
+            "waiting for the peer to dial, or for the first attempt",
+        ),
+        LinkState::Refused { by, message } => {
+            let reason = match by {
+                Refusal::UnknownAuthority => ConnectedReason::RefusedUnknownAuthority,
+                Refusal::NotAccepted => ConnectedReason::RefusedNotAccepted,
+                Refusal::Expired => ConnectedReason::RefusedExpired,
+            };
+            because(Truth::False, reason.as_str(), message.clone())
+        }
+        LinkState::Unverified { message } => {
+            because(Truth::False, ConnectedReason::PeerUnverified.as_str(), message.clone())
+        }
+        LinkState::WrongPeerId { message } => {
+            because(Truth::False, ConnectedReason::WrongPeerId.as_str(), message.clone())
+        }
+        LinkState::Unreachable { message } => {
+            because(Truth::False, ConnectedReason::Unreachable.as_str(), message.clone())
+        }
+        LinkState::Parted { reason: why, message } => because(
+            Truth::False,
+            ConnectedReason::PeerParted.as_str(),
+            format!("the peer said goodbye ({why:?}) {message}"),
+        ),
+    }
+}
+
+/// What stands in the store, or this where nothing does: after a restart, nothing is said from not knowing yet.
+fn keep(
+    stored: Option<&Value>,
+    kind: &'static str,
+    truth: Truth,
+    reason: &'static str,
+    message: &str,
+) -> Condition {
+    let known = stored_condition(stored, kind);
+    let Some((truth, stored_reason, message)) = known else {
+        return Condition::new(kind, truth, reason, message.to_owned());
+    };
+    Condition::new(kind, truth, stored_reason, message)
+}
+
+fn reciprocal(subject: Subject<'_>, stored: Option<&Value>) -> Condition {
+    const KIND: &str = "Reciprocal";
+    match verdict::reciprocal(subject.world, subject.peer) {
+        Some(verdict) => Condition::new(KIND, verdict.truth, verdict.reason.as_str(), verdict.message),
+        None => keep(
+            stored,
+            KIND,
+            Truth::Unknown,
+            ReciprocalReason::AwaitingPeer.as_str(),
+            "nothing has been heard from the peer yet",
+        ),
+    }
+}
+
+fn rotation_safe(subject: Subject<'_>) -> Condition {
+    const KIND: &str = "RotationSafe";
+    let trust_domain = &subject.peer.trust_domain;
+    let ours = subject.world.identity.as_ref().map(|identity| identity.bundle.authority_ids());
+    let held = session(subject)
+        .filter(|session| session.is_connected())
+        .and_then(|session| session.remote.as_ref())
+        .and_then(|remote| remote.held.as_ref());
+    let (Some(ours), Some(held)) = (ours, held) else {
+        let message = format!("{trust_domain} has not said which of our authorities it holds");
+        return Condition::new(KIND, Truth::Unknown, RotationSafeReason::Unknown.as_str(), message);
+    };
+    let missing: Vec<String> = ours.difference(&held.authority_ids).map(ToString::to_string).collect();
+    if missing.is_empty() {
+        let message = format!("{trust_domain} holds every authority of ours");
+        return Condition::new(KIND, true, RotationSafeReason::PeersHoldAuthorities.as_str(), message);
+    }
+    let message = format!(
+        "{trust_domain} does not hold our authority {} yet: do not activate or rely on it before",
+        missing.join(", ")
+    );
+    Condition::new(KIND, false, RotationSafeReason::PeerLacksAuthority.as_str(), message)
+}
+
+fn services_synced(subject: Subject<'_>, stored: Option<&Value>) -> Condition {
+    const KIND: &str = "ServicesSynced";
+    let trust_domain = &subject.peer.trust_domain;
+    let connected = session(subject).filter(|session| session.is_connected());
+    let (Some(session), Some(link)) = (connected, subject.link) else {
+        return keep(
+            stored,
+            KIND,
+            Truth::Unknown,
+            ServicesSyncedReason::AwaitingPeer.as_str(),
+            "no exchange with the peer",
+        );
+    };
+    if session.catalogue.is_none() {
+        let message = format!("the catalogue of {trust_domain} has not arrived yet");
+        return Condition::new(KIND, Truth::Unknown, ServicesSyncedReason::AwaitingPeer.as_str(), message);
+    }
+    if !links::is_acknowledged(session, link) {
+        let message = format!("{trust_domain} has not answered our catalogue yet");
+        return Condition::new(KIND, false, ServicesSyncedReason::AwaitingAcknowledgement.as_str(), message);
+    }
+    let (_, imported, refused) = counts(subject);
+    let message = format!("{imported} imported, {refused} refused, and our catalogue is answered");
+    Condition::new(KIND, true, ServicesSyncedReason::InSync.as_str(), message)
+}
+
+fn ready(subject: Subject<'_>, others: &[Condition]) -> Condition {
+    const KIND: &str = "Ready";
+    let Subject { world, peer, .. } = subject;
+    if let Some(stage) = ending::stage(world, peer) {
+        let message = format!("ending; waits {}", stage.waits_for(peer));
+        return Condition::new(KIND, false, ReadyReason::Ending.as_str(), message);
+    }
+    if peer.suspend {
+        let message = "spec.suspend is set: nothing is changed, and nothing is exchanged".to_owned();
+        return Condition::new(KIND, false, ReadyReason::Suspended.as_str(), message);
+    }
+    let worst = others
+        .iter()
+        .find(|c| c.status == Truth::False)
+        .or_else(|| others.iter().find(|c| c.status == Truth::Unknown));
+    match worst {
+        None => Condition::new(KIND, true, ReadyReason::Ready.as_str(), "every condition is True".to_owned()),
+        Some(c) => {
+            let reason = match c.kind {
+                "Accepted" => ReadyReason::NotAccepted,
+                "BundleEndpointHealthy" => ReadyReason::BundleEndpointUnhealthy,
+                "BundleDistributed" => ReadyReason::BundleNotDistributed,
+                "Connected" => ReadyReason::NotConnected,
+                "Reciprocal" => ReadyReason::NotReciprocal,
+                "RotationSafe" => ReadyReason::NotRotationSafe,
+                _ => ReadyReason::ServicesNotSynced,
+            };
+            Condition::new(KIND, c.status, reason.as_str(), format!("{}: {}", c.kind, c.message))
+        }
+    }
+}
+
+fn counts(Subject { services, peer, .. }: Subject<'_>) -> (usize, usize, usize) {
+    let exported = services.catalogues.get(&peer.trust_domain).map_or(0, std::collections::BTreeMap::len);
+    let outcomes = services.outcomes.get(&peer.trust_domain);
+    let imported = outcomes.map_or(0, |o| o.values().filter(|v| **v == Outcome::Imported).count());
+    (exported, imported, outcomes.map_or(0, std::collections::BTreeMap::len) - imported)
+}
+
+fn rest(subject: Subject<'_>, stored: Option<&Value>) -> Map<String, Value> {
+    let Subject { world, peer, .. } = subject;
+    let trust_domain = &peer.trust_domain;
+    let mut rest = Map::new();
+    let spire = world.spire.as_ref();
+    let bundle = spire.and_then(|s| s.bundles.get(trust_domain));
+    if let Some(bundle) = bundle {
+        let latest = world.endpoints.get(trust_domain).and_then(|state| state.latest.as_ref());
+        rest.insert("bundle".to_owned(), bundle_status(bundle, latest.map(AsRef::as_ref)));
+    }
+    let stored_field = |name: &str| stored.and_then(|s| s.get(name)).cloned();
+    match session(subject).and_then(|session| session.remote.as_ref()) {
+        Some(remote) => {
+            let ours = world.identity.as_ref().map(|i| i.bundle.authority_ids()).unwrap_or_default();
+            let held = remote.held.as_ref();
+            let missing: Vec<String> = held
+                .map(|h| ours.difference(&h.authority_ids).map(ToString::to_string).collect())
+                .unwrap_or_default();
+            let view = json!({
+                "digestOfOurs": held.map(|h| h.digest.to_string()),
+                "held": held.is_some(),
+                "missing": missing,
+            });
+            rest.insert("remoteView".to_owned(), view);
+        }
+        None => {
+            rest.extend(stored_field("remoteView").map(|v| ("remoteView".to_owned(), v)));
+        }
+    }
+    let (exported, imported, refused) = counts(subject);
+    let heard = session(subject).is_some_and(|session| session.catalogue.is_some());
+    let services = json!({ "exported": exported, "imported": imported, "refused": refused });
+    let services = if heard { Some(services) } else { stored_field("services") };
+    rest.extend(services.map(|v| ("services".to_owned(), v)));
+    let why = session(subject).and_then(|session| match &session.link {
+        LinkState::Connected | LinkState::Idle => None,
+        LinkState::Parted { reason, .. } => Some(json!(format!("{reason:?}"))),
+        LinkState::Refused { .. } => Some(json!("Refused")),
+        LinkState::Unverified { .. } => Some(json!("PeerNotVerified")),
+        LinkState::WrongPeerId { .. } => Some(json!("WrongPeerId")),
+        LinkState::Unreachable { .. } => Some(json!("Unreachable")),
+    });
+    let why = why.or_else(|| stored_field("lastDisconnectReason"));
+    rest.extend(why.map(|v| ("lastDisconnectReason".to_owned(), v)));
+    rest
+}
+
+/// SPIRE's bundle, with the sequence and the hint of the endpoint, which SPIRE does not keep.
+fn bundle_status(bundle: &Bundle, served: Option<&Bundle>) -> Value {
+    let same = served.filter(|served| served.digest() == bundle.digest());
+    let authorities: Vec<Value> = bundle
+        .authorities()
+        .map(
+            |a| json!({ "id": a.id().as_str(), "notAfter": a.not_after().to_string(), "tainted": a.tainted }),
+        )
+        .collect();
+    json!({
+        "sequence": same.and_then(|b| b.sequence),
+        "digest": bundle.digest().to_string(),
+        "authorities": authorities,
+        "refreshHint": same.and_then(|b| b.refresh_hint),
+    })
+}
+
+/// Whether the bootstrap bundle is named in another object, for the index to read.
+#[must_use]
+pub fn bootstrap_object(peer: &Peer, namespace: &str) -> Option<(ObjectKey, String)> {
+    match peer.bootstrap.as_ref()? {
+        Bootstrap::Inline(_) => None,
+        Bootstrap::ConfigMapKey { name, key } => {
+            Some((ObjectKey::namespaced(Kind::ConfigMap, namespace, name), key.clone()))
+        }
+        Bootstrap::SecretKey { name, key } => {
+            Some((ObjectKey::namespaced(Kind::Secret, namespace, name), key.clone()))
+        }
+    }
+}

@@ -1,0 +1,212 @@
+//! Reading what SPIRE holds.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+
+use tonic::Code;
+
+use super::client::CALL_TIMEOUT;
+use super::convert::{bundle_from_proto, relationship_from_proto};
+use super::{SpireError, SpireServer};
+use crate::model::trust::{Entry, SpireState};
+use crate::model::{AuthorityId, Bundle, SpiffeId, TrustDomain};
+use crate::proto::spire::server::{bundle, entry, localauthority, trustdomain};
+use crate::proto::spire::types;
+
+/// Items asked for in a page: few enough that a page of bundles stays far below the message limit.
+const PAGE: i32 = 200;
+/// Pages read at most in one listing.
+const MAX_PAGES: usize = 1_000;
+/// Relationships, and bundles, read at most.
+const MAX_ITEMS: usize = 10_000;
+/// Registration entries read at most; only three fields of each are asked for.
+const MAX_ENTRIES: usize = 100_000;
+
+impl SpireServer {
+    /// Reads everything: [`read_bundles`](Self::read_bundles) and [`read_entries`](Self::read_entries).
+    ///
+    /// # Errors
+    /// [`SpireError`] if any listing failed or was over its limit: a partial state is never returned.
+    pub async fn read(&self, own: &TrustDomain) -> Result<SpireState, SpireError> {
+        let (state, entries) = tokio::try_join!(self.read_bundles(own), self.read_entries())?;
+        Ok(SpireState { entries, ..state })
+    }
+
+    /// Reads relationships, federated bundles, our own bundle and active authority; `entries` is left empty. Cheap
+    /// enough to be called every second. What does not parse is in `unreadable`, or left out and logged once.
+    ///
+    /// # Errors
+    /// [`SpireError`] if a listing failed or was over its limit, or the server is of another trust domain than `own`.
+    pub async fn read_bundles(&self, own: &TrustDomain) -> Result<SpireState, SpireError> {
+        let (relationships, bundles, own_bundle, active_authority) = tokio::try_join!(
+            self.list_relationships(),
+            self.list_bundles(),
+            self.own_bundle(own),
+            self.active_authority(),
+        )?;
+        let mut state =
+            SpireState { own: Some(Arc::new(own_bundle)), active_authority, ..SpireState::default() };
+        for proto in relationships {
+            match relationship_from_proto(&proto) {
+                Ok(relationship) => {
+                    state.relationships.insert(relationship.trust_domain.clone(), relationship);
+                }
+                Err(reason) => {
+                    state.unreadable.insert(proto.trust_domain, reason);
+                }
+            }
+        }
+        for proto in bundles {
+            match bundle_from_proto(&proto, |what| self.complain(what)) {
+                Ok(bundle) => {
+                    state.bundles.insert(bundle.trust_domain().clone(), Arc::new(bundle));
+                }
+                Err(reason) => self.complain(format!("a federated bundle is left out: {reason}")),
+            }
+        }
+        Ok(state)
+    }
+
+    /// Reads the registration entries, by ID: the identity and `federatesWith` of each.
+    ///
+    /// # Errors
+    /// [`SpireError`] if the listing failed or was over its limit.
+    pub async fn read_entries(&self) -> Result<BTreeMap<String, Entry>, SpireError> {
+        const CALL: &str = "ListEntries";
+        let mask = types::EntryMask { spiffe_id: true, federates_with: true, ..Default::default() };
+        let mut pages = Pages::new(self, CALL, MAX_ENTRIES);
+        while let Some(page_token) = pages.next_token() {
+            let request = entry::v1::ListEntriesRequest {
+                filter: None,
+                output_mask: Some(mask),
+                page_size: PAGE,
+                page_token,
+            };
+            let answer = self.call(CALL, CALL_TIMEOUT, self.entries().list_entries(request)).await?;
+            pages.add(answer.entries, answer.next_page_token)?;
+        }
+        let entries = pages.items.into_iter().filter_map(|proto| self.entry(proto));
+        Ok(entries.map(|e| (e.id.clone(), e)).collect())
+    }
+
+    fn entry(&self, proto: types::Entry) -> Option<Entry> {
+        let id = proto.spiffe_id.unwrap_or_default();
+        let uri = format!("spiffe://{}{}", id.trust_domain, id.path);
+        let spiffe_id = match SpiffeId::new(&uri) {
+            Ok(spiffe_id) => spiffe_id,
+            Err(e) => {
+                self.complain(format!("entry {:?} is left out: SPIFFE ID {uri:?}: {e}", proto.id));
+                return None;
+            }
+        };
+        let federates_with = proto.federates_with.iter().filter_map(|name| {
+            TrustDomain::new(name)
+                .inspect_err(|e| self.complain(format!("entry {:?} federates with {name:?}: {e}", proto.id)))
+                .ok()
+        });
+        Some(Entry { federates_with: federates_with.collect(), id: proto.id.clone(), spiffe_id })
+    }
+
+    async fn list_relationships(&self) -> Result<Vec<types::FederationRelationship>, SpireError> {
+        const CALL: &str = "ListFederationRelationships";
+        // The bundles are read by their own call, whether or not there is a relationship.
+        let mask = types::FederationRelationshipMask {
+            bundle_endpoint_url: true,
+            bundle_endpoint_profile: true,
+            trust_domain_bundle: false,
+        };
+        let mut pages = Pages::new(self, CALL, MAX_ITEMS);
+        while let Some(page_token) = pages.next_token() {
+            let request = trustdomain::v1::ListFederationRelationshipsRequest {
+                output_mask: Some(mask),
+                page_size: PAGE,
+                page_token,
+            };
+            let answer = self
+                .call(CALL, CALL_TIMEOUT, self.trust_domains().list_federation_relationships(request))
+                .await?;
+            pages.add(answer.federation_relationships, answer.next_page_token)?;
+        }
+        Ok(pages.items)
+    }
+
+    async fn list_bundles(&self) -> Result<Vec<types::Bundle>, SpireError> {
+        const CALL: &str = "ListFederatedBundles";
+        let mut pages = Pages::new(self, CALL, MAX_ITEMS);
+        while let Some(page_token) = pages.next_token() {
+            let request = bundle::v1::ListFederatedBundlesRequest { page_size: PAGE, page_token };
+            let answer =
+                self.call(CALL, CALL_TIMEOUT, self.bundles().list_federated_bundles(request)).await?;
+            pages.add(answer.bundles, answer.next_page_token)?;
+        }
+        Ok(pages.items)
+    }
+
+    async fn own_bundle(&self, own: &TrustDomain) -> Result<Bundle, SpireError> {
+        const CALL: &str = "GetBundle";
+        let request = bundle::v1::GetBundleRequest {};
+        let answer = self.call(CALL, CALL_TIMEOUT, self.bundles().get_bundle(request)).await?;
+        let bundle = bundle_from_proto(&answer, |what| self.complain(what))
+            .map_err(|reason| self.nonsense(CALL, reason))?;
+        if bundle.trust_domain() == own {
+            Ok(bundle)
+        } else {
+            Err(self.nonsense(CALL, format!("it serves {}, we are of {own}", bundle.trust_domain())))
+        }
+    }
+
+    /// The authority that signs now. `None` where the server does not tell: before 1.11, or denied by its policy.
+    async fn active_authority(&self) -> Result<Option<AuthorityId>, SpireError> {
+        const CALL: &str = "GetX509AuthorityState";
+        let request = localauthority::v1::GetX509AuthorityStateRequest {};
+        let answer =
+            self.call(CALL, CALL_TIMEOUT, self.authorities().get_x509_authority_state(request)).await;
+        match answer {
+            Ok(state) => Ok(state.active.and_then(|a| {
+                AuthorityId::parse(&a.authority_id)
+                    .inspect_err(|e| self.complain(format!("active authority {:?}: {e}", a.authority_id)))
+                    .ok()
+            })),
+            Err(e) if matches!(e.code(), Some(Code::Unimplemented | Code::PermissionDenied)) => Ok(None),
+            Err(e) => Err(e),
+        }
+    }
+}
+
+/// A listing, page by page, within its limits.
+struct Pages<'a, T> {
+    server: &'a SpireServer,
+    call: &'static str,
+    limit: usize,
+    items: Vec<T>,
+    read: usize,
+    token: Option<String>,
+}
+
+impl<'a, T> Pages<'a, T> {
+    fn new(server: &'a SpireServer, call: &'static str, limit: usize) -> Self {
+        Self { server, call, limit, items: Vec::new(), read: 0, token: Some(String::new()) }
+    }
+
+    /// The token of the next page; `None` after the last.
+    fn next_token(&self) -> Option<String> {
+        self.token.clone()
+    }
+
+    fn add(&mut self, items: Vec<T>, next: String) -> Result<(), SpireError> {
+        self.items.extend(items);
+        self.read += 1;
+        if self.items.len() > self.limit || (self.read >= MAX_PAGES && !next.is_empty()) {
+            return Err(SpireError::TooMany {
+                server: self.server.name().to_owned(),
+                call: self.call,
+                limit: self.limit,
+            });
+        }
+        if !next.is_empty() && self.token.as_ref() == Some(&next) {
+            return Err(self.server.nonsense(self.call, "a page that names itself as the next"));
+        }
+        self.token = Some(next).filter(|t| !t.is_empty());
+        Ok(())
+    }
+}

@@ -1,0 +1,104 @@
+//! TLS to SPIRE's server API over TCP: an admin SVID of our own, and exactly the server's SPIFFE ID.
+
+use std::sync::Arc;
+
+use rustls::ClientConfig;
+use rustls::client::ResolvesClientCert;
+use rustls::client::danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier};
+use rustls::pki_types::{CertificateDer, ServerName, UnixTime};
+use rustls::sign::CertifiedKey;
+use rustls::{DigitallySignedStruct, SignatureScheme};
+
+use crate::identity::source::IdentitySource;
+use crate::identity::tls::provider;
+use crate::identity::verify::{
+    Role, SvidError, supported_verify_schemes, verify_svid, verify_tls12_signature, verify_tls13_signature,
+};
+
+/// The configuration; it follows the identity, so it is made once. The SVID that it presents is the one of the admin
+/// registration, never the one that peers see.
+///
+/// # Errors
+/// Where the TLS provider refuses its own protocol versions.
+pub fn admin_config(identity: IdentitySource) -> Result<Arc<ClientConfig>, rustls::Error> {
+    let config = ClientConfig::builder_with_provider(provider())
+        .with_protocol_versions(&[&rustls::version::TLS13, &rustls::version::TLS12])?
+        .dangerous()
+        .with_custom_certificate_verifier(Arc::new(ServerVerifier(identity.clone())))
+        .with_client_cert_resolver(Arc::new(AdminResolver(identity)));
+    let mut config = config;
+    config.alpn_protocols = vec![b"h2".to_vec()];
+    config.resumption = rustls::client::Resumption::disabled();
+    Ok(Arc::new(config))
+}
+
+#[derive(Debug)]
+struct AdminResolver(IdentitySource);
+
+impl ResolvesClientCert for AdminResolver {
+    fn resolve(&self, _: &[&[u8]], _: &[SignatureScheme]) -> Option<Arc<CertifiedKey>> {
+        let svids = self.0.current()?;
+        let Some(admin) = &svids.admin else {
+            tracing::warn!(
+                "the Workload API delivers no SVID of the admin registration (by its hint), which SPIRE's server API \
+                 over TCP needs"
+            );
+            return None;
+        };
+        Some(Arc::clone(&admin.key))
+    }
+
+    fn has_certs(&self) -> bool {
+        true
+    }
+}
+
+#[derive(Debug)]
+struct ServerVerifier(IdentitySource);
+
+impl ServerCertVerifier for ServerVerifier {
+    fn verify_server_cert(
+        &self,
+        end_entity: &CertificateDer<'_>,
+        intermediates: &[CertificateDer<'_>],
+        _: &ServerName<'_>,
+        _: &[u8],
+        now: UnixTime,
+    ) -> Result<ServerCertVerified, rustls::Error> {
+        let svids = self.0.current().ok_or_else(|| rustls::Error::General("no identity yet".to_owned()))?;
+        let own = &svids.identity;
+        let chain: Vec<CertificateDer<'_>> =
+            std::iter::once(end_entity.clone()).chain(intermediates.iter().cloned()).collect();
+        let bundle_for = |trust_domain: &crate::model::TrustDomain| {
+            (*trust_domain == own.trust_domain).then(|| Arc::clone(&own.bundle))
+        };
+        let id = verify_svid(&chain, &bundle_for, Role::Server, now)
+            .map_err(|e: SvidError| rustls::Error::from(e))?;
+        if id.path() != "/spire/server" {
+            return Err(rustls::Error::General(format!("{id} is not a SPIRE server")));
+        }
+        Ok(ServerCertVerified::assertion())
+    }
+
+    fn verify_tls12_signature(
+        &self,
+        message: &[u8],
+        cert: &CertificateDer<'_>,
+        dss: &DigitallySignedStruct,
+    ) -> Result<HandshakeSignatureValid, rustls::Error> {
+        verify_tls12_signature(message, cert, dss)
+    }
+
+    fn verify_tls13_signature(
+        &self,
+        message: &[u8],
+        cert: &CertificateDer<'_>,
+        dss: &DigitallySignedStruct,
+    ) -> Result<HandshakeSignatureValid, rustls::Error> {
+        verify_tls13_signature(message, cert, dss)
+    }
+
+    fn supported_verify_schemes(&self) -> Vec<SignatureScheme> {
+        supported_verify_schemes()
+    }
+}

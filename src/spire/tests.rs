@@ -1,0 +1,310 @@
+//! A server that answers what SPIRE never should: each bad item harms only itself, and nothing is endless.
+
+use std::path::PathBuf;
+use std::time::Duration;
+
+use tokio::net::UnixListener;
+use tokio_stream::wrappers::UnixListenerStream;
+use tonic::transport::Server;
+use tonic::{Code, Request, Response, Status};
+
+use super::*;
+use crate::devkit::{Authority, Settings};
+use crate::model::TrustDomain;
+use crate::model::trust::SpireAction;
+use crate::proto::spire::server::bundle::v1::bundle_server::{Bundle, BundleServer};
+use crate::proto::spire::server::entry::v1::entry_server::{Entry, EntryServer};
+use crate::proto::spire::server::trustdomain::v1::trust_domain_server::{
+    TrustDomain as Relationships, TrustDomainServer,
+};
+use crate::proto::spire::server::{bundle, entry, trustdomain};
+use crate::proto::spire::types;
+use crate::proto::spire::types::federation_relationship::BundleEndpointProfile;
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Mood {
+    BadItems,
+    /// Every page names itself as the next.
+    SamePage,
+    /// Every page has a next one, and items.
+    Endless,
+    /// No answer.
+    Silent,
+    /// Batches answered without a result, or with a refusal.
+    NoResults,
+    Refusing,
+}
+
+#[derive(Clone, Debug)]
+struct Odd(Mood);
+
+fn domain(name: &str) -> TrustDomain {
+    TrustDomain::new(name).unwrap()
+}
+
+fn good_bundle(name: &str) -> types::Bundle {
+    let settings = Settings::new(crate::clock::now());
+    bundle_to_proto(Authority::new(domain(name), settings).unwrap().bundle())
+}
+
+fn relationship(name: &str, url: &str) -> types::FederationRelationship {
+    types::FederationRelationship {
+        trust_domain: name.to_owned(),
+        bundle_endpoint_url: url.to_owned(),
+        bundle_endpoint_profile: Some(BundleEndpointProfile::HttpsWeb(types::HttpsWebProfile {})),
+        trust_domain_bundle: None,
+    }
+}
+
+fn refused() -> types::Status {
+    types::Status { code: Code::PermissionDenied.into(), message: "not today".to_owned() }
+}
+
+#[tonic::async_trait]
+impl Relationships for Odd {
+    async fn list_federation_relationships(
+        &self,
+        request: Request<trustdomain::v1::ListFederationRelationshipsRequest>,
+    ) -> Result<Response<trustdomain::v1::ListFederationRelationshipsResponse>, Status> {
+        let token = request.into_inner().page_token;
+        let good = relationship("east.example", "https://east.example/");
+        let next_page_token = match self.0 {
+            Mood::Silent => std::future::pending().await,
+            Mood::SamePage => "same".to_owned(),
+            Mood::Endless => format!("{token}x"),
+            _ => String::new(),
+        };
+        let bad = BundleEndpointProfile::HttpsSpiffe(types::HttpsspiffeProfile {
+            endpoint_spiffe_id: "https://x".to_owned(),
+        });
+        let federation_relationships = vec![
+            relationship("no trust domain", "https://x.example/"),
+            relationship("plain.example", "http://plain.example/"),
+            types::FederationRelationship {
+                bundle_endpoint_profile: None,
+                ..relationship("none.example", "https://none.example/")
+            },
+            types::FederationRelationship {
+                bundle_endpoint_profile: Some(bad),
+                ..relationship("id.example", "https://id.example/")
+            },
+            good,
+        ];
+        let answer = trustdomain::v1::ListFederationRelationshipsResponse {
+            federation_relationships,
+            next_page_token,
+        };
+        Ok(Response::new(answer))
+    }
+
+    async fn batch_create_federation_relationship(
+        &self,
+        _: Request<trustdomain::v1::BatchCreateFederationRelationshipRequest>,
+    ) -> Result<Response<trustdomain::v1::BatchCreateFederationRelationshipResponse>, Status> {
+        type Item = trustdomain::v1::batch_create_federation_relationship_response::Result;
+        let results = if self.0 == Mood::Refusing { vec![Item { status: Some(refused()) }] } else { vec![] };
+        Ok(Response::new(trustdomain::v1::BatchCreateFederationRelationshipResponse { results }))
+    }
+
+    async fn batch_update_federation_relationship(
+        &self,
+        _: Request<trustdomain::v1::BatchUpdateFederationRelationshipRequest>,
+    ) -> Result<Response<trustdomain::v1::BatchUpdateFederationRelationshipResponse>, Status> {
+        Err(Status::unimplemented(""))
+    }
+
+    async fn batch_delete_federation_relationship(
+        &self,
+        _: Request<trustdomain::v1::BatchDeleteFederationRelationshipRequest>,
+    ) -> Result<Response<trustdomain::v1::BatchDeleteFederationRelationshipResponse>, Status> {
+        type Item = trustdomain::v1::batch_delete_federation_relationship_response::Result;
+        let item = Item { status: Some(refused()), trust_domain: String::new() };
+        let results = if self.0 == Mood::Refusing { vec![item] } else { vec![] };
+        Ok(Response::new(trustdomain::v1::BatchDeleteFederationRelationshipResponse { results }))
+    }
+
+    async fn refresh_bundle(
+        &self,
+        _: Request<trustdomain::v1::RefreshBundleRequest>,
+    ) -> Result<Response<()>, Status> {
+        Err(Status::internal("failed to refresh bundle"))
+    }
+}
+
+#[tonic::async_trait]
+impl Bundle for Odd {
+    async fn get_bundle(
+        &self,
+        _: Request<bundle::v1::GetBundleRequest>,
+    ) -> Result<Response<types::Bundle>, Status> {
+        Ok(Response::new(good_bundle("west.example")))
+    }
+
+    async fn list_federated_bundles(
+        &self,
+        _: Request<bundle::v1::ListFederatedBundlesRequest>,
+    ) -> Result<Response<bundle::v1::ListFederatedBundlesResponse>, Status> {
+        let mut mixed = good_bundle("mixed.example");
+        mixed.x509_authorities[0].tainted = true;
+        mixed.x509_authorities.push(types::X509Certificate { asn1: b"junk".to_vec(), tainted: false });
+        mixed.jwt_authorities.push(types::JwtKey { key_id: "odd".to_owned(), ..Default::default() });
+        (mixed.sequence_number, mixed.refresh_hint) = (0, -7);
+        let nameless = types::Bundle { trust_domain: "No Such".to_owned(), ..Default::default() };
+        let bundles = vec![nameless, mixed, good_bundle("east.example")];
+        Ok(Response::new(bundle::v1::ListFederatedBundlesResponse {
+            bundles,
+            next_page_token: String::new(),
+        }))
+    }
+
+    async fn batch_set_federated_bundle(
+        &self,
+        _: Request<bundle::v1::BatchSetFederatedBundleRequest>,
+    ) -> Result<Response<bundle::v1::BatchSetFederatedBundleResponse>, Status> {
+        Ok(Response::new(bundle::v1::BatchSetFederatedBundleResponse { results: vec![] }))
+    }
+
+    async fn batch_delete_federated_bundle(
+        &self,
+        _: Request<bundle::v1::BatchDeleteFederatedBundleRequest>,
+    ) -> Result<Response<bundle::v1::BatchDeleteFederatedBundleResponse>, Status> {
+        Ok(Response::new(bundle::v1::BatchDeleteFederatedBundleResponse { results: vec![] }))
+    }
+}
+
+#[tonic::async_trait]
+impl Entry for Odd {
+    async fn list_entries(
+        &self,
+        request: Request<entry::v1::ListEntriesRequest>,
+    ) -> Result<Response<entry::v1::ListEntriesResponse>, Status> {
+        let token = request.into_inner().page_token;
+        let id = |td: &str, path: &str| {
+            Some(types::Spiffeid { trust_domain: td.to_owned(), path: path.to_owned() })
+        };
+        let entry = |n: &str, spiffe_id| types::Entry {
+            id: n.to_owned(),
+            spiffe_id,
+            federates_with: vec!["east.example".to_owned(), "not one".to_owned()],
+            ..Default::default()
+        };
+        let mut entries = vec![
+            entry("none", None),
+            entry("bad", id("west.example", "/a/../b")),
+            entry("good", id("west.example", "/a")),
+        ];
+        let mut next_page_token = String::new();
+        if self.0 == Mood::Endless {
+            next_page_token = format!("{token}x");
+            entries = vec![types::Entry::default(); 5_000];
+        }
+        Ok(Response::new(entry::v1::ListEntriesResponse { entries, next_page_token }))
+    }
+
+    async fn batch_create_entry(
+        &self,
+        _: Request<entry::v1::BatchCreateEntryRequest>,
+    ) -> Result<Response<entry::v1::BatchCreateEntryResponse>, Status> {
+        Err(Status::unimplemented(""))
+    }
+
+    async fn batch_update_entry(
+        &self,
+        _: Request<entry::v1::BatchUpdateEntryRequest>,
+    ) -> Result<Response<entry::v1::BatchUpdateEntryResponse>, Status> {
+        type Item = entry::v1::batch_update_entry_response::Result;
+        let results = if self.0 == Mood::Refusing { vec![Item { status: None }] } else { vec![] };
+        Ok(Response::new(entry::v1::BatchUpdateEntryResponse { results }))
+    }
+}
+
+/// Without `LocalAuthority`, as SPIRE before 1.11.
+async fn serve(mood: Mood) -> (tempfile::TempDir, SpireServer) {
+    let dir = tempfile::tempdir().unwrap();
+    let path: PathBuf = dir.path().join("api.sock");
+    let incoming = UnixListenerStream::new(UnixListener::bind(&path).unwrap());
+    let router = Server::builder()
+        .add_service(TrustDomainServer::new(Odd(mood)))
+        .add_service(BundleServer::new(Odd(mood)))
+        .add_service(EntryServer::new(Odd(mood)));
+    tokio::spawn(router.serve_with_incoming(incoming));
+    (dir, SpireServer::connect_unix(path))
+}
+
+#[tokio::test]
+async fn a_bad_item_harms_only_itself() {
+    let (_dir, server) = serve(Mood::BadItems).await;
+    let state = server.read(&domain("west.example")).await.unwrap();
+    assert_eq!(state.relationships.keys().collect::<Vec<_>>(), [&domain("east.example")]);
+    let unreadable: Vec<_> =
+        state.unreadable.iter().map(|(td, why)| (td.as_str(), why.split(':').next().unwrap())).collect();
+    let expected = [
+        ("id.example", "endpoint SPIFFE ID \"https"),
+        ("no trust domain", "trust domain"),
+        ("none.example", "bundle endpoint profile"),
+        ("plain.example", "bundle endpoint URL"),
+    ];
+    assert_eq!(unreadable, expected);
+    assert_eq!(state.bundles.len(), 2);
+    let mixed = &state.bundles[&domain("mixed.example")];
+    assert_eq!((mixed.len(), mixed.jwt.len(), mixed.sequence, mixed.refresh_hint), (1, 0, None, None));
+    assert!(mixed.authorities().all(|a| a.tainted));
+    assert_eq!(state.entries.keys().collect::<Vec<_>>(), ["good"]);
+    assert_eq!(state.entries["good"].federates_with, [domain("east.example")].into());
+    assert_eq!(state.active_authority, None);
+}
+
+#[tokio::test]
+async fn no_listing_is_endless() {
+    let (_dir, server) = serve(Mood::SamePage).await;
+    let error = server.read_bundles(&domain("west.example")).await.unwrap_err();
+    assert!(matches!(error, SpireError::Answer { .. }), "{error}");
+    let (_dir, server) = serve(Mood::Endless).await;
+    let error = server.read_bundles(&domain("west.example")).await.unwrap_err();
+    assert!(matches!(error, SpireError::TooMany { limit: 10_000, .. }), "{error}");
+    let error = server.read_entries().await.unwrap_err();
+    assert!(matches!(error, SpireError::TooMany { limit: 100_000, .. }), "{error}");
+}
+
+#[tokio::test]
+async fn silence_ends_after_five_seconds() {
+    let (_dir, server) = serve(Mood::Silent).await;
+    let error = server.read_bundles(&domain("west.example")).await.unwrap_err();
+    assert!(
+        matches!(&error, SpireError::Timeout { after, .. } if *after == Duration::from_secs(5)),
+        "{error}"
+    );
+    assert!(error.to_string().contains("ListFederationRelationships gave no answer within 5 s"), "{error}");
+}
+
+#[tokio::test]
+async fn what_was_not_said_to_be_done_is_an_error() {
+    let own = domain("west.example");
+    let east = domain("east.example");
+    let held =
+        convert::relationship_from_proto(&relationship("east.example", "https://east.example/")).unwrap();
+    let actions = [
+        SpireAction::CreateRelationship(held, None),
+        SpireAction::DeleteRelationship(east.clone()),
+        SpireAction::SetFederatesWith { entry: "good".to_owned(), federates_with: [east.clone()].into() },
+        SpireAction::DeleteBundle(east.clone()),
+    ];
+    let (_dir, server) = serve(Mood::NoResults).await;
+    for action in &actions {
+        let error = server.act(&own, action).await.unwrap_err();
+        assert!(matches!(error, SpireError::Answer { .. }), "{action:?}: {error}");
+    }
+    let (_dir, server) = serve(Mood::Refusing).await;
+    for action in &actions[..2] {
+        let error = server.act(&own, action).await.unwrap_err();
+        assert_eq!(error.code(), Some(Code::PermissionDenied));
+        assert!(error.to_string().contains("of east.example: not today"), "{error}");
+    }
+    assert!(matches!(server.act(&own, &actions[2]).await, Err(SpireError::Answer { .. })));
+    let refresh = SpireAction::RefreshBundle(east);
+    let error = server.act(&own, &refresh).await.unwrap_err().to_string();
+    assert!(error.contains("RefreshBundle failed: failed to refresh bundle (Internal)"), "{error}");
+    for action in [SpireAction::RefreshBundle(own.clone()), SpireAction::DeleteRelationship(own.clone())] {
+        assert!(matches!(server.act(&own, &action).await, Err(SpireError::OwnTrustDomain { .. })));
+    }
+}

@@ -498,3 +498,20 @@ fn equal_worlds_make_equal_plans_and_a_suspended_peer_is_left_as_it_is() {
     let plan = plan(&scene.world);
     assert_eq!((plan.writes.len(), plan.prune.len(), plan.patches.len(), plan.spire.len()), (0, 0, 0, 0));
 }
+
+#[test]
+fn the_status_of_a_peer_is_what_its_schema_says() {
+    use crate::api::v1alpha1::TrustDomainPeerStatus;
+    let mut scene = Scene::related();
+    let ours = Arc::clone(&scene.world.identity.as_ref().unwrap().bundle);
+    let held = HeldBundle { digest: ours.digest(), authority_ids: ours.authority_ids() };
+    let report = TrustReport { held: Some(held.clone()), delivered: Some(held.clone()), relationship: true };
+    scene.link(LinkState::Connected, Some(report));
+    let plan = plan(&scene.world);
+    let (_, write) = plan.statuses.iter().next().unwrap();
+    let status: TrustDomainPeerStatus = serde_json::from_value(write.status.clone()).unwrap();
+    let view = status.remote_view.unwrap();
+    assert_eq!(view.held, held.authority_ids.iter().map(ToString::to_string).collect::<Vec<_>>());
+    assert_eq!(status.bundle.unwrap().digest, scene.east.digest().to_string());
+    assert!(!write.status.to_string().contains("null"), "the API server refuses nulls: {}", write.status);
+}

@@ -3,6 +3,7 @@
 
 pub mod federated_service;
 pub mod imported_service;
+mod peer_details;
 #[cfg(test)]
 mod service_tests;
 pub mod trust_domain_peer;

@@ -330,9 +330,10 @@ pub struct RemoteView {
     #[serde(rename = "digestOfOurs", default, skip_serializing_if = "Option::is_none")]
     #[schemars(length(max = 64))]
     pub digest_of_ours: Option<String>,
-    /// Whether it holds any bundle of ours.
-    #[serde(default)]
-    pub held: bool,
+    /// The IDs of our authorities that it holds, sorted.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    #[schemars(length(max = 1000), inner(length(max = 128)))]
+    pub held: Vec<String>,
     /// The IDs of our authorities that it lacks, sorted.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     #[schemars(length(max = 1000), inner(length(max = 128)))]

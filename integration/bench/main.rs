@@ -1,7 +1,12 @@
 //! `make bench`: what planning costs, as ratios measured in one run. Nothing here passes or fails.
 
 #![allow(clippy::print_stdout, reason = "a benchmark prints its figures")]
-#![allow(clippy::expect_used, clippy::panic, clippy::indexing_slicing, reason = "a benchmark stops where its own objects are bad")]
+#![allow(
+    clippy::expect_used,
+    clippy::panic,
+    clippy::indexing_slicing,
+    reason = "a benchmark stops where its own objects are bad"
+)]
 
 use std::collections::BTreeMap;
 use std::hint::black_box;

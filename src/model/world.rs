@@ -69,6 +69,8 @@ pub struct PeerMemory {
     pub flaps: u32,
     /// Since when, while ending, no registration entry federates any more.
     pub drained_since: Option<Timestamp>,
+    /// Since when there has been no exchange with the peer.
+    pub away_since: Option<Timestamp>,
     /// Since when the peer's report names a bundle of ours that is not the newest.
     pub stale_since: Option<Timestamp>,
 }

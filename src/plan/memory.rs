@@ -17,6 +17,7 @@ pub fn advance(world: &World) -> BTreeMap<TrustDomain, PeerMemory> {
         poison(world, peer, &mut memory);
         drain(world, peer, &mut memory);
         stale(world, peer, &mut memory);
+        away(world, peer, &mut memory);
         (trust_domain.clone(), memory)
     };
     world.peers.iter().map(step).collect()
@@ -85,6 +86,11 @@ fn drain(world: &World, peer: &Peer, memory: &mut PeerMemory) {
     let drained = peer.deletion.is_some()
         && readable.is_some_and(|spire| spire.federating_with(&peer.trust_domain).next().is_none());
     memory.drained_since = drained.then(|| memory.drained_since.unwrap_or(world.now));
+}
+
+fn away(world: &World, peer: &Peer, memory: &mut PeerMemory) {
+    let connected = world.sessions.get(&peer.trust_domain).is_some_and(|session| session.is_connected());
+    memory.away_since = if connected { None } else { memory.away_since.or(Some(world.now)) };
 }
 
 fn stale(world: &World, peer: &Peer, memory: &mut PeerMemory) {

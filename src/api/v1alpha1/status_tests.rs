@@ -1,4 +1,4 @@
-//! What the plan writes as statuses of well-formed objects, held to the published schema and to the enumerated reasons. The API server would refuse
+//! What the plan writes as statuses, held to the published schema and to the enumerated reasons. The API server would refuse
 //! or prune what does not fit, and the operator would see an old status or none.
 
 use std::collections::BTreeMap;
@@ -56,7 +56,7 @@ fn imported_spec(host_ip: &str) -> Value {
     })
 }
 
-/// East, which knows west well, has two services of its own and one of west's.
+/// East, which knows west well, has two services of its own and one of west's, and one bad object of each kind.
 fn world() -> World {
     let settings = Settings {
         instance: "main".to_owned(),
@@ -90,6 +90,8 @@ fn world() -> World {
         ..SpireState::default()
     }));
     world.endpoints = Arc::new(BTreeMap::from([(west.clone(), endpoint(&foreign))]));
+    let bad = object(Kind::TrustDomainPeer, None, "self", peer_spec("east.example"));
+    world.rejected.insert(bad.key.clone(), parse::trust_domain_peer::parse(&bad, Some(&east)).unwrap_err());
     world.peers.insert(west, peer);
     for (name, ids) in [("orders", json!(["spiffe://east.example/orders"])), ("bare", json!([]))] {
         let spec = json!({
@@ -102,6 +104,8 @@ fn world() -> World {
         let service = parse::federated_service::parse(&object, Some(&east)).unwrap();
         world.services.insert(service.object.clone(), Arc::new(service));
     }
+    let bad = object(Kind::FederatedService, Some("shop"), "bad", json!({}));
+    world.rejected.insert(bad.key.clone(), parse::federated_service::parse(&bad, Some(&east)).unwrap_err());
     let host = "orders.shop.west.example";
     let mut good = object(Kind::ImportedService, Some("entente-system"), host, imported_spec("192.0.2.9"));
     good.meta.labels.insert(crate::model::object::LABEL_INSTANCE.to_owned(), "main".to_owned());

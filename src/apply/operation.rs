@@ -90,9 +90,11 @@ impl Operation {
             }
             Self::Spire(action) => targets.spire.act(own, action).await.map_err(|e| e.to_string()),
             Self::Prune { key, uid } => store.delete(key, uid).await.map_err(text),
-            Self::Status { key, uid, status } => {
-                store.update_status(key, uid, status.clone()).await.map_err(text)
-            }
+            // What is gone needs no status: it went with what was done just before.
+            Self::Status { key, uid, status } => match store.update_status(key, uid, status.clone()).await {
+                Ok(()) | Err(crate::store::StoreError::NotFound { .. }) => Ok(()),
+                Err(error) => Err(error.to_string()),
+            },
         }
     }
 

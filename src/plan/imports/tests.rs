@@ -2,7 +2,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use crate::model::NamespacedName;
-use crate::model::session::LinkState;
+use crate::model::session::{GoodbyeReason, LinkState};
 use crate::plan::fixtures::{NAMESPACE, WorldExt as _, at, foreign, peer, remote_cart, session, td, world};
 use crate::plan::services::{ServicesPlan, services};
 
@@ -70,6 +70,20 @@ fn a_silent_peer_loses_nothing() {
     assert_eq!(kinds(&plan), BOTH);
     assert!(plan.outcomes.is_empty(), "there is nothing to answer");
     assert_eq!(plan.wake_at, None);
+}
+
+#[test]
+fn a_peer_that_ended_the_relationship_exports_nothing_and_one_that_only_left_still_does() {
+    let parted = |reason| {
+        let mut world = settled(&[remote_cart()]);
+        let sessions = Arc::make_mut(&mut world.sessions);
+        let link = LinkState::Parted { reason, message: String::new() };
+        sessions.insert(td("west.example"), session(link, Some(vec![remote_cart()])));
+        kinds(&decide(&world)).len()
+    };
+    assert_eq!(parted(GoodbyeReason::ShuttingDown), BOTH.len());
+    assert_eq!(parted(GoodbyeReason::Suspended), BOTH.len());
+    assert_eq!(parted(GoodbyeReason::RelationshipEnded), 0);
 }
 
 #[test]

@@ -37,7 +37,7 @@ use serde_json::Value;
 use tokio::sync::{mpsc, watch as channel};
 use tokio_util::sync::{CancellationToken, DropGuard};
 
-pub use manifest::manifest_of;
+pub use manifest::{manifest_of, to_yaml};
 
 use self::state::{GENERATED, LOCKS, MANIFESTS, STATUS, State, View};
 use super::{
@@ -47,6 +47,14 @@ use super::{
 use crate::clock;
 use crate::model::object::Kind;
 use crate::model::{Object, ObjectKey};
+
+/// The one document of a file of the store, bounded as everything that is read here.
+///
+/// # Errors
+/// What to tell the file's owner.
+pub fn read_document(path: &Path) -> Result<Value, String> {
+    files::read(path).and_then(|text| manifest::from_yaml_as(&text))
+}
 
 /// How a directory is watched.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -9,6 +9,7 @@ mod status;
 use std::process::ExitCode;
 
 use clap::{Parser, Subcommand};
+use std::io::IsTerminal as _;
 use tracing_subscriber::EnvFilter;
 
 /// SPIFFE-native federation of trust domains.
@@ -73,7 +74,10 @@ fn log(cli: &Cli) -> anyhow::Result<()> {
     // The demo speaks for itself; its agents' logs are for who asks.
     let default = matches!(cli.command, Command::Demo(_)) && cli.log == "info";
     let filter = EnvFilter::try_new(if default { "warn" } else { &cli.log })?;
-    let subscriber = tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr);
+    let subscriber = tracing_subscriber::fmt()
+        .with_env_filter(filter)
+        .with_ansi(std::io::stderr().is_terminal())
+        .with_writer(std::io::stderr);
     if cli.log_json {
         subscriber.json().init()
     } else {

@@ -24,6 +24,8 @@ pub mod relationship;
 pub mod selectors;
 pub mod services;
 pub mod status;
+#[cfg(test)]
+mod trust_tests;
 pub mod verdict;
 
 use std::collections::{BTreeMap, BTreeSet};

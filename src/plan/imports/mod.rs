@@ -229,9 +229,12 @@ impl PeerImports<'_> {
         let OnDisconnect::Withdraw { after } = self.peer.on_disconnect else { return None };
         let session = session.filter(|session| !session.is_connected())?;
         let after = SignedDuration::try_from(after).ok()?;
-        let due = session.since.checked_add(after).ok()?;
+        // The link's state may change while the peer is away; the absence is older then.
+        let away = self.world.memory.get(&self.peer.trust_domain).and_then(|memory| memory.away_since);
+        let since = away.map_or(session.since, |away| away.min(session.since));
+        let due = since.checked_add(after).ok()?;
         if self.world.now > due {
-            let (td, since) = (&self.peer.trust_domain, session.since);
+            let td = &self.peer.trust_domain;
             return Some(Refusal {
                 reason: "Withdrawn",
                 message: format!(

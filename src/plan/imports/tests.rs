@@ -189,6 +189,13 @@ fn an_import_that_we_did_not_write_admits_nothing() {
     assert!(plan.objects.is_empty());
     let report = &plan.import_reports[&NamespacedName::new(NAMESPACE, HOST)];
     assert_eq!(report.admitted.as_ref().unwrap_err().reason, "ObjectNotOurs");
+
+    // Handed over it is written anew by what the peer says, and stands for nothing until then.
+    let annotations = &mut Arc::make_mut(world.objects.get_mut(&key).unwrap()).meta.annotations;
+    annotations.insert(crate::model::object::ANNOTATION_ADOPT.to_owned(), "true".to_owned());
+    assert!(decide(&world).objects.is_empty());
+    let back = session(LinkState::Connected, Some(vec![remote_cart()]));
+    assert_eq!(kinds(&decide(&world.with_session("west.example", back))), BOTH[..1]);
 }
 
 #[test]

@@ -3,6 +3,7 @@
 
 pub mod federated_service;
 pub mod imported_service;
+mod peer_details;
 #[cfg(test)]
 mod service_tests;
 pub mod trust_domain_peer;
@@ -14,6 +15,7 @@ use serde_json::{Map, Value, json};
 
 use super::StatusWrite;
 use super::services::ServicesPlan;
+use crate::api::v1alpha1::conditions::ReadyReason;
 use crate::model::condition::{Condition, Truth};
 use crate::model::object::{Kind, ObjectKey};
 use crate::model::session::LinkPlan;
@@ -104,11 +106,14 @@ pub fn rejected(world: &World) -> BTreeMap<ObjectKey, StatusWrite> {
 }
 
 fn reject(stored: Option<&Value>, key: &ObjectKey, rejected: &Rejected, now: Timestamp) -> Option<Value> {
-    let accepted = Condition::new("Accepted", false, rejected.reason, rejected.message.clone());
-    let mut conditions = vec![accepted];
-    if key.kind == Kind::TrustDomainPeer {
-        conditions.push(Condition::new("Ready", false, rejected.reason, rejected.message.clone()));
-    }
+    let because = |kind, reason| Condition::new(kind, false, reason, rejected.message.clone());
+    let conditions = match key.kind {
+        Kind::ImportedService => vec![because("Admitted", rejected.reason)],
+        Kind::TrustDomainPeer => {
+            vec![because("Accepted", rejected.reason), because("Ready", ReadyReason::NotAccepted.as_str())]
+        }
+        _ => vec![because("Accepted", rejected.reason)],
+    };
     let rest = stored.and_then(Value::as_object).cloned().unwrap_or_default();
     let fresh = merge(stored, rejected.generation, &conditions, rest, now);
     // The other conditions stay as they were last known.
@@ -139,6 +144,10 @@ pub fn services(
     for (name, report) in &services.export_reports {
         let Some(service) = world.services.get(name) else { continue };
         let key = ObjectKey::namespaced(Kind::FederatedService, &name.namespace, &name.name);
+        // Its last good version is in use still, but what is said is what is wrong with it now.
+        if world.rejected.contains_key(&key) {
+            continue;
+        }
         let computed = federated_service::status(world, service, report, &offered);
         write(world, &mut writes, key, (&service.uid, service.generation), computed);
     }

@@ -1,8 +1,8 @@
 //! The status of a TrustDomainPeer: eight conditions, each with what the operator is to do.
 
-use serde_json::{Map, Value, json};
+use serde_json::Value;
 
-use super::{merge, stored_condition};
+use super::{merge, peer_details, stored_condition};
 use crate::api::v1alpha1::conditions::{
     BundleDistributedReason, BundleEndpointReason, ConnectedReason, PeerAcceptedReason, ReadyReason,
     ReciprocalReason, RotationSafeReason, ServicesSyncedReason,
@@ -35,7 +35,8 @@ pub fn status(subject: Subject<'_>) -> Option<StatusWrite> {
     let key = ObjectKey::cluster(Kind::TrustDomainPeer, &peer.object);
     let stored = world.statuses.get(&key).map(std::convert::AsRef::as_ref);
     let conditions = conditions(subject, stored);
-    let status = merge(stored, peer.generation, &conditions, rest(subject, stored), world.now)?;
+    let status =
+        merge(stored, peer.generation, &conditions, peer_details::details(subject, stored), world.now)?;
     Some(StatusWrite { uid: peer.uid.clone(), status })
 }
 
@@ -201,7 +202,7 @@ fn delivered(world: &World, peer: &Peer, bundle: &Bundle) -> (Truth, &'static st
     (Truth::True, BundleDistributedReason::Distributed.as_str(), message)
 }
 
-fn session<'a>(subject: Subject<'a>) -> Option<&'a SessionState> {
+pub(super) fn session<'a>(subject: Subject<'a>) -> Option<&'a SessionState> {
     subject.world.sessions.get(&subject.peer.trust_domain)
 }
 
@@ -367,75 +368,11 @@ fn ready(subject: Subject<'_>, others: &[Condition]) -> Condition {
     }
 }
 
-fn counts(Subject { services, peer, .. }: Subject<'_>) -> (usize, usize, usize) {
+pub(super) fn counts(Subject { services, peer, .. }: Subject<'_>) -> (usize, usize, usize) {
     let exported = services.catalogues.get(&peer.trust_domain).map_or(0, std::collections::BTreeMap::len);
     let outcomes = services.outcomes.get(&peer.trust_domain);
     let imported = outcomes.map_or(0, |o| o.values().filter(|v| **v == Outcome::Imported).count());
     (exported, imported, outcomes.map_or(0, std::collections::BTreeMap::len) - imported)
-}
-
-fn rest(subject: Subject<'_>, stored: Option<&Value>) -> Map<String, Value> {
-    let Subject { world, peer, .. } = subject;
-    let trust_domain = &peer.trust_domain;
-    let mut rest = Map::new();
-    let spire = world.spire.as_ref();
-    let bundle = spire.and_then(|s| s.bundles.get(trust_domain));
-    if let Some(bundle) = bundle {
-        let latest = world.endpoints.get(trust_domain).and_then(|state| state.latest.as_ref());
-        rest.insert("bundle".to_owned(), bundle_status(bundle, latest.map(AsRef::as_ref)));
-    }
-    let stored_field = |name: &str| stored.and_then(|s| s.get(name)).cloned();
-    match session(subject).and_then(|session| session.remote.as_ref()) {
-        Some(remote) => {
-            let ours = world.identity.as_ref().map(|i| i.bundle.authority_ids()).unwrap_or_default();
-            let held = remote.held.as_ref();
-            let missing: Vec<String> = held
-                .map(|h| ours.difference(&h.authority_ids).map(ToString::to_string).collect())
-                .unwrap_or_default();
-            let view = json!({
-                "digestOfOurs": held.map(|h| h.digest.to_string()),
-                "held": held.is_some(),
-                "missing": missing,
-            });
-            rest.insert("remoteView".to_owned(), view);
-        }
-        None => {
-            rest.extend(stored_field("remoteView").map(|v| ("remoteView".to_owned(), v)));
-        }
-    }
-    let (exported, imported, refused) = counts(subject);
-    let heard = session(subject).is_some_and(|session| session.catalogue.is_some());
-    let services = json!({ "exported": exported, "imported": imported, "refused": refused });
-    let services = if heard { Some(services) } else { stored_field("services") };
-    rest.extend(services.map(|v| ("services".to_owned(), v)));
-    let why = session(subject).and_then(|session| match &session.link {
-        LinkState::Connected | LinkState::Idle => None,
-        LinkState::Parted { reason, .. } => Some(json!(format!("{reason:?}"))),
-        LinkState::Refused { .. } => Some(json!("Refused")),
-        LinkState::Unverified { .. } => Some(json!("PeerNotVerified")),
-        LinkState::WrongPeerId { .. } => Some(json!("WrongPeerId")),
-        LinkState::Unreachable { .. } => Some(json!("Unreachable")),
-    });
-    let why = why.or_else(|| stored_field("lastDisconnectReason"));
-    rest.extend(why.map(|v| ("lastDisconnectReason".to_owned(), v)));
-    rest
-}
-
-/// SPIRE's bundle, with the sequence and the hint of the endpoint, which SPIRE does not keep.
-fn bundle_status(bundle: &Bundle, served: Option<&Bundle>) -> Value {
-    let same = served.filter(|served| served.digest() == bundle.digest());
-    let authorities: Vec<Value> = bundle
-        .authorities()
-        .map(
-            |a| json!({ "id": a.id().as_str(), "notAfter": a.not_after().to_string(), "tainted": a.tainted }),
-        )
-        .collect();
-    json!({
-        "sequence": same.and_then(|b| b.sequence),
-        "digest": bundle.digest().to_string(),
-        "authorities": authorities,
-        "refreshHint": same.and_then(|b| b.refresh_hint),
-    })
 }
 
 /// Whether the bootstrap bundle is named in another object, for the index to read.

@@ -1,0 +1,517 @@
+//! Trust over time: onboarding, poisoned bundles, ending, the verdict; each step a world, and what is planned for it.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
+
+use jiff::Timestamp;
+use serde_json::json;
+
+use super::ending::{FINALIZER, Stage, stage};
+use super::fixtures::{WorldExt as _, id, peer, td, world};
+use super::registrations::{Want, patches, reverted, want};
+use super::{finalizers, memory, plan, relationship, verdict};
+use crate::api::v1alpha1::conditions::ReciprocalReason as Reason;
+use crate::bundle::testing::{Ca, NOW};
+use crate::model::change::PatchOp;
+use crate::model::condition::Truth;
+use crate::model::endpoint::{EndpointState, FetchFailure, FetchProblem};
+use crate::model::object::{Kind, ObjectKey};
+use crate::model::peer::RegistrationSelection;
+use crate::model::registration::{Record, Registration};
+use crate::model::session::{GoodbyeReason, HeldBundle, LinkState, Refusal, SessionState, TrustReport};
+use crate::model::trust::{Entry, Relationship, SpireAction, SpireState};
+use crate::model::world::Relationships;
+use crate::model::{Bundle, Peer, World};
+
+const EAST: &str = "east.example";
+
+/// West, with a peer east, at a time at which test certificates are valid.
+struct Scene {
+    world: World,
+    east: Arc<Bundle>,
+}
+
+fn now() -> Timestamp {
+    Timestamp::from_second(i64::try_from(NOW).unwrap()).unwrap()
+}
+
+fn registration(name: &str, is_agent: bool) -> Registration {
+    Registration {
+        key: ObjectKey::cluster(Kind::ClusterStaticEntry, name),
+        uid: format!("uid-of-{name}"),
+        resource_version: "7".to_owned(),
+        labels: BTreeMap::new(),
+        has_annotations: false,
+        class_name: String::new(),
+        is_agent,
+        federates_with: Vec::new(),
+        record: Record::default(),
+    }
+}
+
+impl Scene {
+    fn new() -> Self {
+        let east = Ca::new().bundle(EAST);
+        let mut peer = peer(EAST);
+        peer.federates_with = Some(RegistrationSelection::default());
+        let mut world = world("west.example").with_peer(peer);
+        world.now = now();
+        let identity = Arc::make_mut(world.identity.as_mut().unwrap());
+        identity.bundle = Ca::new().bundle("west.example");
+        world.spire = Some(Arc::new(SpireState::default()));
+        let mut scene = Self { world, east };
+        scene.register(registration("agent", true));
+        scene.register(registration("cart", false));
+        scene
+    }
+
+    /// As it is once SPIRE has relationship and bundle, and the endpoint serves that bundle.
+    fn related() -> Self {
+        let mut scene = Self::new();
+        let east = Arc::clone(&scene.east);
+        scene.serves(Arc::clone(&east), 5);
+        scene.spire(|spire, peer| {
+            let relationship = Relationship { trust_domain: td(EAST), endpoint: peer.endpoint.clone() };
+            spire.relationships.insert(td(EAST), relationship);
+            spire.bundles.insert(td(EAST), east);
+        });
+        scene
+    }
+
+    fn register(&mut self, registration: Registration) {
+        self.world.registrations.insert(registration.key.clone(), Arc::new(registration));
+    }
+
+    fn spire(&mut self, change: impl FnOnce(&mut SpireState, &Peer)) {
+        let peer = self.peer();
+        let mut state = self.world.spire.as_deref().cloned().unwrap();
+        change(&mut state, &peer);
+        self.world.spire = Some(Arc::new(state));
+    }
+
+    fn serves(&mut self, bundle: Arc<Bundle>, good_in_a_row: u32) {
+        let usable = bundle.is_usable_at(now()).then(|| Arc::clone(&bundle));
+        let states = Arc::make_mut(&mut self.world.endpoints);
+        let state = states.entry(td(EAST)).or_default();
+        let latest_usable = usable.or_else(|| state.latest_usable.clone());
+        *state = EndpointState {
+            latest: Some(bundle),
+            latest_usable,
+            good_in_a_row,
+            since: Some(now()),
+            ..EndpointState::default()
+        };
+    }
+
+    fn peer(&self) -> Arc<Peer> {
+        Arc::clone(&self.world.peers[&td(EAST)])
+    }
+
+    fn change_peer(&mut self, change: impl FnOnce(&mut Peer)) {
+        change(Arc::make_mut(self.world.peers.get_mut(&td(EAST)).unwrap()));
+    }
+
+    fn link(&mut self, link: LinkState, remote: Option<TrustReport>) {
+        let mut session = SessionState::idle(now());
+        session.link = link;
+        session.remote = remote;
+        Arc::make_mut(&mut self.world.sessions).insert(td(EAST), session);
+    }
+
+    /// Time goes by, and the memory with it.
+    fn pass(&mut self, seconds: i64) {
+        self.world.now = Timestamp::from_second(self.world.now.as_second() + seconds).unwrap();
+        self.world.memory = memory::advance(&self.world);
+    }
+
+    /// Makes the patches true, as the store would.
+    fn write_patches(&mut self) -> usize {
+        let patches = patches(&self.world);
+        for patch in &patches {
+            let mut registration = self.world.registrations[&patch.key].as_ref().clone();
+            for op in &patch.ops {
+                match op {
+                    PatchOp::Add { path, value } if path == "/spec/federatesWith" => {
+                        registration.federates_with = serde_json::from_value(value.clone()).unwrap();
+                    }
+                    PatchOp::Add { path, value } if path.contains("entente.dev") => {
+                        registration.has_annotations = true;
+                        let text: serde_json::Value = serde_json::from_str(value.as_str().unwrap()).unwrap();
+                        let list = |name: &str| -> BTreeSet<_> {
+                            text[name].as_array().unwrap().iter().map(|v| td(v.as_str().unwrap())).collect()
+                        };
+                        registration.record = Record { added: list("added"), suspended: list("suspended") };
+                    }
+                    PatchOp::Remove { .. } => registration.record = Record::default(),
+                    PatchOp::Add { path, .. } => assert_eq!(path, "/metadata/annotations"),
+                    PatchOp::Replace { .. } | PatchOp::Test { .. } => panic!("unexpected {op:?}"),
+                }
+            }
+            self.register(registration);
+        }
+        patches.len()
+    }
+
+    fn names(&self, name: &str) -> Vec<String> {
+        let key = ObjectKey::cluster(Kind::ClusterStaticEntry, name);
+        self.world.registrations[&key].federates_with.clone()
+    }
+
+    fn verdict(&self) -> Option<(Truth, Reason)> {
+        verdict::reciprocal(&self.world, &self.peer()).map(|v| (v.truth, v.reason))
+    }
+}
+
+fn empty() -> Arc<Bundle> {
+    Arc::new(Bundle::new(td(EAST), []))
+}
+
+#[test]
+fn nothing_federates_before_spire_holds_relationship_and_bundle() {
+    let mut scene = Scene::new();
+    scene.serves(Arc::clone(&scene.east), 1);
+    assert_eq!(patches(&scene.world), []);
+    let east = Arc::clone(&scene.east);
+    scene.spire(|spire, _| {
+        spire.bundles.insert(td(EAST), east);
+    });
+    assert_eq!(patches(&scene.world), [], "a bundle alone is not kept fresh");
+    let mut scene = Scene::related();
+    assert_eq!(scene.write_patches(), 2);
+    assert_eq!(scene.names("agent"), [EAST]);
+    assert_eq!(scene.names("cart"), [EAST]);
+    assert_eq!(scene.write_patches(), 0, "a settled registration is not written");
+}
+
+#[test]
+fn unselected_registrations_are_left_alone() {
+    let mut scene = Scene::related();
+    scene.change_peer(|peer| peer.federates_with = None);
+    assert_eq!(scene.write_patches(), 1);
+    assert_eq!(scene.names("agent"), [EAST]);
+    assert!(scene.names("cart").is_empty());
+}
+
+#[test]
+fn what_the_user_wrote_stays_and_what_someone_reverts_is_not_fought_over() {
+    let mut scene = Scene::related();
+    let mut cart = registration("cart", false);
+    cart.federates_with = vec!["other.example".to_owned(), EAST.to_owned()];
+    scene.register(cart);
+    scene.write_patches();
+    assert_eq!(scene.names("cart"), ["other.example", EAST]);
+    assert!(reverted(&scene.world, &scene.peer()).is_empty());
+
+    let key = ObjectKey::cluster(Kind::ClusterStaticEntry, "agent");
+    let mut agent = scene.world.registrations[&key].as_ref().clone();
+    agent.federates_with.clear();
+    scene.register(agent);
+    assert_eq!(scene.write_patches(), 0);
+    assert_eq!(reverted(&scene.world, &scene.peer()), [key.to_string()]);
+}
+
+#[test]
+fn a_poisoned_bundle_is_withdrawn_at_once_and_comes_back_after_three_good_fetches() {
+    let mut scene = Scene::related();
+    scene.write_patches();
+    scene.spire(|spire, _| {
+        spire.bundles.insert(td(EAST), empty());
+    });
+    scene.serves(empty(), 0);
+    scene.pass(1);
+    assert_eq!(want(&scene.world, &scene.peer()), Want::Suspend);
+    assert_eq!(scene.write_patches(), 2);
+    assert!(scene.names("cart").is_empty() && scene.names("agent").is_empty());
+
+    // The endpoint is good again: SPIRE, which cannot verify it any more, is given the bundle, but nobody federates yet.
+    scene.serves(Arc::clone(&scene.east), 1);
+    scene.pass(1);
+    let actions = relationship::actions(&scene.world, &scene.peer());
+    assert_eq!(actions, [SpireAction::SetBundle(Arc::clone(&scene.east))]);
+    let east = Arc::clone(&scene.east);
+    scene.spire(|spire, _| {
+        spire.bundles.insert(td(EAST), east);
+    });
+    scene.pass(1);
+    assert_eq!(scene.write_patches(), 0);
+    scene.serves(Arc::clone(&scene.east), 3);
+    scene.pass(1);
+    assert_eq!(scene.write_patches(), 2);
+    assert_eq!(scene.names("cart"), [EAST]);
+
+    // The second time it is held back twice as long.
+    scene.serves(empty(), 0);
+    scene.pass(1);
+    scene.write_patches();
+    for good in [3, 5] {
+        scene.serves(Arc::clone(&scene.east), good);
+        scene.pass(1);
+        assert_eq!(scene.write_patches(), 0);
+    }
+    scene.serves(Arc::clone(&scene.east), 6);
+    scene.pass(1);
+    assert_eq!(scene.write_patches(), 2);
+}
+
+#[test]
+fn a_suspension_outlives_a_restart() {
+    let mut scene = Scene::related();
+    let mut cart = registration("cart", false);
+    cart.record.suspended = BTreeSet::from([td(EAST)]);
+    cart.has_annotations = true;
+    scene.register(cart);
+    scene.serves(Arc::clone(&scene.east), 1);
+    scene.pass(1);
+    assert_eq!(want(&scene.world, &scene.peer()), Want::Suspend);
+    scene.serves(Arc::clone(&scene.east), 3);
+    scene.pass(1);
+    scene.write_patches();
+    assert_eq!(scene.names("cart"), [EAST]);
+}
+
+#[test]
+fn a_missing_bundle_suspends_without_a_hold_back() {
+    let mut scene = Scene::new();
+    let mut cart = registration("cart", false);
+    cart.federates_with = vec![EAST.to_owned()];
+    scene.register(cart);
+    scene.pass(1);
+    scene.write_patches();
+    assert!(scene.names("cart").is_empty(), "it would get no SVID");
+    scene.pass(1);
+    let east = Arc::clone(&scene.east);
+    scene.serves(Arc::clone(&east), 1);
+    scene.spire(|spire, peer| {
+        let relationship = Relationship { trust_domain: td(EAST), endpoint: peer.endpoint.clone() };
+        spire.relationships.insert(td(EAST), relationship);
+        spire.bundles.insert(td(EAST), east);
+    });
+    scene.pass(1);
+    scene.write_patches();
+    assert_eq!(scene.names("cart"), [EAST]);
+}
+
+#[test]
+fn spire_is_asked_to_refresh_or_given_what_it_cannot_verify() {
+    let mut scene = Scene::related();
+    let next = Ca::new();
+    let both = Bundle::new(td(EAST), scene.east.authorities().cloned().chain([next.authority()]));
+    scene.serves(Arc::new(both), 5);
+    let peer = scene.peer();
+    assert_eq!(relationship::actions(&scene.world, &peer), [SpireAction::RefreshBundle(td(EAST))]);
+    scene.serves(next.bundle(EAST), 5);
+    let actions = relationship::actions(&scene.world, &peer);
+    assert_eq!(actions, [SpireAction::SetBundle(next.bundle(EAST))]);
+}
+
+#[test]
+fn unreadable_spire_changes_nothing() {
+    let mut scene = Scene::related();
+    scene.write_patches();
+    scene.spire(|spire, _| {
+        spire.bundles.clear();
+        spire.failure = Some("no answer".to_owned());
+    });
+    scene.pass(1);
+    assert_eq!(patches(&scene.world), []);
+    assert_eq!(relationship::actions(&scene.world, &scene.peer()), []);
+}
+
+#[test]
+fn a_relationship_ends_in_the_safe_order() {
+    let mut scene = Scene::related();
+    scene.write_patches();
+    let object = relationship::object(&scene.world, &scene.peer()).unwrap();
+    scene.world = scene.world.clone().with_object(object.clone());
+    scene.spire(|spire, _| {
+        let spiffe_id = id("spiffe://west.example/ns/shop/sa/cart");
+        let entry = Entry { id: "e".to_owned(), spiffe_id, federates_with: BTreeSet::from([td(EAST)]) };
+        spire.entries.insert(entry.id.clone(), entry);
+    });
+    scene.change_peer(|peer| {
+        peer.deletion = Some(now());
+        peer.finalizers = vec![FINALIZER.to_owned()];
+    });
+    scene.link(LinkState::Connected, None);
+    assert_eq!(stage(&scene.world, &scene.peer()), Some(Stage::Goodbye));
+    assert_eq!(patches(&scene.world), []);
+
+    Arc::make_mut(&mut scene.world.sessions).get_mut(&td(EAST)).unwrap().parted = true;
+    let key = ObjectKey::cluster(Kind::ClusterStaticEntry, "cart");
+    assert_eq!(stage(&scene.world, &scene.peer()), Some(Stage::Registrations(vec![key.to_string()])));
+    scene.write_patches();
+    assert_eq!((scene.names("cart"), scene.names("agent")), (vec![], vec![EAST.to_owned()]));
+    assert_eq!(stage(&scene.world, &scene.peer()), Some(Stage::OwnRegistration));
+    scene.write_patches();
+    assert!(scene.names("agent").is_empty());
+
+    assert_eq!(stage(&scene.world, &scene.peer()), Some(Stage::Relationship(object.key.to_string())));
+    assert!(plan(&scene.world).prune.contains_key(&object.key));
+    scene.world.objects.remove(&object.key);
+    assert_eq!(relationship::object(&scene.world, &scene.peer()), None, "what has gone does not come back");
+    assert!(matches!(stage(&scene.world, &scene.peer()), Some(Stage::Relationship(_))));
+    scene.spire(|spire, _| spire.relationships.clear());
+    assert!(matches!(stage(&scene.world, &scene.peer()), Some(Stage::Entries(_))));
+    scene.pass(100);
+    scene.spire(|spire, _| spire.entries.clear());
+    scene.pass(1);
+    assert!(matches!(stage(&scene.world, &scene.peer()), Some(Stage::Drain(_))));
+    assert_eq!(relationship::actions(&scene.world, &scene.peer()), []);
+    scene.pass(30);
+    assert_eq!(stage(&scene.world, &scene.peer()), Some(Stage::Bundle));
+    assert_eq!(relationship::actions(&scene.world, &scene.peer()), [SpireAction::DeleteBundle(td(EAST))]);
+    assert_eq!(finalizers::patches(&scene.world), []);
+    scene.spire(|spire, _| spire.bundles.clear());
+    assert_eq!(stage(&scene.world, &scene.peer()), Some(Stage::Done));
+    let release = finalizers::patches(&scene.world);
+    let op = PatchOp::Add { path: "/metadata/finalizers".to_owned(), value: json!([]) };
+    assert_eq!(release.into_iter().map(|p| p.ops).collect::<Vec<_>>(), [vec![op]]);
+}
+
+#[test]
+fn the_relationship_carries_the_freshest_verified_bundle() {
+    let mut scene = Scene::new();
+    let spec =
+        |scene: &Scene| relationship::object(&scene.world, &scene.peer()).unwrap().spec().cloned().unwrap();
+    assert!(
+        spec(&scene).get("trustDomainBundle").is_none(),
+        "the web's authorities let SPIRE fetch the first one"
+    );
+    scene.serves(Arc::clone(&scene.east), 1);
+    let fetched = spec(&scene)["trustDomainBundle"].clone();
+    assert!(fetched.as_str().unwrap().contains("x5c"));
+    scene.serves(empty(), 0);
+    assert_eq!(spec(&scene)["trustDomainBundle"], fetched, "an empty one is never written");
+
+    // After a restart nothing was fetched yet: what stands in the object is not taken back.
+    let object = relationship::object(&scene.world, &scene.peer()).unwrap();
+    scene.world = scene.world.clone().with_object(object);
+    scene.world.endpoints = Arc::default();
+    assert_eq!(spec(&scene)["trustDomainBundle"], fetched);
+}
+
+#[test]
+fn without_a_controller_manager_the_server_api_is_asked() {
+    let mut scene = Scene::new();
+    let settings = Arc::make_mut(&mut scene.world.settings);
+    settings.relationships = Relationships::ServerApi;
+    scene.serves(Arc::clone(&scene.east), 1);
+    let actions = relationship::actions(&scene.world, &scene.peer());
+    assert!(matches!(actions.as_slice(), [SpireAction::CreateRelationship(_, Some(_))]), "{actions:?}");
+    assert_eq!(patches(&scene.world), []);
+}
+
+#[test]
+fn each_verdict_names_the_side_and_the_cause() {
+    let mut scene = Scene::related();
+    scene.link(LinkState::Idle, None);
+    assert_eq!(scene.verdict(), Some((Truth::False, Reason::WeDoNotHoldPeerBundle)), "not delivered to us");
+    let east = Arc::clone(&scene.east);
+    Arc::make_mut(scene.world.identity.as_mut().unwrap()).federated.insert(td(EAST), east);
+    assert_eq!(scene.verdict(), None, "too early");
+    scene.pass(20);
+    assert_eq!(scene.verdict(), Some((Truth::Unknown, Reason::AwaitingPeer)));
+    let text = String::new;
+    let parted = |reason| LinkState::Parted { reason, message: String::new() };
+    let refused = |by| LinkState::Refused { by, message: String::new() };
+    for (link, verdict) in [
+        (LinkState::Unreachable { message: text() }, (Truth::Unknown, Reason::PeerUnreachable)),
+        (refused(Refusal::NotAccepted), (Truth::False, Reason::PeerRefusesUs)),
+        (refused(Refusal::Expired), (Truth::False, Reason::PeerRefusesUs)),
+        (refused(Refusal::UnknownAuthority), (Truth::False, Reason::PeerHoldsStaleBundle)),
+        (LinkState::Unverified { message: text() }, (Truth::False, Reason::WeDoNotHoldPeerBundle)),
+        (LinkState::WrongPeerId { message: text() }, (Truth::Unknown, Reason::AwaitingPeer)),
+        (parted(GoodbyeReason::RelationshipEnded), (Truth::False, Reason::PeerEnded)),
+        (parted(GoodbyeReason::NotTrusted), (Truth::False, Reason::PeerRefusesUs)),
+        (parted(GoodbyeReason::Suspended), (Truth::Unknown, Reason::AwaitingPeer)),
+        (parted(GoodbyeReason::ShuttingDown), (Truth::Unknown, Reason::PeerUnreachable)),
+    ] {
+        scene.link(link.clone(), None);
+        assert_eq!(scene.verdict(), Some(verdict), "{link:?}");
+    }
+}
+
+#[test]
+fn a_report_is_believed_and_a_stale_bundle_is_forgiven_for_two_intervals() {
+    let mut scene = Scene::related();
+    let ours = Arc::clone(&scene.world.identity.as_ref().unwrap().bundle);
+    let held = |bundle: &Bundle| Some(HeldBundle::from(bundle));
+    let report =
+        |bundle: &Bundle| TrustReport { held: held(bundle), delivered: held(bundle), relationship: true };
+    scene.link(LinkState::Connected, Some(report(&ours)));
+    assert_eq!(scene.verdict(), Some((Truth::True, Reason::Confirmed)));
+
+    scene.link(LinkState::Connected, Some(TrustReport { relationship: false, ..report(&ours) }));
+    assert_eq!(scene.verdict(), Some((Truth::False, Reason::PeerHasNoRelationship)));
+    scene.link(LinkState::Connected, Some(TrustReport { held: None, ..report(&ours) }));
+    assert_eq!(scene.verdict(), Some((Truth::False, Reason::PeerHoldsStaleBundle)));
+    scene.link(LinkState::Connected, Some(TrustReport { delivered: None, ..report(&ours) }));
+    assert_eq!(scene.verdict(), Some((Truth::False, Reason::PeerRefusesUs)));
+
+    let old = Ca::new().bundle("west.example");
+    scene.link(LinkState::Connected, Some(report(&old)));
+    scene.pass(1);
+    assert_eq!(scene.verdict(), Some((Truth::True, Reason::Confirmed)), "it may take two intervals");
+    scene.pass(2 * 300);
+    assert_eq!(scene.verdict(), Some((Truth::False, Reason::PeerHoldsStaleBundle)));
+
+    scene.link(LinkState::Connected, Some(report(&old)));
+    scene.world.memory = BTreeMap::new();
+    let signing = ours.authorities().next().unwrap().id().clone();
+    scene.spire(|spire, _| spire.active_authority = Some(signing));
+    assert_eq!(
+        scene.verdict(),
+        Some((Truth::False, Reason::PeerHoldsStaleBundle)),
+        "it lacks what signs now"
+    );
+}
+
+#[test]
+fn what_is_missing_here_is_said_of_here() {
+    let mut scene = Scene::related();
+    scene.link(LinkState::Connected, Some(TrustReport::default()));
+    scene.spire(|spire, _| spire.bundles.clear());
+    assert_eq!(scene.verdict(), Some((Truth::False, Reason::WeDoNotHoldPeerBundle)));
+}
+
+#[test]
+fn a_failing_endpoint_heals_nothing() {
+    let mut scene = Scene::related();
+    scene.spire(|spire, _| spire.bundles.clear());
+    let state = Arc::make_mut(&mut scene.world.endpoints).get_mut(&td(EAST)).unwrap();
+    state.failure =
+        Some(FetchFailure { problem: FetchProblem::EndpointUnreachable, message: "gone".to_owned() });
+    assert_eq!(relationship::actions(&scene.world, &scene.peer()), []);
+    assert_eq!(want(&scene.world, &scene.peer()), Want::Suspend);
+}
+
+#[test]
+fn equal_worlds_make_equal_plans_and_a_suspended_peer_is_left_as_it_is() {
+    let mut scene = Scene::related();
+    assert_eq!(plan(&scene.world), plan(&scene.world.clone()));
+    let object = relationship::object(&scene.world, &scene.peer()).unwrap();
+    scene.world = scene.world.clone().with_object(object);
+    scene.change_peer(|peer| {
+        peer.suspend = true;
+        peer.finalizers = vec![FINALIZER.to_owned()];
+    });
+    let plan = plan(&scene.world);
+    assert_eq!((plan.writes.len(), plan.prune.len(), plan.patches.len(), plan.spire.len()), (0, 0, 0, 0));
+}
+
+#[test]
+fn the_status_of_a_peer_is_what_its_schema_says() {
+    use crate::api::v1alpha1::TrustDomainPeerStatus;
+    let mut scene = Scene::related();
+    let ours = Arc::clone(&scene.world.identity.as_ref().unwrap().bundle);
+    let held = HeldBundle { digest: ours.digest(), authority_ids: ours.authority_ids() };
+    let report = TrustReport { held: Some(held.clone()), delivered: Some(held.clone()), relationship: true };
+    scene.link(LinkState::Connected, Some(report));
+    let plan = plan(&scene.world);
+    let (_, write) = plan.statuses.iter().next().unwrap();
+    let status: TrustDomainPeerStatus = serde_json::from_value(write.status.clone()).unwrap();
+    let view = status.remote_view.unwrap();
+    assert_eq!(view.held, held.authority_ids.iter().map(ToString::to_string).collect::<Vec<_>>());
+    assert_eq!(status.bundle.unwrap().digest, scene.east.digest().to_string());
+    assert!(!write.status.to_string().contains("null"), "the API server refuses nulls: {}", write.status);
+}

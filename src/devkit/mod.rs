@@ -12,6 +12,7 @@
 
 mod authority;
 mod bundle_endpoint;
+pub mod demo;
 pub mod document;
 mod fault;
 mod fetch;

@@ -124,13 +124,13 @@ pub fn service_from_proto(service: &proto::Service) -> Result<RemoteService> {
             Ok(proto::TlsMode::Mtls) => TlsMode::Mtls,
             Ok(proto::TlsMode::Unspecified) | Err(_) => return Err(ConvertError::TlsMode),
         },
-        server_ids: service.server_spiffe_ids.iter().map(server_id).collect::<Result<_>>()?,
-        clients: service.client_spiffe_ids.iter().map(|text| client_pattern(text)).collect::<Result<_>>()?,
+        server_ids: service.server_spiffe_ids.iter().map(|id| server_id(id)).collect::<Result<_>>()?,
+        clients: service.client_spiffe_ids.iter().map(|id| client_pattern(id)).collect::<Result<_>>()?,
         gateways: service.gateways.iter().map(gateway_from_proto).collect::<Result<_>>()?,
     })
 }
 
-fn server_id(text: &String) -> Result<SpiffeId> {
+fn server_id(text: &str) -> Result<SpiffeId> {
     let id = SpiffeId::new(text).ok().filter(|id| text.len() <= MAX_SPIFFE_ID && !id.path().is_empty());
     id.ok_or_else(|| invalid("server SPIFFE ID", text))
 }

@@ -7,7 +7,7 @@ use std::time::Duration;
 use rustls::pki_types::{CertificateDer, UnixTime};
 use tokio::sync::{mpsc, watch};
 use tokio::time::{Instant, sleep_until, timeout_at};
-use tokio_util::sync::DropGuard;
+use tokio_util::sync::{CancellationToken, DropGuard};
 use tonic::transport::Channel;
 use tonic::{Code, Status, Streaming};
 
@@ -28,11 +28,37 @@ pub(super) struct Proof {
     pub(super) at: UnixTime,
 }
 
-/// What keeps the connection below a stream open, and closes it when dropped.
-#[allow(dead_code, reason = "held for their drop alone")]
+/// The connection below a stream, which closes when this is dropped.
 pub(super) enum Connection {
     Dialled(Channel),
-    Accepted(DropGuard),
+    Accepted {
+        close: DropGuard,
+        /// Cancelled once the connection is gone.
+        gone: CancellationToken,
+    },
+}
+
+/// How long a connection that we dialled is kept for a last frame to be written, where the peer's half broke and so
+/// cannot tell that it was read.
+const LAST_WRITE: Duration = Duration::from_millis(250);
+
+impl Connection {
+    /// Closes it, at `deadline` at the latest.
+    async fn close(self, is_broken: bool, deadline: Instant) {
+        match self {
+            // a dialler that has read all we said closes; to close before could lose it
+            Self::Accepted { close, gone } => {
+                let _ = timeout_at(deadline, gone.cancelled()).await;
+                drop(close);
+            }
+            Self::Dialled(channel) => {
+                if is_broken {
+                    sleep_until(deadline.min(Instant::now() + LAST_WRITE)).await;
+                }
+                drop(channel);
+            }
+        }
+    }
 }
 
 /// A stream to or from a peer.
@@ -81,9 +107,18 @@ impl Link {
         // ends our half; the peer ends its own when it has read all of ours
         let Stream { mut frames, out, connection, .. } = stream;
         drop(out);
-        let rest = async { while let Ok(Some(_)) = frames.message().await {} };
-        let _ = timeout_at(ended_at + self.goodbye, rest).await;
-        drop(connection);
+        let deadline = ended_at + self.goodbye;
+        let rest = async {
+            loop {
+                match frames.message().await {
+                    Ok(Some(_)) => {}
+                    Ok(None) => return false,
+                    Err(_) => return true,
+                }
+            }
+        };
+        let is_broken = timeout_at(deadline, rest).await.unwrap_or(true);
+        connection.close(is_broken, deadline).await;
         self.tell(LinkEvent::Closed).await;
     }
 
@@ -99,7 +134,6 @@ impl Link {
             if let (Some(at), None) = (ended_at, &pending) {
                 return at;
             }
-            let last_moment = ended_at.map(|at| at + self.goodbye);
             tokio::select! {
                 permit = stream.out.reserve(), if pending.is_some() => match permit {
                     Ok(permit) => if let Some(frame) = pending.take() { permit.send(frame) },
@@ -117,9 +151,8 @@ impl Link {
                     if let Some((reason, text)) = parting { session.part(reason, &text) }
                 }
                 _ = tick.tick(), if ended_at.is_none() => session.on_tick(self.origin.elapsed()),
-                () = sleep_until(last_moment.unwrap_or_else(Instant::now)), if last_moment.is_some() => {
-                    return last_moment.unwrap_or_else(Instant::now);
-                }
+                // the peer does not read
+                at = moment(ended_at, self.goodbye) => return at,
             }
             self.report(session, &mut told).await;
         }
@@ -149,6 +182,13 @@ impl Link {
 struct Told {
     open: bool,
     revision: u64,
+}
+
+/// Returns `at` once `after` has passed since; never where there is none.
+async fn moment(at: Option<Instant>, after: Duration) -> Instant {
+    let Some(at) = at else { return std::future::pending().await };
+    sleep_until(at + after).await;
+    at
 }
 
 /// Returns once the stream is to be parted.

@@ -21,7 +21,7 @@ use tokio_rustls::TlsAcceptor;
 use tokio_rustls::server::TlsStream;
 use tokio_stream::StreamExt as _;
 use tokio_stream::wrappers::ReceiverStream;
-use tokio_util::sync::{CancellationToken, WaitForCancellationFutureOwned};
+use tokio_util::sync::{CancellationToken, DropGuard, WaitForCancellationFutureOwned};
 use tonic::transport::Server;
 use tonic::transport::server::Connected;
 use tonic::{Request, Response, Status, Streaming};
@@ -176,7 +176,10 @@ fn network(source: IpAddr) -> IpAddr {
 pub(super) struct Peer {
     proof: Proof,
     used: Arc<AtomicBool>,
+    /// Closes the connection.
     close: CancellationToken,
+    /// Cancelled once it is closed.
+    gone: CancellationToken,
 }
 
 /// A connection of a peer's agent. It carries one exchange: it closes when that ends, or where none begins in time.
@@ -185,6 +188,7 @@ struct PeerConnection {
     peer: Peer,
     closed: Pin<Box<WaitForCancellationFutureOwned>>,
     unused: Pin<Box<Sleep>>,
+    _gone: DropGuard,
     _place: OwnedSemaphorePermit,
 }
 
@@ -206,12 +210,13 @@ impl PeerConnection {
             .place(id.trust_domain())
             .ok_or_else(|| io::Error::other(format!("{id} has {CONNECTIONS_A_PEER} connections already")))?;
         let proof = Proof { id, chain, role: Role::Client, at };
-        let close = CancellationToken::new();
+        let (close, gone) = (CancellationToken::new(), CancellationToken::new());
         Ok(Self {
             stream,
             closed: Box::pin(close.clone().cancelled_owned()),
             unused: Box::pin(sleep(patience)),
-            peer: Peer { proof, used: Arc::new(AtomicBool::new(false)), close },
+            _gone: gone.clone().drop_guard(),
+            peer: Peer { proof, used: Arc::new(AtomicBool::new(false)), close, gone },
             _place: place,
         })
     }
@@ -296,12 +301,12 @@ impl Federation for Exchange {
         request: Request<Streaming<Frame>>,
     ) -> Result<Response<Self::ExchangeStream>, Status> {
         let peer = request.extensions().get::<Peer>().cloned();
-        let Peer { proof, used, close } = peer.ok_or_else(|| Status::internal("no peer"))?;
+        let Peer { proof, used, close, gone } = peer.ok_or_else(|| Status::internal("no peer"))?;
         if used.swap(true, Ordering::Relaxed) {
             return Err(Status::failed_precondition("a connection carries one exchange"));
         }
         // from here on, the connection ends with the exchange
-        let connection = Connection::Accepted(close.drop_guard());
+        let connection = Connection::Accepted { close: close.drop_guard(), gone };
         // time has passed since the handshake
         self.0.judge(&proof.chain, proof.at).map_err(|e| Status::permission_denied(e.to_string()))?;
         let (out, frames) = mpsc::channel(QUEUE);

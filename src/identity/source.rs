@@ -55,7 +55,7 @@ impl IdentitySource {
         (source, task)
     }
 
-    pub(super) fn empty() -> Self {
+    pub(crate) fn empty() -> Self {
         let shared = Shared { svids: ArcSwapOption::empty(), identity: watch::Sender::new(None) };
         Self { shared: Arc::new(shared) }
     }
@@ -72,7 +72,7 @@ impl IdentitySource {
         self.shared.svids.load_full()
     }
 
-    pub(super) fn publish(&self, svids: Svids) {
+    pub(crate) fn publish(&self, svids: Svids) {
         let identity = Arc::clone(&svids.identity);
         self.shared.svids.store(Some(Arc::new(svids)));
         self.shared.identity.send_if_modified(|known| {

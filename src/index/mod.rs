@@ -46,6 +46,7 @@ impl Index {
 
     /// Takes in what a watch told.
     pub fn store(&mut self, event: Event) {
+        let of_peers = event.kind() == Some(Kind::TrustDomainPeer);
         match event {
             Event::Reset { kind, objects } => {
                 self.reset(kind, objects);
@@ -63,7 +64,9 @@ impl Index {
                 }
             }
         }
-        self.settle();
+        if of_peers {
+            self.settle();
+        }
     }
 
     /// Takes in who we are.
@@ -154,8 +157,8 @@ impl Index {
         }
     }
 
-    /// Takes a parsed object in, or its rejection. The last good version of an object that became bad is dropped from
-    /// what is in use; what was generated from it stays (`plan::prune`).
+    /// Takes a parsed object in, or its rejection. The last good version of a FederatedService that became bad stays in
+    /// use, or its importers would lose it; of anything else, what was generated from it stays (`plan::prune`).
     fn keep<T>(&mut self, key: ObjectKey, parsed: Result<T, Rejected>, insert: impl FnOnce(&mut World, T)) {
         match parsed {
             Ok(value) => {
@@ -163,7 +166,9 @@ impl Index {
                 insert(&mut self.world, value);
             }
             Err(rejected) => {
-                self.forget(&key);
+                if key.kind != Kind::FederatedService {
+                    self.forget(&key);
+                }
                 tracing::warn!(object = %key, reason = rejected.reason, message = %rejected.message, "not accepted");
                 self.world.rejected.insert(key, rejected);
             }

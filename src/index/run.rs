@@ -64,6 +64,10 @@ pub async fn run(
             changed = take(&mut index, &mut inputs) => changed,
             () = sleep_until(wake_at, clock) => Ok(()),
         };
+        if cancel.is_cancelled() {
+            // The sources end too, in any order: that is no failure now.
+            return Ok(());
+        }
         woken?;
         // Whatever else arrives within a moment is planned for together.
         let gather = tokio::time::sleep(GATHER);
@@ -71,7 +75,10 @@ pub async fn run(
         loop {
             tokio::select! {
                 () = &mut gather => break,
-                changed = take(&mut index, &mut inputs) => changed?,
+                changed = take(&mut index, &mut inputs) => match changed {
+                    Err(_) if cancel.is_cancelled() => return Ok(()),
+                    changed => changed?,
+                },
             }
         }
         let world = index.world_mut();
@@ -155,4 +162,59 @@ fn set<T: PartialEq>(sender: &watch::Sender<T>, value: T) {
         *last = value;
         changed
     });
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use super::*;
+    use crate::model::world::{Relationships, Settings};
+
+    fn settings() -> Arc<Settings> {
+        Arc::new(Settings {
+            instance: "entente".to_owned(),
+            namespace: "entente-system".to_owned(),
+            spire_class_name: String::new(),
+            relationships: Relationships::ServerApi,
+            drain: Duration::ZERO,
+            poll_interval: Duration::ZERO,
+            good_fetches: 1,
+        })
+    }
+
+    /// The loop on sources that have all ended, as they do when the agent stops.
+    async fn on_ended_sources(cancel: CancellationToken) -> anyhow::Result<()> {
+        let inputs = Inputs {
+            store: mpsc::channel(1).1,
+            identity: watch::channel(None).1,
+            spire: watch::channel(None).1,
+            endpoints: watch::channel(Arc::default()).1,
+            sessions: watch::channel(Arc::default()).1,
+            bootstraps: mpsc::channel(1).1,
+            failures: watch::channel(Arc::default()).1,
+        };
+        let outputs = Outputs {
+            plans: watch::Sender::new(Arc::default()),
+            links: watch::Sender::new(Arc::default()),
+            monitors: watch::Sender::new(Arc::default()),
+            bootstraps: watch::Sender::new(Wanted::new()),
+            ready: watch::Sender::new(false),
+            metrics: Arc::default(),
+        };
+        let index = Index::new(settings(), Timestamp::UNIX_EPOCH);
+        run(index, inputs, outputs, || Timestamp::UNIX_EPOCH, cancel).await
+    }
+
+    #[tokio::test]
+    async fn a_source_that_ends_is_a_failure_only_while_the_agent_runs() {
+        let failed = on_ended_sources(CancellationToken::new()).await;
+        assert!(failed.unwrap_err().to_string().contains("ended though the agent runs"));
+        // Whether the end of a source or of the agent is seen first is chance.
+        for _ in 0..50 {
+            let cancel = CancellationToken::new();
+            cancel.cancel();
+            on_ended_sources(cancel).await.unwrap();
+        }
+    }
 }

@@ -63,10 +63,14 @@ pub struct Rejected {
 pub struct PeerMemory {
     /// Set while the peer's bundle would harm local workloads, and until it has been good for long enough.
     pub poisoned: Option<Poisoned>,
+    /// Whether what an earlier life of the agent had suspended was looked at.
+    pub recalled: bool,
     /// How often it was poisoned in this life of the process; holds the restoration back longer each time.
     pub flaps: u32,
     /// Since when, while ending, no registration entry federates any more.
     pub drained_since: Option<Timestamp>,
+    /// Since when there has been no exchange with the peer.
+    pub away_since: Option<Timestamp>,
     /// Since when the peer's report names a bundle of ours that is not the newest.
     pub stale_since: Option<Timestamp>,
 }

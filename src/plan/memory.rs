@@ -17,6 +17,7 @@ pub fn advance(world: &World) -> BTreeMap<TrustDomain, PeerMemory> {
         poison(world, peer, &mut memory);
         drain(world, peer, &mut memory);
         stale(world, peer, &mut memory);
+        away(world, peer, &mut memory);
         (trust_domain.clone(), memory)
     };
     world.peers.iter().map(step).collect()
@@ -45,6 +46,7 @@ fn poison(world: &World, peer: &Peer, memory: &mut PeerMemory) {
         None
     };
     if let Some(cause) = cause {
+        memory.recalled = true;
         if memory.poisoned.is_none() {
             memory.flaps = memory.flaps.saturating_add(1);
             memory.poisoned = Some(Poisoned { since: world.now, cause: cause.to_owned() });
@@ -52,16 +54,25 @@ fn poison(world: &World, peer: &Peer, memory: &mut PeerMemory) {
         return;
     }
     if memory.poisoned.is_none() {
-        if memory.flaps == 0 && is_suspended_in_a_record(world, trust_domain) {
-            memory.flaps = 1;
-            let cause = "it was suspended before the agent started".to_owned();
-            memory.poisoned = Some(Poisoned { since: world.now, cause });
-        }
+        recall(world, trust_domain, memory);
         return;
     }
     let good = endpoint.map_or(0, |state| state.good_in_a_row);
     if stored.is_some() && good >= good_fetches_needed(world, memory) {
         memory.poisoned = None;
+    }
+}
+
+/// Takes up, once, what an earlier life of the agent had suspended: it is restored by the same rule.
+fn recall(world: &World, trust_domain: &TrustDomain, memory: &mut PeerMemory) {
+    if memory.recalled || !world.is_read() {
+        return;
+    }
+    memory.recalled = true;
+    if is_suspended_in_a_record(world, trust_domain) {
+        memory.flaps = 1;
+        let cause = "it was suspended when the agent started".to_owned();
+        memory.poisoned = Some(Poisoned { since: world.now, cause });
     }
 }
 
@@ -75,6 +86,11 @@ fn drain(world: &World, peer: &Peer, memory: &mut PeerMemory) {
     let drained = peer.deletion.is_some()
         && readable.is_some_and(|spire| spire.federating_with(&peer.trust_domain).next().is_none());
     memory.drained_since = drained.then(|| memory.drained_since.unwrap_or(world.now));
+}
+
+fn away(world: &World, peer: &Peer, memory: &mut PeerMemory) {
+    let connected = world.sessions.get(&peer.trust_domain).is_some_and(|session| session.is_connected());
+    memory.away_since = if connected { None } else { memory.away_since.or(Some(world.now)) };
 }
 
 fn stale(world: &World, peer: &Peer, memory: &mut PeerMemory) {

@@ -166,8 +166,14 @@ pub fn actions(world: &World, peer: &Peer) -> Vec<SpireAction> {
         && related.is_some()
         && stored.digest() != served.digest()
     {
-        // We saw another bundle at the endpoint than SPIRE holds: it need not wait for its own next poll.
-        actions.push(SpireAction::RefreshBundle(trust_domain.clone()));
+        // We saw another bundle at the endpoint than SPIRE holds: it need not wait for its own next poll. Where the two
+        // have nothing in common, SPIRE could not verify the endpoint, and is given what we verified.
+        let common = served.fingerprints().any(|f| stored.fingerprints().any(|g| f == g));
+        actions.push(if common {
+            SpireAction::RefreshBundle(trust_domain.clone())
+        } else {
+            SpireAction::SetBundle(served)
+        });
     }
     actions
 }

@@ -270,6 +270,41 @@ fn a_suspension_outlives_a_restart() {
 }
 
 #[test]
+fn a_missing_bundle_suspends_without_a_hold_back() {
+    let mut scene = Scene::new();
+    let mut cart = registration("cart", false);
+    cart.federates_with = vec![EAST.to_owned()];
+    scene.register(cart);
+    scene.pass(1);
+    scene.write_patches();
+    assert!(scene.names("cart").is_empty(), "it would get no SVID");
+    scene.pass(1);
+    let east = Arc::clone(&scene.east);
+    scene.serves(Arc::clone(&east), 1);
+    scene.spire(|spire, peer| {
+        let relationship = Relationship { trust_domain: td(EAST), endpoint: peer.endpoint.clone() };
+        spire.relationships.insert(td(EAST), relationship);
+        spire.bundles.insert(td(EAST), east);
+    });
+    scene.pass(1);
+    scene.write_patches();
+    assert_eq!(scene.names("cart"), [EAST]);
+}
+
+#[test]
+fn spire_is_asked_to_refresh_or_given_what_it_cannot_verify() {
+    let mut scene = Scene::related();
+    let next = Ca::new();
+    let both = Bundle::new(td(EAST), scene.east.authorities().cloned().chain([next.authority()]));
+    scene.serves(Arc::new(both), 5);
+    let peer = scene.peer();
+    assert_eq!(relationship::actions(&scene.world, &peer), [SpireAction::RefreshBundle(td(EAST))]);
+    scene.serves(next.bundle(EAST), 5);
+    let actions = relationship::actions(&scene.world, &peer);
+    assert_eq!(actions, [SpireAction::SetBundle(next.bundle(EAST))]);
+}
+
+#[test]
 fn unreadable_spire_changes_nothing() {
     let mut scene = Scene::related();
     scene.write_patches();

@@ -133,4 +133,6 @@ fn labels(_: &mut schemars::SchemaGenerator) -> Schema {
 }
 
 #[cfg(test)]
+mod status_tests;
+#[cfg(test)]
 mod tests;

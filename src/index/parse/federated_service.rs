@@ -1,6 +1,6 @@
 //! FederatedService to [`Service`].
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 
 use super::field::{self, Problem};
 use super::{names, reject, selector, spec};
@@ -9,6 +9,7 @@ use crate::api::v1alpha1::federated_service::{
     FederatedServiceSpec, Gateway as GivenGateway, GatewayType as GivenType, Port,
 };
 use crate::api::v1alpha1::limits;
+use crate::model::name::NameError;
 use crate::model::service::{
     Address, AppProtocol, ClientPattern, ExportedPort, Gateway, GatewayAddress, GatewayType,
 };
@@ -37,7 +38,7 @@ fn read(object: &Object, own: Option<&TrustDomain>) -> Result<Service, Problem> 
         uid: object.meta.uid.clone(),
         generation: object.meta.generation,
         created: object.meta.created,
-        name: service_name(object, namespace, spec.name.as_deref())?,
+        name: service_name(object, spec.name.as_deref(), own)?,
         workload_labels: workload_labels(&spec)?,
         ports: ports(&spec.ports)?,
         tls_mode: spec.tls_mode.into(),
@@ -56,20 +57,30 @@ fn read(object: &Object, own: Option<&TrustDomain>) -> Result<Service, Problem> 
     })
 }
 
-fn service_name(object: &Object, namespace: &str, given: Option<&str>) -> Result<ServiceName, Problem> {
+/// A host name that our trust domain makes illegal as a whole is not this object's fault, and not refused here.
+fn service_name(
+    object: &Object,
+    given: Option<&str>,
+    own: Option<&TrustDomain>,
+) -> Result<ServiceName, Problem> {
     let (path, name, hint) = match given {
         Some(name) => ("spec.name", name, ""),
         None => ("metadata.name", object.key.name.as_str(), ": give spec.name to call the service otherwise"),
     };
-    ServiceName::new(namespace, name).map_err(|cause| {
+    let namespace = object.key.namespace.as_deref().unwrap_or_default();
+    let name = ServiceName::new(namespace, name).map_err(|cause| {
         let rule = format!("it is the first label of the service's host name, and {cause}{hint}");
         Problem::of(path, name, rule)
-    })
+    })?;
+    match own.map(|own| name.host(own)) {
+        Some(Err(cause @ NameError::TooLong(_))) => {
+            Err(Problem::of(path, name.name(), format!("{cause}: give a shorter spec.name")))
+        }
+        _ => Ok(name),
+    }
 }
 
-fn workload_labels(
-    spec: &FederatedServiceSpec,
-) -> Result<std::collections::BTreeMap<String, String>, Problem> {
+fn workload_labels(spec: &FederatedServiceSpec) -> Result<BTreeMap<String, String>, Problem> {
     let path = "spec.workloadLabels";
     match (&spec.workload_labels, &spec.service_ref) {
         (Some(labels), None) if labels.is_empty() => {
@@ -200,4 +211,4 @@ fn gateway(path: &str, given: &GivenGateway) -> Result<Gateway, Problem> {
 
 #[cfg(test)]
 #[path = "federated_service_tests.rs"]
-mod tests;
+pub(super) mod tests;

@@ -86,6 +86,7 @@ pub fn trust_domain(field: &str, text: &str) -> Result<TrustDomain, Problem> {
     if name.as_str() == text {
         return Ok(name);
     }
+    let rule = if text.contains("://") { rule } else { "a trust domain name is lower case (SPIFFE-ID 2.1)" };
     Err(Problem::of(field, text, format!("{rule}: write {:?}", name.as_str())))
 }
 

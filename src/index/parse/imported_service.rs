@@ -118,4 +118,4 @@ fn gateways(given: &[ImportedGateway]) -> Result<Vec<GatewayAddress>, Problem> {
 
 #[cfg(test)]
 #[path = "imported_service_tests.rs"]
-mod tests;
+pub(super) mod tests;

@@ -11,10 +11,10 @@ pub mod federated_trust_domain;
 pub mod field;
 pub mod imported_service;
 pub mod registration;
+pub mod schema;
 pub mod selector;
 pub mod time_span;
 pub mod trust_domain_peer;
-pub mod unknown;
 
 use serde::de::DeserializeOwned;
 
@@ -30,7 +30,10 @@ fn spec<T: DeserializeOwned>(object: &Object) -> Result<T, Problem> {
     let Some(spec) = object.spec() else {
         return Err(Problem::new("spec", "it is missing: give it"));
     };
-    serde_path_to_error::deserialize(spec).map_err(|error| {
+    if let Some(path) = schema::not_an_object(object.key.kind, spec) {
+        return Err(Problem::new(path, "it is a list, and must be an object with named fields"));
+    }
+    serde_path_to_error::deserialize(schema::without_nulls(spec).as_ref()).map_err(|error| {
         let path = error.path().to_string();
         let field = if path == "." { "spec".to_owned() } else { format!("spec.{path}") };
         let cause = cut(&error.inner().to_string(), 300);

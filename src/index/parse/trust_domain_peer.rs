@@ -220,4 +220,4 @@ fn on_disconnect(given: &GivenOnDisconnect) -> Result<OnDisconnect, Problem> {
 
 #[cfg(test)]
 #[path = "trust_domain_peer_tests.rs"]
-mod tests;
+pub(super) mod tests;

@@ -12,7 +12,7 @@ use crate::model::import::Imported;
 use crate::model::object::{Kind, Object, ObjectKey};
 use crate::model::peer::OnDisconnect;
 use crate::model::service::{GatewayAddress, Outcome, RemoteService};
-use crate::model::session::SessionState;
+use crate::model::session::{GoodbyeReason, LinkState, SessionState};
 use crate::model::{Peer, ServiceName, TrustDomain, World};
 
 use super::admission::{Admission, Refusal, own_gateways};
@@ -97,6 +97,11 @@ pub fn imports(world: &World, ending: &BTreeSet<TrustDomain>) -> ImportPlan {
     plan
 }
 
+/// Whether the peer said that it ended the relationship.
+fn has_ended(session: &SessionState) -> bool {
+    matches!(session.link, LinkState::Parted { reason: GoodbyeReason::RelationshipEnded, .. })
+}
+
 /// Whether it is where, and labelled as, this agent writes it: one that someone else wrote admits nothing.
 fn is_ours(world: &World, imported: &Imported, key: &ObjectKey) -> Result<(), Refusal> {
     let host = imported.service.name.host(&imported.trust_domain);
@@ -132,6 +137,8 @@ impl PeerImports<'_> {
         let withdrawn = self.withdrawn(session, plan);
         let catalogue = session.and_then(|session| session.catalogue.as_deref());
         let offered: BTreeMap<&ServiceName, &RemoteService> = match catalogue {
+            // It exports nothing any more by its own word, whether or not an empty catalogue came before the goodbye.
+            _ if session.is_some_and(has_ended) => BTreeMap::new(),
             Some(catalogue) => catalogue.services.iter().collect(),
             None => self.standing.iter().map(|(name, imported)| (*name, &imported.service)).collect(),
         };
@@ -222,9 +229,12 @@ impl PeerImports<'_> {
         let OnDisconnect::Withdraw { after } = self.peer.on_disconnect else { return None };
         let session = session.filter(|session| !session.is_connected())?;
         let after = SignedDuration::try_from(after).ok()?;
-        let due = session.since.checked_add(after).ok()?;
+        // The link's state may change while the peer is away; the absence is older then.
+        let away = self.world.memory.get(&self.peer.trust_domain).and_then(|memory| memory.away_since);
+        let since = away.map_or(session.since, |away| away.min(session.since));
+        let due = since.checked_add(after).ok()?;
         if self.world.now > due {
-            let (td, since) = (&self.peer.trust_domain, session.since);
+            let td = &self.peer.trust_domain;
             return Some(Refusal {
                 reason: "Withdrawn",
                 message: format!(

@@ -2,7 +2,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use crate::model::NamespacedName;
-use crate::model::session::LinkState;
+use crate::model::session::{GoodbyeReason, LinkState};
 use crate::plan::fixtures::{NAMESPACE, WorldExt as _, at, foreign, peer, remote_cart, session, td, world};
 use crate::plan::services::{ServicesPlan, services};
 
@@ -70,6 +70,20 @@ fn a_silent_peer_loses_nothing() {
     assert_eq!(kinds(&plan), BOTH);
     assert!(plan.outcomes.is_empty(), "there is nothing to answer");
     assert_eq!(plan.wake_at, None);
+}
+
+#[test]
+fn a_peer_that_ended_the_relationship_exports_nothing_and_one_that_only_left_still_does() {
+    let parted = |reason| {
+        let mut world = settled(&[remote_cart()]);
+        let sessions = Arc::make_mut(&mut world.sessions);
+        let link = LinkState::Parted { reason, message: String::new() };
+        sessions.insert(td("west.example"), session(link, Some(vec![remote_cart()])));
+        kinds(&decide(&world)).len()
+    };
+    assert_eq!(parted(GoodbyeReason::ShuttingDown), BOTH.len());
+    assert_eq!(parted(GoodbyeReason::Suspended), BOTH.len());
+    assert_eq!(parted(GoodbyeReason::RelationshipEnded), 0);
 }
 
 #[test]
@@ -175,6 +189,13 @@ fn an_import_that_we_did_not_write_admits_nothing() {
     assert!(plan.objects.is_empty());
     let report = &plan.import_reports[&NamespacedName::new(NAMESPACE, HOST)];
     assert_eq!(report.admitted.as_ref().unwrap_err().reason, "ObjectNotOurs");
+
+    // Handed over it is written anew by what the peer says, and stands for nothing until then.
+    let annotations = &mut Arc::make_mut(world.objects.get_mut(&key).unwrap()).meta.annotations;
+    annotations.insert(crate::model::object::ANNOTATION_ADOPT.to_owned(), "true".to_owned());
+    assert!(decide(&world).objects.is_empty());
+    let back = session(LinkState::Connected, Some(vec![remote_cart()]));
+    assert_eq!(kinds(&decide(&world.with_session("west.example", back))), BOTH[..1]);
 }
 
 #[test]

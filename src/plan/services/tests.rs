@@ -123,6 +123,12 @@ fn an_unreadable_service_loses_nothing() {
     assert_eq!(decide(&unreadable).objects, decide(&written).objects);
     assert_eq!(keys(&decide(&unreadable)).len(), 3);
 
+    let mut going = unreadable.clone();
+    for object in going.objects.values_mut() {
+        Arc::make_mut(object).meta.deletion = Some(at(0));
+    }
+    assert!(decide(&going).objects.is_empty(), "what is being deleted is not written again");
+
     let mut deleted = unreadable.clone();
     deleted.rejected.get_mut(&key).unwrap().deletion = Some(at(0));
     assert!(decide(&deleted).objects.is_empty(), "its owner deletes it");

@@ -272,7 +272,8 @@ pub(super) fn owner_reference(owner: &OwnerRef) -> Value {
 }
 
 /// YAML that reads back as the same value. Where the YAML writer's would not, JSON, which is YAML too.
-pub(super) fn to_yaml<T: serde::Serialize>(value: &T) -> String {
+#[must_use]
+pub fn to_yaml<T: serde::Serialize>(value: &T) -> String {
     let Ok(value) = serde_json::to_value(value) else { return String::new() };
     match serde_saphyr::to_string(&value) {
         Ok(yaml) if from_yaml(&yaml).ok().flatten().as_ref() == Some(&value) => yaml,

@@ -37,16 +37,23 @@ use serde_json::Value;
 use tokio::sync::{mpsc, watch as channel};
 use tokio_util::sync::{CancellationToken, DropGuard};
 
-pub use manifest::manifest_of;
+pub use manifest::{manifest_of, to_yaml};
 
 use self::state::{GENERATED, LOCKS, MANIFESTS, STATUS, State, View};
 use super::{
-    Event, Leadership, LeaseTimings, LeaseView, PatchOp, PeerLease, Precondition, Severity, StoreError,
-    WATCH_CAPACITY,
+    Event, Leadership, LeaseTimings, LeaseView, PatchOp, PeerLease, Precondition, StoreError, WATCH_CAPACITY,
 };
 use crate::clock;
 use crate::model::object::Kind;
 use crate::model::{Object, ObjectKey};
+
+/// The one document of a file of the store, bounded as everything that is read here.
+///
+/// # Errors
+/// What to tell the file's owner.
+pub fn read_document(path: &Path) -> Result<Value, String> {
+    files::read(path).and_then(|text| manifest::from_yaml_as(&text))
+}
 
 /// How a directory is watched.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -169,22 +176,6 @@ impl DirectoryStore {
     ) -> Result<(), StoreError> {
         let (updated, uid) = (key.clone(), uid.to_owned());
         self.with("update the status of", key, move |state| state.set_status(&updated, &uid, status)).await
-    }
-
-    /// There is nobody to read events but the reader of the log.
-    #[expect(clippy::unused_async, reason = "the same signature as with Kubernetes")]
-    pub(super) async fn event(
-        &self,
-        key: &ObjectKey,
-        _uid: &str,
-        severity: Severity,
-        reason: &str,
-        message: &str,
-    ) {
-        match severity {
-            Severity::Normal => tracing::info!(object = %key, reason, "{message}"),
-            Severity::Warning => tracing::warn!(object = %key, reason, "{message}"),
-        }
     }
 
     pub(super) fn lead(&self, name: &str, identity: &str, timings: LeaseTimings) -> Leadership {

@@ -13,6 +13,11 @@ reasons! {
         TlsModeNotSupported,
         /// Our own trust domain is no legal DNS host, so that no service can be named below it.
         TrustDomainNotDns,
+        /// The host name would be longer than 253 characters. Set a shorter `name`.
+        HostTooLong,
+        /// With the others of the same `workloadLabels` it exports more ports than one AuthorizationPolicy has rules for. Export
+        /// fewer.
+        TooManyPorts,
         /// An older FederatedService has the same host; the message names it. Set another `name`.
         HostTaken,
         /// An older FederatedService selects some of the same pods by another selector; the message names it. Give both the same
@@ -81,6 +86,10 @@ reasons! {
         ForeignServerId,
         /// It names no server ID, so there is nothing to pin. The peer's operator must mend its FederatedService.
         NoServerId,
+        /// More server IDs or clients than are admitted. The peer's operator must name fewer, or use `/*`.
+        TooManyIds,
+        /// Its ports are none, too many, alike, or ill named. The peer's operator must mend its FederatedService.
+        PortsInvalid,
         /// A gateway's address is loopback, link-local, multicast, a name where CIDRs are given, or outside
         /// `imports.endpointCIDRs`.
         AddressNotAdmitted,
@@ -88,6 +97,8 @@ reasons! {
         TooManyEndpoints,
         /// The peer's trust domain is no legal DNS host.
         TrustDomainNotDns,
+        /// Its host name would be longer than 253 characters.
+        HostTooLong,
         /// Its host would lie within the cluster's, our own or another peer's names.
         HostShadows,
         /// Its `tlsMode` is not served by this version of the agent.
@@ -96,6 +107,8 @@ reasons! {
         HostExists,
         /// Its TrustDomainPeer is gone, not accepted, or being ended.
         NoPeer,
+        /// The peer no longer exports it: it is about to be removed.
+        NoLongerExported,
         /// The peer has been away for longer than `onDisconnect.after`.
         Withdrawn,
     }

@@ -5,12 +5,12 @@ use std::collections::{BTreeMap, VecDeque};
 use std::sync::Arc;
 use std::time::Duration;
 
-use super::catalogue::{Assembly, Frames, Received};
-use super::convert::{
+use crate::federation::catalogue::{Assembly, Frames, Received};
+use crate::federation::convert::{
     goodbye_from_proto, goodbye_to_proto, message, outcome_from_proto, outcome_to_proto, printable,
     report_from_proto, report_to_proto,
 };
-use super::rate::TokenBucket;
+use crate::federation::rate::TokenBucket;
 use crate::model::session::{
     Acknowledgement, Catalogue, CatalogueVersion, GoodbyeReason, LinkPlan, LinkState, Refusal, TrustReport,
 };
@@ -19,54 +19,14 @@ use crate::proto::federation::v1::{
     CatalogueAck, CatalogueSnapshot, Frame, Heartbeat, Hello, ServiceOutcome, frame::Body,
 };
 
+mod terms;
+
+pub use terms::{End, Heard, SessionLimits};
+
 /// The version of the protocol that is spoken here.
 pub const PROTOCOL_VERSION: u32 = 1;
 /// Most outcomes in one frame: with the longest messages well under 1 MiB.
 const OUTCOMES_A_FRAME: usize = 200;
-
-/// The times and rates of an exchange.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct SessionLimits {
-    /// How often something is said.
-    pub heartbeat: Duration,
-    /// How long the peer may be silent.
-    pub silence: Duration,
-    /// How long the peer may take for its Hello.
-    pub hello: Duration,
-    pub frames_per_second: u32,
-    pub frames_burst: u32,
-}
-
-impl Default for SessionLimits {
-    fn default() -> Self {
-        Self {
-            heartbeat: Duration::from_secs(10),
-            silence: Duration::from_secs(30),
-            hello: Duration::from_secs(10),
-            frames_per_second: 100,
-            frames_burst: 1_000,
-        }
-    }
-}
-
-/// What the peer has said in this exchange.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct Heard {
-    pub remote: Option<TrustReport>,
-    pub catalogue: Option<Arc<Catalogue>>,
-    pub acknowledged: Option<Acknowledgement>,
-}
-
-/// How an exchange ended, as far as the peer is concerned.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub enum End {
-    /// We said goodbye.
-    Ours(GoodbyeReason),
-    /// The other stream between the two is kept.
-    AlreadyConnected,
-    /// What there is to say of the peer.
-    Link(LinkState),
-}
 
 /// What is to be sent; each is taken out when the stream has room for it.
 #[derive(Debug, Default)]
@@ -412,5 +372,4 @@ impl Session {
 }
 
 #[cfg(test)]
-#[path = "session_tests.rs"]
 mod tests;

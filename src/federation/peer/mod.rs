@@ -7,7 +7,7 @@
 use std::collections::BTreeMap;
 use std::pin::Pin;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::AtomicU64;
 use std::time::Duration;
 
 use tokio::sync::{mpsc, watch};
@@ -15,15 +15,19 @@ use tokio::task::JoinSet;
 use tokio::time::{Instant, sleep_until};
 
 use super::client::{Dialled, Target, dial};
-use super::link::{Connection, Link, LinkEvent, Parting, Proof, Stream};
+use super::link::{Connection, LinkEvent, Parting, Proof, Stream};
 use super::manager::{States, Timings};
-use super::session::{End, Heard, Session};
-use crate::identity::peer_tls::{Authorize, PeerRefusal, judge};
+use super::session::Heard;
+use crate::identity::peer_tls::Authorize;
 use crate::identity::source::IdentitySource;
 use crate::identity::verify::Role;
 use crate::model::own::Identity;
 use crate::model::session::{GoodbyeReason, LinkIntent, LinkPlan, LinkState, SessionState};
 use crate::model::{SpiffeId, TrustDomain};
+
+mod streams;
+
+const ANOTHER_STREAM: &str = "another stream is kept";
 
 /// What the actor is given at its start.
 pub(super) struct Inputs {
@@ -136,11 +140,7 @@ impl Actor {
 
     /// Does what is due now.
     fn act(&mut self) {
-        let parting = self.stopping.clone().or_else(|| match self.plan.intent {
-            LinkIntent::Connect => None,
-            LinkIntent::Part(reason) => Some((reason, "as configured".to_owned())),
-        });
-        if let Some((reason, text)) = parting {
+        if let Some((reason, text)) = self.parting() {
             self.dialling = None;
             self.part_all(reason, &text);
             if self.links.is_empty() && self.stopping.is_none() {
@@ -155,6 +155,14 @@ impl Actor {
             };
             self.dialling = Some(Box::pin(dial(target, self.timings)));
         }
+    }
+
+    /// What every stream is told, where there is to be none.
+    fn parting(&self) -> Parting {
+        self.stopping.clone().or_else(|| match self.plan.intent {
+            LinkIntent::Connect => None,
+            LinkIntent::Part(reason) => Some((reason, "its operator has decided so".to_owned())),
+        })
     }
 
     fn wants_to_dial(&self) -> bool {
@@ -208,181 +216,18 @@ impl Actor {
         self.next_dial = self.next_dial.min(Instant::now() + wait);
     }
 
-    /// Judges the chains of running streams by the bundles and IDs of now.
-    fn judge_again(&mut self) {
-        let authorize = self.authorize();
-        let mut refused = Vec::new();
-        for (number, link) in self.links.iter().filter(|(_, link)| !link.ended) {
-            let Proof { chain, role, at, .. } = &link.proof;
-            if let Err(refusal) = judge(&self.source, &authorize, chain, *role, *at) {
-                refused.push((*number, refusal));
-            }
-        }
-        for (number, refusal) in refused {
-            tracing::warn!(peer = %self.peer, %refusal, "the peer is no longer trusted");
-            let message = format!("the stream of the agent of {} is closed: {refusal}", self.peer);
-            self.part(number, GoodbyeReason::NotTrusted, &refusal.to_string());
-            if self.current == Some(number) {
-                self.current = None;
-                self.set_link(match refusal {
-                    PeerRefusal::NotAccepted(_) => LinkState::WrongPeerId { message },
-                    PeerRefusal::Svid(_) | PeerRefusal::NoIdentity => LinkState::Unverified { message },
-                });
-                self.schedule();
-            }
-        }
-    }
-
-    fn on_inbound(&mut self, stream: Stream) {
-        let wanted = self.stopping.is_none() && self.plan.intent == LinkIntent::Connect;
-        let refused = wanted && !self.is_kept_over_current(&stream.proof);
-        if let Some(number) = self.start(stream)
-            && refused
-        {
-            self.part(number, GoodbyeReason::AlreadyConnected, "another stream is kept");
-        }
-    }
-
     fn on_dialled(&mut self, result: Result<Dialled, LinkState>) {
         self.dialling = None;
         match result {
             Ok(Dialled { id, chain, at, frames, out, channel }) => {
                 let proof = Proof { id, chain, role: Role::Server, at };
-                self.start(Stream { proof, frames, out, connection: Connection::Dialled(channel) });
+                self.start(Stream { proof, frames, out, connection: Connection::Dialled(channel) }, None);
             }
             Err(state) => {
                 self.failures += 1;
                 self.schedule();
                 self.set_failed(state);
             }
-        }
-    }
-
-    /// Starts the exchange on a stream; `None` where we have no identity.
-    fn start(&mut self, stream: Stream) -> Option<u64> {
-        let own = self.source.current()?.identity.trust_domain.clone();
-        let limits = self.timings.session;
-        let session = Session::new(&own, &self.plan, limits, self.origin.elapsed());
-        let number = self.next_number;
-        self.next_number += 1;
-        let parting = watch::Sender::new(None);
-        let last_heard = Arc::new(AtomicU64::new(0));
-        let link = Link {
-            number,
-            plan: self.planned.subscribe(),
-            parting: parting.subscribe(),
-            events: self.events.clone(),
-            last_heard: Arc::clone(&last_heard),
-            origin: self.origin,
-            tick: limits.heartbeat.min(limits.silence).min(limits.hello) / 4,
-            goodbye: self.timings.goodbye,
-        };
-        let proof = stream.proof.clone();
-        let heard = Heard::default();
-        self.links
-            .insert(number, LinkHandle { proof, parting, last_heard, opened: None, heard, ended: false });
-        self.tasks.spawn(link.run(stream, session));
-        Some(number)
-    }
-
-    /// Whether a stream with this proof takes the place of the one that counts.
-    fn is_kept_over_current(&self, newcomer: &Proof) -> bool {
-        let Some(current) = self.current.and_then(|number| self.links.get(&number)) else { return true };
-        let Some(svids) = self.source.current() else { return false };
-        let we_sort_first = svids.identity.trust_domain.as_str() < self.peer.as_str();
-        let preferred = |proof: &Proof| (proof.role == Role::Server) == we_sort_first;
-        let silent = {
-            let heard = Duration::from_millis(current.last_heard.load(Ordering::Relaxed));
-            let since_opened = current.opened.map_or(Duration::MAX, |at| at.elapsed());
-            self.origin.elapsed().saturating_sub(heard).min(since_opened)
-        };
-        let is_dead = silent > self.timings.session.heartbeat.mul_f64(1.5);
-        is_dead || (preferred(newcomer) && !preferred(&current.proof))
-    }
-
-    fn on_event(&mut self, number: u64, event: LinkEvent) {
-        match event {
-            LinkEvent::Open => self.on_open(number),
-            LinkEvent::Heard(heard) => {
-                if let Some(link) = self.links.get_mut(&number) {
-                    link.heard = *heard;
-                }
-                if self.current == Some(number) {
-                    self.publish_heard(number);
-                }
-            }
-            LinkEvent::Ended(end) => self.on_end(number, end),
-            LinkEvent::Closed => {
-                self.links.remove(&number);
-            }
-        }
-    }
-
-    fn on_open(&mut self, number: u64) {
-        let Some(link) = self.links.get_mut(&number) else { return };
-        if link.ended || link.parting.borrow().is_some() {
-            return;
-        }
-        link.opened = Some(Instant::now());
-        let (proof, dialled) = (link.proof.clone(), link.proof.role == Role::Server);
-        if !self.is_kept_over_current(&proof) {
-            return self.part(number, GoodbyeReason::AlreadyConnected, "another stream is kept");
-        }
-        if let Some(old) = self.current.replace(number) {
-            self.part(old, GoodbyeReason::AlreadyConnected, "another stream is kept");
-        }
-        // what was being dialled would be refused
-        self.dialling = None;
-        tracing::info!(peer = %self.peer, id = %proof.id, dialled, "connected");
-        self.set_link(LinkState::Connected);
-        self.publish_heard(number);
-    }
-
-    fn on_end(&mut self, number: u64, end: End) {
-        let was_current = self.current == Some(number);
-        let Some(link) = self.links.get_mut(&number) else { return };
-        link.ended = true;
-        let dialled = link.proof.role == Role::Server;
-        let lived = link.opened.map_or(Duration::ZERO, |at| at.elapsed());
-        if was_current {
-            self.current = None;
-        } else if self.current.is_some() {
-            return;
-        }
-        // a stream that is accepted and ended at once must not be dialled without pause
-        self.failures =
-            if lived >= self.timings.session.heartbeat { 0 } else { self.failures.saturating_add(1) };
-        if was_current || dialled {
-            self.schedule();
-        }
-        tracing::info!(peer = %self.peer, ?end, "the exchange ended");
-        match end {
-            End::Link(state) if was_current => self.set_link(state),
-            // someone who dials us and breaks off has not shown that we cannot reach the peer
-            End::Link(state) if dialled || matches!(state, LinkState::Parted { .. }) => {
-                self.set_failed(state)
-            }
-            End::Ours(_) | End::AlreadyConnected if was_current => self.set_link(LinkState::Idle),
-            End::Link(_) | End::Ours(_) | End::AlreadyConnected => {}
-        }
-    }
-
-    fn part_all(&mut self, reason: GoodbyeReason, text: &str) {
-        let numbers: Vec<u64> = self.links.keys().copied().collect();
-        for number in numbers {
-            self.part(number, reason, text);
-        }
-    }
-
-    fn part(&mut self, number: u64, reason: GoodbyeReason, text: &str) {
-        if let Some(link) = self.links.get(&number) {
-            link.parting.send_if_modified(|parting| {
-                let first = parting.is_none();
-                if first {
-                    *parting = Some((reason, text.to_owned()));
-                }
-                first
-            });
         }
     }
 
@@ -416,6 +261,11 @@ impl Actor {
             let LinkState::Parted { reason, .. } = known else { return false };
             tells_less && matches!(reason, GoodbyeReason::RelationshipEnded | GoodbyeReason::Suspended)
         });
+    }
+
+    /// The stream that counted is gone, and neither side said anything against the other.
+    fn set_not_connected(&mut self) {
+        self.update_link(LinkState::Idle, |known| *known != LinkState::Connected);
     }
 
     fn set_link(&mut self, link: LinkState) {

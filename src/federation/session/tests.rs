@@ -1,0 +1,321 @@
+use super::*;
+use crate::bundle::testing::td;
+use crate::federation::tests::{catalogue, plan_for};
+use crate::identity::testing::Domain;
+use crate::proto::federation::v1::{Goodbye, TrustReport as Report, goodbye::Reason};
+
+const fn s(seconds: u64) -> Duration {
+    Duration::from_secs(seconds)
+}
+
+fn plan() -> LinkPlan {
+    plan_for(&Domain::new("east.test"))
+}
+
+fn session(plan: &LinkPlan) -> Session {
+    Session::new(&td("west.test"), plan, SessionLimits::default(), s(100))
+}
+
+fn hello(trust_domain: &str, protocol_version: u32) -> Frame {
+    let agent_version = String::new();
+    frame(Body::Hello(Hello { protocol_version, agent_version, trust_domain: trust_domain.to_owned() }))
+}
+
+fn frame(body: Body) -> Frame {
+    Frame { body: Some(body) }
+}
+
+fn farewell(reason: Reason) -> Frame {
+    frame(Body::Goodbye(Goodbye { reason: reason.into(), message: "bye\u{7}".into() }))
+}
+
+/// All that the session has to say now, by kind.
+fn said(session: &mut Session, now: Duration) -> Vec<Body> {
+    std::iter::from_fn(|| session.next_frame(now)).filter_map(|f| f.body).collect()
+}
+
+fn kinds(bodies: &[Body]) -> Vec<&'static str> {
+    let kind = |body: &Body| match body {
+        Body::Hello(_) => "hello",
+        Body::TrustReport(_) => "report",
+        Body::Catalogue(_) => "catalogue",
+        Body::CatalogueAck(_) => "ack",
+        Body::Heartbeat(_) => "heartbeat",
+        Body::Goodbye(_) => "goodbye",
+    };
+    bodies.iter().map(kind).collect()
+}
+
+/// A session that has said and heard Hello, and said all it had to.
+fn open(plan: &LinkPlan) -> Session {
+    let mut session = session(plan);
+    session.on_frame(hello("east.test", 1), s(100));
+    said(&mut session, s(100));
+    assert!(session.is_open() && session.end().is_none());
+    session
+}
+
+/// What a session says when it has heard these frames.
+fn heard(frames: &[Frame]) -> Session {
+    let mut session = session(&plan());
+    for frame in frames {
+        session.on_frame(frame.clone(), s(100));
+    }
+    session
+}
+
+#[test]
+fn hello_comes_first_and_all_else_after_the_peers() {
+    let mut session = session(&plan());
+    assert_eq!(kinds(&said(&mut session, s(100))), ["hello"]);
+    assert_eq!(kinds(&said(&mut session, s(105))), [] as [&str; 0]);
+    session.on_frame(hello("east.test", 3), s(106));
+    assert!(session.is_open());
+    assert_eq!(kinds(&said(&mut session, s(106))), ["report", "catalogue"]);
+    assert_eq!(kinds(&said(&mut session, s(106))), [] as [&str; 0]);
+}
+
+#[test]
+fn a_bad_beginning_ends_the_exchange() {
+    for (first, cause) in [
+        (hello("west.test", 1), "Hello of trust domain"),
+        (hello("", 1), "Hello of trust domain"),
+        (hello("east.test", 0), "protocol version"),
+        (frame(Body::Heartbeat(Heartbeat { sequence: 1 })), "before the Hello"),
+        (frame(Body::TrustReport(Report::default())), "before the Hello"),
+    ] {
+        let mut session = heard(&[first, hello("east.test", 1)]);
+        let Some(End::Link(LinkState::Parted { reason: GoodbyeReason::ProtocolError, message })) =
+            session.end()
+        else {
+            panic!("{:?}", session.end())
+        };
+        assert!(message.contains(cause), "{message}");
+        assert_eq!(kinds(&said(&mut session, s(100))), ["goodbye"]);
+        assert!(!session.is_open());
+    }
+    assert!(heard(&[hello("east.test", 1), hello("east.test", 1)]).end().is_some());
+    // what a later version may send is passed over
+    assert!(heard(&[Frame { body: None }, hello("east.test", 1), Frame { body: None }]).is_open());
+}
+
+#[test]
+fn what_changes_in_the_plan_is_said_and_nothing_else() {
+    let mut plan = plan();
+    let mut session = open(&plan);
+    session.on_plan(&plan);
+    assert_eq!(kinds(&said(&mut session, s(100))), [] as [&str; 0]);
+    plan.report.relationship = true;
+    session.on_plan(&plan);
+    assert_eq!(kinds(&said(&mut session, s(100))), ["report"]);
+    plan.catalogue = catalogue(&["web"]);
+    session.on_plan(&plan);
+    assert_eq!(kinds(&said(&mut session, s(100))), ["catalogue"]);
+    plan.agent_ids.clear();
+    plan.addresses.push("x:1".into());
+    session.on_plan(&plan);
+    assert_eq!(kinds(&said(&mut session, s(100))), [] as [&str; 0]);
+}
+
+#[test]
+fn a_busy_exporter_finishes_what_it_began_and_then_sends_the_newest() {
+    let names: Vec<String> = (0..20_000).map(|n| format!("service-{n}")).collect();
+    let first = catalogue(&names.iter().map(String::as_str).collect::<Vec<_>>());
+    let mut plan = LinkPlan { catalogue: Arc::clone(&first), ..plan() };
+    let mut session = session(&plan);
+    session.on_frame(hello("east.test", 1), s(100));
+    let mut versions = Vec::new();
+    let newest = catalogue(&["newest"]);
+    while let Some(frame) = session.next_frame(s(100)) {
+        if let Some(Body::Catalogue(frame)) = frame.body {
+            versions.push((frame.version, frame.more));
+            let between = catalogue(&[&format!("between-{}", versions.len())]);
+            plan.catalogue = if versions.len() < 2 { between } else { Arc::clone(&newest) };
+            session.on_plan(&plan);
+        }
+    }
+    let (last, rest) = versions.split_last().unwrap();
+    assert_eq!(*last, (newest.version.to_vec(), false));
+    assert!(rest.len() > 1 && rest.iter().all(|(version, _)| *version == first.version));
+}
+
+#[test]
+fn a_catalogue_is_answered_once_it_is_planned_and_at_each_change_of_outcome() {
+    let mut plan = plan();
+    let mut session = open(&plan);
+    let offered = catalogue(&["cart", "web"]);
+    let mut snapshot = Frames::new(Arc::clone(&offered)).next();
+    session.on_frame(frame(Body::Catalogue(snapshot.clone())), s(101));
+    assert_eq!(session.heard().catalogue.as_deref(), Some(&*offered));
+    assert_eq!(kinds(&said(&mut session, s(101))), [] as [&str; 0], "nothing is decided yet");
+    let web = ServiceName::new("shop", "web").unwrap();
+    plan.outcomes = BTreeMap::from([(web.clone(), Outcome::Imported)]);
+    plan.answered = Some([1; 32]);
+    session.on_plan(&plan);
+    assert_eq!(kinds(&said(&mut session, s(101))), [] as [&str; 0], "of another version");
+    plan.answered = Some(offered.version);
+    session.on_plan(&plan);
+    let bodies = said(&mut session, s(101));
+    assert!(
+        matches!(bodies.as_slice(), [Body::CatalogueAck(a)] if a.outcomes.len() == 1 && !a.more),
+        "{bodies:?}"
+    );
+    session.on_plan(&plan);
+    assert_eq!(kinds(&said(&mut session, s(101))), [] as [&str; 0]);
+    plan.outcomes.insert(web, Outcome::Refused { reason: "NotAdmitted".into(), message: String::new() });
+    session.on_plan(&plan);
+    assert_eq!(kinds(&said(&mut session, s(101))), ["ack"]);
+
+    // a malformed entry is answered beside the planned ones, under the version of what was sent
+    snapshot.services.push(vec![0xff]);
+    let mut all = snapshot.services.clone();
+    all.sort();
+    let mut hash = sha2::Sha256::default();
+    for service in all {
+        use sha2::Digest as _;
+        hash.update((service.len() as u64).to_be_bytes());
+        hash.update(service);
+    }
+    let version: CatalogueVersion = sha2::Digest::finalize(hash).into();
+    snapshot.version = version.to_vec();
+    session.on_frame(frame(Body::Catalogue(snapshot)), s(101));
+    assert_eq!(session.heard().catalogue.as_ref().unwrap().malformed.len(), 1);
+    plan.answered = Some(version);
+    session.on_plan(&plan);
+    let bodies = said(&mut session, s(101));
+    let [Body::CatalogueAck(ack)] = bodies.as_slice() else { panic!("{bodies:?}") };
+    let reasons: Vec<_> = ack.outcomes.iter().map(|o| o.reason.as_str()).collect();
+    assert_eq!(reasons, ["NotAdmitted", "Malformed"]);
+}
+
+#[test]
+fn a_long_answer_comes_in_parts_and_only_of_what_was_offered() {
+    let names: Vec<String> = (0..450).map(|n| format!("service-{n}")).collect();
+    let offered = catalogue(&names.iter().map(String::as_str).collect::<Vec<_>>());
+    let outcomes: BTreeMap<_, _> = offered.services.keys().map(|n| (n.clone(), Outcome::Imported)).collect();
+    let mut importer =
+        session(&LinkPlan { outcomes: outcomes.clone(), answered: Some(offered.version), ..plan() });
+    let mut exporter = open(&LinkPlan { catalogue: Arc::clone(&offered), ..plan() });
+    importer.on_frame(hello("east.test", 1), s(100));
+    importer.on_frame(frame(Body::Catalogue(Frames::new(Arc::clone(&offered)).next())), s(100));
+    let answers: Vec<_> =
+        said(&mut importer, s(100)).into_iter().filter(|b| matches!(b, Body::CatalogueAck(_))).collect();
+    assert_eq!(answers.len(), 3);
+    let revision = exporter.revision();
+    for (number, answer) in answers.into_iter().enumerate() {
+        let Body::CatalogueAck(mut answer) = answer else { panic!("filtered") };
+        let of_nothing = ServiceOutcome { name: format!("other-{number}"), ..answer.outcomes[0].clone() };
+        answer.outcomes.push(of_nothing);
+        assert_eq!(exporter.heard().acknowledged, None);
+        exporter.on_frame(frame(Body::CatalogueAck(answer)), s(100));
+    }
+    assert_eq!(exporter.heard().acknowledged, Some(Acknowledgement { version: offered.version, outcomes }));
+    assert_eq!(exporter.revision(), revision + 1);
+    // to a catalogue that was never offered
+    let stale = CatalogueAck { version: vec![3; 32], ..CatalogueAck::default() };
+    exporter.on_frame(frame(Body::CatalogueAck(stale)), s(100));
+    assert_eq!(exporter.revision(), revision + 1);
+    assert!(exporter.end().is_none());
+    exporter.on_frame(frame(Body::CatalogueAck(CatalogueAck::default())), s(100));
+    assert!(exporter.end().is_some(), "a version is 32 bytes");
+}
+
+#[test]
+fn silence_is_filled_here_and_noticed_there() {
+    let mut session = open(&plan());
+    assert_eq!(kinds(&said(&mut session, s(109))), [] as [&str; 0]);
+    assert_eq!(kinds(&said(&mut session, s(110))), ["heartbeat"]);
+    assert_eq!(kinds(&said(&mut session, s(119))), [] as [&str; 0]);
+    assert_eq!(kinds(&said(&mut session, s(120))), ["heartbeat"]);
+    session.on_frame(frame(Body::Heartbeat(Heartbeat { sequence: 1 })), s(115));
+    session.on_tick(s(144));
+    assert!(session.end().is_none());
+    session.on_tick(s(145));
+    assert!(matches!(session.end(), Some(End::Link(LinkState::Unreachable { .. }))));
+    assert_eq!(kinds(&said(&mut session, s(145))), [] as [&str; 0], "nobody is there to be told");
+
+    let mut session = super::tests::session(&plan());
+    session.on_tick(s(109));
+    assert!(session.end().is_none());
+    session.on_tick(s(110));
+    assert!(
+        matches!(session.end(), Some(End::Link(LinkState::Unreachable { message })) if message.contains("hello"))
+    );
+}
+
+#[test]
+fn each_goodbye_means_what_it_says() {
+    for (said, reason) in [
+        (Reason::ShuttingDown, GoodbyeReason::ShuttingDown),
+        (Reason::RelationshipEnded, GoodbyeReason::RelationshipEnded),
+        (Reason::Suspended, GoodbyeReason::Suspended),
+        (Reason::ProtocolError, GoodbyeReason::ProtocolError),
+        (Reason::Unspecified, GoodbyeReason::Unspecified),
+    ] {
+        let session = heard(&[hello("east.test", 1), farewell(said)]);
+        let Some(End::Link(LinkState::Parted { reason: read, message })) = session.end() else {
+            panic!("{said:?}")
+        };
+        assert_eq!(*read, reason);
+        assert!(message.ends_with("bye "), "{message:?}");
+    }
+    // before Hello as well
+    assert_eq!(heard(&[farewell(Reason::AlreadyConnected)]).end(), Some(&End::AlreadyConnected));
+    let refused = heard(&[farewell(Reason::NotTrusted)]);
+    let is_refused =
+        |end: &End| matches!(end, End::Link(LinkState::Refused { by: Refusal::NotAccepted, .. }));
+    assert!(refused.end().is_some_and(is_refused));
+    // it answers no goodbye, and hears nothing after it
+    let mut session = heard(&[farewell(Reason::Suspended), hello("east.test", 1)]);
+    assert_eq!(kinds(&said(&mut session, s(200))), [] as [&str; 0]);
+    assert!(!session.is_open());
+}
+
+#[test]
+fn parting_says_so_and_nothing_after() {
+    let mut session = session(&plan());
+    session.part(GoodbyeReason::Suspended, "text");
+    session.part(GoodbyeReason::ShuttingDown, "later");
+    let bodies = said(&mut session, s(500));
+    assert!(matches!(bodies.as_slice(), [Body::Goodbye(g)] if g.reason() == Reason::Suspended), "{bodies:?}");
+    assert_eq!(session.end(), Some(&End::Ours(GoodbyeReason::Suspended)));
+}
+
+#[test]
+fn a_cut_stream_is_unreachable_and_an_unreadable_frame_an_error() {
+    let mut session = open(&plan());
+    session.on_closed("reset");
+    assert!(matches!(session.end(), Some(End::Link(LinkState::Unreachable { .. }))));
+    let mut session = open(&plan());
+    session.on_unreadable("too large");
+    assert_eq!(kinds(&said(&mut session, s(100))), ["goodbye"]);
+}
+
+#[test]
+fn a_flood_ends_the_exchange() {
+    let beat = frame(Body::Heartbeat(Heartbeat { sequence: 1 }));
+    let mut session = open(&plan());
+    // the Hello was the first of the burst
+    for _ in 1..1_000 {
+        session.on_frame(beat.clone(), s(100));
+    }
+    assert!(session.end().is_none());
+    for _ in 0..100 {
+        session.on_frame(beat.clone(), s(101));
+    }
+    assert!(session.end().is_none());
+    session.on_frame(beat, s(101));
+    assert!(matches!(session.end(), Some(End::Link(LinkState::Parted { .. }))));
+}
+
+#[test]
+fn a_malformed_report_ends_the_exchange_and_a_good_one_is_kept() {
+    let mut session = open(&plan());
+    let report = Report { relationship: true, ..Report::default() };
+    session.on_frame(frame(Body::TrustReport(report)), s(100));
+    assert!(session.heard().remote.as_ref().unwrap().relationship);
+    let bad = crate::proto::federation::v1::HeldBundle { digest: vec![1], authority_ids: vec![] };
+    session.on_frame(frame(Body::TrustReport(Report { held: Some(bad), ..Report::default() })), s(100));
+    assert!(session.end().is_some());
+    assert!(session.heard().remote.is_some());
+}

@@ -43,6 +43,9 @@ impl Pair {
 
     /// The same, with domains started otherwise.
     pub(crate) async fn with(tune: impl Fn(&mut DomainConfig)) -> Self {
+        // RUST_LOG says what is seen of the agents; by default errors.
+        let filter = tracing_subscriber::EnvFilter::from_default_env();
+        let _ = tracing_subscriber::fmt().with_env_filter(filter).with_test_writer().try_init();
         let root = tempfile::tempdir().unwrap();
         let domain = async |name: &str| {
             let mut config = DomainConfig::new(td(name), root.path());

@@ -65,7 +65,10 @@ async fn no_registration_federates_before_the_bundle_is_there_nor_after_it_is_go
     pair.serve().await;
     let begun = std::mem::take(&mut *seen.lock().unwrap());
     for Sight { federating, after, .. } in &begun {
-        assert!(*after == [true; 2] || *federating == [false; 2], "federatesWith before the rest: {begun:#?}");
+        assert!(
+            *after == [true; 2] || *federating == [false; 2],
+            "federatesWith before the rest: {begun:#?}"
+        );
     }
     assert_eq!(begun.last(), Some(&ALL));
 
@@ -118,7 +121,11 @@ async fn an_ended_relationship_leaves_nothing_and_the_other_side_is_told() {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_registration_that_is_not_selected_holds_the_bundle_back_and_is_named() {
-    let pair = Pair::peers().await;
+    let pair = Pair::strangers().await;
+    let frontend = json!({ "spiffeIDs": ["spiffe://east.example/ns/web/sa/frontend"] });
+    write_peer(&pair.east, &pair.west, |spec| spec["federatesWith"] = frontend);
+    write_peer(&pair.west, &pair.east, |_| {});
+    pair.confirmed().await;
     let entry = entente::devkit::NewEntry {
         federates_with: vec![td(WEST)],
         ..entente::devkit::NewEntry::workload(
@@ -126,9 +133,6 @@ async fn a_registration_that_is_not_selected_holds_the_bundle_back_and_is_named(
             "by-hand",
         )
     };
-    write_peer(&pair.east, &pair.west, |spec| {
-        spec["federatesWith"] = json!({ "spiffeIDs": ["spiffe://east.example/ns/web/sa/frontend"] });
-    });
     let id = pair.east.spire().create_entry(entry).unwrap();
     pair.east.remove(&peer_file(&pair.west)).unwrap();
     until("the end waits for it, and names it", async || {

@@ -43,6 +43,9 @@ impl Pair {
 
     /// The same, with domains started otherwise.
     pub(crate) async fn with(tune: impl Fn(&mut DomainConfig)) -> Self {
+        // RUST_LOG says what is seen of the agents; by default errors.
+        let filter = tracing_subscriber::EnvFilter::from_default_env();
+        let _ = tracing_subscriber::fmt().with_env_filter(filter).with_test_writer().try_init();
         let root = tempfile::tempdir().unwrap();
         let domain = async |name: &str| {
             let mut config = DomainConfig::new(td(name), root.path());
@@ -122,19 +125,22 @@ impl Pair {
 
     /// Waits until the call goes through.
     pub(crate) async fn answers(&self) {
-        let called = eventually("the call goes through", SOON, async || {
-            Ok(self.frontend.call(HOST, PORT).await?)
-        });
+        let called =
+            eventually("the call goes through", SOON, async || Ok(self.frontend.call(HOST, PORT).await?));
         let answer = called.await.unwrap_or_else(|e| panic!("{e:#}"));
-        assert_eq!((answer.client.to_string().as_str(), answer.server.to_string().as_str()), (FRONTEND, CART));
+        assert_eq!(
+            (answer.client.to_string().as_str(), answer.server.to_string().as_str()),
+            (FRONTEND, CART)
+        );
     }
 
     /// Waits until the call fails; with what.
     pub(crate) async fn fails(&self) -> entente::devkit::demo::CallError {
-        let called = eventually("the call fails", SOON, async || match self.frontend.call(HOST, PORT).await {
-            Ok(answer) => anyhow::bail!("it was answered: {}", answer.body),
-            Err(error) => Ok(error),
-        });
+        let called =
+            eventually("the call fails", SOON, async || match self.frontend.call(HOST, PORT).await {
+                Ok(answer) => anyhow::bail!("it was answered: {}", answer.body),
+                Err(error) => Ok(error),
+            });
         called.await.unwrap_or_else(|e| panic!("{e:#}"))
     }
 }

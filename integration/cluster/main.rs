@@ -14,6 +14,8 @@
 #![allow(dead_code, reason = "the harness has what scenarios need; not every one is there yet")]
 
 mod agent;
+#[path = "../behaviour/mod.rs"]
+mod behaviour;
 mod bundle_server;
 mod crds;
 mod http;

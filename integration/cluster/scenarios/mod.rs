@@ -1,9 +1,13 @@
 //! What the agents do on real parts, one subject a file.
 
+mod admin;
+mod behaviour;
 mod ending;
 mod federation;
+mod poison;
 mod restart;
 mod services;
+mod verdict;
 
 use crate::agent::{Agent, AgentOptions};
 use crate::pair::Pair;

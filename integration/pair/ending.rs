@@ -65,7 +65,10 @@ async fn no_registration_federates_before_the_bundle_is_there_nor_after_it_is_go
     pair.serve().await;
     let begun = std::mem::take(&mut *seen.lock().unwrap());
     for Sight { federating, after, .. } in &begun {
-        assert!(*after == [true; 2] || *federating == [false; 2], "federatesWith before the rest: {begun:#?}");
+        assert!(
+            *after == [true; 2] || *federating == [false; 2],
+            "federatesWith before the rest: {begun:#?}"
+        );
     }
     assert_eq!(begun.last(), Some(&ALL));
 

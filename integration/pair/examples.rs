@@ -22,8 +22,7 @@ fn kinds(printed: &str) -> Vec<&str> {
 #[test]
 fn two_domains_directory_renders() {
     let west = render("two-domains-directory/west", "west.example");
-    let expected =
-        ["AuthorizationPolicy", "ClusterFederatedTrustDomain", "Gateway", "ServiceEntry"];
+    let expected = ["AuthorizationPolicy", "ClusterFederatedTrustDomain", "Gateway", "ServiceEntry"];
     assert_eq!(kinds(&west), expected);
     assert!(west.contains("east.example/ns/web/sa/frontend"), "{west}");
     // Nothing is imported before the peer's agent has spoken.

@@ -21,7 +21,10 @@ async fn an_object_of_the_same_name_that_is_not_ours_stays_and_is_named() {
     let name = format!("entente-system_{HOST}");
     until("the import says what stands in its way", async || {
         let [_, status, reason, message] = pair.east.condition("importedservices", &name, "Generated")?;
-        ensure!(status == "False" && reason == "ObjectNotOurs" && message.contains(HOST), "{reason}: {message}");
+        ensure!(
+            status == "False" && reason == "ObjectNotOurs" && message.contains(HOST),
+            "{reason}: {message}"
+        );
         Ok(())
     })
     .await;
@@ -48,9 +51,17 @@ async fn a_bad_peer_is_not_accepted_and_harms_no_other() {
     let before = pair.east.conditions(PEERS, WEST);
     let generated = files(&pair.east.generated());
     let edits: [(&str, fn(&mut serde_json::Value), &str); 4] = [
-        ("url", |spec| spec["bundleEndpoint"]["url"] = json!("http://bad.example/"), "spec.bundleEndpoint.url"),
+        (
+            "url",
+            |spec| spec["bundleEndpoint"]["url"] = json!("http://bad.example/"),
+            "spec.bundleEndpoint.url",
+        ),
         ("own", |spec| spec["trustDomain"] = json!(EAST), "spec.trustDomain"),
-        ("agent", |spec| spec["agent"]["spiffeIDs"] = json!(["spiffe://west.example/x"]), "spec.agent.spiffeIDs"),
+        (
+            "agent",
+            |spec| spec["agent"]["spiffeIDs"] = json!(["spiffe://west.example/x"]),
+            "spec.agent.spiffeIDs",
+        ),
         ("bundle", |spec| spec["bootstrapBundle"]["inline"] = json!("{}"), "spec.bootstrapBundle.inline"),
     ];
     for (name, edit, field) in &edits {
@@ -63,7 +74,10 @@ async fn a_bad_peer_is_not_accepted_and_harms_no_other() {
         pair.east.write(&format!("{name}.yaml"), &manifest).unwrap();
         until("it is not accepted", async || {
             let [_, status, reason, message] = pair.east.condition(PEERS, &trust_domain, "Accepted")?;
-            ensure!(status == "False" && !reason.is_empty() && message.contains(field), "{reason}: {message}");
+            ensure!(
+                status == "False" && !reason.is_empty() && message.contains(field),
+                "{reason}: {message}"
+            );
             Ok(())
         })
         .await;

@@ -125,19 +125,22 @@ impl Pair {
 
     /// Waits until the call goes through.
     pub(crate) async fn answers(&self) {
-        let called = eventually("the call goes through", SOON, async || {
-            Ok(self.frontend.call(HOST, PORT).await?)
-        });
+        let called =
+            eventually("the call goes through", SOON, async || Ok(self.frontend.call(HOST, PORT).await?));
         let answer = called.await.unwrap_or_else(|e| panic!("{e:#}"));
-        assert_eq!((answer.client.to_string().as_str(), answer.server.to_string().as_str()), (FRONTEND, CART));
+        assert_eq!(
+            (answer.client.to_string().as_str(), answer.server.to_string().as_str()),
+            (FRONTEND, CART)
+        );
     }
 
     /// Waits until the call fails; with what.
     pub(crate) async fn fails(&self) -> entente::devkit::demo::CallError {
-        let called = eventually("the call fails", SOON, async || match self.frontend.call(HOST, PORT).await {
-            Ok(answer) => anyhow::bail!("it was answered: {}", answer.body),
-            Err(error) => Ok(error),
-        });
+        let called =
+            eventually("the call fails", SOON, async || match self.frontend.call(HOST, PORT).await {
+                Ok(answer) => anyhow::bail!("it was answered: {}", answer.body),
+                Err(error) => Ok(error),
+            });
         called.await.unwrap_or_else(|e| panic!("{e:#}"))
     }
 }

@@ -68,7 +68,9 @@ pub async fn run(
             // The sources end too, in any order: that is no failure now.
             return Ok(());
         }
-        woken?;
+        if !while_running(woken, &cancel)? {
+            return Ok(());
+        }
         // Whatever else arrives within a moment is planned for together.
         let gather = tokio::time::sleep(GATHER);
         tokio::pin!(gather);
@@ -88,6 +90,14 @@ pub async fn run(
         wake_at = plan.wake_at;
         publish(&index, plan, &outputs);
     }
+}
+
+/// Whether to go on. Once the agent is told to stop, its sources end, some before this task has seen that.
+fn while_running(taken: anyhow::Result<()>, cancel: &CancellationToken) -> anyhow::Result<bool> {
+    if cancel.is_cancelled() {
+        return Ok(false);
+    }
+    taken.map(|()| true)
 }
 
 /// Waits for one source to have news, and takes it in.
@@ -216,5 +226,19 @@ mod tests {
             cancel.cancel();
             on_ended_sources(cancel).await.unwrap();
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_source_that_ends_is_an_error_only_while_the_agent_runs() {
+        let cancel = CancellationToken::new();
+        assert!(while_running(Ok(()), &cancel).unwrap());
+        assert!(while_running(Err(ended("the store")), &cancel).is_err());
+        cancel.cancel();
+        assert!(!while_running(Err(ended("the store")), &cancel).unwrap());
     }
 }

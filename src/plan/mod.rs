@@ -72,6 +72,18 @@ pub struct Patch {
 pub struct StatusWrite {
     pub uid: String,
     pub status: Value,
+    /// Conditions whose status changes by it, for an Event and the log in the same words.
+    pub transitions: Vec<Transition>,
+}
+
+/// A condition that changes its status.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Transition {
+    /// What an operator should look at; else good news.
+    pub is_warning: bool,
+    pub condition: String,
+    pub reason: String,
+    pub message: String,
 }
 
 /// The plan for a world. Time, too, is in the world.

@@ -53,7 +53,20 @@ pub fn persisted(world: &World, peer: &Peer) -> Option<Arc<Bundle>> {
     document::parse(&peer.trust_domain, text.as_bytes()).ok().map(|parsed| Arc::new(parsed.bundle))
 }
 
+/// Whether the bootstrap bundle is named in another object, and is not known: not read yet, or not there. Nothing is
+/// begun then, and what was begun stays.
+fn awaits_bootstrap(world: &World, peer: &Peer) -> bool {
+    peer.bootstrap.is_some() && bootstrap(world, peer).is_none()
+}
+
 fn bootstrap_digest(world: &World, peer: &Peer) -> String {
+    if awaits_bootstrap(world, peer) {
+        let stored = world.objects.get(&key(&peer.trust_domain));
+        return stored
+            .and_then(|o| o.meta.annotations.get(ANNOTATION_BOOTSTRAP))
+            .cloned()
+            .unwrap_or_default();
+    }
     bootstrap(world, peer).map(|bundle| bundle.digest().to_string()).unwrap_or_default()
 }
 
@@ -81,6 +94,9 @@ pub fn object(world: &World, peer: &Peer) -> Option<Object> {
         if gone || stage.drops_relationship() {
             return None;
         }
+    }
+    if awaits_bootstrap(world, peer) && !world.objects.contains_key(&key(&peer.trust_domain)) {
+        return None;
     }
     let bundle = freshest(world, peer);
     // SPIRE can fetch the first bundle itself only where the web's authorities verify the endpoint.
@@ -168,6 +184,7 @@ fn relationship_action(world: &World, peer: &Peer, related: Option<&Relationship
     match related {
         Some(related) if *related == wanted => None,
         Some(_) => Some(SpireAction::UpdateRelationship(wanted, bundle)),
+        None if awaits_bootstrap(world, peer) => None,
         None if bundle.is_none() && peer.endpoint.profile != EndpointProfile::HttpsWeb => None,
         None => Some(SpireAction::CreateRelationship(wanted, bundle)),
     }

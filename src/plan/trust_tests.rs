@@ -515,3 +515,21 @@ fn the_status_of_a_peer_is_what_its_schema_says() {
     assert_eq!(status.bundle.unwrap().digest, scene.east.digest().to_string());
     assert!(!write.status.to_string().contains("null"), "the API server refuses nulls: {}", write.status);
 }
+
+#[test]
+fn a_bootstrap_bundle_that_is_not_there_begins_nothing_and_ends_nothing() {
+    use crate::model::peer::Bootstrap;
+    let mut scene = Scene::related();
+    let east = Arc::clone(&scene.east);
+    let named = Bootstrap::ConfigMapKey { name: "east".to_owned(), key: "bundle".to_owned() };
+    scene.change_peer(|peer| peer.bootstrap = Some(named));
+    let at = relationship::key(&td(EAST));
+    assert!(!plan(&scene.world).objects.contains_key(&at), "nothing is begun");
+    scene.world.bootstraps.insert(td(EAST), Ok(east));
+    let begun = plan(&scene.world).objects[&at].clone();
+    scene.world = scene.world.with_object(begun.clone());
+    scene.world.bootstraps.insert(td(EAST), Err("it is not there".to_owned()));
+    assert_eq!(plan(&scene.world).objects.get(&at), Some(&begun), "what was begun stays as it is");
+    scene.world.bootstraps.clear();
+    assert_eq!(plan(&scene.world).objects.get(&at), Some(&begun), "as after a restart");
+}

@@ -13,8 +13,8 @@ use std::collections::BTreeMap;
 use jiff::Timestamp;
 use serde_json::{Map, Value, json};
 
-use super::StatusWrite;
 use super::services::ServicesPlan;
+use super::{StatusWrite, Transition};
 use crate::api::v1alpha1::conditions::ReadyReason;
 use crate::model::condition::{Condition, Truth};
 use crate::model::object::{Kind, ObjectKey};
@@ -53,6 +53,31 @@ pub fn merge(
     status.insert("conditions".to_owned(), Value::Array(written));
     let status = without_nulls(Value::Object(status));
     (stored != Some(&status)).then_some(status)
+}
+
+/// The write of a status over the one that stands there.
+#[must_use]
+pub fn written(uid: &str, stored: Option<&Value>, status: Value) -> StatusWrite {
+    let list =
+        |status: &Value| status.get("conditions").and_then(Value::as_array).cloned().unwrap_or_default();
+    let before = stored.map(list).unwrap_or_default();
+    let transitions = list(&status)
+        .iter()
+        .filter_map(|condition| {
+            let get = |name| field(condition, name).unwrap_or_default();
+            let last = before.iter().find(|c| field(c, "type") == Some(get("type")));
+            let was = last.and_then(|c| field(c, "status")).unwrap_or("Unknown");
+            // What is not known yet, and what is lost sight of, is in the condition; an Event is for what is known.
+            let is_news = was != get("status") && get("status") != "Unknown";
+            is_news.then(|| Transition {
+                is_warning: get("status") == "False",
+                condition: get("type").to_owned(),
+                reason: get("reason").to_owned(),
+                message: get("message").to_owned(),
+            })
+        })
+        .collect();
+    StatusWrite { uid: uid.to_owned(), status, transitions }
 }
 
 fn field<'a>(condition: &'a Value, name: &str) -> Option<&'a str> {
@@ -100,7 +125,7 @@ pub fn rejected(world: &World) -> BTreeMap<ObjectKey, StatusWrite> {
         .filter_map(|(key, rejected)| {
             let stored = world.statuses.get(key).map(std::convert::AsRef::as_ref);
             let status = reject(stored, key, rejected, world.now)?;
-            Some((key.clone(), StatusWrite { uid: rejected.uid.clone(), status }))
+            Some((key.clone(), written(&rejected.uid, stored, status)))
         })
         .collect()
 }
@@ -170,7 +195,7 @@ fn write(
     let stored = world.statuses.get(&key).map(std::convert::AsRef::as_ref);
     let rest = rest.as_object().cloned().unwrap_or_default();
     if let Some(status) = merge(stored, generation, &conditions, rest, world.now) {
-        writes.insert(key, StatusWrite { uid: uid.to_owned(), status });
+        writes.insert(key, written(uid, stored, status));
     }
 }
 
@@ -190,6 +215,18 @@ mod tests {
     fn equal_status_is_not_written() {
         let first = merge(None, 1, &one(true, "a"), Map::new(), at(10)).unwrap();
         assert_eq!(merge(Some(&first), 1, &one(true, "a"), Map::new(), at(20)), None);
+    }
+
+    #[test]
+    fn a_transition_is_news_once() {
+        let first = merge(None, 1, &one(false, "a"), Map::new(), at(10)).unwrap();
+        let write = written("u", None, first.clone());
+        assert_eq!(write.transitions.len(), 1);
+        assert!(write.transitions[0].is_warning && write.transitions[0].message == "a");
+        let reworded = merge(Some(&first), 1, &one(false, "b"), Map::new(), at(20)).unwrap();
+        assert!(written("u", Some(&first), reworded).transitions.is_empty());
+        let mended = merge(Some(&first), 1, &one(true, "c"), Map::new(), at(20)).unwrap();
+        assert!(!written("u", Some(&first), mended).transitions[0].is_warning);
     }
 
     #[test]

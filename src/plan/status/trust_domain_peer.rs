@@ -2,7 +2,7 @@
 
 use serde_json::Value;
 
-use super::{merge, peer_details, stored_condition};
+use super::{merge, peer_details, stored_condition, written};
 use crate::api::v1alpha1::conditions::{
     BundleDistributedReason, BundleEndpointReason, ConnectedReason, PeerAcceptedReason, ReadyReason,
     ReciprocalReason, RotationSafeReason, ServicesSyncedReason,
@@ -37,7 +37,7 @@ pub fn status(subject: Subject<'_>) -> Option<StatusWrite> {
     let conditions = conditions(subject, stored);
     let status =
         merge(stored, peer.generation, &conditions, peer_details::details(subject, stored), world.now)?;
-    Some(StatusWrite { uid: peer.uid.clone(), status })
+    Some(written(&peer.uid, stored, status))
 }
 
 fn conditions(subject: Subject<'_>, stored: Option<&Value>) -> Vec<Condition> {

@@ -8,6 +8,7 @@
     clippy::panic,
     clippy::print_stderr,
     clippy::disallowed_methods,
+    clippy::indexing_slicing,
     reason = "test code: a failure ends the test"
 )]
 #![allow(dead_code, reason = "the harness has what scenarios need; not every one is there yet")]

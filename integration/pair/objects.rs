@@ -50,7 +50,8 @@ async fn a_bad_peer_is_not_accepted_and_harms_no_other() {
     let pair = Pair::serving().await;
     let before = pair.east.conditions(PEERS, WEST);
     let generated = files(&pair.east.generated());
-    let edits: [(&str, fn(&mut serde_json::Value), &str); 4] = [
+    type Edit = fn(&mut serde_json::Value);
+    let edits: [(&str, Edit, &str); 4] = [
         (
             "url",
             |spec| spec["bundleEndpoint"]["url"] = json!("http://bad.example/"),

@@ -64,10 +64,6 @@ pub async fn run(
             changed = take(&mut index, &mut inputs) => changed,
             () = sleep_until(wake_at, clock) => Ok(()),
         };
-        if cancel.is_cancelled() {
-            // The sources end too, in any order: that is no failure now.
-            return Ok(());
-        }
         if !while_running(woken, &cancel)? {
             return Ok(());
         }
@@ -77,10 +73,11 @@ pub async fn run(
         loop {
             tokio::select! {
                 () = &mut gather => break,
-                changed = take(&mut index, &mut inputs) => match changed {
-                    Err(_) if cancel.is_cancelled() => return Ok(()),
-                    changed => changed?,
-                },
+                changed = take(&mut index, &mut inputs) => {
+                    if !while_running(changed, &cancel)? {
+                        return Ok(());
+                    }
+                }
             }
         }
         let world = index.world_mut();
@@ -226,19 +223,5 @@ mod tests {
             cancel.cancel();
             on_ended_sources(cancel).await.unwrap();
         }
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn a_source_that_ends_is_an_error_only_while_the_agent_runs() {
-        let cancel = CancellationToken::new();
-        assert!(while_running(Ok(()), &cancel).unwrap());
-        assert!(while_running(Err(ended("the store")), &cancel).is_err());
-        cancel.cancel();
-        assert!(!while_running(Err(ended("the store")), &cancel).unwrap());
     }
 }

@@ -18,6 +18,7 @@ mod client;
 mod domain;
 pub mod manifests;
 mod policy;
+mod rotation;
 mod run;
 mod service;
 mod story;

@@ -7,7 +7,6 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use anyhow::Context as _;
-use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 
 use super::manifests::{Export, federated_service};
@@ -15,20 +14,20 @@ use super::story::{Story, Told};
 use super::{
     CallError, Client, ClientConfig, Domain, DomainConfig, LOOK, Names, Service, ServiceConfig, eventually,
 };
-use crate::model::{AuthorityId, TrustDomain};
+use crate::model::TrustDomain;
 
-const PEERS: &str = "trustdomainpeers";
+pub(super) const PEERS: &str = "trustdomainpeers";
 const SERVICES: &str = "federatedservices";
-const EAST: &str = "east.example";
-const WEST: &str = "west.example";
-const HOST: &str = "cart.shop.west.example";
-const PORT: u16 = 8080;
+pub(super) const EAST: &str = "east.example";
+pub(super) const WEST: &str = "west.example";
+pub(super) const HOST: &str = "cart.shop.west.example";
+pub(super) const PORT: u16 = 8080;
 const GATEWAY: &str = "gateway.west.example";
 const FRONTEND: &str = "/ns/web/sa/frontend";
 const BATCH: &str = "/ns/web/sa/batch";
 const CART: &str = "/ns/shop/sa/cart";
 /// How long a step may take.
-const STEP: Duration = Duration::from_secs(30);
+pub(super) const STEP: Duration = Duration::from_secs(30);
 
 const NOTE: &str = "\
 !! DEMO. The SPIFFE authorities here are embedded: keys are in memory, callers are not attested, anyone who can open
@@ -95,19 +94,12 @@ impl Drop for Root {
     }
 }
 
-/// What was seen of the calls that go on.
-#[derive(Clone, Debug, Default)]
-struct Seen {
-    calls: u32,
-    signed_by: Option<AuthorityId>,
-}
-
 /// Everything that plays.
-struct Stage {
-    east: Domain,
-    west: Domain,
+pub(super) struct Stage {
+    pub(super) east: Domain,
+    pub(super) west: Domain,
     cart: Service,
-    frontend: Client,
+    pub(super) frontend: Client,
     batch: Client,
 }
 
@@ -284,61 +276,6 @@ impl Stage {
         let name = format!("spiffe://{EAST}{BATCH}");
         anyhow::ensure!(text.contains("AuthorizationPolicy") && text.contains(&name), "{text}");
         story.say(text)?;
-        Ok(())
-    }
-
-    async fn rotate(&self, story: &mut Story<'_>) -> anyhow::Result<()> {
-        story.step("West changes its signing authority, while calls go on")?;
-        let (seen, mut calls) = watch::channel(Seen::default());
-        let calling = async {
-            loop {
-                let answer = self.frontend.call(HOST, PORT).await.context("a call failed in the rotation")?;
-                seen.send_modify(|seen| {
-                    seen.calls += 1;
-                    seen.signed_by = answer.server_signed_by;
-                });
-                tokio::time::sleep(LOOK / 5).await;
-            }
-        };
-        // One call that fails ends the demo.
-        tokio::select! {
-            failed = calling => failed,
-            rotated = self.change_authority(&mut calls, story) => rotated,
-        }
-    }
-
-    async fn change_authority(
-        &self,
-        calls: &mut watch::Receiver<Seen>,
-        story: &mut Story<'_>,
-    ) -> anyhow::Result<()> {
-        let spire = self.west.spire();
-        let old = spire.slots().active;
-        let new = spire.prepare()?;
-        story.say(format!("{WEST}: prepared authority {new}; {old} still signs"))?;
-        // It is safe once the other side says that it holds the new authority.
-        eventually("the other side holds the new authority", STEP, async || {
-            let held = self.east.spire().federated_bundle(self.west.trust_domain());
-            let held = held.map(|bundle| bundle.authority_ids()).unwrap_or_default();
-            anyhow::ensure!(held.contains(&new), "{EAST} does not hold {new}");
-            let [_, status, _, message] = self.west.condition(PEERS, EAST, "RotationSafe")?;
-            anyhow::ensure!(status == "True", "{message}");
-            let identity = self.frontend.identity().context("it has an SVID")?;
-            let received = identity.federated.get(self.west.trust_domain());
-            anyhow::ensure!(received.is_some_and(|b| b.authority_ids().contains(&new)), "not delivered");
-            Ok(())
-        })
-        .await?;
-        story.say(format!("{EAST}: holds it, delivers it, and said so: RotationSafe"))?;
-        spire.activate(&new)?;
-        spire.taint(&old)?;
-        story.say(format!("{WEST}: activated {new}; {old} is tainted, its SVIDs are replaced"))?;
-        let answered =
-            tokio::time::timeout(STEP, calls.wait_for(|seen| seen.signed_by.as_ref() == Some(&new)));
-        let count = answered.await.with_context(|| format!("no answer with an SVID of {new}"))??.calls;
-        story.say(format!(
-            "the service answers with an SVID of {new}; {count} calls meanwhile, none failed"
-        ))?;
         Ok(())
     }
 

@@ -10,12 +10,13 @@ use anyhow::Context as _;
 use clap::Args;
 
 use crate::clock;
-use crate::index::Index;
+use crate::index::{Index, bootstrap};
 use crate::model::object::Kind;
 use crate::model::own::Identity;
 use crate::model::trust::SpireState;
 use crate::model::world::{Relationships, Settings};
-use crate::model::{Bundle, SpiffeId, TrustDomain};
+use crate::model::{Bundle, Object, ObjectKey, SpiffeId, TrustDomain};
+use crate::plan;
 use crate::store::{DirectoryStore, DirectoryTimings, Event, Store, directory};
 
 #[derive(Args, Debug)]
@@ -44,8 +45,22 @@ pub(super) struct RenderArgs {
 /// How long the folder is given to be read.
 const PATIENCE: Duration = Duration::from_secs(30);
 
+/// How often what is planned is taken for written. The policy comes before what it guards, an ImportedService before what
+/// lies beside it; nothing waits for more.
+const ROUNDS: usize = 5;
+
 /// Prints the objects to standard output. Objects that are bad are named in the error.
 pub(super) async fn run(args: &RenderArgs) -> anyhow::Result<()> {
+    let (objects, problems) = render(args).await?;
+    let mut out = std::io::stdout().lock();
+    for object in objects.values() {
+        write!(out, "---\n{}", directory::manifest_of(object))?;
+    }
+    if problems.is_empty() { Ok(()) } else { anyhow::bail!("{}", problems.join("\n")) }
+}
+
+/// Everything that the agent would write in the end, and what is wrong with the folder.
+async fn render(args: &RenderArgs) -> anyhow::Result<(BTreeMap<ObjectKey, Object>, Vec<String>)> {
     let store = Store::Directory(DirectoryStore::open_read_only(&args.path, DirectoryTimings::default()));
     let mut index = Index::new(settings(args), clock::now());
     let own = TrustDomain::new(&args.trust_domain)?;
@@ -54,13 +69,44 @@ pub(super) async fn run(args: &RenderArgs) -> anyhow::Result<()> {
     let mut problems = tokio::time::timeout(PATIENCE, read(&store, &mut index))
         .await
         .with_context(|| format!("{}: not read within {} s", args.path.display(), PATIENCE.as_secs()))??;
-    let plan = crate::plan::plan(index.world());
-    let mut out = std::io::stdout().lock();
-    for object in plan.objects.values() {
-        write!(out, "---\n{}", directory::manifest_of(object))?;
-    }
+    let bootstraps = bootstrap::read(&store, &bootstrap::wanted(index.world())).await;
+    problems.extend(bootstraps.iter().filter_map(|(td, found)| Some(format!("{td}: {}", found.as_ref().err()?))));
+    index.world_mut().bootstraps = bootstraps;
+    let objects = in_the_end(&mut index);
     problems.extend(index.world().rejected.iter().map(|(key, r)| format!("{key}: {}", r.message)));
-    if problems.is_empty() { Ok(()) } else { anyhow::bail!("{}", problems.join("\n")) }
+    Ok((objects?, problems))
+}
+
+/// What is planned once what is planned stands.
+fn in_the_end(index: &mut Index) -> anyhow::Result<BTreeMap<ObjectKey, Object>> {
+    let mut planned = plan::plan(index.world()).objects;
+    for _ in 0..ROUNDS {
+        for object in planned.values() {
+            let standing = written(index, object);
+            index.store(Event::Applied(standing));
+        }
+        let next = plan::plan(index.world()).objects;
+        if next == planned {
+            return Ok(planned);
+        }
+        planned = next;
+    }
+    anyhow::bail!("what is to be written still changes after {ROUNDS} rounds of writing it")
+}
+
+/// An object as the store would have it once it is written.
+fn written(index: &Index, desired: &Object) -> Object {
+    let mut object = desired.clone();
+    if let Some(there) = index.world().objects.get(&desired.key) {
+        object.meta.uid.clone_from(&there.meta.uid);
+        object.meta.created = there.meta.created;
+        object.meta.generation = there.meta.generation;
+    } else {
+        object.meta.uid = format!("rendered/{}", plan::generated::source_of(&desired.key));
+        object.meta.created = Some(index.world().now);
+        object.meta.generation = 1;
+    }
+    object
 }
 
 /// Takes in the first list of every kind; answers with the manifests that cannot be read.

@@ -156,8 +156,9 @@ fn publish(index: &Index, plan: Plan, outputs: &Outputs) {
         .collect();
     let ready = world.is_read() && world.identity.is_some() && world.spire.is_some();
     set(&outputs.bootstraps, wanted);
-    set(&outputs.ready, ready);
     set(&outputs.links, Arc::new(plan.links.clone()));
+    // after the links: who takes it for leave to talk to peers must know them by then
+    set(&outputs.ready, ready);
     set(&outputs.monitors, Arc::new(plan.monitors.clone()));
     outputs.metrics.observe(world);
     set(&outputs.plans, Arc::new(plan));

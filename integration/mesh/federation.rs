@@ -1,0 +1,160 @@
+//! Two agents, each the other's peer, and the services that west exports to east.
+
+use crate::agent::{Agent, AgentOptions};
+use crate::wait::eventually;
+use crate::workload::FEDERATE;
+use crate::world::Domain;
+use anyhow::{Context, Result, bail, ensure};
+use kube::api::{DeleteParams, DynamicObject};
+use serde_json::{Value, json};
+use std::time::Duration;
+
+const API: &str = "entente.dev/v1alpha1";
+/// How long agents, SPIRE and istiod may take for what is a matter of seconds.
+pub(crate) const SOON: Duration = Duration::from_secs(40);
+/// Short times for all that an agent waits for.
+const TIMING: [&str; 7] = [
+    "--drain-seconds=2",
+    "--bundle-poll-min-seconds=1",
+    "--bundle-poll-max-seconds=2",
+    "--spire-poll-seconds=4",
+    "--dial-min-seconds=1",
+    "--dial-max-seconds=2",
+    "--lease-seconds=3",
+];
+
+/// A service of west: its name, which is the label `app` of its workload, the port that importers see, the workload's.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Exported {
+    pub(crate) name: &'static str,
+    pub(crate) port: u16,
+    pub(crate) target_port: u16,
+}
+
+impl Exported {
+    pub(crate) fn host(&self) -> String {
+        format!("{}.shop.west.example", self.name)
+    }
+
+    pub(crate) fn server_id(&self) -> String {
+        format!("spiffe://west.example/ns/shop/sa/{}", self.name)
+    }
+
+    /// Istio's own form of the SNI.
+    pub(crate) fn sni(&self) -> String {
+        format!("outbound_.{}_._.{}", self.port, self.host())
+    }
+
+    /// Istio's own name of the cluster.
+    pub(crate) fn cluster(&self) -> String {
+        format!("outbound|{}||{}", self.port, self.host())
+    }
+
+    fn object(&self, gateway: &str, gateway_port: u16) -> Value {
+        json!({
+            "apiVersion": API,
+            "kind": "FederatedService",
+            "metadata": {"name": self.name, "namespace": "shop"},
+            "spec": {
+                "workloadLabels": {"app": self.name},
+                "ports": [{"name": "tcp", "port": self.port, "targetPort": self.target_port}],
+                "tlsMode": "IstioMtls",
+                "exportedTrustDomains": ["east.example"],
+                "clients": {"spiffeIDs": ["spiffe://east.example/ns/web/sa/frontend"]},
+                "serverSPIFFEIDs": [self.server_id()],
+                "gateways": [{"type": "istio-eastwestgateway", "port": gateway_port, "ip": gateway}],
+            },
+        })
+    }
+}
+
+/// The agents of both sides. Dropped before the domains are.
+pub(crate) struct Agents {
+    east: Agent,
+    west: Agent,
+}
+
+impl Agents {
+    /// Starts them, makes each the peer of the other, and waits until both are Ready.
+    pub(crate) async fn start(east: &Domain, west: &Domain) -> Result<Self> {
+        let options = || AgentOptions { args: TIMING.map(str::to_owned).to_vec(), ..AgentOptions::default() };
+        let mut agents = Self { east: Agent::start(east, options())?, west: Agent::start(west, options())? };
+        tokio::try_join!(agents.east.ready(SOON), agents.west.ready(SOON))?;
+        for (here, there) in [(east, west), (west, east)] {
+            here.kubernetes.apply(&peer(there).await?).await?;
+        }
+        for (here, there) in [(east, west), (west, east)] {
+            says(here, "TrustDomainPeer", None, there.trust_domain().as_str(), "Ready").await?;
+        }
+        Ok(agents)
+    }
+}
+
+async fn peer(there: &Domain) -> Result<Value> {
+    Ok(json!({
+        "apiVersion": API,
+        "kind": "TrustDomainPeer",
+        "metadata": {"name": there.trust_domain().to_string()},
+        "spec": {
+            "trustDomain": there.trust_domain().to_string(),
+            "bundleEndpoint": {
+                "url": there.bundle_endpoint_url(),
+                "profile": {"type": "https_spiffe", "endpointSPIFFEID": there.spire.bundle_endpoint_id()},
+            },
+            "bootstrapBundle": {"inline": there.spire.bundle_document().await?},
+            "agent": {"addresses": [there.agent_address().to_string()], "spiffeIDs": [there.agent_id()]},
+            "federatesWith": {"selector": {"matchLabels": {FEDERATE: "true"}}},
+            "imports": {"services": [{"namespace": "*", "name": "*"}]},
+        },
+    }))
+}
+
+/// Exports a service of west through the gateway, and waits until west says that east has imported it.
+pub(crate) async fn export(west: &Domain, service: Exported, gateway: &str, gateway_port: u16) -> Result<()> {
+    west.kubernetes.apply(&service.object(gateway, gateway_port)).await?;
+    says(west, "FederatedService", Some("shop"), service.name, "Exported").await
+}
+
+/// Ends an export, and waits until the FederatedService is gone.
+pub(crate) async fn withdraw(west: &Domain, service: Exported) -> Result<()> {
+    let api = west.kubernetes.api(API, "FederatedService", Some("shop")).await?;
+    api.delete(service.name, &DeleteParams::background()).await?;
+    eventually("the FederatedService is gone", SOON, || async {
+        ensure!(api.get_opt(service.name).await?.is_none(), "it is there");
+        Ok(())
+    })
+    .await
+}
+
+/// Waits until a condition of an object of ours is True.
+async fn says(
+    domain: &Domain,
+    kind: &str,
+    namespace: Option<&str>,
+    name: &str,
+    condition: &str,
+) -> Result<()> {
+    let what = format!("{kind} {name} of {} says {condition}", domain.trust_domain());
+    eventually(&what, SOON, || async {
+        let object = found(domain, API, kind, namespace, name).await?;
+        let conditions = object.data.pointer("/status/conditions").and_then(Value::as_array);
+        let is = |one: &Value| one["type"] == condition && one["status"] == "True";
+        if conditions.into_iter().flatten().any(is) {
+            return Ok(());
+        }
+        bail!("status {}", object.data["status"])
+    })
+    .await
+}
+
+/// An object that must be there.
+pub(crate) async fn found(
+    domain: &Domain,
+    api_version: &str,
+    kind: &str,
+    namespace: Option<&str>,
+    name: &str,
+) -> Result<DynamicObject> {
+    let object = domain.kubernetes.api(api_version, kind, namespace).await?.get_opt(name).await?;
+    object.with_context(|| format!("{} has no {kind} {name}", domain.trust_domain()))
+}

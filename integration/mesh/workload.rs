@@ -1,0 +1,224 @@
+//! Workloads: each a Pod and a registration entry by name, and in place of its containers a namespace, an Envoy as
+//! sidecar, and for some a server.
+
+use crate::istiod::set_status;
+use crate::network::{Member, Network, which};
+use crate::process::{Process, Spec};
+use crate::proxy::{Door, Identity, Proxy, own_program};
+use crate::wait::eventually;
+use crate::world::Domain;
+use anyhow::{Context, Result, ensure};
+use serde_json::{Value, json};
+use std::net::Ipv4Addr;
+use std::os::unix::fs::MetadataExt;
+use std::path::Path;
+use std::process::Output;
+use std::time::Duration;
+
+const REGISTERED_DEADLINE: Duration = Duration::from_secs(30);
+const ANSWER_DEADLINE: Duration = Duration::from_secs(10);
+/// The label of registrations that are to federate.
+pub(crate) const FEDERATE: &str = "federate";
+/// The label that no two Pods share.
+const POD: &str = "pod";
+/// Says its name to everyone who connects and says something.
+const SERVER: &str = "
+import socketserver, sys
+class Handler(socketserver.BaseRequestHandler):
+    def handle(self):
+        if self.request.recv(100):
+            self.request.sendall(sys.argv[1].encode())
+class Server(socketserver.ThreadingTCPServer):
+    allow_reuse_address = True
+Server((sys.argv[2], int(sys.argv[3])), Handler).serve_forever()
+";
+/// Prints what a server answers; nothing, where it closes the connection.
+const CLIENT: &str = "
+import socket, sys
+with socket.create_connection((sys.argv[1], int(sys.argv[2])), timeout=5) as connection:
+    connection.settimeout(5)
+    try:
+        connection.sendall(b'hello')
+        print(connection.recv(100).decode(), end='')
+    except ConnectionError:
+        pass
+";
+
+/// What a workload is.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Role<'a> {
+    pub(crate) namespace: &'a str,
+    /// Of the Pod and its service account.
+    pub(crate) name: &'a str,
+    /// Its label `app`, by which Services and FederatedServices select it.
+    pub(crate) app: &'a str,
+    pub(crate) address: Ipv4Addr,
+    /// The service account of its SPIFFE ID, which is another's for an impostor.
+    pub(crate) presents: &'a str,
+    /// It is this gateway (label `istio`) rather than a sidecar.
+    pub(crate) gateway: Option<&'a str>,
+    /// Its own port; `None`: it has no server.
+    pub(crate) port: Option<u16>,
+    /// How connections come to the sidecar.
+    pub(crate) interception: Interception,
+}
+
+/// How connections come to a sidecar.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Interception {
+    /// It listens for them at the workload's address.
+    None,
+    /// By rules of netfilter, which nothing here sets: such a workload is there for its configuration alone, and not
+    /// ready.
+    Redirect,
+}
+
+impl Interception {
+    const fn name(self) -> &'static str {
+        match self {
+            Self::None => "NONE",
+            Self::Redirect => "REDIRECT",
+        }
+    }
+}
+
+/// A workload that runs.
+pub(crate) struct Workload {
+    pub(crate) proxy: Proxy,
+    member: Member,
+    server: Option<Process>,
+}
+
+impl Workload {
+    /// Registers it, makes its Pod, and starts its programs.
+    pub(crate) async fn start(
+        domain: &Domain,
+        network: &mut Network,
+        istiod: &Door,
+        role: Role<'_>,
+    ) -> Result<Self> {
+        let dir = domain.dir().join("w");
+        std::fs::create_dir_all(&dir)?;
+        domain.kubernetes.namespace(role.namespace).await?;
+        let program = own_program(&dir, role.name)?;
+        let member = network.join(role.address)?;
+        register(domain, &role, &program).await?;
+        let pod = pod(&role);
+        domain.kubernetes.apply(&without_status(&pod)).await?;
+        set_status(domain, &pod).await?;
+        if let Some(port) = role.port {
+            domain.kubernetes.apply(&sidecar(&role, port)).await?;
+        }
+        let server = role.port.map(|port| serve(&member, &dir, &role, port)).transpose()?;
+        let identity = Identity {
+            kind: if role.gateway.is_some() { "router" } else { "sidecar" },
+            namespace: role.namespace,
+            name: role.name,
+            interception: role.interception.name(),
+            labels: pod["metadata"]["labels"].clone(),
+        };
+        let agent = domain.spire.agent_socket();
+        let proxy = Proxy::start(&program, &identity, &member, istiod.path(), agent, &dir)?;
+        Ok(Self { proxy, member, server })
+    }
+
+    /// What a client beside this sidecar hears from `address:port`; empty where the connection is closed on it.
+    pub(crate) async fn hears(&self, address: &str, port: u16) -> Result<String> {
+        let args = ["-c", CLIENT, address, &port.to_string()].map(str::to_owned);
+        let (program, args) = self.member.inside(&which("python3")?, &args)?;
+        let running = tokio::process::Command::new(program).args(args).kill_on_drop(true).output();
+        let output: Output = tokio::time::timeout(ANSWER_DEADLINE, running).await??;
+        let errors = String::from_utf8_lossy(&output.stderr).into_owned();
+        ensure!(output.status.success(), "{}", errors.lines().last().unwrap_or_default());
+        Ok(String::from_utf8(output.stdout)?)
+    }
+}
+
+async fn register(domain: &Domain, role: &Role<'_>, program: &Path) -> Result<()> {
+    let trust_domain = domain.trust_domain();
+    let id = format!("spiffe://{trust_domain}/ns/{}/sa/{}", role.namespace, role.presents);
+    let uid = std::fs::metadata("/proc/self")?.uid();
+    domain
+        .kubernetes
+        .apply(&json!({
+            "apiVersion": "spire.spiffe.io/v1alpha1",
+            "kind": "ClusterStaticEntry",
+            "metadata": {"name": format!("{}-{}", role.namespace, role.name), "labels": {FEDERATE: "true"}},
+            "spec": {
+                "spiffeID": id,
+                "parentID": format!("spiffe://{trust_domain}/node"),
+                "selectors": [format!("unix:uid:{uid}"), format!("unix:path:{}", program.canonicalize()?.display())],
+            },
+        }))
+        .await?;
+    eventually(&format!("SPIRE has the entry {id}"), REGISTERED_DEADLINE, || async {
+        domain.spire.entries().await?.get(&id).map(drop).context("it has not")
+    })
+    .await
+}
+
+fn pod(role: &Role<'_>) -> Value {
+    let mut labels = json!({"app": role.app, POD: role.name, "security.istio.io/tlsMode": "istio"});
+    match role.gateway {
+        Some(gateway) => labels["istio"] = json!(gateway),
+        None => labels["sidecar.istio.io/inject"] = json!("true"),
+    }
+    let ip = role.address.to_string();
+    let ready = if role.interception == Interception::None { "True" } else { "False" };
+    json!({
+        "apiVersion": "v1",
+        "kind": "Pod",
+        "metadata": {"name": role.name, "namespace": role.namespace, "labels": labels},
+        "spec": {
+            "serviceAccountName": role.name,
+            "containers": [{"name": "main", "image": "none.example/none"}],
+        },
+        "status": {
+            "phase": "Running",
+            "podIP": ip,
+            "podIPs": [{"ip": ip}],
+            "conditions": [{"type": "Ready", "status": ready}],
+        },
+    })
+}
+
+/// Nothing redirects connections to the sidecar: it has to be told where to listen for its server.
+fn sidecar(role: &Role<'_>, port: u16) -> Value {
+    json!({
+        "apiVersion": "networking.istio.io/v1",
+        "kind": "Sidecar",
+        "metadata": {"name": role.name, "namespace": role.namespace},
+        "spec": {
+            "workloadSelector": {"labels": {POD: role.name}},
+            "ingress": [{
+                "port": {"number": port, "name": "tcp", "protocol": "TCP"},
+                "defaultEndpoint": format!("127.0.0.1:{port}"),
+            }],
+            "egress": [{"hosts": ["*/*"]}],
+        },
+    })
+}
+
+fn without_status(object: &Value) -> Value {
+    let mut object = object.clone();
+    if let Some(fields) = object.as_object_mut() {
+        fields.remove("status");
+    }
+    object
+}
+
+/// The sidecar passes connections on to 127.0.0.1.
+fn serve(member: &Member, dir: &Path, role: &Role<'_>, port: u16) -> Result<Process> {
+    let args = ["-c", SERVER, role.name, "127.0.0.1", &port.to_string()].map(str::to_owned);
+    let (program, args) = member.inside(&which("python3")?, &args)?;
+    let mut process = Process::new(Spec {
+        name: format!("server of {}", role.name),
+        program,
+        args,
+        env: vec![("HOME".to_owned(), dir.display().to_string())],
+        dir: dir.to_owned(),
+        log: dir.join(format!("{}-server.log", role.name)),
+    });
+    process.start()?;
+    Ok(process)
+}

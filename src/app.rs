@@ -312,8 +312,8 @@ fn spire_server(args: &AgentArgs, identity: &IdentitySource) -> anyhow::Result<S
     match ServerAddress::parse(&args.spire_server).context("--spire-server")? {
         ServerAddress::Unix(path) => Ok(SpireServer::connect_unix(path)),
         ServerAddress::Tcp(address) => {
-            let config = tcp::admin_config(identity.clone()).context("--spire-server")?;
-            SpireServer::connect_tcp(&address, move || Arc::clone(&config)).context("--spire-server")
+            let configs = tcp::admin_configs(identity.clone()).context("--spire-server")?;
+            SpireServer::connect_tcp(&address, configs).context("--spire-server")
         }
     }
 }

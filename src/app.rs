@@ -13,6 +13,7 @@ use tokio_util::sync::CancellationToken;
 use crate::apply::{Applier, Targets};
 use crate::bundle::endpoint::{EndpointClient, web_roots};
 use crate::bundle::monitor::PollLimits;
+use crate::bundle::watch::RefreshHandle;
 use crate::clock;
 use crate::config::{AgentArgs, StoreArg};
 use crate::federation::{Federation, FederationConfig, Timings};
@@ -136,6 +137,7 @@ struct Sources {
     endpoints: watch::Receiver<Arc<BTreeMap<TrustDomain, EndpointState>>>,
     /// Which bundle endpoints are followed.
     monitors: watch::Sender<Arc<BTreeMap<TrustDomain, MonitorTarget>>>,
+    ask_again: RefreshHandle,
 }
 
 impl Sources {
@@ -168,10 +170,10 @@ fn spawn_sources(
     let (monitors, targets) = watch::channel(Arc::default());
     let client = EndpointClient::new(roots(args)?);
     let limits = poll_limits(args);
-    let (endpoints, endpoint_task, _) =
+    let (endpoints, endpoint_task, ask_again) =
         crate::bundle::watch::spawn(client, limits, targets, Arc::new(clock::now), cancel.clone());
     supervise(tasks, endpoint_task);
-    Ok(Sources { identity, server, spire, endpoints, monitors })
+    Ok(Sources { identity, server, spire, endpoints, monitors, ask_again })
 }
 
 /// What the planning is made of, beside the sources.
@@ -213,6 +215,7 @@ impl Planning {
             links: self.links,
             monitors: sources.monitors,
             bootstraps: wanted_sender,
+            ask_again: sources.ask_again,
             ready: self.ready,
             metrics: self.metrics,
         };

@@ -61,7 +61,9 @@ pub async fn follow(
                 // A passing failure of the store is no word on the bundle.
                 Err(error) => {
                     tracing::warn!(object = %key, %error, "a bootstrap bundle cannot be read");
-                    read.extend(last.get_key_value(trust_domain).map(|(td, known)| (td.clone(), known.clone())));
+                    read.extend(
+                        last.get_key_value(trust_domain).map(|(td, known)| (td.clone(), known.clone())),
+                    );
                 }
             }
         }

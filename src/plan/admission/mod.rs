@@ -13,7 +13,6 @@ use crate::model::name::is_dns_label;
 use crate::model::service::{Address, GatewayAddress, Outcome, RemoteService, TlsMode};
 use crate::model::{Peer, TrustDomain, World};
 
-
 /// The bounds of an ImportedService (`api/v1alpha1`), beyond which it could not be stored.
 const MAX_PORTS: usize = 64;
 const MAX_SERVER_IDS: usize = 64;
@@ -115,7 +114,10 @@ impl<'a> Admission<'a> {
     fn shadows(&self, service: &RemoteService, host: &str) -> Result<(), (AdmittedReason, String)> {
         let local = LOCAL_ZONES.iter().find(|zone| is_in_zone(host, zone));
         if let Some(zone) = local {
-            return Err((AdmittedReason::HostShadows, format!("{host} lies in {zone}, which is the importer's own")));
+            return Err((
+                AdmittedReason::HostShadows,
+                format!("{host} lies in {zone}, which is the importer's own"),
+            ));
         }
         let zone = format!("{}.{}", service.name.namespace(), self.peer.trust_domain);
         match [zone.as_str(), host].into_iter().find(|zone| self.others.contains(zone)) {
@@ -138,15 +140,24 @@ impl<'a> Admission<'a> {
             ));
         }
         if let Some(id) = service.server_ids.iter().find(|id| !id.is_member_of(td)) {
-            return Err((AdmittedReason::ForeignServerId, format!("its server ID {id} is not in its own trust domain")));
+            return Err((
+                AdmittedReason::ForeignServerId,
+                format!("its server ID {id} is not in its own trust domain"),
+            ));
         }
         if service.server_ids.len() > MAX_SERVER_IDS {
             let count = service.server_ids.len();
-            return Err((AdmittedReason::TooManyIds, format!("it names {count} server IDs, over {MAX_SERVER_IDS}")));
+            return Err((
+                AdmittedReason::TooManyIds,
+                format!("it names {count} server IDs, over {MAX_SERVER_IDS}"),
+            ));
         }
         if service.clients.len() > MAX_CLIENTS {
             let count = service.clients.len();
-            return Err((AdmittedReason::TooManyIds, format!("it names {count} clients, over {MAX_CLIENTS}")));
+            return Err((
+                AdmittedReason::TooManyIds,
+                format!("it names {count} clients, over {MAX_CLIENTS}"),
+            ));
         }
         Ok(())
     }
@@ -165,7 +176,10 @@ impl<'a> Admission<'a> {
         }
         for gateway in &service.gateways {
             self.endpoint(gateway).map_err(|cause| {
-                (AdmittedReason::AddressNotAdmitted, format!("its endpoint {}:{} {cause}", gateway.address, gateway.port))
+                (
+                    AdmittedReason::AddressNotAdmitted,
+                    format!("its endpoint {}:{} {cause}", gateway.address, gateway.port),
+                )
             })?;
         }
         Ok(())

@@ -31,9 +31,7 @@ fn condition<T, R: Copy + Into<&'static str>>(
 ) -> Condition {
     match result {
         Ok(_) => Condition::new(kind, true, reason.into(), message()),
-        Err(refusal) => {
-            Condition::new(kind, refusal.status, refusal.reason.into(), refusal.message.clone())
-        }
+        Err(refusal) => Condition::new(kind, refusal.status, refusal.reason.into(), refusal.message.clone()),
     }
 }
 

@@ -146,3 +146,89 @@ fn identity(own: &TrustDomain, args: &RenderArgs) -> anyhow::Result<Identity> {
         malformed: BTreeMap::new(),
     })
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::bundle::document;
+    use crate::bundle::testing::{Ca, td};
+    use crate::model::Authority;
+
+    const PEER: &str = "
+apiVersion: entente.dev/v1alpha1
+kind: TrustDomainPeer
+metadata: { name: east }
+spec:
+  trustDomain: east.example
+  bundleEndpoint:
+    url: https://spire.east.example:8443
+    profile: { type: https_spiffe, endpointSPIFFEID: spiffe://east.example/spire/server }
+  bootstrapBundle: { configMapKeyRef: { name: east, key: bundle.json } }
+  agent: { spiffeIDs: [spiffe://east.example/ns/entente-system/sa/entente] }
+";
+    const SERVICE: &str = "
+apiVersion: entente.dev/v1alpha1
+kind: FederatedService
+metadata: { name: cart, namespace: shop }
+spec:
+  workloadLabels: { app: cart }
+  ports: [{ name: tcp, port: 18080, targetPort: 8080 }]
+  tlsMode: IstioMtls
+  exportedTrustDomains: [east.example]
+  clients: { spiffeIDs: [spiffe://east.example/ns/shop/sa/client] }
+  serverSPIFFEIDs: [spiffe://west.example/ns/shop/sa/cart]
+  gateways: [{ type: istio-eastwestgateway, port: 15443, ip: 192.0.2.9 }]
+";
+
+    async fn rendered(manifests: &[&str]) -> (Vec<(Kind, String)>, Vec<String>) {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("manifests");
+        std::fs::create_dir_all(&path).unwrap();
+        for (number, manifest) in manifests.iter().enumerate() {
+            std::fs::write(path.join(format!("{number}.yaml")), manifest).unwrap();
+        }
+        let args = RenderArgs {
+            path: folder.path().to_owned(),
+            trust_domain: "west.example".to_owned(),
+            namespace: "entente-system".to_owned(),
+            instance: "entente".to_owned(),
+            spire_class_name: String::new(),
+        };
+        let (objects, problems) = render(&args).await.unwrap();
+        let objects = objects.into_values().map(|object| (object.key.kind, directory::manifest_of(&object)));
+        (objects.collect(), problems)
+    }
+
+    fn kinds(objects: &[(Kind, String)]) -> Vec<Kind> {
+        objects.iter().map(|(kind, _)| *kind).collect()
+    }
+
+    const EXPORT: [Kind; 3] = [Kind::ServiceEntry, Kind::Gateway, Kind::AuthorizationPolicy];
+
+    #[tokio::test]
+    async fn everything_is_rendered_though_one_object_waits_for_another() {
+        let bundle = Bundle::new(td("east.example"), [Authority::parse(&Ca::new().der).unwrap()]);
+        let text = document::write(&bundle);
+        let config_map = serde_json::json!({
+            "apiVersion": "v1", "kind": "ConfigMap",
+            "metadata": { "name": "east", "namespace": "entente-system" },
+            "data": { "bundle.json": text },
+        });
+        let (objects, problems) = rendered(&[PEER, SERVICE, &config_map.to_string()]).await;
+        assert_eq!(problems, Vec::<String>::new());
+        assert_eq!(kinds(&objects), [[Kind::ClusterFederatedTrustDomain].as_slice(), &EXPORT].concat());
+        let relationship = &objects[0].1;
+        assert!(relationship.contains(&bundle.digest().to_string()), "{relationship}");
+    }
+
+    #[tokio::test]
+    async fn a_bootstrap_bundle_that_is_not_there_is_a_problem() {
+        let (objects, problems) = rendered(&[PEER, SERVICE]).await;
+        assert_eq!(kinds(&objects), EXPORT);
+        assert_eq!(problems.len(), 1, "{problems:?}");
+        assert!(
+            problems[0]
+                .contains("east.example: spec.bootstrapBundle: ConfigMap entente-system/east is not there")
+        );
+    }
+}

@@ -250,7 +250,8 @@ fn export(
         unclaimed(world, &istio::export::alias_key(service, &host), blocked)?;
         unclaimed(world, &istio::export::gateway_key(service), blocked)
     });
-    report.to = each(service, |td| report.exported.clone().and_then(|()| to_peer(world, service, td)));
+    let to = |td| report.exported.clone().and_then(|()| to_peer(world, service, td));
+    report.to = service.exported_to.iter().map(|td| (td.clone(), to(td))).collect();
     if report.exported.is_ok() && report.to.values().all(Result::is_err) {
         report.exported = report.to.values().next().cloned().unwrap_or(Ok(()));
     }
@@ -279,13 +280,6 @@ fn export(
     report.gateways.clone_from(&gateways);
     let export = Export { service: Arc::clone(service), host, to, gateways };
     exports.exported.insert(service.object.clone(), export);
-}
-
-fn each(
-    service: &Service,
-    result: impl Fn(&TrustDomain) -> Result<(), ExportProblem>,
-) -> BTreeMap<TrustDomain, Result<(), ExportProblem>> {
-    service.exported_to.iter().map(|td| (td.clone(), result(td))).collect()
 }
 
 fn needed_kinds(world: &World) -> Result<(), ExportProblem> {

@@ -26,6 +26,9 @@ pub use problem::ExportProblem;
 /// Istio's kinds that an export needs.
 const NEEDED: [Kind; 3] = [Kind::AuthorizationPolicy, Kind::ServiceEntry, Kind::Gateway];
 
+/// Whether a FederatedService stands among the others.
+pub type Acceptance = Result<(), ExportProblem<ServiceAcceptedReason>>;
+
 /// A service that is exported.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Export {
@@ -42,7 +45,7 @@ pub struct Export {
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct ExportReport {
     /// Whether it stands among the others.
-    pub accepted: Result<(), ExportProblem<ServiceAcceptedReason>>,
+    pub accepted: Acceptance,
     /// `Err` keeps it from all peers.
     pub exported: Result<(), ExportProblem>,
     /// For each trust domain that it names, whether it goes there.
@@ -138,7 +141,7 @@ fn offered(export: &Export, peer: &TrustDomain) -> RemoteService {
     }
 }
 
-fn report_of(service: &Service, accepted: Result<(), ExportProblem<ServiceAcceptedReason>>) -> ExportReport {
+fn report_of(service: &Service, accepted: Acceptance) -> ExportReport {
     let exported = accepted.clone().map_err(ExportProblem::from);
     ExportReport {
         enforced: accepted.clone().map_err(ExportProblem::from),
@@ -152,10 +155,7 @@ fn report_of(service: &Service, accepted: Result<(), ExportProblem<ServiceAccept
 }
 
 /// The services, the oldest first, each with whether it stands beside those before it.
-fn accept<'a>(
-    world: &'a World,
-    own: &TrustDomain,
-) -> Vec<(&'a Arc<Service>, Result<(), ExportProblem<ServiceAcceptedReason>>)> {
+fn accept<'a>(world: &'a World, own: &TrustDomain) -> Vec<(&'a Arc<Service>, Acceptance)> {
     let mut oldest_first: Vec<&Arc<Service>> = world.services.values().collect();
     oldest_first.sort_by_key(|s| (s.created.is_none(), s.created, &s.uid, &s.object));
     let mut among = Accepted::default();
@@ -171,11 +171,7 @@ struct Accepted<'a> {
 }
 
 impl<'a> Accepted<'a> {
-    fn add(
-        &mut self,
-        service: &'a Service,
-        own: &TrustDomain,
-    ) -> Result<(), ExportProblem<ServiceAcceptedReason>> {
+    fn add(&mut self, service: &'a Service, own: &TrustDomain) -> Acceptance {
         self.stands(service, own).map_err(|(reason, cause)| {
             ExportProblem::new(reason, format!("FederatedService {}: {cause}", service.object))
         })
@@ -250,7 +246,8 @@ fn export(
         unclaimed(world, &istio::export::alias_key(service, &host), blocked)?;
         unclaimed(world, &istio::export::gateway_key(service), blocked)
     });
-    report.to = each(service, |td| report.exported.clone().and_then(|()| to_peer(world, service, td)));
+    let to = |td| report.exported.clone().and_then(|()| to_peer(world, service, td));
+    report.to = service.exported_to.iter().map(|td| (td.clone(), to(td))).collect();
     if report.exported.is_ok() && report.to.values().all(Result::is_err) {
         report.exported = report.to.values().next().cloned().unwrap_or(Ok(()));
     }
@@ -279,13 +276,6 @@ fn export(
     report.gateways.clone_from(&gateways);
     let export = Export { service: Arc::clone(service), host, to, gateways };
     exports.exported.insert(service.object.clone(), export);
-}
-
-fn each(
-    service: &Service,
-    result: impl Fn(&TrustDomain) -> Result<(), ExportProblem>,
-) -> BTreeMap<TrustDomain, Result<(), ExportProblem>> {
-    service.exported_to.iter().map(|td| (td.clone(), result(td))).collect()
 }
 
 fn needed_kinds(world: &World) -> Result<(), ExportProblem> {

@@ -34,6 +34,8 @@ const FIRST_RETRY: Duration = Duration::from_secs(1);
 const LAST_RETRY: Duration = Duration::from_secs(60);
 /// The least time between two writes of one object, and between two of one status.
 const PACE: Duration = Duration::from_secs(1);
+/// How many writes of one object need not keep to it after a quiet time: a change seldom comes alone.
+const BURST: u32 = 5;
 /// How many objects are written at a time.
 const CONCURRENCY: usize = 16;
 
@@ -55,7 +57,7 @@ pub struct Applier {
     leading: watch::Receiver<bool>,
     failures: watch::Sender<Arc<BTreeMap<ObjectKey, String>>>,
     attempts: BTreeMap<String, Attempt>,
-    /// When what is paced was last tried, for as long as that matters.
+    /// Until when what is paced was tried ahead of its pace, for as long as that matters.
     paced: BTreeMap<String, Instant>,
     refreshes: Refreshes,
 }
@@ -122,7 +124,8 @@ impl Applier {
         let operations = operation::of(plan);
         // What is no longer asked for needs no memory, but of when it was done: it may be asked for again at once.
         self.attempts.retain(|id, _| operations.contains_key(id));
-        self.paced.retain(|_, at| at.elapsed() < PACE);
+        let now = Instant::now();
+        self.paced.retain(|_, ahead| *ahead > now);
         for stage in Stage::ALL {
             let due = self.due(&operations, stage);
             if due.is_empty() || !may_write(&self.leading, cancel) {
@@ -198,13 +201,15 @@ impl Applier {
             return None;
         }
         let again = self.attempts.get(id).filter(|last| last.operation == *operation).map(|last| last.again);
-        let pace = self.paced.get(id).map(|last| *last + PACE);
+        let pace = self.paced.get(id).and_then(|ahead| ahead.checked_sub(PACE * (BURST - 1)));
         Some(again.max(pace).unwrap_or(now))
     }
 
     async fn remember(&mut self, id: String, operation: Operation, result: Result<(), String>) {
         if operation.is_paced() {
-            self.paced.insert(id.clone(), Instant::now());
+            let now = Instant::now();
+            let ahead = self.paced.get(&id).map_or(now, |ahead| now.max(*ahead));
+            self.paced.insert(id.clone(), ahead + PACE);
         }
         let before = self.attempts.get(&id).filter(|last| last.operation == operation);
         let failed = before.map_or(0, |last| last.failures);

@@ -22,6 +22,8 @@ pub(crate) struct AgentOptions {
     pub(crate) admin_listen: Option<SocketAddr>,
     /// The kubeconfig to use instead of that of `AGENT_USER`.
     pub(crate) kubeconfig: Option<PathBuf>,
+    /// Where the SPIRE Server API is; default the Unix socket of the domain's server.
+    pub(crate) spire_server: Option<String>,
     /// Put after the arguments that it always gets.
     pub(crate) args: Vec<String>,
     /// Put after the environment that it always gets.
@@ -35,6 +37,7 @@ impl Default for AgentOptions {
             listen: None,
             admin_listen: None,
             kubeconfig: None,
+            spire_server: None,
             args: Vec::new(),
             env: Vec::new(),
         }
@@ -55,10 +58,11 @@ impl Agent {
         let listen = options.listen.unwrap_or(domain.agent_address());
         let admin = options.admin_listen.unwrap_or(domain.agent_admin_address());
         let kubeconfig = options.kubeconfig.unwrap_or_else(|| domain.kubernetes.agent_kubeconfig());
+        let socket = format!("unix://{}", domain.spire.server_socket().display());
         let args = [
             "agent".to_owned(),
             "--store=kubernetes".to_owned(),
-            format!("--spire-server=unix://{}", domain.spire.server_socket().display()),
+            format!("--spire-server={}", options.spire_server.unwrap_or(socket)),
             format!("--listen={listen}"),
             format!("--admin-listen={admin}"),
             format!("--namespace={AGENT_NAMESPACE}"),

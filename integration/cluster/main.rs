@@ -8,11 +8,14 @@
     clippy::panic,
     clippy::print_stderr,
     clippy::disallowed_methods,
+    clippy::indexing_slicing,
     reason = "test code: a failure ends the test"
 )]
 #![allow(dead_code, reason = "the harness has what scenarios need; not every one is there yet")]
 
 mod agent;
+#[path = "../behaviour/mod.rs"]
+mod behaviour;
 mod bundle_server;
 mod crds;
 mod http;

@@ -13,9 +13,9 @@ pub(crate) struct Pair {
 
 impl Pair {
     /// Brings up both at the same time.
-    pub(crate) async fn start(options: Options) -> Result<Self> {
-        let east = Domain::start("east.example", options.clone());
-        let west = Domain::start("west.example", options);
+    pub(crate) async fn start(east: Options, west: Options) -> Result<Self> {
+        let east = Domain::start("east.example", east);
+        let west = Domain::start("west.example", west);
         let (east, west) = tokio::join!(east, west);
         Ok(Self { east: east?, west: west? })
     }
@@ -69,13 +69,17 @@ async fn reused(pair: Option<Pair>) -> Result<Pair> {
             Err(error) => eprintln!("bringing up new domains, the last ones cannot be used again: {error:#}"),
         }
     }
-    Pair::start(Options::default()).await
+    Pair::start(Options::default(), Options::default()).await
 }
 
 /// Runs a scenario on a pair of its own, set as it needs.
-pub(crate) fn with_own_pair(options: Options, scenario: impl AsyncFnOnce(&mut Pair) -> Result<()>) {
+pub(crate) fn with_own_pair(
+    east: Options,
+    west: Options,
+    scenario: impl AsyncFnOnce(&mut Pair) -> Result<()>,
+) {
     let failed = runtime().block_on(async {
-        let mut pair = Pair::start(options).await?;
+        let mut pair = Pair::start(east, west).await?;
         let done = scenario(&mut pair).await;
         if done.is_err() {
             pair.keep();

@@ -75,6 +75,7 @@ pub(crate) struct Spire {
     trust_domain: TrustDomain,
     server_socket: PathBuf,
     agent_socket: PathBuf,
+    server_address: SocketAddr,
     bundle_endpoint: SocketAddr,
     server_data: PathBuf,
     agent_data: PathBuf,
@@ -119,6 +120,7 @@ impl Spire {
             trust_domain: trust_domain.clone(),
             server_socket: dir.join("server.sock"),
             agent_socket: dir.join("agent.sock"),
+            server_address: ports::free()?,
             bundle_endpoint: ports::free()?,
             server_data,
             agent_data,
@@ -132,7 +134,7 @@ impl Spire {
         let seconds = |duration: Duration| format!("{}s", duration.as_secs());
         let text = |path: &Path| path.display().to_string();
         let trust_domain = self.trust_domain.to_string();
-        let server_port = ports::free()?.port().to_string();
+        let server_port = self.server_address.port().to_string();
         let server = template::fill(
             "server.conf.tmpl",
             &[
@@ -223,6 +225,11 @@ impl Spire {
     /// Where the SPIRE Server API is.
     pub(crate) fn server_socket(&self) -> &Path {
         &self.server_socket
+    }
+
+    /// Where the SPIRE Server API is over TCP, for SPIRE's agents and for who has an admin SVID.
+    pub(crate) const fn server_address(&self) -> SocketAddr {
+        self.server_address
     }
 
     /// Where the Workload API is.

@@ -118,14 +118,25 @@ impl Domain {
 
     /// Applies the agent's registration, with `federatesWith` empty, and waits until SPIRE has the entry.
     pub(crate) async fn register_agent(&self) -> Result<()> {
+        self.apply_registration("agent-registration.yaml.tmpl").await?;
+        self.await_entry(&self.agent_id()).await
+    }
+
+    /// Applies the agent's second registration, which may call the SPIRE Server API over TCP; waits for the entry.
+    pub(crate) async fn register_agent_as_admin(&self) -> Result<()> {
+        self.apply_registration("agent-admin-registration.yaml.tmpl").await?;
+        self.await_entry(&format!("{}-admin", self.agent_id())).await
+    }
+
+    async fn apply_registration(&self, file: &str) -> Result<()> {
         let values = [
             ("TRUST_DOMAIN", self.trust_domain.to_string()),
             ("UID", own_uid()?.to_string()),
             ("AGENT_PATH", self.agent_program.display().to_string()),
         ];
         let values: Vec<(&str, &str)> = values.iter().map(|(name, value)| (*name, value.as_str())).collect();
-        self.kubernetes.apply_yaml(&template::fill("agent-registration.yaml.tmpl", &values)?).await?;
-        self.await_entry(&self.agent_id()).await
+        self.kubernetes.apply_yaml(&template::fill(file, &values)?).await?;
+        Ok(())
     }
 
     /// Registers the test process itself as a workload, by a ClusterStaticEntry of this name and path, with these

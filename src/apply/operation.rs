@@ -3,13 +3,11 @@
 use std::collections::BTreeMap;
 use std::fmt;
 
-use serde_json::Value;
-
 use super::Targets;
 use crate::model::trust::SpireAction;
 use crate::model::{ObjectKey, TrustDomain};
 use crate::plan::diff::Write;
-use crate::plan::{Patch, Plan};
+use crate::plan::{Patch, Plan, StatusWrite, Transition};
 use crate::store::Severity;
 
 /// The order in which a plan is made true. Each step is safe by itself: the plan waits for what must come first.
@@ -19,12 +17,15 @@ pub(super) enum Stage {
     Patches,
     Writes,
     Spire,
+    /// Started, not waited for: what SPIRE fetches for it, the peer serves.
+    Refresh,
     Prune,
     Statuses,
 }
 
 impl Stage {
-    pub(super) const ALL: [Self; 5] = [Self::Patches, Self::Writes, Self::Spire, Self::Prune, Self::Statuses];
+    pub(super) const ALL: [Self; 6] =
+        [Self::Patches, Self::Writes, Self::Spire, Self::Refresh, Self::Prune, Self::Statuses];
 }
 
 #[derive(Clone, Debug, PartialEq)]
@@ -33,7 +34,7 @@ pub(super) enum Operation {
     Write(Box<Write>),
     Spire(SpireAction),
     Prune { key: ObjectKey, uid: String },
-    Status { key: ObjectKey, uid: String, status: Value },
+    Status { key: ObjectKey, write: StatusWrite },
 }
 
 /// The operations of a plan, by what they are about: one at a time for each.
@@ -49,7 +50,7 @@ pub(super) fn of(plan: &Plan) -> BTreeMap<String, Operation> {
         add(Operation::Prune { key: key.clone(), uid: uid.clone() });
     }
     for (key, write) in &plan.statuses {
-        add(Operation::Status { key: key.clone(), uid: write.uid.clone(), status: write.status.clone() });
+        add(Operation::Status { key: key.clone(), write: write.clone() });
     }
     all
 }
@@ -59,9 +60,37 @@ impl Operation {
         match self {
             Self::Patch(_) => Stage::Patches,
             Self::Write(_) => Stage::Writes,
+            Self::Spire(SpireAction::RefreshBundle(_)) => Stage::Refresh,
             Self::Spire(_) => Stage::Spire,
             Self::Prune { .. } => Stage::Prune,
             Self::Status { .. } => Stage::Statuses,
+        }
+    }
+
+    /// Whether a peer could cause it again and again by what it says: then it has a least distance in time.
+    pub(super) const fn is_paced(&self) -> bool {
+        matches!(self, Self::Write(_) | Self::Status { .. })
+    }
+
+    /// Whose bundle it has SPIRE fetch.
+    pub(super) const fn refreshes(&self) -> Option<&TrustDomain> {
+        match self {
+            Self::Spire(SpireAction::RefreshBundle(trust_domain)) => Some(trust_domain),
+            _ => None,
+        }
+    }
+
+    /// Whose relationship or bundle in SPIRE it changes: a fetch that was begun before it is out of date.
+    pub(super) fn outdates(&self) -> Option<&TrustDomain> {
+        let Self::Spire(action) = self else { return None };
+        match action {
+            SpireAction::CreateRelationship(relationship, _)
+            | SpireAction::UpdateRelationship(relationship, _) => Some(&relationship.trust_domain),
+            SpireAction::DeleteRelationship(trust_domain) | SpireAction::DeleteBundle(trust_domain) => {
+                Some(trust_domain)
+            }
+            SpireAction::SetBundle(bundle) => Some(bundle.trust_domain()),
+            SpireAction::SetFederatesWith { .. } | SpireAction::RefreshBundle(_) => None,
         }
     }
 
@@ -91,10 +120,16 @@ impl Operation {
             Self::Spire(action) => targets.spire.act(own, action).await.map_err(|e| e.to_string()),
             Self::Prune { key, uid } => store.delete(key, uid).await.map_err(text),
             // What is gone needs no status: it went with what was done just before.
-            Self::Status { key, uid, status } => match store.update_status(key, uid, status.clone()).await {
-                Ok(()) | Err(crate::store::StoreError::NotFound { .. }) => Ok(()),
-                Err(error) => Err(error.to_string()),
-            },
+            Self::Status { key, write } => {
+                match store.update_status(key, &write.uid, write.status.clone()).await {
+                    Ok(()) => {
+                        announce(store, key, write).await;
+                        Ok(())
+                    }
+                    Err(crate::store::StoreError::NotFound { .. }) => Ok(()),
+                    Err(error) => Err(error.to_string()),
+                }
+            }
         }
     }
 
@@ -113,12 +148,21 @@ impl Operation {
                     (key, owner.uid.clone())
                 })
             }
-            Self::Prune { key, uid } | Self::Status { key, uid, .. } => Some((key.clone(), uid.clone())),
+            Self::Prune { key, uid } => Some((key.clone(), uid.clone())),
+            Self::Status { key, write } => Some((key.clone(), write.uid.clone())),
             Self::Patch(_) | Self::Spire(_) => None,
         };
         if let Some((key, uid)) = about {
             store.event(&key, &uid, Severity::Warning, "ApplyFailed", &format!("{self}: {error}")).await;
         }
+    }
+}
+
+/// Tells what changed in a status, in the words of its conditions: as an Event, which is logged too.
+async fn announce(store: &crate::store::Store, key: &ObjectKey, write: &StatusWrite) {
+    for Transition { is_warning, condition, reason, message } in &write.transitions {
+        let severity = if *is_warning { Severity::Warning } else { Severity::Normal };
+        store.event(key, &write.uid, severity, reason, &format!("{condition}: {message}")).await;
     }
 }
 

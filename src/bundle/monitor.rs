@@ -8,9 +8,6 @@ use jiff::Timestamp;
 use crate::model::Bundle;
 use crate::model::endpoint::{BundleAlarm, EndpointProfile, EndpointState, FetchFailure, MonitorTarget};
 
-/// Where [`EndpointState::good_in_a_row`] stops counting.
-const MAX_GOOD_IN_A_ROW: u32 = 1000;
-
 /// How often endpoints are polled.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct PollLimits {
@@ -62,7 +59,7 @@ pub fn observe(
         _ => Arc::new(bundle),
     };
     if usable {
-        next.good_in_a_row = state.good_in_a_row.saturating_add(1).min(MAX_GOOD_IN_A_ROW);
+        next.good_in_a_row = state.good_in_a_row.saturating_add(1);
         next.latest_usable = Some(Arc::clone(&bundle));
     } else {
         next.good_in_a_row = 0;

@@ -47,7 +47,7 @@ fn an_unchanged_bundle_changes_only_the_count() {
     let second = observe(&first, Ok(bundle(&[0], Some(1))), at(60));
     assert_eq!(second, EndpointState { good_in_a_row: 2, ..first.clone() });
     assert!(Arc::ptr_eq(first.latest.as_ref().unwrap(), second.latest.as_ref().unwrap()));
-    let full = EndpointState { good_in_a_row: MAX_GOOD_IN_A_ROW, ..first };
+    let full = EndpointState { good_in_a_row: u32::MAX, ..first };
     assert_eq!(observe(&full, Ok(bundle(&[0], Some(1))), at(99)), full, "a settled endpoint changes nothing");
 }
 

@@ -33,7 +33,7 @@ pub type Clock = Arc<dyn Fn() -> Timestamp + Send + Sync>;
 type Wakers = Arc<Mutex<BTreeMap<TrustDomain, Arc<Notify>>>>;
 
 /// Asks for a fetch out of turn.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, Default)]
 pub struct RefreshHandle(Wakers);
 
 impl RefreshHandle {
@@ -184,8 +184,13 @@ impl Watcher {
                 ..EndpointState::default()
             };
         }
-        let given = old.is_some_and(|old| old.bootstrap != target.bootstrap)
+        // A bundle that could only not be read for a while is no other one.
+        let given = old.is_some_and(|old| old.bootstrap.is_some() && old.bootstrap != target.bootstrap)
             && target.bootstrap.as_ref().is_some_and(|given| Some(given) != state.latest.as_ref());
+        if given {
+            // What descends from the bundle before is not the peer's any more, by the operator's word.
+            state.latest_usable = None;
+        }
         self.shared.publish(trust_domain, &cancel, &state, || {
             // what was changed to mend a failure is tried at once, and so is another endpoint
             let at_once = state.failure.is_some() || state.since.is_none();
@@ -284,7 +289,8 @@ impl Poll {
             .fetch(&target.trust_domain, &target.endpoint, verify_with.as_deref(), now)
             .await;
         let fetched = fetched.map(|fetched| fetched.bundle);
-        let state = observe(&self.state, fetched, (self.shared.clock)());
+        let mut state = observe(&self.state, fetched, (self.shared.clock)());
+        state.asked_at = Some(now);
         self.report(&state);
         self.state = state;
         let wait = next_poll(&self.state, &self.shared.limits, rand::random_range(0..=1000));

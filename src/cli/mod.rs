@@ -73,7 +73,7 @@ async fn run(command: Command) -> anyhow::Result<ExitCode> {
 fn log(cli: &Cli) -> anyhow::Result<()> {
     // The demo speaks for itself; its agents' logs are for who asks.
     let default = matches!(cli.command, Command::Demo(_)) && cli.log == "info";
-    let filter = EnvFilter::try_new(if default { "warn" } else { &cli.log })?;
+    let filter = EnvFilter::try_new(if default { "error,entente::devkit=warn" } else { &cli.log })?;
     let subscriber = tracing_subscriber::fmt()
         .with_env_filter(filter)
         .with_ansi(std::io::stderr().is_terminal())

@@ -60,10 +60,13 @@ impl IdentitySource {
         Self { shared: Arc::new(shared) }
     }
 
-    /// Who we are and whom we can verify, at each change; `None` until the Workload API first answered.
+    /// Who we are and whom we can verify, at each change; `None` until the Workload API first answered. What is known
+    /// already counts as a change: who subscribes late waits for none to learn it.
     #[must_use]
     pub fn subscribe(&self) -> watch::Receiver<Option<Arc<Identity>>> {
-        self.shared.identity.subscribe()
+        let mut identity = self.shared.identity.subscribe();
+        identity.mark_changed();
+        identity
     }
 
     /// The keys and bundles of this moment; `None` until the Workload API first answered.

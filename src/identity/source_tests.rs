@@ -90,6 +90,12 @@ async fn the_stream_is_reopened_and_the_last_identity_kept() {
     until(&source, |i| i.federated.len() == 1).await;
     assert_eq!(kept.identity.id, source.current().unwrap().identity.id);
 
+    // who asks only now is told, though nothing changes any more
+    let mut late = source.subscribe();
+    tokio::time::timeout(Duration::from_secs(20), late.changed()).await.expect("told at once").unwrap();
+    assert!(late.borrow_and_update().is_some());
+    assert!(!late.has_changed().unwrap(), "told once");
+
     cancel.cancel();
     task.await.unwrap();
     assert!(source.current().is_some());

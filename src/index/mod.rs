@@ -25,12 +25,22 @@ pub struct Index {
     /// The objects whose meaning depends on who we are, to be read again when that is known.
     peers: BTreeMap<ObjectKey, Arc<Object>>,
     services: BTreeMap<ObjectKey, Arc<Object>>,
+    /// Kinds that the store does not serve, and since when.
+    missing: BTreeMap<Kind, Timestamp>,
 }
+
+/// How long a kind may be missing before it is taken as absent: an API server serves some later than others.
+const ABSENT_AFTER: i64 = 10;
 
 impl Index {
     #[must_use]
     pub fn new(settings: Arc<Settings>, now: Timestamp) -> Self {
-        Self { world: World::empty(settings, now), peers: BTreeMap::new(), services: BTreeMap::new() }
+        Self {
+            world: World::empty(settings, now),
+            peers: BTreeMap::new(),
+            services: BTreeMap::new(),
+            missing: BTreeMap::new(),
+        }
     }
 
     /// What is known.
@@ -52,11 +62,12 @@ impl Index {
                 self.reset(kind, objects);
                 self.world.read.insert(kind);
                 self.world.absent.remove(&kind);
+                self.missing.remove(&kind);
             }
             Event::Applied(object) => self.apply(Arc::new(object)),
             Event::Deleted(key) => self.remove(&key),
             Event::Absent(kind) => {
-                self.world.absent.insert(kind);
+                self.missing.entry(kind).or_insert(self.world.now);
             }
             Event::Unreadable(unreadable) => {
                 for item in unreadable {
@@ -67,6 +78,18 @@ impl Index {
         if of_peers {
             self.settle();
         }
+    }
+
+    /// Takes in the time. Answers with when it wants to be told again.
+    pub fn time(&mut self, now: Timestamp) -> Option<Timestamp> {
+        self.world.now = now;
+        let due = |since: Timestamp| since.as_second() + ABSENT_AFTER;
+        let (absent, waiting): (BTreeMap<_, _>, BTreeMap<_, _>) = std::mem::take(&mut self.missing)
+            .into_iter()
+            .partition(|(_, since)| due(*since) <= now.as_second());
+        self.world.absent.extend(absent.into_keys());
+        self.missing = waiting;
+        self.missing.values().filter_map(|since| Timestamp::from_second(due(*since)).ok()).min()
     }
 
     /// Takes in who we are.
@@ -158,7 +181,7 @@ impl Index {
     }
 
     /// Takes a parsed object in, or its rejection. The last good version of a FederatedService that became bad stays in
-    /// use, or its importers would lose it; of anything else, what was generated from it stays (`plan::prune`).
+    /// use, as that of a peer does, or its importers would lose it; of anything else, what was generated from it stays (`plan::prune`).
     fn keep<T>(&mut self, key: ObjectKey, parsed: Result<T, Rejected>, insert: impl FnOnce(&mut World, T)) {
         match parsed {
             Ok(value) => {
@@ -201,7 +224,8 @@ impl Index {
 
     /// Peers are few and depend on each other (one for each trust domain), so they are read together.
     fn settle(&mut self) {
-        let (peers, rejected) = peers::read(self.peers.values(), self.world.own_trust_domain());
+        let (peers, rejected) =
+            peers::read(self.peers.values(), self.world.own_trust_domain(), &self.world.peers);
         self.world.peers = peers;
         self.world.rejected.retain(|key, _| key.kind != Kind::TrustDomainPeer);
         self.world.rejected.extend(rejected);

@@ -9,14 +9,21 @@ use crate::model::{Object, ObjectKey, Peer, TrustDomain};
 
 type Read = (BTreeMap<TrustDomain, Arc<Peer>>, BTreeMap<ObjectKey, Rejected>);
 
-/// The peers that these objects describe, and those that cannot be used.
-pub(super) fn read<'a>(objects: impl Iterator<Item = &'a Arc<Object>>, own: Option<&TrustDomain>) -> Read {
+/// The peers that these objects describe, and those that cannot be used. The last good version of one that became bad
+/// stays in use (`before`), so that nothing is lost, and so that its deletion still ends the relationship.
+pub(super) fn read<'a>(
+    objects: impl Iterator<Item = &'a Arc<Object>>,
+    own: Option<&TrustDomain>,
+    before: &BTreeMap<TrustDomain, Arc<Peer>>,
+) -> Read {
     let mut parsed = Vec::new();
     let mut rejected = BTreeMap::new();
     for object in objects {
         match parse::trust_domain_peer::parse(object, own) {
             Ok(peer) => parsed.push((object, peer)),
             Err(why) => {
+                let last_good = before.values().find(|peer| peer.uid == why.uid && !why.uid.is_empty());
+                parsed.extend(last_good.map(|peer| (object, as_it_was(peer, &why))));
                 rejected.insert(object.key.clone(), why);
             }
         }
@@ -35,6 +42,15 @@ pub(super) fn read<'a>(objects: impl Iterator<Item = &'a Arc<Object>>, own: Opti
         }
     }
     (peers, rejected)
+}
+
+fn as_it_was(peer: &Peer, now: &Rejected) -> Peer {
+    Peer {
+        deletion: now.deletion,
+        finalizers: now.finalizers.clone(),
+        resource_version: now.resource_version.clone(),
+        ..peer.clone()
+    }
 }
 
 fn duplicate(peer: &Peer, holder: &Peer) -> Rejected {

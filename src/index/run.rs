@@ -10,6 +10,7 @@ use tokio_util::sync::CancellationToken;
 
 use super::Index;
 use super::bootstrap::{Bootstraps, Wanted};
+use crate::bundle::watch::RefreshHandle;
 use crate::model::endpoint::{EndpointState, MonitorTarget};
 use crate::model::own::Identity;
 use crate::model::session::{LinkPlan, SessionState};
@@ -41,6 +42,8 @@ pub struct Outputs {
     pub links: watch::Sender<Arc<BTreeMap<TrustDomain, LinkPlan>>>,
     pub monitors: watch::Sender<Arc<BTreeMap<TrustDomain, MonitorTarget>>>,
     pub bootstraps: watch::Sender<Wanted>,
+    /// Asks bundle endpoints out of turn.
+    pub ask_again: RefreshHandle,
     /// Whether every source has been read.
     pub ready: watch::Sender<bool>,
     pub metrics: Arc<Metrics>,
@@ -64,30 +67,37 @@ pub async fn run(
             changed = take(&mut index, &mut inputs) => changed,
             () = sleep_until(wake_at, clock) => Ok(()),
         };
-        if cancel.is_cancelled() {
-            // The sources end too, in any order: that is no failure now.
+        if !while_running(woken, &cancel)? {
             return Ok(());
         }
-        woken?;
         // Whatever else arrives within a moment is planned for together.
         let gather = tokio::time::sleep(GATHER);
         tokio::pin!(gather);
         loop {
             tokio::select! {
                 () = &mut gather => break,
-                changed = take(&mut index, &mut inputs) => match changed {
-                    Err(_) if cancel.is_cancelled() => return Ok(()),
-                    changed => changed?,
-                },
+                changed = take(&mut index, &mut inputs) => {
+                    if !while_running(changed, &cancel)? {
+                        return Ok(());
+                    }
+                }
             }
         }
+        let told_again = index.time(clock());
         let world = index.world_mut();
-        world.now = clock();
         world.memory = plan::memory::advance(world);
         let plan = plan::plan(world);
-        wake_at = plan.wake_at;
+        wake_at = plan.wake_at.into_iter().chain(told_again).min();
         publish(&index, plan, &outputs);
     }
+}
+
+/// Whether to go on. Once the agent is told to stop, its sources end, some before this task has seen that.
+fn while_running(taken: anyhow::Result<()>, cancel: &CancellationToken) -> anyhow::Result<bool> {
+    if cancel.is_cancelled() {
+        return Ok(false);
+    }
+    taken.map(|()| true)
 }
 
 /// Waits for one source to have news, and takes it in.
@@ -148,9 +158,11 @@ fn publish(index: &Index, plan: Plan, outputs: &Outputs) {
         })
         .collect();
     let ready = world.is_read() && world.identity.is_some() && world.spire.is_some();
+    plan.ask_again.iter().for_each(|trust_domain| outputs.ask_again.refresh(trust_domain));
     set(&outputs.bootstraps, wanted);
-    set(&outputs.ready, ready);
     set(&outputs.links, Arc::new(plan.links.clone()));
+    // after the links: who takes it for leave to talk to peers must know them by then
+    set(&outputs.ready, ready);
     set(&outputs.monitors, Arc::new(plan.monitors.clone()));
     outputs.metrics.observe(world);
     set(&outputs.plans, Arc::new(plan));
@@ -199,6 +211,7 @@ mod tests {
             links: watch::Sender::new(Arc::default()),
             monitors: watch::Sender::new(Arc::default()),
             bootstraps: watch::Sender::new(Wanted::new()),
+            ask_again: RefreshHandle::default(),
             ready: watch::Sender::new(false),
             metrics: Arc::default(),
         };

@@ -176,8 +176,10 @@ pub struct EndpointState {
     pub failure: Option<FetchFailure>,
     /// What the last successful fetch showed; kept until a fetch shows otherwise.
     pub alarms: Vec<BundleAlarm>,
-    /// Successful fetches of a usable bundle since the last one that was not; stops counting at 1,000.
+    /// Successful fetches of a usable bundle since the last one that was not.
     pub good_in_a_row: u32,
+    /// When the last fetch that ended had begun.
+    pub asked_at: Option<Timestamp>,
     /// Since when `failure` is set, or since when it is not.
     pub since: Option<Timestamp>,
 }

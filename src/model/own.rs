@@ -50,18 +50,6 @@ impl OwnHistory {
         let at = self.seen.iter().rposition(|(seen, _)| seen == digest)?;
         self.seen.get(at + 1).map(|(_, since)| *since)
     }
-
-    /// Whether `digest` was ever ours, as far as is remembered.
-    #[must_use]
-    pub fn knows(&self, digest: &BundleDigest) -> bool {
-        self.seen.iter().any(|(seen, _)| seen == digest)
-    }
-
-    /// Since when the newest digest stands.
-    #[must_use]
-    pub fn current_since(&self) -> Option<Timestamp> {
-        self.seen.last().map(|(_, since)| *since)
-    }
 }
 
 impl From<&Bundle> for HeldBundle {

@@ -14,7 +14,7 @@ use super::own::{Identity, OwnHistory};
 use super::registration::Registration;
 use super::session::SessionState;
 use super::trust::SpireState;
-use super::{Bundle, NamespacedName, Object, ObjectKey, Peer, Service, TrustDomain};
+use super::{Bundle, BundleDigest, NamespacedName, Object, ObjectKey, Peer, Service, TrustDomain};
 
 /// What the operator set for this agent; constant for the life of the process.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -69,10 +69,20 @@ pub struct PeerMemory {
     pub flaps: u32,
     /// Since when, while ending, no registration entry federates any more.
     pub drained_since: Option<Timestamp>,
+    /// Set while SPIRE and the peer's endpoint differ.
+    pub differs: Option<Difference>,
     /// Since when there has been no exchange with the peer.
     pub away_since: Option<Timestamp>,
     /// Since when the peer's report names a bundle of ours that is not the newest.
     pub stale_since: Option<Timestamp>,
+}
+
+/// SPIRE holds another bundle than the peer's endpoint served us when last asked. Either may be ahead.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Difference {
+    /// What SPIRE holds.
+    pub stored: Option<BundleDigest>,
+    pub since: Timestamp,
 }
 
 /// A suspension of `federatesWith`.
@@ -81,6 +91,8 @@ pub struct Poisoned {
     pub since: Timestamp,
     /// What was seen, for messages.
     pub cause: String,
+    /// The endpoint's good fetches in a row when it was seen: those before it do not count.
+    pub good_before: u32,
 }
 
 /// Everything that is known. Two equal worlds give equal plans.
@@ -147,9 +159,12 @@ impl World {
         self.identity.as_ref().map(|i| &i.trust_domain)
     }
 
-    /// Whether every watch has been read once: nothing may be pruned before.
+    /// Whether every watch has been read once: nothing may be pruned before. Our own kinds must be served: while they
+    /// are not, nobody knows what was asked for.
     #[must_use]
     pub fn is_read(&self) -> bool {
-        Kind::WATCHED.iter().all(|kind| self.read.contains(kind) || self.absent.contains(kind))
+        let is_ours = |kind: &Kind| kind.api().0 == Kind::TrustDomainPeer.api().0;
+        let mut kinds = Kind::WATCHED.iter();
+        kinds.all(|kind| self.read.contains(kind) || (self.absent.contains(kind) && !is_ours(kind)))
     }
 }

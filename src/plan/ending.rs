@@ -15,6 +15,8 @@ pub const FINALIZER: &str = "entente.dev/relationship";
 pub enum Stage {
     /// The goodbye has not been flushed.
     Goodbye,
+    /// SPIRE's server API cannot be read, for this reason.
+    Spire(String),
     /// Workloads' registrations still name it.
     Registrations(Vec<String>),
     /// The agent's own registration still names it.
@@ -32,6 +34,12 @@ pub enum Stage {
     Done,
 }
 
+/// Whether the finalizer stands: nothing is begun for a peer that could go without an ending.
+#[must_use]
+pub fn is_held(peer: &Peer) -> bool {
+    peer.finalizers.iter().any(|finalizer| finalizer == FINALIZER)
+}
+
 /// Where the end of this relationship stands. `None` unless its deletion was asked for.
 #[must_use]
 pub fn stage(world: &World, peer: &Peer) -> Option<Stage> {
@@ -40,9 +48,12 @@ pub fn stage(world: &World, peer: &Peer) -> Option<Stage> {
     if world.sessions.get(trust_domain).is_none_or(|session| !session.parted) {
         return Some(Stage::Goodbye);
     }
-    let Some(spire) = world.spire.as_ref().filter(|spire| spire.failure.is_none()) else {
-        return Some(Stage::Relationship("SPIRE's server API cannot be read".to_owned()));
+    let Some(spire) = &world.spire else {
+        return Some(Stage::Spire("it was not read yet".to_owned()));
     };
+    if let Some(failure) = &spire.failure {
+        return Some(Stage::Spire(failure.clone()));
+    }
     let ours = registrations::added_for(world, trust_domain);
     if !ours.workloads.is_empty() {
         return Some(Stage::Registrations(ours.workloads));
@@ -52,6 +63,9 @@ pub fn stage(world: &World, peer: &Peer) -> Option<Stage> {
     }
     if let Some(object) = relationship_object(world, peer) {
         return Some(Stage::Relationship(object.to_string()));
+    }
+    if let Some(other) = super::relationship::foreign(world, peer) {
+        return Some(Stage::Relationship(format!("{other}, which is not ours: delete it,")));
     }
     if spire.relationships.contains_key(trust_domain) {
         return Some(Stage::Relationship(format!("SPIRE's relationship with {trust_domain}")));
@@ -112,6 +126,7 @@ impl Stage {
         let trust_domain = &peer.trust_domain;
         match self {
             Self::Goodbye => format!("for the goodbye to reach the agent of {trust_domain}"),
+            Self::Spire(failure) => format!("for SPIRE's server API to answer: {failure}"),
             Self::Registrations(names) => {
                 format!("for federatesWith {trust_domain} to be taken out of {}", names.join(", "))
             }

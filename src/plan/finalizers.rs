@@ -23,7 +23,7 @@ pub fn patches(world: &World) -> Vec<Patch> {
 
 fn for_peer(world: &World, peer: &Peer) -> Option<Patch> {
     let key = ObjectKey::cluster(Kind::TrustDomainPeer, &peer.object);
-    let held = peer.finalizers.iter().any(|f| f == FINALIZER);
+    let held = ending::is_held(peer);
     match ending::stage(world, peer) {
         None if !held => {
             let mut finalizers = peer.finalizers.clone();
@@ -38,7 +38,8 @@ fn for_peer(world: &World, peer: &Peer) -> Option<Patch> {
 /// An object that was never in use, or cannot be read any more, is let go once nothing of its making is left.
 fn for_rejected(world: &World, key: &ObjectKey, rejected: &Rejected) -> Option<Patch> {
     let held = rejected.finalizers.iter().any(|f| f == FINALIZER);
-    if key.kind != Kind::TrustDomainPeer || rejected.deletion.is_none() || !held {
+    let in_use = world.peers.values().any(|peer| peer.uid == rejected.uid);
+    if key.kind != Kind::TrustDomainPeer || rejected.deletion.is_none() || !held || in_use {
         return None;
     }
     let source = source_of(key);

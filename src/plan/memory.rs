@@ -3,7 +3,7 @@
 
 use std::collections::BTreeMap;
 
-use crate::model::world::{PeerMemory, Poisoned};
+use crate::model::world::{Difference, PeerMemory, Poisoned};
 use crate::model::{Peer, TrustDomain, World};
 
 /// The hold-back doubles with each flap up to this power of two.
@@ -18,6 +18,7 @@ pub fn advance(world: &World) -> BTreeMap<TrustDomain, PeerMemory> {
         drain(world, peer, &mut memory);
         stale(world, peer, &mut memory);
         away(world, peer, &mut memory);
+        differ(world, peer, &mut memory);
         (trust_domain.clone(), memory)
     };
     world.peers.iter().map(step).collect()
@@ -38,6 +39,7 @@ fn poison(world: &World, peer: &Peer, memory: &mut PeerMemory) {
     let stored = spire.bundles.get(trust_domain);
     let endpoint = world.endpoints.get(trust_domain);
     let served = endpoint.and_then(|state| state.latest.as_ref());
+    let good = endpoint.map_or(0, |state| state.good_in_a_row);
     let cause = if stored.is_some_and(|bundle| !bundle.is_usable_at(world.now)) {
         Some("the bundle in SPIRE has no usable X.509 authority")
     } else if served.is_some_and(|bundle| !bundle.is_usable_at(world.now)) {
@@ -49,16 +51,17 @@ fn poison(world: &World, peer: &Peer, memory: &mut PeerMemory) {
         memory.recalled = true;
         if memory.poisoned.is_none() {
             memory.flaps = memory.flaps.saturating_add(1);
-            memory.poisoned = Some(Poisoned { since: world.now, cause: cause.to_owned() });
+            memory.poisoned = Some(Poisoned { since: world.now, cause: cause.to_owned(), good_before: good });
         }
         return;
     }
-    if memory.poisoned.is_none() {
-        recall(world, trust_domain, memory);
-        return;
-    }
-    let good = endpoint.map_or(0, |state| state.good_in_a_row);
-    if stored.is_some() && good >= good_fetches_needed(world, memory) {
+    let needed = good_fetches_needed(world, memory);
+    let Some(poisoned) = &mut memory.poisoned else {
+        return recall(world, trust_domain, memory);
+    };
+    // A bad fetch started the count over.
+    poisoned.good_before = poisoned.good_before.min(good);
+    if stored.is_some() && good - poisoned.good_before >= needed {
         memory.poisoned = None;
     }
 }
@@ -72,7 +75,7 @@ fn recall(world: &World, trust_domain: &TrustDomain, memory: &mut PeerMemory) {
     if is_suspended_in_a_record(world, trust_domain) {
         memory.flaps = 1;
         let cause = "it was suspended when the agent started".to_owned();
-        memory.poisoned = Some(Poisoned { since: world.now, cause });
+        memory.poisoned = Some(Poisoned { since: world.now, cause, good_before: 0 });
     }
 }
 
@@ -86,6 +89,18 @@ fn drain(world: &World, peer: &Peer, memory: &mut PeerMemory) {
     let drained = peer.deletion.is_some()
         && readable.is_some_and(|spire| spire.federating_with(&peer.trust_domain).next().is_none());
     memory.drained_since = drained.then(|| memory.drained_since.unwrap_or(world.now));
+}
+
+/// SPIRE polls on its own, and may be ahead of us: nothing is concluded before the endpoint was asked again.
+fn differ(world: &World, peer: &Peer, memory: &mut PeerMemory) {
+    let Some(spire) = world.spire.as_ref().filter(|spire| spire.failure.is_none()) else { return };
+    let stored = spire.bundles.get(&peer.trust_domain).map(|bundle| bundle.digest());
+    let served = super::relationship::served(world, peer).map(|bundle| bundle.digest());
+    if served.is_none() || served == stored {
+        memory.differs = None;
+    } else if memory.differs.as_ref().is_none_or(|before| before.stored != stored) {
+        memory.differs = Some(Difference { stored, since: world.now });
+    }
 }
 
 fn away(world: &World, peer: &Peer, memory: &mut PeerMemory) {

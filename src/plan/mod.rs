@@ -30,6 +30,8 @@ pub mod verdict;
 
 use std::collections::{BTreeMap, BTreeSet};
 
+use std::time::Duration;
+
 use jiff::Timestamp;
 use serde_json::Value;
 
@@ -38,6 +40,9 @@ use crate::model::endpoint::MonitorTarget;
 use crate::model::session::LinkPlan;
 use crate::model::trust::SpireAction;
 use crate::model::{Object, ObjectKey, TrustDomain, World};
+
+/// How long an endpoint is given before it is asked once more.
+const ASK_AGAIN: Duration = Duration::from_secs(1);
 
 /// What should be. Two equal plans are no work.
 #[derive(Clone, Debug, Default, PartialEq)]
@@ -55,6 +60,8 @@ pub struct Plan {
     pub monitors: BTreeMap<TrustDomain, MonitorTarget>,
     /// Statuses that differ from what stands in the store.
     pub statuses: BTreeMap<ObjectKey, StatusWrite>,
+    /// Whose bundle endpoints are to be asked again now.
+    pub ask_again: BTreeSet<TrustDomain>,
     /// When to plan again though nothing changes.
     pub wake_at: Option<Timestamp>,
 }
@@ -72,6 +79,18 @@ pub struct Patch {
 pub struct StatusWrite {
     pub uid: String,
     pub status: Value,
+    /// Conditions whose status changes by it, for an Event and the log in the same words.
+    pub transitions: Vec<Transition>,
+}
+
+/// A condition that changes its status.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Transition {
+    /// What an operator should look at; else good news.
+    pub is_warning: bool,
+    pub condition: String,
+    pub reason: String,
+    pub message: String,
 }
 
 /// The plan for a world. Time, too, is in the world.
@@ -96,7 +115,13 @@ pub fn plan(world: &World) -> Plan {
     let mut spire: Vec<SpireAction> =
         world.peers.values().flat_map(|peer| relationship::actions(world, peer)).collect();
     spire.extend(registrations::entry_actions(world));
-    let writes = diff::writes(world, &mut objects);
+    let mut writes = diff::writes(world, &mut objects);
+    let begun = |key: &ObjectKey| {
+        let mut waiting =
+            world.peers.values().filter(|peer| peer.deletion.is_none() && !ending::is_held(peer));
+        !waiting.any(|peer| relationship::key(&peer.trust_domain) == *key)
+    };
+    writes.retain(|key, _| begun(key));
     Plan {
         writes,
         prune: prune::prune(world, &objects),
@@ -104,6 +129,7 @@ pub fn plan(world: &World) -> Plan {
         spire,
         monitors: monitors::monitors(world),
         statuses: statuses(world, &services, &links, &blocked),
+        ask_again: ask_again(world),
         wake_at: wake_at(world, &services),
         links,
         objects,
@@ -116,8 +142,17 @@ type Relations = (BTreeMap<ObjectKey, Object>, BTreeMap<TrustDomain, String>);
 fn relationships(world: &World) -> Relations {
     let mut objects = BTreeMap::new();
     let mut blocked = BTreeMap::new();
-    for peer in world.peers.values().filter(|peer| !peer.suspend) {
+    // What is suspended stays as it is, until its end is asked for.
+    for peer in world.peers.values().filter(|peer| !peer.suspend || peer.deletion.is_some()) {
         let Some(object) = relationship::object(world, peer) else { continue };
+        if let Some(other) = relationship::foreign(world, peer) {
+            let why = format!(
+                "{other} describes {} already and is not ours: delete it, so that {} can take its place",
+                peer.trust_domain, object.key
+            );
+            blocked.insert(peer.trust_domain.clone(), why);
+            continue;
+        }
         match generated::claim(world, &object.key) {
             Err(why) => {
                 blocked.insert(peer.trust_domain.clone(), why);
@@ -142,6 +177,11 @@ fn statuses(
     }
     let mut statuses = status::rejected(world);
     for peer in world.peers.values() {
+        let key = ObjectKey::cluster(crate::model::object::Kind::TrustDomainPeer, &peer.object);
+        // Its last good version is in use still, but what is said is what is wrong with it now.
+        if world.rejected.contains_key(&key) {
+            continue;
+        }
         let subject = status::trust_domain_peer::Subject {
             world,
             peer,
@@ -150,7 +190,6 @@ fn statuses(
             blocked: blocked.get(&peer.trust_domain).map(String::as_str),
         };
         if let Some(write) = status::trust_domain_peer::status(subject) {
-            let key = ObjectKey::cluster(crate::model::object::Kind::TrustDomainPeer, &peer.object);
             statuses.insert(key, write);
         }
     }
@@ -166,5 +205,20 @@ fn wake_at(world: &World, services: &services::ServicesPlan) -> Option<Timestamp
         Some(ending::Stage::Drain(until)) => Some(until),
         _ => None,
     });
-    verdicts.chain(drains).chain(services.wake_at).filter(|at| *at > world.now).min()
+    // Bundles become unusable by time alone.
+    let bundles = world.spire.iter().flat_map(|spire| spire.bundles.values());
+    let expiries = bundles.flat_map(|bundle| bundle.authorities().map(|a| a.not_after()));
+    let asked = (!ask_again(world).is_empty()).then(|| world.now.saturating_add(ASK_AGAIN).ok()).flatten();
+    let after = |at: Timestamp| at.saturating_add(Duration::from_secs(1)).unwrap_or(at);
+    let all = verdicts.chain(drains).chain(services.wake_at).chain(expiries.map(after)).chain(asked);
+    all.filter(|at| *at > world.now).min()
+}
+
+/// The endpoints from whose difference to SPIRE nothing can be concluded yet.
+fn ask_again(world: &World) -> BTreeSet<TrustDomain> {
+    let peers = world.peers.values().filter(|peer| peer.deletion.is_none() && !peer.suspend);
+    peers
+        .filter(|peer| relationship::is_to_be_asked(world, peer))
+        .map(|peer| peer.trust_domain.clone())
+        .collect()
 }

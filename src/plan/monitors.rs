@@ -15,7 +15,12 @@ pub fn monitors(world: &World) -> BTreeMap<TrustDomain, MonitorTarget> {
     if !world.is_read() {
         return monitors;
     }
-    for peer in world.peers.values().filter(|peer| peer.deletion.is_none() && !peer.suspend) {
+    let watched = |peer: &&Arc<Peer>| peer.deletion.is_none() && !peer.suspend;
+    for peer in world.peers.values().filter(watched) {
+        // A bootstrap bundle that could not be read yet is not the same as none.
+        if relationship::awaits_bootstrap(world, peer) && relationship::persisted(world, peer).is_none() {
+            continue;
+        }
         let target = MonitorTarget {
             trust_domain: peer.trust_domain.clone(),
             endpoint: peer.endpoint.clone(),

@@ -2,7 +2,9 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
+use super::generated::source_of;
 use crate::model::object::{ANNOTATION_SOURCE, Kind, LABEL_PEER};
+use crate::model::world::Rejected;
 use crate::model::{Object, ObjectKey, World};
 
 /// The generated objects to delete, with the uid they were seen with.
@@ -15,7 +17,8 @@ pub fn prune(world: &World, desired: &BTreeMap<ObjectKey, Object>) -> BTreeMap<O
         return BTreeMap::new();
     }
     let frozen = frozen_peers(world);
-    let unreadable: BTreeSet<String> = world.rejected.keys().map(super::generated::source_of).collect();
+    let unreadable: BTreeSet<String> =
+        world.rejected.iter().filter(|(_, r)| !is_in_use(world, r)).map(|(key, _)| source_of(key)).collect();
     world
         .objects
         .values()
@@ -32,10 +35,16 @@ pub fn prune(world: &World, desired: &BTreeMap<ObjectKey, Object>) -> BTreeMap<O
         .collect()
 }
 
+/// Whether the last good version of a TrustDomainPeer that is bad now is known, and in use.
+fn is_in_use(world: &World, rejected: &Rejected) -> bool {
+    world.peers.values().any(|peer| peer.uid == rejected.uid)
+}
+
 /// The label values of peers for which everything stays as it is: suspended, or not readable now.
 fn frozen_peers(world: &World) -> BTreeSet<String> {
     let suspended =
         world.peers.values().filter(|p| p.suspend && p.deletion.is_none()).map(|p| &p.trust_domain);
-    let rejected = world.rejected.values().filter_map(|r| r.trust_domain.as_ref());
+    let rejected =
+        world.rejected.values().filter(|r| !is_in_use(world, r)).filter_map(|r| r.trust_domain.as_ref());
     suspended.chain(rejected).map(|td| super::generated::label_value(td.as_str())).collect()
 }

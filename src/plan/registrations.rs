@@ -37,7 +37,7 @@ pub fn want(world: &World, peer: &Peer) -> Want {
     };
     if let Some(stage) = ending::stage(world, peer) {
         return match stage {
-            Stage::Goodbye => Want::Leave,
+            Stage::Goodbye | Stage::Spire(_) => Want::Leave,
             Stage::Registrations(_) => Want::Strip { agent: false },
             _ => Want::Strip { agent: true },
         };
@@ -46,14 +46,14 @@ pub fn want(world: &World, peer: &Peer) -> Want {
     if world.memory.get(trust_domain).is_some_and(|memory| memory.poisoned.is_some()) {
         return Want::Suspend;
     }
-    if peer.suspend {
+    if peer.suspend || !ending::is_held(peer) {
         return Want::Leave;
     }
     let usable = spire.bundles.get(trust_domain).is_some_and(|bundle| bundle.is_usable_at(world.now));
     match (usable, spire.relationships.contains_key(trust_domain)) {
         (true, true) => Want::Federate,
         // SPIRE holds none, and none can be given to it: an entry that names it would get no SVID at all.
-        (false, _) if super::relationship::healing_bundle(world, peer).is_none() => Want::Suspend,
+        (false, _) if super::relationship::served(world, peer).is_none() => Want::Suspend,
         _ => Want::Leave,
     }
 }
@@ -168,10 +168,13 @@ fn edit(registration: &Registration, peer: &Peer, want: Want, names: &mut Vec<St
     let named = names.iter().any(|n| n == name);
     let selected = selects(peer, registration);
     let forget = |names: &mut Vec<String>, record: &mut Record| {
+        let suspended = record.suspended.remove(trust_domain);
         if record.added.remove(trust_domain) {
             names.retain(|n| n != name);
+        } else if suspended && !selected && !named {
+            // The user wrote it, and does not want it kept away any more.
+            names.push(name.to_owned());
         }
-        record.suspended.remove(trust_domain);
     };
     match want {
         Want::Leave => {}

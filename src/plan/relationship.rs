@@ -25,6 +25,22 @@ pub fn key(trust_domain: &TrustDomain) -> ObjectKey {
     ObjectKey::cluster(Kind::ClusterFederatedTrustDomain, generated::object_name(trust_domain.as_str()))
 }
 
+/// An object of someone else's that describes the same trust domain: spire-controller-manager obeys the older of two.
+#[must_use]
+pub fn foreign<'a>(world: &'a World, peer: &Peer) -> Option<&'a ObjectKey> {
+    let own = key(&peer.trust_domain);
+    let names = |object: &Object| {
+        let named = object.spec().and_then(|spec| spec.get("trustDomain"));
+        named.and_then(|value| value.as_str()) == Some(peer.trust_domain.as_str())
+    };
+    world
+        .objects
+        .iter()
+        .filter(|(key, _)| key.kind == Kind::ClusterFederatedTrustDomain && **key != own)
+        .find(|(_, object)| !object.is_generated_by(&world.settings.instance) && names(object))
+        .map(|(key, _)| key)
+}
+
 /// The bootstrap bundle, where it is given and could be read.
 #[must_use]
 pub fn bootstrap(world: &World, peer: &Peer) -> Option<Arc<Bundle>> {
@@ -53,7 +69,21 @@ pub fn persisted(world: &World, peer: &Peer) -> Option<Arc<Bundle>> {
     document::parse(&peer.trust_domain, text.as_bytes()).ok().map(|parsed| Arc::new(parsed.bundle))
 }
 
+/// Whether the bootstrap bundle is named in another object, and is not known: not read yet, or not there. Nothing is
+/// begun then, and what was begun stays.
+#[must_use]
+pub fn awaits_bootstrap(world: &World, peer: &Peer) -> bool {
+    peer.bootstrap.is_some() && bootstrap(world, peer).is_none()
+}
+
 fn bootstrap_digest(world: &World, peer: &Peer) -> String {
+    if awaits_bootstrap(world, peer) {
+        let stored = world.objects.get(&key(&peer.trust_domain));
+        return stored
+            .and_then(|o| o.meta.annotations.get(ANNOTATION_BOOTSTRAP))
+            .cloned()
+            .unwrap_or_default();
+    }
     bootstrap(world, peer).map(|bundle| bundle.digest().to_string()).unwrap_or_default()
 }
 
@@ -64,12 +94,28 @@ pub fn freshest(world: &World, peer: &Peer) -> Option<Arc<Bundle>> {
     fetched.or_else(|| persisted(world, peer)).or_else(|| bootstrap(world, peer))
 }
 
-/// What SPIRE may be given where it holds no usable bundle: what the endpoint serves right now, if that is usable.
+/// What the endpoint serves now, as far as is known, if that is usable: it may be given to SPIRE where that holds none
+/// that is, and cannot get one by itself.
 #[must_use]
-pub fn healing_bundle(world: &World, peer: &Peer) -> Option<Arc<Bundle>> {
+pub fn served(world: &World, peer: &Peer) -> Option<Arc<Bundle>> {
     let state = world.endpoints.get(&peer.trust_domain)?;
     let latest = state.latest.as_ref().filter(|bundle| bundle.is_usable_at(world.now))?;
     state.failure.is_none().then(|| Arc::clone(latest))
+}
+
+/// Whether the endpoint has to be asked again before anything is concluded from its difference to SPIRE.
+#[must_use]
+pub fn is_to_be_asked(world: &World, peer: &Peer) -> bool {
+    let differs = world.memory.get(&peer.trust_domain).and_then(|memory| memory.differs.as_ref());
+    let asked_at = world.endpoints.get(&peer.trust_domain).and_then(|state| state.asked_at);
+    differs.is_some_and(|difference| asked_at.is_none_or(|at| at <= difference.since))
+}
+
+/// What the endpoint serves and SPIRE does not hold, though the endpoint was asked after SPIRE was read.
+#[must_use]
+pub fn ahead_of_spire(world: &World, peer: &Peer) -> Option<Arc<Bundle>> {
+    world.memory.get(&peer.trust_domain)?.differs.as_ref()?;
+    if is_to_be_asked(world, peer) { None } else { served(world, peer) }
 }
 
 /// The relationship's object; `None` until there is something to make it of, and once it is to end.
@@ -81,6 +127,9 @@ pub fn object(world: &World, peer: &Peer) -> Option<Object> {
         if gone || stage.drops_relationship() {
             return None;
         }
+    }
+    if awaits_bootstrap(world, peer) && !world.objects.contains_key(&key(&peer.trust_domain)) {
+        return None;
     }
     let bundle = freshest(world, peer);
     // SPIRE can fetch the first bundle itself only where the web's authorities verify the endpoint.
@@ -136,30 +185,29 @@ pub fn actions(world: &World, peer: &Peer) -> Vec<SpireAction> {
         }
         return actions;
     }
-    if peer.suspend {
+    if peer.suspend || !ending::is_held(peer) {
         return actions;
     }
     if world.settings.relationships == Relationships::ServerApi {
         actions.extend(relationship_action(world, peer, related));
     }
-    let usable = spire.bundles.get(trust_domain).is_some_and(|bundle| bundle.is_usable_at(world.now));
-    if related.is_some() && !usable {
-        actions.extend(healing_bundle(world, peer).map(SpireAction::SetBundle));
-    } else if let (Some(stored), Some(served)) =
-        (spire.bundles.get(trust_domain), healing_bundle(world, peer))
-        && related.is_some()
-        && stored.digest() != served.digest()
-    {
-        // We saw another bundle at the endpoint than SPIRE holds: it need not wait for its own next poll. Where the two
-        // have nothing in common, SPIRE could not verify the endpoint, and is given what we verified.
-        let common = served.fingerprints().any(|f| stored.fingerprints().any(|g| f == g));
-        actions.push(if common {
-            SpireAction::RefreshBundle(trust_domain.clone())
-        } else {
-            SpireAction::SetBundle(served)
-        });
-    }
+    let stored = spire.bundles.get(trust_domain);
+    let behind = ahead_of_spire(world, peer).filter(|_| related.is_some());
+    actions.extend(behind.map(|served| catch_up(world, stored, served)));
     actions
+}
+
+/// SPIRE need not wait for its own next poll. Where what it holds could not verify the endpoint, it is given what we
+/// verified: it has nothing usable, or nothing in common with what is served.
+fn catch_up(world: &World, stored: Option<&Arc<Bundle>>, served: Arc<Bundle>) -> SpireAction {
+    let usable = stored.filter(|bundle| bundle.is_usable_at(world.now));
+    let common =
+        usable.is_some_and(|stored| stored.fingerprints().any(|f| served.fingerprints().any(|g| f == g)));
+    if common {
+        SpireAction::RefreshBundle(served.trust_domain().clone())
+    } else {
+        SpireAction::SetBundle(served)
+    }
 }
 
 fn relationship_action(world: &World, peer: &Peer, related: Option<&Relationship>) -> Option<SpireAction> {
@@ -168,6 +216,7 @@ fn relationship_action(world: &World, peer: &Peer, related: Option<&Relationship
     match related {
         Some(related) if *related == wanted => None,
         Some(_) => Some(SpireAction::UpdateRelationship(wanted, bundle)),
+        None if awaits_bootstrap(world, peer) => None,
         None if bundle.is_none() && peer.endpoint.profile != EndpointProfile::HttpsWeb => None,
         None => Some(SpireAction::CreateRelationship(wanted, bundle)),
     }

@@ -54,6 +54,7 @@ impl Scene {
         let east = Ca::new().bundle(EAST);
         let mut peer = peer(EAST);
         peer.federates_with = Some(RegistrationSelection::default());
+        peer.finalizers = vec![FINALIZER.to_owned()];
         let mut world = world("west.example").with_peer(peer);
         world.now = now();
         let identity = Arc::make_mut(world.identity.as_mut().unwrap());
@@ -101,6 +102,18 @@ impl Scene {
             since: Some(now()),
             ..EndpointState::default()
         };
+    }
+
+    /// What SPIRE is asked to do, once the endpoint was asked again where that is needed first.
+    fn actions(&mut self) -> Vec<SpireAction> {
+        self.pass(1);
+        if !plan(&self.world).ask_again.is_empty() {
+            assert_eq!(relationship::actions(&self.world, &self.peer()), [], "nothing is concluded before");
+            self.pass(1);
+            let asked_at = Some(self.world.now);
+            Arc::make_mut(&mut self.world.endpoints).get_mut(&td(EAST)).unwrap().asked_at = asked_at;
+        }
+        relationship::actions(&self.world, &self.peer())
     }
 
     fn peer(&self) -> Arc<Peer> {
@@ -225,9 +238,7 @@ fn a_poisoned_bundle_is_withdrawn_at_once_and_comes_back_after_three_good_fetche
 
     // The endpoint is good again: SPIRE, which cannot verify it any more, is given the bundle, but nobody federates yet.
     scene.serves(Arc::clone(&scene.east), 1);
-    scene.pass(1);
-    let actions = relationship::actions(&scene.world, &scene.peer());
-    assert_eq!(actions, [SpireAction::SetBundle(Arc::clone(&scene.east))]);
+    assert_eq!(scene.actions(), [SpireAction::SetBundle(Arc::clone(&scene.east))]);
     let east = Arc::clone(&scene.east);
     scene.spire(|spire, _| {
         spire.bundles.insert(td(EAST), east);
@@ -238,6 +249,7 @@ fn a_poisoned_bundle_is_withdrawn_at_once_and_comes_back_after_three_good_fetche
     scene.pass(1);
     assert_eq!(scene.write_patches(), 2);
     assert_eq!(scene.names("cart"), [EAST]);
+    scene.pass(1);
 
     // The second time it is held back twice as long.
     scene.serves(empty(), 0);
@@ -251,6 +263,86 @@ fn a_poisoned_bundle_is_withdrawn_at_once_and_comes_back_after_three_good_fetche
     scene.serves(Arc::clone(&scene.east), 6);
     scene.pass(1);
     assert_eq!(scene.write_patches(), 2);
+}
+
+#[test]
+fn good_fetches_before_the_poison_do_not_count() {
+    let mut scene = Scene::related();
+    scene.serves(Arc::clone(&scene.east), 900);
+    scene.pass(1);
+    scene.write_patches();
+    scene.spire(|spire, _| {
+        spire.bundles.insert(td(EAST), empty());
+    });
+    scene.pass(1);
+    scene.write_patches();
+    let east = Arc::clone(&scene.east);
+    scene.spire(|spire, _| {
+        spire.bundles.insert(td(EAST), east);
+    });
+    for (good, restored) in [(901, 0), (902, 0), (903, 2)] {
+        scene.serves(Arc::clone(&scene.east), good);
+        scene.pass(1);
+        assert_eq!(scene.write_patches(), restored, "{good}");
+    }
+}
+
+#[test]
+fn spire_that_is_ahead_of_us_is_left_alone() {
+    let mut scene = Scene::related();
+    let rotated = Ca::new().bundle(EAST);
+    let newer = Arc::clone(&rotated);
+    scene.spire(|spire, _| {
+        spire.bundles.insert(td(EAST), newer);
+    });
+    scene.pass(1);
+    assert_eq!(plan(&scene.world).ask_again, BTreeSet::from([td(EAST)]));
+    assert_eq!(relationship::actions(&scene.world, &scene.peer()), [], "what we hold may be old, or revoked");
+    scene.serves(rotated, 6);
+    assert_eq!(scene.actions(), []);
+}
+
+#[test]
+fn nothing_is_begun_before_the_finalizer_stands() {
+    let mut scene = Scene::related();
+    scene.change_peer(|peer| peer.finalizers.clear());
+    scene.pass(1);
+    let before = plan(&scene.world);
+    let keys: Vec<_> = before.patches.iter().map(|patch| patch.key.kind).collect();
+    assert_eq!((keys, before.writes.len(), before.spire.len()), (vec![Kind::TrustDomainPeer], 0, 0));
+    scene.change_peer(|peer| peer.finalizers = vec![FINALIZER.to_owned()]);
+    assert_eq!((plan(&scene.world).patches.len(), plan(&scene.world).writes.len()), (2, 1));
+}
+
+#[test]
+fn an_ending_waits_for_spire_and_for_the_goodbye_even_when_suspended_before() {
+    let mut scene = Scene::related();
+    scene.write_patches();
+    let object = relationship::object(&scene.world, &scene.peer()).unwrap();
+    scene.world = scene.world.clone().with_object(object.clone());
+    scene.change_peer(|peer| {
+        peer.suspend = true;
+        peer.deletion = Some(now());
+    });
+    scene.link(LinkState::Idle, None);
+    assert!(plan(&scene.world).prune.is_empty());
+    Arc::make_mut(&mut scene.world.sessions).get_mut(&td(EAST)).unwrap().parted = true;
+    scene.spire(|spire, _| spire.failure = Some("no answer".to_owned()));
+    assert!(matches!(stage(&scene.world, &scene.peer()), Some(Stage::Spire(_))));
+    assert!(plan(&scene.world).prune.is_empty() && patches(&scene.world).is_empty());
+}
+
+#[test]
+fn another_object_of_the_trust_domain_blocks_ours_and_is_named() {
+    let mut scene = Scene::related();
+    let key = ObjectKey::cluster(Kind::ClusterFederatedTrustDomain, "by-hand");
+    let other = crate::model::Object::desired(key, json!({ "trustDomain": EAST }));
+    scene.world = scene.world.clone().with_object(other);
+    scene.pass(1);
+    let plan = plan(&scene.world);
+    assert!(plan.writes.is_empty());
+    let status = plan.statuses.values().next().unwrap().status.to_string();
+    assert!(status.contains("ObjectNotOurs") && status.contains("by-hand"), "{status}");
 }
 
 #[test]
@@ -297,11 +389,9 @@ fn spire_is_asked_to_refresh_or_given_what_it_cannot_verify() {
     let next = Ca::new();
     let both = Bundle::new(td(EAST), scene.east.authorities().cloned().chain([next.authority()]));
     scene.serves(Arc::new(both), 5);
-    let peer = scene.peer();
-    assert_eq!(relationship::actions(&scene.world, &peer), [SpireAction::RefreshBundle(td(EAST))]);
+    assert_eq!(scene.actions(), [SpireAction::RefreshBundle(td(EAST))]);
     scene.serves(next.bundle(EAST), 5);
-    let actions = relationship::actions(&scene.world, &peer);
-    assert_eq!(actions, [SpireAction::SetBundle(next.bundle(EAST))]);
+    assert_eq!(scene.actions(), [SpireAction::SetBundle(next.bundle(EAST))]);
 }
 
 #[test]
@@ -514,4 +604,26 @@ fn the_status_of_a_peer_is_what_its_schema_says() {
     assert_eq!(view.held, held.authority_ids.iter().map(ToString::to_string).collect::<Vec<_>>());
     assert_eq!(status.bundle.unwrap().digest, scene.east.digest().to_string());
     assert!(!write.status.to_string().contains("null"), "the API server refuses nulls: {}", write.status);
+
+    scene.link(LinkState::Connected, Some(TrustReport::default()));
+    let status = &super::plan(&scene.world).statuses.into_values().next().unwrap().status;
+    assert_eq!(status.get("remoteView"), None, "an empty one would be a null in the API server");
+}
+
+#[test]
+fn a_bootstrap_bundle_that_is_not_there_begins_nothing_and_ends_nothing() {
+    use crate::model::peer::Bootstrap;
+    let mut scene = Scene::related();
+    let east = Arc::clone(&scene.east);
+    let named = Bootstrap::ConfigMapKey { name: "east".to_owned(), key: "bundle".to_owned() };
+    scene.change_peer(|peer| peer.bootstrap = Some(named));
+    let at = relationship::key(&td(EAST));
+    assert!(!plan(&scene.world).objects.contains_key(&at), "nothing is begun");
+    scene.world.bootstraps.insert(td(EAST), Ok(east));
+    let begun = plan(&scene.world).objects[&at].clone();
+    scene.world = scene.world.with_object(begun.clone());
+    scene.world.bootstraps.insert(td(EAST), Err("it is not there".to_owned()));
+    assert_eq!(plan(&scene.world).objects.get(&at), Some(&begun), "what was begun stays as it is");
+    scene.world.bootstraps.clear();
+    assert_eq!(plan(&scene.world).objects.get(&at), Some(&begun), "as after a restart");
 }

@@ -57,12 +57,16 @@ pub fn reciprocal(world: &World, peer: &Peer) -> Option<Verdict> {
 pub fn wake_at(world: &World, peer: &Peer) -> Option<Timestamp> {
     let session = world.sessions.get(&peer.trust_domain)?;
     let settled = session.since.saturating_add(SETTLE).ok()?;
-    let stale = world.memory.get(&peer.trust_domain).and_then(|m| m.stale_since);
+    let held = session.remote.as_ref().and_then(|remote| remote.held.as_ref());
+    let superseded = held.and_then(|held| world.own_history.superseded_at(&held.digest));
+    let stale = superseded.or(world.memory.get(&peer.trust_domain).and_then(|m| m.stale_since));
     let stale = stale.and_then(|since| since.saturating_add(world.settings.poll_interval * 2).ok());
     [Some(settled), stale].into_iter().flatten().filter(|at| *at > world.now).min()
 }
 
-fn is_settling(world: &World, session: &SessionState) -> bool {
+/// Whether it is too early after a start, or after the peer appeared, to conclude anything from silence.
+#[must_use]
+pub fn is_settling(world: &World, session: &SessionState) -> bool {
     session.since.saturating_add(SETTLE).is_ok_and(|until| world.now < until)
 }
 
@@ -128,7 +132,10 @@ fn by_report(world: &World, peer: &Peer, remote: &TrustReport) -> Verdict {
     let ours = world.identity.as_ref().map(|identity| identity.bundle.digest());
     let signing = world.spire.as_ref().and_then(|spire| spire.active_authority.as_ref());
     let lacks_signing = signing.filter(|id| !held.authority_ids.contains(*id));
-    let stale_since = world.memory.get(trust_domain).and_then(|memory| memory.stale_since);
+    // Only we can say which of two bundles of ours is older. After a restart, since when we know that it is not ours.
+    let superseded = world.own_history.superseded_at(&held.digest);
+    let noticed = world.memory.get(trust_domain).and_then(|memory| memory.stale_since);
+    let stale_since = superseded.or(noticed);
     let patience = world.settings.poll_interval * 2;
     let overdue = stale_since
         .filter(|since| since.saturating_add(patience).is_ok_and(|end| end <= world.now))

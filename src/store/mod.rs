@@ -161,9 +161,16 @@ impl Store {
         either!(self, store => store.update_status(key, uid, status).await)
     }
 
-    /// Records an event on the object with this uid. Equal ones are counted, not repeated. Failure is logged only.
+    /// Logs an event on the object with this uid and, in Kubernetes, records it there in the same words. Equal ones are
+    /// counted, not repeated. Failure to record it is logged only.
     pub async fn event(&self, key: &ObjectKey, uid: &str, severity: Severity, reason: &str, message: &str) {
-        either!(self, store => store.event(key, uid, severity, reason, message).await);
+        match severity {
+            Severity::Normal => tracing::info!(object = %key, reason, "{message}"),
+            Severity::Warning => tracing::warn!(object = %key, reason, "{message}"),
+        }
+        if let Self::Kubernetes(store) = self {
+            store.event(key, uid, severity, reason, message).await;
+        }
     }
 
     /// Takes part in the election of the leader under the lease `name`. Must be called in a runtime.

@@ -13,8 +13,9 @@ use std::collections::BTreeMap;
 use jiff::Timestamp;
 use serde_json::{Map, Value, json};
 
-use super::StatusWrite;
+use super::ending;
 use super::services::ServicesPlan;
+use super::{StatusWrite, Transition};
 use crate::api::v1alpha1::conditions::ReadyReason;
 use crate::model::condition::{Condition, Truth};
 use crate::model::object::{Kind, ObjectKey};
@@ -53,6 +54,31 @@ pub fn merge(
     status.insert("conditions".to_owned(), Value::Array(written));
     let status = without_nulls(Value::Object(status));
     (stored != Some(&status)).then_some(status)
+}
+
+/// The write of a status over the one that stands there.
+#[must_use]
+pub fn written(uid: &str, stored: Option<&Value>, status: Value) -> StatusWrite {
+    let list =
+        |status: &Value| status.get("conditions").and_then(Value::as_array).cloned().unwrap_or_default();
+    let before = stored.map(list).unwrap_or_default();
+    let transitions = list(&status)
+        .iter()
+        .filter_map(|condition| {
+            let get = |name| field(condition, name).unwrap_or_default();
+            let last = before.iter().find(|c| field(c, "type") == Some(get("type")));
+            let was = last.and_then(|c| field(c, "status")).unwrap_or("Unknown");
+            // What is not known yet, and what is lost sight of, is in the condition; an Event is for what is known.
+            let is_news = was != get("status") && get("status") != "Unknown";
+            is_news.then(|| Transition {
+                is_warning: get("status") == "False",
+                condition: get("type").to_owned(),
+                reason: get("reason").to_owned(),
+                message: get("message").to_owned(),
+            })
+        })
+        .collect();
+    StatusWrite { uid: uid.to_owned(), status, transitions }
 }
 
 fn field<'a>(condition: &'a Value, name: &str) -> Option<&'a str> {
@@ -99,18 +125,44 @@ pub fn rejected(world: &World) -> BTreeMap<ObjectKey, StatusWrite> {
         .filter(|(key, _)| ours.contains(&key.kind))
         .filter_map(|(key, rejected)| {
             let stored = world.statuses.get(key).map(std::convert::AsRef::as_ref);
-            let status = reject(stored, key, rejected, world.now)?;
-            Some((key.clone(), StatusWrite { uid: rejected.uid.clone(), status }))
+            let waits = ending_of_rejected(world, key, rejected);
+            let status = reject(stored, key, rejected, waits.as_deref(), world.now)?;
+            Some((key.clone(), written(&rejected.uid, stored, status)))
         })
         .collect()
 }
 
-fn reject(stored: Option<&Value>, key: &ObjectKey, rejected: &Rejected, now: Timestamp) -> Option<Value> {
+/// What the deletion of an object that cannot be read waits for.
+fn ending_of_rejected(world: &World, key: &ObjectKey, rejected: &Rejected) -> Option<String> {
+    if key.kind != Kind::TrustDomainPeer || rejected.deletion.is_none() {
+        return None;
+    }
+    let peer = world.peers.values().find(|peer| peer.uid == rejected.uid);
+    match peer.and_then(|peer| Some((peer, ending::stage(world, peer)?))) {
+        Some((peer, stage)) => Some(format!("ending; waits {}", stage.waits_for(peer))),
+        None => Some(format!(
+            "it is to be deleted, but cannot be read ({}): mend it, so that the relationship can be ended in order",
+            rejected.message
+        )),
+    }
+}
+
+fn reject(
+    stored: Option<&Value>,
+    key: &ObjectKey,
+    rejected: &Rejected,
+    waits: Option<&str>,
+    now: Timestamp,
+) -> Option<Value> {
     let because = |kind, reason| Condition::new(kind, false, reason, rejected.message.clone());
+    let ready = match waits {
+        Some(waits) => Condition::new("Ready", false, ReadyReason::Ending.as_str(), waits.to_owned()),
+        None => because("Ready", ReadyReason::NotAccepted.as_str()),
+    };
     let conditions = match key.kind {
         Kind::ImportedService => vec![because("Admitted", rejected.reason)],
         Kind::TrustDomainPeer => {
-            vec![because("Accepted", rejected.reason), because("Ready", ReadyReason::NotAccepted.as_str())]
+            vec![because("Accepted", rejected.reason), ready]
         }
         _ => vec![because("Accepted", rejected.reason)],
     };
@@ -170,7 +222,7 @@ fn write(
     let stored = world.statuses.get(&key).map(std::convert::AsRef::as_ref);
     let rest = rest.as_object().cloned().unwrap_or_default();
     if let Some(status) = merge(stored, generation, &conditions, rest, world.now) {
-        writes.insert(key, StatusWrite { uid: uid.to_owned(), status });
+        writes.insert(key, written(uid, stored, status));
     }
 }
 
@@ -190,6 +242,18 @@ mod tests {
     fn equal_status_is_not_written() {
         let first = merge(None, 1, &one(true, "a"), Map::new(), at(10)).unwrap();
         assert_eq!(merge(Some(&first), 1, &one(true, "a"), Map::new(), at(20)), None);
+    }
+
+    #[test]
+    fn a_transition_is_news_once() {
+        let first = merge(None, 1, &one(false, "a"), Map::new(), at(10)).unwrap();
+        let write = written("u", None, first.clone());
+        assert_eq!(write.transitions.len(), 1);
+        assert!(write.transitions[0].is_warning && write.transitions[0].message == "a");
+        let reworded = merge(Some(&first), 1, &one(false, "b"), Map::new(), at(20)).unwrap();
+        assert!(written("u", Some(&first), reworded).transitions.is_empty());
+        let mended = merge(Some(&first), 1, &one(true, "c"), Map::new(), at(20)).unwrap();
+        assert!(!written("u", Some(&first), mended).transitions[0].is_warning);
     }
 
     #[test]
@@ -219,8 +283,8 @@ mod tests {
             finalizers: vec![],
             resource_version: "1".into(),
         };
-        let status = reject(Some(&stored), &key, &rejected, at(20)).unwrap();
+        let status = reject(Some(&stored), &key, &rejected, None, at(20)).unwrap();
         assert_eq!(status["conditions"].as_array().unwrap().len(), 3);
-        assert_eq!(reject(Some(&status), &key, &rejected, at(30)), None);
+        assert_eq!(reject(Some(&status), &key, &rejected, None, at(30)), None);
     }
 }

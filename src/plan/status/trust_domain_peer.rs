@@ -2,7 +2,7 @@
 
 use serde_json::Value;
 
-use super::{merge, peer_details, stored_condition};
+use super::{merge, peer_details, stored_condition, written};
 use crate::api::v1alpha1::conditions::{
     BundleDistributedReason, BundleEndpointReason, ConnectedReason, PeerAcceptedReason, ReadyReason,
     ReciprocalReason, RotationSafeReason, ServicesSyncedReason,
@@ -37,17 +37,17 @@ pub fn status(subject: Subject<'_>) -> Option<StatusWrite> {
     let conditions = conditions(subject, stored);
     let status =
         merge(stored, peer.generation, &conditions, peer_details::details(subject, stored), world.now)?;
-    Some(StatusWrite { uid: peer.uid.clone(), status })
+    Some(written(&peer.uid, stored, status))
 }
 
 fn conditions(subject: Subject<'_>, stored: Option<&Value>) -> Vec<Condition> {
     let mut conditions = vec![
         accepted(subject),
-        endpoint_healthy(subject),
+        endpoint_healthy(subject, stored),
         distributed(subject),
         connected(subject, stored),
         reciprocal(subject, stored),
-        rotation_safe(subject),
+        rotation_safe(subject, stored),
         services_synced(subject, stored),
     ];
     conditions.push(ready(subject, &conditions));
@@ -63,25 +63,21 @@ fn accepted(Subject { world, peer, .. }: Subject<'_>) -> Condition {
             problem.clone(),
         );
     }
-    Condition::new(
-        "Accepted",
-        true,
-        PeerAcceptedReason::Accepted.as_str(),
-        "every field is understood and in use".to_owned(),
-    )
+    let message = if peer.imports.as_local.is_empty() {
+        "every field is understood and in use"
+    } else {
+        "in use, but spec.imports.asLocal is not served by this version: services have their federated names alone"
+    };
+    Condition::new("Accepted", true, PeerAcceptedReason::Accepted.as_str(), message.to_owned())
 }
 
-fn endpoint_healthy(Subject { world, peer, .. }: Subject<'_>) -> Condition {
+fn endpoint_healthy(Subject { world, peer, .. }: Subject<'_>, stored: Option<&Value>) -> Condition {
     const KIND: &str = "BundleEndpointHealthy";
     let url = &peer.endpoint.url;
+    let awaiting = BundleEndpointReason::AwaitingFirstFetch.as_str();
+    let unasked = format!("the bundle endpoint {url} has not been asked yet");
     let Some(state) = world.endpoints.get(&peer.trust_domain) else {
-        let message = format!("the bundle endpoint {url} has not been asked yet");
-        return Condition::new(
-            KIND,
-            Truth::Unknown,
-            BundleEndpointReason::AwaitingFirstFetch.as_str(),
-            message,
-        );
+        return keep(stored, KIND, Truth::Unknown, awaiting, &unasked);
     };
     if let Some(failure) = &state.failure {
         return Condition::new(KIND, false, failure.problem.reason(), failure.message.clone());
@@ -95,13 +91,7 @@ fn endpoint_healthy(Subject { world, peer, .. }: Subject<'_>) -> Condition {
         return Condition::new(KIND, false, alarm.reason(), message);
     }
     if state.latest.is_none() {
-        let message = format!("the bundle endpoint {url} has not been asked yet");
-        return Condition::new(
-            KIND,
-            Truth::Unknown,
-            BundleEndpointReason::AwaitingFirstFetch.as_str(),
-            message,
-        );
+        return keep(stored, KIND, Truth::Unknown, awaiting, &unasked);
     }
     Condition::new(
         KIND,
@@ -173,8 +163,7 @@ fn distribution(Subject { world, peer, blocked, .. }: Subject<'_>) -> (Truth, &'
 
 fn delivered(world: &World, peer: &Peer, bundle: &Bundle) -> (Truth, &'static str, String) {
     let trust_domain = &peer.trust_domain;
-    let served = relationship::healing_bundle(world, peer);
-    if served.is_some_and(|served| served.digest() != bundle.digest()) {
+    if relationship::ahead_of_spire(world, peer).is_some() {
         let message = format!(
             "the endpoint of {trust_domain} serves another bundle than SPIRE holds; SPIRE was asked to refresh"
         );
@@ -208,29 +197,36 @@ pub(super) fn session<'a>(subject: Subject<'a>) -> Option<&'a SessionState> {
 
 fn connected(subject: Subject<'_>, stored: Option<&Value>) -> Condition {
     const KIND: &str = "Connected";
-    let trust_domain = &subject.peer.trust_domain;
-    let Some(session) = session(subject) else {
-        return keep(
-            stored,
-            KIND,
-            Truth::Unknown,
-            ConnectedReason::AwaitingPeer.as_str(),
-            "no exchange was tried yet",
-        );
-    };
+    let Subject { world, peer, .. } = subject;
+    let trust_domain = &peer.trust_domain;
     let because = |truth: Truth, reason, message: String| Condition::new(KIND, truth, reason, message);
+    if let Some(stage) = ending::stage(world, peer) {
+        let message = format!("the relationship ends; it waits {}", stage.waits_for(peer));
+        return because(Truth::False, ConnectedReason::Ending.as_str(), message);
+    }
+    if peer.suspend {
+        let message = "spec.suspend is set; unset it to go on".to_owned();
+        return because(Truth::False, ConnectedReason::Suspended.as_str(), message);
+    }
+    let awaiting = ConnectedReason::AwaitingPeer.as_str();
+    let Some(session) = session(subject) else {
+        return keep(stored, KIND, Truth::Unknown, awaiting, "no exchange was tried yet");
+    };
     match &session.link {
         LinkState::Connected => because(
             Truth::True,
             ConnectedReason::Connected.as_str(),
             format!("exchanging with the agent of {trust_domain}"),
         ),
-        LinkState::Idle => keep(
-            stored,
-            KIND,
+        LinkState::Idle if verdict::is_settling(world, session) => {
+            keep(stored, KIND, Truth::Unknown, awaiting, "waiting for the first attempt")
+        }
+        LinkState::Idle => because(
             Truth::Unknown,
-            ConnectedReason::AwaitingPeer.as_str(),
-            "waiting for the peer to dial, or for the first attempt",
+            awaiting,
+            format!(
+                "{trust_domain} has not dialled us, and we have no address of it in spec.agent.addresses"
+            ),
         ),
         LinkState::Refused { by, message } => {
             let reason = match by {
@@ -286,7 +282,16 @@ fn reciprocal(subject: Subject<'_>, stored: Option<&Value>) -> Condition {
     }
 }
 
-fn rotation_safe(subject: Subject<'_>) -> Condition {
+/// Whether it is too early after a start to say anything from not having heard.
+fn is_settling(subject: Subject<'_>) -> bool {
+    let unheard = |session: &SessionState| {
+        matches!(session.link, LinkState::Idle | LinkState::Connected) && session.remote.is_none()
+    };
+    let early = |session: &SessionState| unheard(session) && verdict::is_settling(subject.world, session);
+    session(subject).is_none_or(early)
+}
+
+fn rotation_safe(subject: Subject<'_>, stored: Option<&Value>) -> Condition {
     const KIND: &str = "RotationSafe";
     let trust_domain = &subject.peer.trust_domain;
     let ours = subject.world.identity.as_ref().map(|identity| identity.bundle.authority_ids());
@@ -296,6 +301,9 @@ fn rotation_safe(subject: Subject<'_>) -> Condition {
         .and_then(|remote| remote.held.as_ref());
     let (Some(ours), Some(held)) = (ours, held) else {
         let message = format!("{trust_domain} has not said which of our authorities it holds");
+        if is_settling(subject) {
+            return keep(stored, KIND, Truth::Unknown, RotationSafeReason::Unknown.as_str(), &message);
+        }
         return Condition::new(KIND, Truth::Unknown, RotationSafeReason::Unknown.as_str(), message);
     };
     let missing: Vec<String> = ours.difference(&held.authority_ids).map(ToString::to_string).collect();
@@ -325,7 +333,7 @@ fn services_synced(subject: Subject<'_>, stored: Option<&Value>) -> Condition {
     };
     if session.catalogue.is_none() {
         let message = format!("the catalogue of {trust_domain} has not arrived yet");
-        return Condition::new(KIND, Truth::Unknown, ServicesSyncedReason::AwaitingPeer.as_str(), message);
+        return keep(stored, KIND, Truth::Unknown, ServicesSyncedReason::AwaitingPeer.as_str(), &message);
     }
     if !links::is_acknowledged(session, link) {
         let message = format!("{trust_domain} has not answered our catalogue yet");

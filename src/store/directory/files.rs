@@ -14,7 +14,7 @@ pub(super) const MAX_FILE: u64 = 1 << 20;
 /// Files that are read of those that users write.
 pub(super) const MAX_FILES: usize = 10_000;
 /// Files that are read of those that we write.
-pub(super) const MAX_OWN_FILES: usize = 100_000;
+const MAX_OWN_FILES: usize = 100_000;
 /// Folders in folders that are entered.
 const MAX_DEPTH: usize = 16;
 /// Bytes of a file name, before its ending; file systems allow 255 with it.
@@ -64,6 +64,14 @@ pub(super) fn list(root: &Path, limit: usize) -> Listing {
         listing.failed.extend(surplus.into_iter().map(|(path, _)| (path, message.clone())));
     }
     listing
+}
+
+/// As [`list`], of a folder that we write. Where we only read, nobody may have made it yet: then it is empty.
+pub(super) fn list_own(root: &Path, writable: bool) -> Listing {
+    if !writable && !root.exists() {
+        return Listing::default();
+    }
+    list(root, MAX_OWN_FILES)
 }
 
 fn enter(folder: &Path, depth: usize, limit: usize, listing: &mut Listing) {

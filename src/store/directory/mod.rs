@@ -41,8 +41,7 @@ pub use manifest::{manifest_of, to_yaml};
 
 use self::state::{GENERATED, LOCKS, MANIFESTS, STATUS, State, View};
 use super::{
-    Event, Leadership, LeaseTimings, LeaseView, PatchOp, PeerLease, Precondition, Severity, StoreError,
-    WATCH_CAPACITY,
+    Event, Leadership, LeaseTimings, LeaseView, PatchOp, PeerLease, Precondition, StoreError, WATCH_CAPACITY,
 };
 use crate::clock;
 use crate::model::object::Kind;
@@ -177,22 +176,6 @@ impl DirectoryStore {
     ) -> Result<(), StoreError> {
         let (updated, uid) = (key.clone(), uid.to_owned());
         self.with("update the status of", key, move |state| state.set_status(&updated, &uid, status)).await
-    }
-
-    /// There is nobody to read events but the reader of the log.
-    #[expect(clippy::unused_async, reason = "the same signature as with Kubernetes")]
-    pub(super) async fn event(
-        &self,
-        key: &ObjectKey,
-        _uid: &str,
-        severity: Severity,
-        reason: &str,
-        message: &str,
-    ) {
-        match severity {
-            Severity::Normal => tracing::info!(object = %key, reason, "{message}"),
-            Severity::Warning => tracing::warn!(object = %key, reason, "{message}"),
-        }
     }
 
     pub(super) fn lead(&self, name: &str, identity: &str, timings: LeaseTimings) -> Leadership {

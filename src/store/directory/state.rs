@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 
 use jiff::Timestamp;
 
-use super::files::{self, MAX_FILES, MAX_OWN_FILES, Manner, Stamp};
+use super::files::{self, MAX_FILES, Manner, Stamp};
 use super::manifest::{self, Definition, Document, Refusal};
 use super::record::Record;
 use crate::model::object::Kind;
@@ -132,7 +132,7 @@ impl State {
 
     /// Reads records that another process wrote, or an earlier one.
     fn read_records(&mut self) {
-        let listing = files::list(&self.root.join(STATUS), MAX_OWN_FILES);
+        let listing = files::list_own(&self.root.join(STATUS), self.writable);
         if listing.failed.is_empty() {
             let there: BTreeSet<&PathBuf> = listing.files.iter().map(|(path, _)| path).collect();
             let gone: Vec<PathBuf> = self.kept.keys().filter(|path| !there.contains(path)).cloned().collect();
@@ -168,8 +168,9 @@ impl State {
     fn read_definitions(&mut self) -> Defined {
         let mut defined = Defined::default();
         let mut present = BTreeSet::new();
-        for (folder, limit) in [(MANIFESTS, MAX_FILES), (GENERATED, MAX_OWN_FILES)] {
-            let listing = files::list(&self.root.join(folder), limit);
+        let manifests = files::list(&self.root.join(MANIFESTS), MAX_FILES);
+        let generated = files::list_own(&self.root.join(GENERATED), self.writable);
+        for listing in [manifests, generated] {
             for (path, stamp) in listing.files {
                 if self.files.get(&path).is_none_or(|file| file.stamp != stamp) {
                     let is_json = path.extension().is_some_and(|e| e == "json");

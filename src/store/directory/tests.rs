@@ -510,6 +510,26 @@ async fn a_reader_changes_nothing() {
 }
 
 #[tokio::test]
+async fn a_reader_finds_nothing_wrong_with_manifests_alone() {
+    let folder = TempDir::new().unwrap();
+    fs::create_dir_all(folder.path().join("manifests")).unwrap();
+    fs::write(folder.path().join("manifests/west.yaml"), PEER).unwrap();
+    let store = Store::Directory(DirectoryStore::open_read_only(folder.path(), timings()));
+    let mut events = store.watch(&[Kind::TrustDomainPeer]);
+    let first = tokio::time::timeout(PATIENCE, events.recv()).await.unwrap().unwrap();
+    assert!(matches!(&first, Event::Reset { objects, .. } if objects.len() == 1), "{first:?}");
+}
+
+#[tokio::test]
+async fn a_reader_is_told_that_there_are_no_manifests() {
+    let folder = TempDir::new().unwrap();
+    let store = Store::Directory(DirectoryStore::open_read_only(folder.path(), timings()));
+    let mut events = store.watch(&[Kind::TrustDomainPeer]);
+    let first = tokio::time::timeout(PATIENCE, events.recv()).await.unwrap().unwrap();
+    assert!(matches!(&first, Event::Unreadable(found) if found.len() == 1), "{first:?}");
+}
+
+#[tokio::test]
 async fn two_processes_see_what_either_wrote() {
     let mut s = Stand::new(&[("west.yaml", PEER)]).await;
     let other = Store::Directory(DirectoryStore::open(s.folder.path(), timings()).unwrap());

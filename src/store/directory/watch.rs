@@ -57,7 +57,8 @@ fn observe(root: &Path, changed: &Arc<Notify>) -> Option<RecommendedWatcher> {
         }
     };
     let observed = notify::recommended_watcher(handler).and_then(|mut watcher| {
-        for folder in [MANIFESTS, GENERATED, STATUS] {
+        // Who only reads may find one that nobody made.
+        for folder in [MANIFESTS, GENERATED, STATUS].into_iter().filter(|folder| root.join(folder).exists()) {
             watcher.watch(&root.join(folder), RecursiveMode::Recursive)?;
         }
         Ok(watcher)

@@ -128,7 +128,7 @@ async fn each_connection_takes_the_configuration_of_its_time() {
         let (spire, asked) = (Arc::clone(&spire), Arc::clone(&asked));
         move || {
             asked.fetch_add(1, Ordering::SeqCst);
-            client_config(&spire, &["spire", "server"])
+            Ok(client_config(&spire, &["spire", "server"]))
         }
     })
     .unwrap();
@@ -163,7 +163,7 @@ async fn a_server_of_another_id_is_refused() {
         tokio::spawn(async move { front(&spire, listener).await })
     };
     let config = client_config(&spire, &["spire", "agent"]);
-    let server = SpireServer::connect_tcp(&address, move || Arc::clone(&config)).unwrap();
+    let server = SpireServer::connect_tcp(&address, move || Ok(Arc::clone(&config))).unwrap();
     let error = server.read(&west()).await.unwrap_err().to_string();
     assert!(error.contains(&address) && error.contains("spiffe://west.example/spire/server"), "{error}");
     front.abort();

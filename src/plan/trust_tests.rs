@@ -604,6 +604,10 @@ fn the_status_of_a_peer_is_what_its_schema_says() {
     assert_eq!(view.held, held.authority_ids.iter().map(ToString::to_string).collect::<Vec<_>>());
     assert_eq!(status.bundle.unwrap().digest, scene.east.digest().to_string());
     assert!(!write.status.to_string().contains("null"), "the API server refuses nulls: {}", write.status);
+
+    scene.link(LinkState::Connected, Some(TrustReport::default()));
+    let status = &super::plan(&scene.world).statuses.into_values().next().unwrap().status;
+    assert_eq!(status.get("remoteView"), None, "an empty one would be a null in the API server");
 }
 
 #[test]

@@ -68,7 +68,7 @@ impl SpireServer {
     /// [`SpireError::Address`] unless `host_port` is `host:port`.
     pub fn connect_tcp(
         host_port: &str,
-        config: impl Fn() -> Arc<ClientConfig> + Send + Sync + 'static,
+        config: impl Fn() -> io::Result<Arc<ClientConfig>> + Send + Sync + 'static,
     ) -> Result<Self, SpireError> {
         let form = || AddressError::Form(host_port.to_owned());
         let ServerAddress::Tcp(address) = ServerAddress::parse(host_port)? else {
@@ -79,7 +79,10 @@ impl SpireServer {
         let config = Arc::new(config);
         let connector = tower::service_fn({
             let address = address.clone();
-            move |_: Uri| connect_tls(address.clone(), server_name.clone(), config())
+            move |_: Uri| {
+                let (address, server_name, config) = (address.clone(), server_name.clone(), config());
+                async move { connect_tls(address, server_name, config?).await }
+            }
         });
         Ok(Self::new(address, endpoint().connect_with_connector_lazy(connector)))
     }

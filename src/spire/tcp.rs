@@ -1,26 +1,40 @@
 //! TLS to SPIRE's server API over TCP: an admin SVID of our own, and exactly the server's SPIFFE ID.
 
+use std::io;
 use std::sync::Arc;
 
-use rustls::ClientConfig;
 use rustls::client::ResolvesClientCert;
-use rustls::client::danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier};
+use rustls::client::danger::{ServerCertVerified, ServerCertVerifier};
 use rustls::pki_types::{CertificateDer, ServerName, UnixTime};
 use rustls::sign::CertifiedKey;
-use rustls::{DigitallySignedStruct, SignatureScheme};
+use rustls::{ClientConfig, SignatureScheme};
 
 use crate::identity::source::IdentitySource;
 use crate::identity::tls::provider;
-use crate::identity::verify::{
-    Role, SvidError, supported_verify_schemes, verify_svid, verify_tls12_signature, verify_tls13_signature,
-};
+use crate::identity::verify::{Role, SvidError, verify_signatures, verify_svid};
 
-/// The configuration; it follows the identity, so it is made once. The SVID that it presents is the one of the admin
-/// registration, never the one that peers see.
+/// What gives the configuration of each new connection: an error while there is no SVID of the admin registration. SPIRE
+/// lets a client without a certificate connect, and then refuses its calls for as long as that connection lasts.
 ///
 /// # Errors
 /// Where the TLS provider refuses its own protocol versions.
-pub fn admin_config(identity: IdentitySource) -> Result<Arc<ClientConfig>, rustls::Error> {
+pub fn admin_configs(
+    identity: IdentitySource,
+) -> Result<impl Fn() -> io::Result<Arc<ClientConfig>> + Send + Sync + 'static, rustls::Error> {
+    let config = admin_config(identity.clone())?;
+    Ok(move || {
+        if identity.current().is_some_and(|svids| svids.admin.is_some()) {
+            return Ok(Arc::clone(&config));
+        }
+        Err(io::Error::other(
+            "the Workload API delivers no SVID of the admin registration, which is told by its hint (--admin-hint)",
+        ))
+    })
+}
+
+/// The configuration; it follows the identity, so it is made once. The SVID that it presents is the one of the admin
+/// registration, never the one that peers see.
+fn admin_config(identity: IdentitySource) -> Result<Arc<ClientConfig>, rustls::Error> {
     let config = ClientConfig::builder_with_provider(provider())
         .with_protocol_versions(&[&rustls::version::TLS13, &rustls::version::TLS12])?
         .dangerous()
@@ -38,13 +52,7 @@ struct AdminResolver(IdentitySource);
 impl ResolvesClientCert for AdminResolver {
     fn resolve(&self, _: &[&[u8]], _: &[SignatureScheme]) -> Option<Arc<CertifiedKey>> {
         let svids = self.0.current()?;
-        let Some(admin) = &svids.admin else {
-            tracing::warn!(
-                "the Workload API delivers no SVID of the admin registration (by its hint), which SPIRE's server API \
-                 over TCP needs"
-            );
-            return None;
-        };
+        let admin = svids.admin.as_ref()?;
         Some(Arc::clone(&admin.key))
     }
 
@@ -80,25 +88,5 @@ impl ServerCertVerifier for ServerVerifier {
         Ok(ServerCertVerified::assertion())
     }
 
-    fn verify_tls12_signature(
-        &self,
-        message: &[u8],
-        cert: &CertificateDer<'_>,
-        dss: &DigitallySignedStruct,
-    ) -> Result<HandshakeSignatureValid, rustls::Error> {
-        verify_tls12_signature(message, cert, dss)
-    }
-
-    fn verify_tls13_signature(
-        &self,
-        message: &[u8],
-        cert: &CertificateDer<'_>,
-        dss: &DigitallySignedStruct,
-    ) -> Result<HandshakeSignatureValid, rustls::Error> {
-        verify_tls13_signature(message, cert, dss)
-    }
-
-    fn supported_verify_schemes(&self) -> Vec<SignatureScheme> {
-        supported_verify_schemes()
-    }
+    verify_signatures!();
 }

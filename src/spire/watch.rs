@@ -45,7 +45,7 @@ impl SpireWatch {
     ) -> (Self, JoinHandle<()>) {
         let (sender, states) = watch::channel(None);
         let now = Arc::new(Notify::new());
-        let reader = Reader { server, identity, intervals, sender, now: Arc::clone(&now) };
+        let reader = Reader { server, identity, intervals, sender, now: Arc::clone(&now), complaint: None };
         let task = tokio::spawn(async move {
             tokio::select! {
                 () = cancel.cancelled() => {}
@@ -73,6 +73,8 @@ struct Reader {
     intervals: Intervals,
     sender: watch::Sender<Option<Arc<SpireState>>>,
     now: Arc<Notify>,
+    /// The last failure, which is told once.
+    complaint: Option<String>,
 }
 
 impl Reader {
@@ -86,6 +88,7 @@ impl Reader {
                     if with_entries {
                         entries_due = tokio::time::Instant::now() + self.intervals.entries;
                     }
+                    self.complaint = None;
                     self.publish(state);
                 }
                 Err(error) => self.publish_failure(&error),
@@ -125,22 +128,22 @@ impl Reader {
         });
     }
 
-    /// What was read last stays; that it is old is said beside it.
-    fn publish_failure(&self, error: &SpireError) {
+    /// What was read last stays; that it is old is said beside it. Before anything was read there is nothing to say it
+    /// beside.
+    fn publish_failure(&mut self, error: &SpireError) {
         let message = error.to_string();
-        let modified = self.sender.send_if_modified(|last| {
-            let mut state = last.as_deref().cloned().unwrap_or_default();
-            if last.is_none() || state.failure.as_ref() == Some(&message) {
+        self.sender.send_if_modified(|last| {
+            let Some(mut state) = last.as_deref().cloned() else { return false };
+            if state.failure.as_ref() == Some(&message) {
                 return false;
             }
             state.failure = Some(message.clone());
             *last = Some(Arc::new(state));
             true
         });
-        if modified {
+        if self.complaint.as_ref() != Some(&message) {
             tracing::warn!(server = self.server.name(), error = %message, "SPIRE's server API cannot be read");
-        } else {
-            tracing::debug!(server = self.server.name(), error = %message, "SPIRE's server API still cannot be read");
+            self.complaint = Some(message);
         }
     }
 }

@@ -13,8 +13,9 @@ use std::time::{Duration, Instant};
 /// SPIRE renews an SVID at half of this.
 const SVID_TTL: Duration = Duration::from_secs(12);
 const FRONTEND: &str = "spiffe://east.example/ns/web/sa/frontend";
-/// SPIRE's stored bundles are read every second, and SPIRE and spire-controller-manager follow within another two.
-const AT_ONCE: Duration = Duration::from_secs(5);
+/// The endpoint is polled every two seconds, SPIRE's bundles and objects are read every second; the rest is for a machine
+/// that is busy.
+const AT_ONCE: Duration = Duration::from_secs(10);
 
 /// West's endpoint serves an empty bundle: federation is suspended at once, a local workload goes on to receive new SVIDs
 /// and never an empty bundle beside one, and after the peer has mended federation comes back by itself.
@@ -41,9 +42,8 @@ fn a_poisoned_bundle_costs_no_workload_its_svid() {
         let message = peer_says(east, west, "BundleDistributed", "False", "SuspendedUnusableBundle").await?;
         ensure!(message.contains("suspended"), "{message}");
         eventually("federatesWith is suspended", SOON, || is_federated(east, west, false)).await?;
-        // The endpoint is polled every two seconds.
         let took = served.elapsed();
-        ensure!(took < AT_ONCE + Duration::from_secs(2), "federatesWith was suspended only after {took:?}");
+        ensure!(took < AT_ONCE, "federatesWith was suspended only after {took:?}");
         peer_says(east, west, "BundleEndpointHealthy", "False", "NoUsableAuthority").await?;
         eventually("the workload is given no bundle of west", SOON, || async {
             let given = east.spire.workload().await?.federated_bundles;

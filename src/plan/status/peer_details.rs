@@ -24,8 +24,11 @@ pub(super) fn details(subject: Subject<'_>, stored: Option<&Value>) -> Map<Strin
     let served = world.endpoints.get(trust_domain).and_then(|state| state.latest.as_deref());
     set("bundle", held.map(|bundle| json!(bundle_status(bundle, served))));
     let remote = session(subject).and_then(|session| session.remote.as_ref());
-    let view = remote.map(|remote| json!(remote_view(world, remote)));
-    set("remoteView", view.or_else(|| stored("remoteView")));
+    let view = match remote {
+        Some(remote) => remote_view(world, remote).map(|view| json!(view)),
+        None => stored("remoteView"),
+    };
+    set("remoteView", view);
     let heard = session(subject).is_some_and(|session| session.catalogue.is_some());
     set("services", if heard { Some(json!(service_counts(subject))) } else { stored("services") });
     let why = session(subject).and_then(|session| disconnect_reason(&session.link));
@@ -45,18 +48,19 @@ fn disconnect_reason(link: &LinkState) -> Option<String> {
     Some(reason.to_owned())
 }
 
-/// Our bundle as the peer says that it holds it; of what it says, only our own authorities count.
-fn remote_view(world: &World, remote: &TrustReport) -> RemoteView {
+/// Our bundle as the peer says that it holds it; of what it says, only our own authorities count. `None` where it holds
+/// none: server-side apply makes an empty object, once its fields are gone, a null that the schema refuses.
+fn remote_view(world: &World, remote: &TrustReport) -> Option<RemoteView> {
     let ours = world.identity.as_ref().map(|identity| identity.bundle.authority_ids()).unwrap_or_default();
-    let Some(held) = &remote.held else { return RemoteView::default() };
+    let held = remote.held.as_ref()?;
     let ids = |ids: &mut dyn Iterator<Item = &AuthorityId>| -> Vec<String> {
         ids.map(ToString::to_string).collect::<BTreeSet<_>>().into_iter().collect()
     };
-    RemoteView {
+    Some(RemoteView {
         digest_of_ours: Some(held.digest.to_string()),
         held: ids(&mut ours.intersection(&held.authority_ids)),
         missing: ids(&mut ours.difference(&held.authority_ids)),
-    }
+    })
 }
 
 fn service_counts(subject: Subject<'_>) -> ServiceCounts {

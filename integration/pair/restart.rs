@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use anyhow::ensure;
 
-use crate::world::{EAST, Pair, WEST, always, federating, files, says};
+use crate::world::{EAST, Pair, WEST, always, federating, files, says, until};
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_restart_while_the_peer_is_away_changes_no_generated_file() {
@@ -41,7 +41,19 @@ async fn a_settled_pair_writes_nothing() {
         found.extend(files(&domain.store().join("status")));
         found
     };
-    let before = (stored(&pair.east), stored(&pair.west));
+    // What was set in motion comes to rest by itself: statuses follow what they speak of.
+    let mut last = (stored(&pair.east), stored(&pair.west));
+    let mut since = tokio::time::Instant::now();
+    until("the files come to rest", async || {
+        let now = (stored(&pair.east), stored(&pair.west));
+        if now != last {
+            (last, since) = (now, tokio::time::Instant::now());
+        }
+        ensure!(since.elapsed() >= Duration::from_secs(3), "they change still");
+        Ok(())
+    })
+    .await;
+    let before = last;
     always("the files are as they were", Duration::from_secs(6), async || {
         let now = (stored(&pair.east), stored(&pair.west));
         for (domain, before, now) in [(EAST, &before.0, &now.0), (WEST, &before.1, &now.1)] {

@@ -30,6 +30,9 @@ impl Default for PollLimits {
     }
 }
 
+/// How many times the same bundle is served before its alarms end: an hour, at the default interval.
+const ALARMED: u32 = 12;
+
 /// What is known of an endpoint after a fetch that ended at `now`.
 #[must_use]
 pub fn observe(
@@ -50,7 +53,12 @@ pub fn observe(
 
     let usable = bundle.is_usable_at(now);
     let unchanged = state.latest.as_deref() == Some(&bundle);
-    next.alarms = if unchanged { kept(&state.alarms) } else { changes(state, &bundle) };
+    next.unchanged = if unchanged { state.unchanged.saturating_add(1) } else { 0 };
+    next.alarms = match next.unchanged {
+        0 => changes(state, &bundle),
+        1..=ALARMED => kept(&state.alarms),
+        _ => Vec::new(),
+    };
     if !usable {
         next.alarms.insert(0, BundleAlarm::NoUsableAuthority);
     }

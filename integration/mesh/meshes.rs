@@ -36,6 +36,8 @@ pub(crate) struct Workloads {
     pub(crate) local: Workload,
     /// Of `cart`, too, and with a sidecar that connections are redirected to.
     pub(crate) redirected: Workload,
+    /// A client in east of that kind.
+    pub(crate) redirected_client: Workload,
 }
 
 /// What runs on the domains. Fields are in the order in which they go.
@@ -140,6 +142,8 @@ impl Workloads {
             interception: Interception::Redirect,
             ..role("shop", "redirected", Ipv4Addr::new(10, 77, 2, 6))
         };
+        let redirected_client =
+            Role { interception: Interception::Redirect, ..in_east("redirected-client", 12) };
         west.kubernetes.namespace("shop").await?;
         make_services(west).await?;
         Ok(Self {
@@ -149,6 +153,7 @@ impl Workloads {
             cart: Workload::start(west, network, west_door, cart).await?,
             orders: Workload::start(west, network, west_door, orders).await?,
             local: Workload::start(west, network, west_door, local).await?,
+            redirected_client: Workload::start(east, network, east_door, redirected_client).await?,
             redirected: Workload::start(west, network, west_door, redirected).await?,
         })
     }

@@ -109,6 +109,7 @@ impl Proxy {
                     "SERVICE_ACCOUNT": name,
                     "CLUSTER_ID": "Kubernetes",
                     "INTERCEPTION_MODE": identity.interception,
+                    "DNS_CAPTURE": (identity.interception == "REDIRECT").to_string(),
                     "LABELS": identity.labels,
                     "INSTANCE_IPS": member.address().to_string(),
                 },
@@ -127,17 +128,6 @@ impl Proxy {
         });
         let file = dir.join(format!("{name}.json"));
         std::fs::write(&file, serde_json::to_vec_pretty(&bootstrap)?)?;
-        let envoy_args = [
-            format!("--config-path={}", file.display()),
-            "--disable-hot-restart".to_owned(),
-            "--concurrency=1".to_owned(),
-            "--log-level=info".to_owned(),
-        ]
-        .map(|arg| {
-            arg.split_once('=')
-                .map_or(vec![arg.clone()], |(name, value)| vec![name.to_owned(), value.to_owned()])
-        })
-        .concat();
         let file = file.display().to_string();
         let envoy_args = ["--config-path", &file, "--disable-hot-restart", "--concurrency", "1"];
         let (entering, args) = member.inside(program, &envoy_args.map(str::to_owned))?;
@@ -244,9 +234,9 @@ fn grpc_at(name: &str, socket: &Path) -> Value {
 pub(crate) struct Config(Value);
 
 impl Config {
-    /// A dump in Envoy's own form, by whomever.
-    pub(crate) const fn of(dump: Value) -> Self {
-        Self(dump)
+    /// A dump by istiod, which names fields as JSON does, where Envoy names them as Protobuf does.
+    pub(crate) fn of_istiod(dump: Value) -> Self {
+        Self(with_snake_case(dump))
     }
 
     /// The section of the dump whose type has this name at its end.
@@ -306,6 +296,31 @@ impl Config {
         collect_errors(&self.0, &mut refused);
         refused
     }
+}
+
+fn with_snake_case(value: Value) -> Value {
+    match value {
+        Value::Object(fields) => {
+            fields.into_iter().map(|(name, one)| (snake_case(&name), with_snake_case(one))).collect()
+        }
+        Value::Array(items) => items.into_iter().map(with_snake_case).collect(),
+        other => other,
+    }
+}
+
+/// A name that is no field's (of a map) stays as it is.
+fn snake_case(name: &str) -> String {
+    if !name.chars().all(|one| one.is_ascii_alphanumeric()) {
+        return name.to_owned();
+    }
+    let mut snake = String::new();
+    for one in name.chars() {
+        if one.is_ascii_uppercase() {
+            snake.push('_');
+        }
+        snake.push(one.to_ascii_lowercase());
+    }
+    snake
 }
 
 fn collect_errors(value: &Value, into: &mut Vec<String>) {

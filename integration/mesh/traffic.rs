@@ -1,15 +1,18 @@
 //! What flows from sidecar through gateway to sidecar, and what does not.
 
 use crate::federation::{SOON, export, found, withdraw};
-use crate::meshes::{CART, CART_ADDRESS, GATEWAY, GATEWAY_PORT, LOCAL_PORT, Meshes, ORDERS, with_meshes};
+use crate::meshes::{CART, GATEWAY, GATEWAY_PORT, LOCAL_PORT, Meshes, ORDERS, with_meshes};
 use crate::proxy::Proxy;
 use crate::wait::eventually;
 use crate::workload::Workload;
 use anyhow::{Result, ensure};
-use kube::api::{Patch, PatchParams};
+use kube::api::{DeleteParams, Patch, PatchParams};
 use serde_json::json;
 
 const HERE: &str = "127.0.0.1";
+/// The address of its workload, which plaintext goes to directly.
+const CART_HERE: &str = "10.77.2.3";
+const STRICT: (&str, &str) = ("security.istio.io/v1", "PeerAuthentication");
 /// The counter of those that RBAC has denied at a TCP listener.
 const DENIED: &str = "tcp.rbac.denied";
 
@@ -78,7 +81,7 @@ fn local_callers_are_left_alone() {
         eventually("a local client hears cart", SOON, || async {
             let heard = workloads.local.hears(HERE, LOCAL_PORT).await?;
             ensure!(heard == CART.name, "by its sidecar {heard:?}");
-            let heard = workloads.local.hears(&CART_ADDRESS.to_string(), CART.target_port).await?;
+            let heard = workloads.local.hears(CART_HERE, CART.target_port).await?;
             ensure!(heard == CART.name, "in plaintext {heard:?}");
             Ok(())
         })
@@ -86,15 +89,50 @@ fn local_callers_are_left_alone() {
     });
 }
 
-/// A client that is added to the export is let in, and shut out when it is taken off.
+/// Where the owner shuts plaintext out of the namespace, clients of the other trust domain are as they were.
+#[test]
+fn strict_mutual_tls_is_met() {
+    with_meshes(async |meshes| {
+        let workloads = meshes.workloads();
+        let kubernetes = &meshes.west.kubernetes;
+        let strict = json!({
+            "apiVersion": STRICT.0,
+            "kind": STRICT.1,
+            "metadata": {"name": "strict", "namespace": "shop"},
+            "spec": {"mtls": {"mode": "STRICT"}},
+        });
+        kubernetes.apply(&strict).await?;
+        let plaintext = || workloads.local.hears(CART_HERE, CART.target_port);
+        eventually("plaintext is shut out", SOON, || async {
+            let heard = plaintext().await?;
+            ensure!(heard.is_empty(), "{heard:?}");
+            Ok(())
+        })
+        .await?;
+        eventually("frontend hears cart", SOON, || hears_cart(&workloads.frontend)).await?;
+        eventually("the server denies the stranger", SOON, || {
+            is_denied(&workloads.stranger, &workloads.cart.proxy)
+        })
+        .await?;
+        let all = kubernetes.api(STRICT.0, STRICT.1, Some("shop")).await?;
+        all.delete("strict", &DeleteParams::default()).await?;
+        eventually("plaintext is let in", SOON, || async {
+            let heard = plaintext().await?;
+            ensure!(heard == CART.name, "{heard:?}");
+            Ok(())
+        })
+        .await
+    });
+}
+
+/// Clients that are added to the export, here all of a namespace, are let in, and shut out when they are taken off.
 #[test]
 fn clients_come_and_go() {
     with_meshes(async |meshes| {
         let workloads = meshes.workloads();
         let frontend = "spiffe://east.example/ns/web/sa/frontend";
-        let stranger = "spiffe://east.example/ns/web/sa/stranger";
-        set_clients(meshes, &[frontend, stranger]).await?;
-        eventually("the new client is answered", SOON, || hears_cart(&workloads.stranger)).await?;
+        set_clients(meshes, &["spiffe://east.example/ns/web/*"]).await?;
+        eventually("all of the namespace are answered", SOON, || hears_cart(&workloads.stranger)).await?;
         set_clients(meshes, &[frontend]).await?;
         eventually("it is a stranger again", SOON, || is_denied(&workloads.stranger, &workloads.cart.proxy))
             .await?;

@@ -1,9 +1,13 @@
 //! Makes the plan true: the one place that writes, and only on the leader.
 //!
 //! The plan says what is to be written now, by comparison with what was seen; what was done is not done again until
-//! the watch has had time to show it, and what failed is tried again, later each time.
+//! the watch has had time to show it, and what failed is tried again, later each time. What a peer can cause is paced:
+//! however often it changes its word, each object is written once a second at most, with what is planned then.
 
 mod operation;
+mod refresh;
+#[cfg(test)]
+mod tests;
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -22,11 +26,16 @@ use crate::spire::SpireServer;
 use crate::spire::watch::SpireWatch;
 use crate::store::Store;
 use operation::{Operation, Stage};
+use refresh::{Ended, Refreshes};
 
 /// How long the watch is given to show what was written.
 const ECHO: Duration = Duration::from_secs(5);
 const FIRST_RETRY: Duration = Duration::from_secs(1);
 const LAST_RETRY: Duration = Duration::from_secs(60);
+/// The least time between two writes of one object, and between two of one status.
+const PACE: Duration = Duration::from_secs(1);
+/// How many writes of one object need not keep to it after a quiet time: a change seldom comes alone.
+const BURST: u32 = 5;
 /// How many objects are written at a time.
 const CONCURRENCY: usize = 16;
 
@@ -48,6 +57,9 @@ pub struct Applier {
     leading: watch::Receiver<bool>,
     failures: watch::Sender<Arc<BTreeMap<ObjectKey, String>>>,
     attempts: BTreeMap<String, Attempt>,
+    /// Until when what is paced was tried ahead of its pace, for as long as that matters.
+    paced: BTreeMap<String, Instant>,
+    refreshes: Refreshes,
 }
 
 /// The last try of an operation.
@@ -69,54 +81,66 @@ impl Applier {
         leading: watch::Receiver<bool>,
         failures: watch::Sender<Arc<BTreeMap<ObjectKey, String>>>,
     ) -> Self {
-        Self { targets, plans, leading, failures, attempts: BTreeMap::new() }
+        Self {
+            targets,
+            plans,
+            leading,
+            failures,
+            attempts: BTreeMap::new(),
+            paced: BTreeMap::new(),
+            refreshes: Refreshes::default(),
+        }
     }
 
     /// Runs until `cancel`, or until no more plans can come.
     pub async fn run(mut self, cancel: CancellationToken) {
         loop {
+            let mut again = None;
             if *self.leading.borrow_and_update() {
                 let plan = Arc::clone(&self.plans.borrow_and_update());
-                self.execute(&plan, &cancel).await;
+                again = self.execute(&plan, &cancel).await;
             } else {
-                self.attempts.clear();
+                self.forget();
             }
-            let again = self.attempts.values().map(|attempt| attempt.again).min();
             tokio::select! {
                 () = cancel.cancelled() => return,
                 changed = self.plans.changed() => if changed.is_err() { return },
                 changed = self.leading.changed() => if changed.is_err() { return },
+                ended = self.refreshes.ended() => if let Some((id, operation, result)) = ended {
+                    self.targets.spire_watch.refresh();
+                    self.remember(id, operation, result).await;
+                },
                 () = sleep_until(again) => {}
             }
         }
     }
 
-    async fn execute(&mut self, plan: &Plan, cancel: &CancellationToken) {
-        let Some(own) = self.own() else { return self.attempts.clear() };
+    /// Does what is due; when something next is.
+    async fn execute(&mut self, plan: &Plan, cancel: &CancellationToken) -> Option<Instant> {
+        let Some(own) = self.own() else {
+            self.forget();
+            return None;
+        };
         let operations = operation::of(plan);
-        // What is no longer asked for needs no memory.
+        // What is no longer asked for needs no memory, but of when it was done: it may be asked for again at once.
         self.attempts.retain(|id, _| operations.contains_key(id));
+        let now = Instant::now();
+        self.paced.retain(|_, ahead| *ahead > now);
         for stage in Stage::ALL {
-            let now = Instant::now();
-            let due: Vec<(String, Operation)> = operations
-                .iter()
-                .filter(|(_, operation)| operation.stage() == stage)
-                .filter(|(id, operation)| self.is_due(id, operation, now))
-                .map(|(id, operation)| (id.clone(), operation.clone()))
-                .collect();
-            if due.is_empty() || cancel.is_cancelled() {
+            let due = self.due(&operations, stage);
+            if due.is_empty() || !may_write(&self.leading, cancel) {
                 continue;
             }
-            let targets = &self.targets;
-            let own = &own;
-            let results: Vec<(String, Operation, Result<(), String>)> = futures::stream::iter(due)
-                .map(|(id, operation)| async move {
-                    let result = operation.execute(targets, own).await;
-                    (id, operation, result)
-                })
-                .buffer_unordered(CONCURRENCY)
-                .collect()
-                .await;
+            if stage == Stage::Refresh {
+                for (id, operation) in due {
+                    self.refreshes.start(id, operation, &self.targets, &own);
+                }
+                continue;
+            }
+            for outdated in due.iter().filter_map(|(_, operation)| operation.outdates()) {
+                self.refreshes.abort(outdated);
+            }
+            let results = self.execute_all(due, &own, cancel).await;
             if stage == Stage::Spire {
                 self.targets.spire_watch.refresh();
             }
@@ -125,17 +149,68 @@ impl Applier {
             }
         }
         self.publish_failures();
+        let now = Instant::now();
+        operations.iter().filter_map(|(id, operation)| self.due_at(id, operation, now)).min()
+    }
+
+    /// Does these, some at a time; what has not begun when the lead is lost is left out.
+    async fn execute_all(
+        &self,
+        due: Vec<(String, Operation)>,
+        own: &TrustDomain,
+        cancel: &CancellationToken,
+    ) -> Vec<Ended> {
+        futures::stream::iter(due)
+            .map(|(id, operation)| async move {
+                if !may_write(&self.leading, cancel) {
+                    return None;
+                }
+                let result = operation.execute(&self.targets, own).await;
+                Some((id, operation, result))
+            })
+            .buffer_unordered(CONCURRENCY)
+            .filter_map(std::future::ready)
+            .collect()
+            .await
+    }
+
+    /// Another replica may lead now: what was done before says nothing, and what still runs is broken off.
+    fn forget(&mut self) {
+        self.attempts.clear();
+        self.paced.clear();
+        self.refreshes.clear();
     }
 
     fn own(&self) -> Option<TrustDomain> {
         self.targets.identity.borrow().as_ref().map(|identity| identity.trust_domain.clone())
     }
 
-    fn is_due(&self, id: &str, operation: &Operation, now: Instant) -> bool {
-        self.attempts.get(id).is_none_or(|last| last.operation != *operation || last.again <= now)
+    fn due(&self, operations: &BTreeMap<String, Operation>, stage: Stage) -> Vec<(String, Operation)> {
+        let now = Instant::now();
+        operations
+            .iter()
+            .filter(|(_, operation)| operation.stage() == stage)
+            .filter(|(id, operation)| self.due_at(id, operation, now).is_some_and(|at| at <= now))
+            .map(|(id, operation)| (id.clone(), operation.clone()))
+            .collect()
+    }
+
+    /// When it may be done; nothing while it waits for one that runs.
+    fn due_at(&self, id: &str, operation: &Operation, now: Instant) -> Option<Instant> {
+        if operation.refreshes().is_some_and(|trust_domain| !self.refreshes.has_room_for(trust_domain)) {
+            return None;
+        }
+        let again = self.attempts.get(id).filter(|last| last.operation == *operation).map(|last| last.again);
+        let pace = self.paced.get(id).and_then(|ahead| ahead.checked_sub(PACE * (BURST - 1)));
+        Some(again.max(pace).unwrap_or(now))
     }
 
     async fn remember(&mut self, id: String, operation: Operation, result: Result<(), String>) {
+        if operation.is_paced() {
+            let now = Instant::now();
+            let ahead = self.paced.get(&id).map_or(now, |ahead| now.max(*ahead));
+            self.paced.insert(id.clone(), ahead + PACE);
+        }
         let before = self.attempts.get(&id).filter(|last| last.operation == operation);
         let failed = before.map_or(0, |last| last.failures);
         self.targets.metrics.wrote(if result.is_ok() { WriteResult::Ok } else { WriteResult::Error });
@@ -172,6 +247,11 @@ impl Applier {
             changed
         });
     }
+}
+
+/// Whether this replica leads still, and is not told to stop.
+fn may_write(leading: &watch::Receiver<bool>, cancel: &CancellationToken) -> bool {
+    *leading.borrow() && !cancel.is_cancelled()
 }
 
 async fn sleep_until(at: Option<Instant>) {

@@ -17,12 +17,15 @@ pub(super) enum Stage {
     Patches,
     Writes,
     Spire,
+    /// Started, not waited for: what SPIRE fetches for it, the peer serves.
+    Refresh,
     Prune,
     Statuses,
 }
 
 impl Stage {
-    pub(super) const ALL: [Self; 5] = [Self::Patches, Self::Writes, Self::Spire, Self::Prune, Self::Statuses];
+    pub(super) const ALL: [Self; 6] =
+        [Self::Patches, Self::Writes, Self::Spire, Self::Refresh, Self::Prune, Self::Statuses];
 }
 
 #[derive(Clone, Debug, PartialEq)]
@@ -57,9 +60,37 @@ impl Operation {
         match self {
             Self::Patch(_) => Stage::Patches,
             Self::Write(_) => Stage::Writes,
+            Self::Spire(SpireAction::RefreshBundle(_)) => Stage::Refresh,
             Self::Spire(_) => Stage::Spire,
             Self::Prune { .. } => Stage::Prune,
             Self::Status { .. } => Stage::Statuses,
+        }
+    }
+
+    /// Whether a peer could cause it again and again by what it says: then it has a least distance in time.
+    pub(super) const fn is_paced(&self) -> bool {
+        matches!(self, Self::Write(_) | Self::Status { .. })
+    }
+
+    /// Whose bundle it has SPIRE fetch.
+    pub(super) const fn refreshes(&self) -> Option<&TrustDomain> {
+        match self {
+            Self::Spire(SpireAction::RefreshBundle(trust_domain)) => Some(trust_domain),
+            _ => None,
+        }
+    }
+
+    /// Whose relationship or bundle in SPIRE it changes: a fetch that was begun before it is out of date.
+    pub(super) fn outdates(&self) -> Option<&TrustDomain> {
+        let Self::Spire(action) = self else { return None };
+        match action {
+            SpireAction::CreateRelationship(relationship, _)
+            | SpireAction::UpdateRelationship(relationship, _) => Some(&relationship.trust_domain),
+            SpireAction::DeleteRelationship(trust_domain) | SpireAction::DeleteBundle(trust_domain) => {
+                Some(trust_domain)
+            }
+            SpireAction::SetBundle(bundle) => Some(bundle.trust_domain()),
+            SpireAction::SetFederatesWith { .. } | SpireAction::RefreshBundle(_) => None,
         }
     }
 

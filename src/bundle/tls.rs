@@ -4,15 +4,13 @@
 
 use std::sync::{Arc, Mutex, PoisonError};
 
-use rustls::client::danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier};
+use rustls::client::danger::{ServerCertVerified, ServerCertVerifier};
 use rustls::client::{Resumption, WebPkiServerVerifier};
 use rustls::pki_types::{CertificateDer, ServerName, UnixTime};
-use rustls::{CertificateError, ClientConfig, DigitallySignedStruct, SignatureScheme};
+use rustls::{CertificateError, ClientConfig};
 
 use crate::identity::tls::provider;
-use crate::identity::verify::{
-    Role, SvidError, supported_verify_schemes, verify_svid, verify_tls12_signature, verify_tls13_signature,
-};
+use crate::identity::verify::{Role, SvidError, verify_signatures, verify_svid};
 use crate::model::{Bundle, SpiffeId};
 
 /// What an endpoint's certificate is held against.
@@ -109,27 +107,7 @@ impl ServerCertVerifier for EndpointVerifier {
         }
     }
 
-    fn verify_tls12_signature(
-        &self,
-        message: &[u8],
-        cert: &CertificateDer<'_>,
-        dss: &DigitallySignedStruct,
-    ) -> Result<HandshakeSignatureValid, rustls::Error> {
-        verify_tls12_signature(message, cert, dss)
-    }
-
-    fn verify_tls13_signature(
-        &self,
-        message: &[u8],
-        cert: &CertificateDer<'_>,
-        dss: &DigitallySignedStruct,
-    ) -> Result<HandshakeSignatureValid, rustls::Error> {
-        verify_tls13_signature(message, cert, dss)
-    }
-
-    fn supported_verify_schemes(&self) -> Vec<SignatureScheme> {
-        supported_verify_schemes()
-    }
+    verify_signatures!();
 }
 
 /// TLS 1.2 or later, without a client certificate, which an endpoint must not ask for (5.2), and without resumption,

@@ -33,7 +33,7 @@ pub type Clock = Arc<dyn Fn() -> Timestamp + Send + Sync>;
 type Wakers = Arc<Mutex<BTreeMap<TrustDomain, Arc<Notify>>>>;
 
 /// Asks for a fetch out of turn.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, Default)]
 pub struct RefreshHandle(Wakers);
 
 impl RefreshHandle {

@@ -15,7 +15,7 @@ use tokio_util::sync::CancellationToken;
 use super::link::{Parting, Stream};
 use super::peer::{Actor, Inputs};
 use super::rate::TokenBucket;
-use super::server::{Places, serve};
+use super::server::{Door, Places, serve};
 use super::session::SessionLimits;
 use crate::identity::peer_tls::{Authorize, server_config};
 use crate::identity::source::IdentitySource;
@@ -99,12 +99,17 @@ pub struct Federation {
 impl Federation {
     /// Listens, and keeps one exchange with each peer of `plans` until `cancel`.
     ///
+    /// Only while `open`: a peer keeps one stream with us, so of several replicas one must hold them all; and who does
+    /// not know its peers yet must refuse none. Until it is open, connections are closed before TLS, which reads as
+    /// unreachable and never as a refusal, and nothing is dialled; once it is not, every peer is told goodbye.
+    ///
     /// # Errors
     /// [`StartError`].
     pub async fn start(
         config: FederationConfig,
         source: IdentitySource,
         plans: watch::Receiver<LinkPlans>,
+        open: watch::Receiver<bool>,
         cancel: CancellationToken,
     ) -> Result<Self, StartError> {
         let failed = |e| StartError::Listen(config.listen, e);
@@ -116,6 +121,7 @@ impl Federation {
         let manager = Manager {
             hub: Arc::clone(&hub),
             plans,
+            open: open.clone(),
             states: States(Arc::new(states)),
             timings: config.timings,
             peers: BTreeMap::new(),
@@ -123,7 +129,8 @@ impl Federation {
         };
         let join = tokio::spawn(async move {
             let closing = CancellationToken::new();
-            let serving = serve(listener, Arc::new(tls), hub, config.timings, closing.clone());
+            let door = Door { listener, open, tls: Arc::new(tls) };
+            let serving = serve(door, hub, config.timings, closing.clone());
             let mut serving = std::pin::pin!(serving);
             tokio::select! {
                 // the listener serves until the goodbyes are said: they go over its connections
@@ -223,6 +230,7 @@ struct PeerHandle {
 struct Manager {
     hub: Arc<Hub>,
     plans: watch::Receiver<LinkPlans>,
+    open: watch::Receiver<bool>,
     states: States,
     timings: Timings,
     peers: BTreeMap<TrustDomain, PeerHandle>,
@@ -233,10 +241,15 @@ impl Manager {
     async fn run(mut self, cancel: CancellationToken) {
         loop {
             let plans = self.plans.borrow_and_update().clone();
-            self.follow(&plans);
+            if *self.open.borrow_and_update() {
+                self.follow(&plans);
+            } else {
+                self.leave("this replica of the agent leaves the exchange to another");
+            }
             tokio::select! {
                 () = cancel.cancelled() => break,
                 Ok(()) = self.plans.changed() => {}
+                Ok(()) = self.open.changed() => {}
                 Some(ended) = self.actors.join_next_with_id(), if !self.actors.is_empty() => {
                     self.on_ended(match ended { Ok((id, ())) => id, Err(error) => {
                         tracing::error!(%error, "the actor of a peer failed, and is started again");
@@ -245,10 +258,21 @@ impl Manager {
                 }
             }
         }
-        for peer in self.peers.values() {
-            peer.stop.send_replace(Some((GoodbyeReason::ShuttingDown, "the agent is stopping".to_owned())));
-        }
+        self.leave("the agent is stopping");
         while self.actors.join_next().await.is_some() {}
+    }
+
+    /// Has every peer told that we go, and why. Their actors end once that is said.
+    fn leave(&self, text: &str) {
+        for peer in self.peers.values() {
+            peer.stop.send_if_modified(|stop| {
+                let first = stop.is_none();
+                if first {
+                    *stop = Some((GoodbyeReason::ShuttingDown, text.to_owned()));
+                }
+                first
+            });
+        }
     }
 
     fn follow(&mut self, plans: &BTreeMap<TrustDomain, LinkPlan>) {

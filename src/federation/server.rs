@@ -14,7 +14,7 @@ use rustls::ServerConfig;
 use rustls::pki_types::{CertificateDer, UnixTime};
 use tokio::io::{AsyncRead, AsyncReadExt as _, AsyncWrite, AsyncWriteExt as _, ReadBuf};
 use tokio::net::{TcpListener, TcpStream};
-use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc};
+use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc, watch};
 use tokio::task::JoinSet;
 use tokio::time::{Instant, Sleep, sleep, timeout};
 use tokio_rustls::TlsAcceptor;
@@ -46,17 +46,25 @@ const SOURCES: usize = 10_000;
 const LINGER_BYTES: u64 = 64 * 1024;
 const LINGER: Duration = Duration::from_secs(1);
 
+/// Where peers come in.
+pub(super) struct Door {
+    pub(super) listener: TcpListener,
+    /// While it is false, whoever connects is sent away before TLS.
+    pub(super) open: watch::Receiver<bool>,
+    pub(super) tls: Arc<ServerConfig>,
+}
+
 /// Serves until `cancel`.
 pub(super) async fn serve(
-    listener: TcpListener,
-    tls: Arc<ServerConfig>,
+    door: Door,
     hub: Arc<Hub>,
     timings: Timings,
     cancel: CancellationToken,
 ) -> Result<(), tonic::transport::Error> {
     let (ready, connections) = mpsc::channel(16);
     let service = FederationServer::new(Exchange(Arc::clone(&hub))).max_decoding_message_size(MAX_FRAME);
-    let accepting = Acceptor { tls: TlsAcceptor::from(tls), hub, timings, ready }.run(listener);
+    let Door { listener, open, tls } = door;
+    let accepting = Acceptor { tls: TlsAcceptor::from(tls), open, hub, timings, ready }.run(listener);
     let serving = Server::builder()
         .http2_keepalive_interval(Some(KEEPALIVE))
         .http2_keepalive_timeout(Some(KEEPALIVE))
@@ -72,6 +80,7 @@ pub(super) async fn serve(
 
 struct Acceptor {
     tls: TlsAcceptor,
+    open: watch::Receiver<bool>,
     hub: Arc<Hub>,
     timings: Timings,
     ready: mpsc::Sender<PeerConnection>,
@@ -89,7 +98,8 @@ impl Acceptor {
                 Some(_) = handshakes.join_next(), if !handshakes.is_empty() => {}
                 accepted = listener.accept() => match accepted {
                     Ok((tcp, address)) => {
-                        if sources.allow(address.ip()) {
+                        // closed, not refused: to refuse in TLS is a verdict
+                        if *self.open.borrow() && sources.allow(address.ip()) {
                             handshakes.spawn(self.handshake(tcp, address.ip()));
                         }
                     }

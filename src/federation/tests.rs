@@ -83,6 +83,7 @@ struct Agent {
     domain: Domain,
     source: IdentitySource,
     plans: watch::Sender<LinkPlans>,
+    open: watch::Sender<bool>,
     federation: Federation,
     cancel: CancellationToken,
 }
@@ -94,11 +95,17 @@ impl Agent {
     }
 
     async fn with(domain: Domain, source: IdentitySource, timings: Timings) -> Self {
+        Self::opened(domain, source, timings, true).await
+    }
+
+    async fn opened(domain: Domain, source: IdentitySource, timings: Timings, is_open: bool) -> Self {
         let (plans, seen) = watch::channel(LinkPlans::default());
+        let (open, opened) = watch::channel(is_open);
         let cancel = CancellationToken::new();
         let config = FederationConfig { listen: "127.0.0.1:0".parse().unwrap(), timings };
-        let federation = Federation::start(config, source.clone(), seen, cancel.clone()).await.unwrap();
-        Self { domain, source, plans, federation, cancel }
+        let federation =
+            Federation::start(config, source.clone(), seen, opened, cancel.clone()).await.unwrap();
+        Self { domain, source, plans, open, federation, cancel }
     }
 
     fn address(&self) -> SocketAddr {
@@ -425,6 +432,80 @@ async fn stopping_is_said_and_starting_again_connects() {
     again.expects(&west.domain);
     west.change(&e, |plan| plan.addresses = vec![again.address().to_string()]);
     again.connected(&w).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn who_is_not_open_dials_nobody_and_refuses_nobody() {
+    const TIMES: usize = 100;
+    let (west, east) = (Domain::new("west.test"), Domain::new("east.test"));
+    let (of_west, of_east) = (west.bundle(), east.bundle());
+    let west = Agent::start(west, &[&of_east]).await;
+    let source = east.source(&[&of_west]);
+    let east = Agent::opened(east, source, quick(), false).await;
+    let (w, e) = (west.domain.td.clone(), east.domain.td.clone());
+    // it knows of no peer yet: open, it would refuse every one
+    for time in 0..TIMES {
+        let target = Target {
+            trust_domain: e.clone(),
+            addresses: vec![east.address().to_string()],
+            authorize: Arc::new(|_| true),
+            source: west.source.clone(),
+        };
+        match dial(target, quick()).await {
+            Err(LinkState::Unreachable { .. }) => {}
+            Err(other) => panic!("{time}: {other:?}"),
+            Ok(_) => panic!("{time}: accepted"),
+        }
+    }
+    west.expects(&east.domain);
+    east.dials(&west.domain, west.address());
+    tokio::time::sleep(quick().backoff_max).await;
+    assert!(east.federation.states.borrow().is_empty());
+    assert_eq!(west.federation.states.borrow()[&e].link, LinkState::Idle);
+
+    east.open.send_replace(true);
+    west.connected(&e).await;
+    east.connected(&w).await;
+    let mut seen = west.federation.states.clone();
+    east.open.send_replace(false);
+    let cut = seen.wait_for(|s| !s[&e].is_connected()).await.unwrap()[&e].link.clone();
+    assert!(matches!(cut, LinkState::Parted { reason: GoodbyeReason::ShuttingDown, .. }), "{cut:?}");
+    // at once, while the goodbye may still be under way
+    east.open.send_replace(true);
+    east.connected(&w).await;
+    west.connected(&e).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn of_two_replicas_the_one_that_is_open_has_the_stream() {
+    let west = Domain::new("west.test");
+    let east = Domain::new("east.test");
+    let (of_west, of_east) = (west.bundle(), east.bundle());
+    let source = east.source(&[&of_west]);
+    let west = Agent::start(west, &[&of_east]).await;
+    west.expects(&east);
+    let (w, e) = (west.domain.td.clone(), east.td.clone());
+    let mut replicas = Vec::new();
+    for is_open in [true, false] {
+        let replica = Agent::opened(Domain::new("east.test"), source.clone(), quick(), is_open).await;
+        replica.dials(&west.domain, west.address());
+        replicas.push(replica);
+    }
+    let mut leader = 0;
+    for _ in 0..4 {
+        replicas[leader].connected(&w).await;
+        west.connected(&e).await;
+        assert!(replicas[1 - leader].federation.states.borrow().is_empty());
+        replicas[leader].open.send_replace(false);
+        leader = 1 - leader;
+        replicas[leader].open.send_replace(true);
+        replicas[leader].connected(&w).await;
+        let mut states = replicas[1 - leader].federation.states.clone();
+        tokio::time::timeout(Duration::from_secs(20), states.wait_for(|s| s.is_empty()))
+            .await
+            .unwrap()
+            .unwrap();
+    }
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

@@ -277,6 +277,35 @@ pub fn supported_verify_schemes() -> Vec<SignatureScheme> {
     provider().signature_verification_algorithms.supported_schemes()
 }
 
+/// Inside an implementation of [`rustls::client::danger::ServerCertVerifier`] or its counterpart at the server: what
+/// both ask beside the judgement of a chain, answered by the functions above.
+macro_rules! verify_signatures {
+    () => {
+        fn verify_tls12_signature(
+            &self,
+            message: &[u8],
+            certificate: &rustls::pki_types::CertificateDer<'_>,
+            signature: &rustls::DigitallySignedStruct,
+        ) -> Result<rustls::client::danger::HandshakeSignatureValid, rustls::Error> {
+            $crate::identity::verify::verify_tls12_signature(message, certificate, signature)
+        }
+
+        fn verify_tls13_signature(
+            &self,
+            message: &[u8],
+            certificate: &rustls::pki_types::CertificateDer<'_>,
+            signature: &rustls::DigitallySignedStruct,
+        ) -> Result<rustls::client::danger::HandshakeSignatureValid, rustls::Error> {
+            $crate::identity::verify::verify_tls13_signature(message, certificate, signature)
+        }
+
+        fn supported_verify_schemes(&self) -> Vec<rustls::SignatureScheme> {
+            $crate::identity::verify::supported_verify_schemes()
+        }
+    };
+}
+pub(crate) use verify_signatures;
+
 #[cfg(test)]
 #[path = "verify_tests.rs"]
 mod tests;

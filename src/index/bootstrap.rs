@@ -12,8 +12,9 @@ use tokio_util::sync::CancellationToken;
 
 use crate::bundle::document;
 use crate::model::object::Kind;
-use crate::model::{Bundle, Object, ObjectKey, TrustDomain};
-use crate::store::Store;
+use crate::model::{Bundle, Object, ObjectKey, TrustDomain, World};
+use crate::plan::status::trust_domain_peer::bootstrap_object;
+use crate::store::{Store, StoreError};
 
 const AGAIN: Duration = Duration::from_secs(15);
 
@@ -21,6 +22,25 @@ const AGAIN: Duration = Duration::from_secs(15);
 pub type Bootstraps = BTreeMap<TrustDomain, Result<Arc<Bundle>, String>>;
 /// The object and the key in it, for each peer that names one.
 pub type Wanted = BTreeMap<TrustDomain, (ObjectKey, String)>;
+
+/// What the peers of a world name.
+#[must_use]
+pub fn wanted(world: &World) -> Wanted {
+    let named = |peer: &crate::model::Peer| bootstrap_object(peer, &world.settings.namespace);
+    world.peers.values().filter_map(|peer| Some((peer.trust_domain.clone(), named(peer)?))).collect()
+}
+
+/// Reads all of it once. What cannot be read is as bad as what is not there.
+pub async fn read(store: &Store, wanted: &Wanted) -> Bootstraps {
+    let mut read = Bootstraps::new();
+    for (trust_domain, (key, field)) in wanted {
+        let found = bundle(store, trust_domain, key, field).await;
+        let found =
+            found.unwrap_or_else(|error| Err(format!("spec.bootstrapBundle: {key} cannot be read: {error}")));
+        read.insert(trust_domain.clone(), found);
+    }
+    read
+}
 
 /// Follows what is wanted; sends everything that was read whenever it has changed.
 pub async fn follow(
@@ -34,11 +54,17 @@ pub async fn follow(
         let now = wanted.borrow_and_update().clone();
         let mut read = Bootstraps::new();
         for (trust_domain, (key, field)) in &now {
-            // A passing failure of the store is no word on the bundle.
-            if let Some(result) = bundle(&store, trust_domain, key, field).await {
-                read.insert(trust_domain.clone(), result);
-            } else if let Some(known) = last.get(trust_domain) {
-                read.insert(trust_domain.clone(), known.clone());
+            match bundle(&store, trust_domain, key, field).await {
+                Ok(result) => {
+                    read.insert(trust_domain.clone(), result);
+                }
+                // A passing failure of the store is no word on the bundle.
+                Err(error) => {
+                    tracing::warn!(object = %key, %error, "a bootstrap bundle cannot be read");
+                    read.extend(
+                        last.get_key_value(trust_domain).map(|(td, known)| (td.clone(), known.clone())),
+                    );
+                }
             }
         }
         if read != last {
@@ -60,18 +86,11 @@ async fn bundle(
     trust_domain: &TrustDomain,
     key: &ObjectKey,
     field: &str,
-) -> Option<Result<Arc<Bundle>, String>> {
-    let object = match store.get(key).await {
-        Ok(Some(object)) => object,
-        Ok(None) => {
-            return Some(Err(format!(
-                "spec.bootstrapBundle: {key} is not there; create it, or give the bundle inline"
-            )));
-        }
-        Err(error) => {
-            tracing::warn!(object = %key, %error, "a bootstrap bundle cannot be read");
-            return None;
-        }
+) -> Result<Result<Arc<Bundle>, String>, StoreError> {
+    let Some(object) = store.get(key).await? else {
+        return Ok(Err(format!(
+            "spec.bootstrapBundle: {key} is not there; create it, or give the bundle inline"
+        )));
     };
     let parsed = text(&object, field)
         .and_then(|text| {
@@ -79,7 +98,7 @@ async fn bundle(
                 .map_err(|e| format!("spec.bootstrapBundle: {key}: {e}"))
         })
         .map(|parsed| Arc::new(parsed.bundle));
-    Some(parsed)
+    Ok(parsed)
 }
 
 fn text(object: &Object, field: &str) -> Result<String, String> {

@@ -10,6 +10,7 @@ use tokio_util::sync::CancellationToken;
 
 use super::Index;
 use super::bootstrap::{Bootstraps, Wanted};
+use crate::bundle::watch::RefreshHandle;
 use crate::model::endpoint::{EndpointState, MonitorTarget};
 use crate::model::own::Identity;
 use crate::model::session::{LinkPlan, SessionState};
@@ -41,6 +42,8 @@ pub struct Outputs {
     pub links: watch::Sender<Arc<BTreeMap<TrustDomain, LinkPlan>>>,
     pub monitors: watch::Sender<Arc<BTreeMap<TrustDomain, MonitorTarget>>>,
     pub bootstraps: watch::Sender<Wanted>,
+    /// Asks bundle endpoints out of turn.
+    pub ask_again: RefreshHandle,
     /// Whether every source has been read.
     pub ready: watch::Sender<bool>,
     pub metrics: Arc<Metrics>,
@@ -80,11 +83,11 @@ pub async fn run(
                 }
             }
         }
+        let told_again = index.time(clock());
         let world = index.world_mut();
-        world.now = clock();
         world.memory = plan::memory::advance(world);
         let plan = plan::plan(world);
-        wake_at = plan.wake_at;
+        wake_at = plan.wake_at.into_iter().chain(told_again).min();
         publish(&index, plan, &outputs);
     }
 }
@@ -155,9 +158,11 @@ fn publish(index: &Index, plan: Plan, outputs: &Outputs) {
         })
         .collect();
     let ready = world.is_read() && world.identity.is_some() && world.spire.is_some();
+    plan.ask_again.iter().for_each(|trust_domain| outputs.ask_again.refresh(trust_domain));
     set(&outputs.bootstraps, wanted);
-    set(&outputs.ready, ready);
     set(&outputs.links, Arc::new(plan.links.clone()));
+    // after the links: who takes it for leave to talk to peers must know them by then
+    set(&outputs.ready, ready);
     set(&outputs.monitors, Arc::new(plan.monitors.clone()));
     outputs.metrics.observe(world);
     set(&outputs.plans, Arc::new(plan));
@@ -206,6 +211,7 @@ mod tests {
             links: watch::Sender::new(Arc::default()),
             monitors: watch::Sender::new(Arc::default()),
             bootstraps: watch::Sender::new(Wanted::new()),
+            ask_again: RefreshHandle::default(),
             ready: watch::Sender::new(false),
             metrics: Arc::default(),
         };

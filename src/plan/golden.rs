@@ -7,6 +7,7 @@ use crate::model::object::Kind;
 use crate::model::service::{AppProtocol, ExportedPort, Gateway, GatewayType};
 use crate::model::session::LinkState;
 
+use super::exports::testing::with_policies;
 use super::fixtures::{
     WorldExt as _, cart, client, gateway, labels, manifest, peer, remote_cart, service, session, td, world,
 };
@@ -23,7 +24,7 @@ fn assert_golden(name: &str, plan: &ServicesPlan, kinds: &[Kind]) {
 
 #[test]
 fn an_export() {
-    let world = world("west.example").with_peer(peer("east.example")).with_service(cart());
+    let world = with_policies(world("west.example").with_peer(peer("east.example")).with_service(cart()));
     let plan = services(&world, &BTreeSet::new());
     assert_golden("export_alias", &plan, &[Kind::ServiceEntry]);
     assert_golden("export_gateway", &plan, &[Kind::Gateway]);
@@ -61,7 +62,7 @@ fn a_wide_export() {
         .with_peer(peer("north.example"))
         .with_service(orders)
         .with_service(cart);
-    let plan = services(&world, &BTreeSet::new());
+    let plan = services(&with_policies(world), &BTreeSet::new());
     assert_golden("wide_export", &plan, &[Kind::ServiceEntry, Kind::Gateway, Kind::AuthorizationPolicy]);
 }
 

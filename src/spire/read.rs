@@ -28,8 +28,9 @@ impl SpireServer {
     /// # Errors
     /// [`SpireError`] if any listing failed or was over its limit: a partial state is never returned.
     pub async fn read(&self, own: &TrustDomain) -> Result<SpireState, SpireError> {
-        let (state, entries) = tokio::try_join!(self.read_bundles(own), self.read_entries())?;
-        Ok(SpireState { entries, ..state })
+        let (state, entries) = tokio::join!(self.read_bundles(own), self.read_entries());
+        let state = state?;
+        Ok(SpireState { entries: entries?, ..state })
     }
 
     /// Reads relationships, federated bundles, our own bundle and active authority; `entries` is left empty. Cheap
@@ -38,14 +39,18 @@ impl SpireServer {
     /// # Errors
     /// [`SpireError`] if a listing failed or was over its limit, or the server is of another trust domain than `own`.
     pub async fn read_bundles(&self, own: &TrustDomain) -> Result<SpireState, SpireError> {
-        let (relationships, bundles, own_bundle, active_authority) = tokio::try_join!(
+        // Each is waited for: where several fail, the first in this order is told, not the first in time, or a lasting
+        // failure would read as a new one at every turn.
+        let (relationships, bundles, own_bundle, active_authority) = tokio::join!(
             self.list_relationships(),
             self.list_bundles(),
             self.own_bundle(own),
             self.active_authority(),
-        )?;
+        );
+        let (relationships, bundles) = (relationships?, bundles?);
+        let own_bundle = Some(Arc::new(own_bundle?));
         let mut state =
-            SpireState { own: Some(Arc::new(own_bundle)), active_authority, ..SpireState::default() };
+            SpireState { own: own_bundle, active_authority: active_authority?, ..SpireState::default() };
         for proto in relationships {
             match relationship_from_proto(&proto) {
                 Ok(relationship) => {

@@ -3,18 +3,15 @@
 use std::io;
 use std::sync::Arc;
 
-use rustls::ClientConfig;
 use rustls::client::ResolvesClientCert;
-use rustls::client::danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier};
+use rustls::client::danger::{ServerCertVerified, ServerCertVerifier};
 use rustls::pki_types::{CertificateDer, ServerName, UnixTime};
 use rustls::sign::CertifiedKey;
-use rustls::{DigitallySignedStruct, SignatureScheme};
+use rustls::{ClientConfig, SignatureScheme};
 
 use crate::identity::source::IdentitySource;
 use crate::identity::tls::provider;
-use crate::identity::verify::{
-    Role, SvidError, supported_verify_schemes, verify_svid, verify_tls12_signature, verify_tls13_signature,
-};
+use crate::identity::verify::{Role, SvidError, verify_signatures, verify_svid};
 
 /// What gives the configuration of each new connection: an error while there is no SVID of the admin registration. SPIRE
 /// lets a client without a certificate connect, and then refuses its calls for as long as that connection lasts.
@@ -91,25 +88,5 @@ impl ServerCertVerifier for ServerVerifier {
         Ok(ServerCertVerified::assertion())
     }
 
-    fn verify_tls12_signature(
-        &self,
-        message: &[u8],
-        cert: &CertificateDer<'_>,
-        dss: &DigitallySignedStruct,
-    ) -> Result<HandshakeSignatureValid, rustls::Error> {
-        verify_tls12_signature(message, cert, dss)
-    }
-
-    fn verify_tls13_signature(
-        &self,
-        message: &[u8],
-        cert: &CertificateDer<'_>,
-        dss: &DigitallySignedStruct,
-    ) -> Result<HandshakeSignatureValid, rustls::Error> {
-        verify_tls13_signature(message, cert, dss)
-    }
-
-    fn supported_verify_schemes(&self) -> Vec<SignatureScheme> {
-        supported_verify_schemes()
-    }
+    verify_signatures!();
 }

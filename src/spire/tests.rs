@@ -33,6 +33,8 @@ enum Mood {
     /// Batches answered without a result, or with a refusal.
     NoResults,
     Refusing,
+    /// Listings fail, the one that is asked first later than the others.
+    Failing,
 }
 
 #[derive(Clone, Debug)]
@@ -70,6 +72,10 @@ impl Relationships for Odd {
         let good = relationship("east.example", "https://east.example/");
         let next_page_token = match self.0 {
             Mood::Silent => std::future::pending().await,
+            Mood::Failing => {
+                tokio::time::sleep(Duration::from_millis(200)).await;
+                return Err(Status::unavailable("late"));
+            }
             Mood::SamePage => "same".to_owned(),
             Mood::Endless => format!("{token}x"),
             _ => String::new(),
@@ -144,6 +150,9 @@ impl Bundle for Odd {
         &self,
         _: Request<bundle::v1::ListFederatedBundlesRequest>,
     ) -> Result<Response<bundle::v1::ListFederatedBundlesResponse>, Status> {
+        if self.0 == Mood::Failing {
+            return Err(Status::unavailable("early"));
+        }
         let mut mixed = good_bundle("mixed.example");
         mixed.x509_authorities[0].tainted = true;
         mixed.x509_authorities.push(types::X509Certificate { asn1: b"junk".to_vec(), tainted: false });
@@ -178,6 +187,9 @@ impl Entry for Odd {
         &self,
         request: Request<entry::v1::ListEntriesRequest>,
     ) -> Result<Response<entry::v1::ListEntriesResponse>, Status> {
+        if self.0 == Mood::Failing {
+            return Err(Status::unavailable("early"));
+        }
         let token = request.into_inner().page_token;
         let id = |td: &str, path: &str| {
             Some(types::Spiffeid { trust_domain: td.to_owned(), path: path.to_owned() })
@@ -275,6 +287,15 @@ async fn silence_ends_after_five_seconds() {
         "{error}"
     );
     assert!(error.to_string().contains("ListFederationRelationships gave no answer within 5 s"), "{error}");
+}
+
+#[tokio::test]
+async fn of_several_failures_the_same_one_is_always_told() {
+    let (_dir, server) = serve(Mood::Failing).await;
+    let own = domain("west.example");
+    for error in [server.read_bundles(&own).await.unwrap_err(), server.read(&own).await.unwrap_err()] {
+        assert!(error.to_string().contains("ListFederationRelationships failed: late"), "{error}");
+    }
 }
 
 #[tokio::test]

@@ -7,11 +7,11 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
 use ipnet::IpNet;
 
+use crate::api::v1alpha1::conditions::AdmittedReason;
+use crate::model::condition::Truth;
 use crate::model::name::is_dns_label;
 use crate::model::service::{Address, GatewayAddress, Outcome, RemoteService, TlsMode};
 use crate::model::{Peer, TrustDomain, World};
-
-use super::istio;
 
 /// The bounds of an ImportedService (`api/v1alpha1`), beyond which it could not be stored.
 const MAX_PORTS: usize = 64;
@@ -26,17 +26,26 @@ const LOCAL_ZONES: [&str; 3] = ["cluster.local", "svc", "localhost"];
 /// Last labels of DNS names that never are the address of a gateway elsewhere.
 const LOCAL_NAMES: [&str; 5] = ["local", "localhost", "svc", "pod", "localdomain"];
 
-/// Why a service is not imported.
+/// Why a service is not imported, or nothing was generated for it; `R` are the reasons of the condition that says so.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Refusal {
-    pub reason: &'static str,
+pub struct Refusal<R = AdmittedReason> {
+    pub reason: R,
+    /// `False`; or `Unknown` while it is only not done yet.
+    pub status: Truth,
     /// Names the service, the cause and what to do.
     pub message: String,
 }
 
-impl From<Refusal> for Outcome {
-    fn from(refusal: Refusal) -> Self {
-        Self::Refused { reason: refusal.reason.to_owned(), message: refusal.message }
+impl<R> Refusal<R> {
+    pub(super) fn new(reason: R, message: impl Into<String>) -> Self {
+        Self { reason, status: Truth::False, message: message.into() }
+    }
+}
+
+impl<R: Into<&'static str>> From<Refusal<R>> for Outcome {
+    fn from(refusal: Refusal<R>) -> Self {
+        let reason: &'static str = refusal.reason.into();
+        Self::Refused { reason: reason.to_owned(), message: refusal.message }
     }
 }
 
@@ -69,27 +78,24 @@ impl<'a> Admission<'a> {
     /// The first rule that it breaks.
     pub fn admit(&self, service: &RemoteService) -> Result<String, Refusal> {
         let refuse = |reason, cause: String| {
-            Err(Refusal {
-                reason,
-                message: format!("{} of {}: {cause}", service.name, self.peer.trust_domain),
-            })
+            Err(Refusal::new(reason, format!("{} of {}: {cause}", service.name, self.peer.trust_domain)))
         };
         if !self.peer.imports.services.iter().any(|pattern| pattern.matches(&service.name)) {
             return refuse(
-                "NotAdmitted",
+                AdmittedReason::NotAdmitted,
                 "spec.imports.services of the importer does not admit it".to_owned(),
             );
         }
         if service.tls_mode != TlsMode::IstioMtls {
             let mode = service.tls_mode.as_str();
             return refuse(
-                "TlsModeNotSupported",
+                AdmittedReason::TlsModeNotSupported,
                 format!("tlsMode {mode} is not served by the importer's version; use IstioMtls"),
             );
         }
         let host = match service.name.host(&self.peer.trust_domain) {
             Ok(host) => host,
-            Err(e) => return refuse(istio::name_problem(&e), e.to_string()),
+            Err(e) => return refuse(AdmittedReason::from(&e), e.to_string()),
         };
         let checked = self
             .shadows(service, &host)
@@ -105,15 +111,18 @@ impl<'a> Admission<'a> {
     /// A host has exactly two labels before its trust domain, so two trust domains never make the same one; but the labels that
     /// a peer chooses must not put a host into a zone that is the cluster's, ours or another peer's. A trust domain that
     /// lies below another one by itself was named by whoever wrote its TrustDomainPeer.
-    fn shadows(&self, service: &RemoteService, host: &str) -> Result<(), (&'static str, String)> {
+    fn shadows(&self, service: &RemoteService, host: &str) -> Result<(), (AdmittedReason, String)> {
         let local = LOCAL_ZONES.iter().find(|zone| is_in_zone(host, zone));
         if let Some(zone) = local {
-            return Err(("HostShadows", format!("{host} lies in {zone}, which is the importer's own")));
+            return Err((
+                AdmittedReason::HostShadows,
+                format!("{host} lies in {zone}, which is the importer's own"),
+            ));
         }
         let zone = format!("{}.{}", service.name.namespace(), self.peer.trust_domain);
         match [zone.as_str(), host].into_iter().find(|zone| self.others.contains(zone)) {
             Some(other) => Err((
-                "HostShadows",
+                AdmittedReason::HostShadows,
                 format!(
                     "{host} lies in the trust domain {other}; export it from another namespace or by another name"
                 ),
@@ -122,43 +131,55 @@ impl<'a> Admission<'a> {
         }
     }
 
-    fn identities(&self, service: &RemoteService) -> Result<(), (&'static str, String)> {
+    fn identities(&self, service: &RemoteService) -> Result<(), (AdmittedReason, String)> {
         let td = &self.peer.trust_domain;
         if service.server_ids.is_empty() {
             return Err((
-                "NoServerId",
+                AdmittedReason::NoServerId,
                 "it names no SPIFFE ID of its servers, so none could be pinned".to_owned(),
             ));
         }
         if let Some(id) = service.server_ids.iter().find(|id| !id.is_member_of(td)) {
-            return Err(("ForeignServerId", format!("its server ID {id} is not in its own trust domain")));
+            return Err((
+                AdmittedReason::ForeignServerId,
+                format!("its server ID {id} is not in its own trust domain"),
+            ));
         }
         if service.server_ids.len() > MAX_SERVER_IDS {
             let count = service.server_ids.len();
-            return Err(("TooManyIds", format!("it names {count} server IDs, over {MAX_SERVER_IDS}")));
+            return Err((
+                AdmittedReason::TooManyIds,
+                format!("it names {count} server IDs, over {MAX_SERVER_IDS}"),
+            ));
         }
         if service.clients.len() > MAX_CLIENTS {
             let count = service.clients.len();
-            return Err(("TooManyIds", format!("it names {count} clients, over {MAX_CLIENTS}")));
+            return Err((
+                AdmittedReason::TooManyIds,
+                format!("it names {count} clients, over {MAX_CLIENTS}"),
+            ));
         }
         Ok(())
     }
 
-    fn endpoints(&self, service: &RemoteService) -> Result<(), (&'static str, String)> {
+    fn endpoints(&self, service: &RemoteService) -> Result<(), (AdmittedReason, String)> {
         if service.gateways.is_empty() {
-            return Err(("NoGateway", "it names no gateway".to_owned()));
+            return Err((AdmittedReason::NoGateway, "it names no gateway".to_owned()));
         }
         let most = self.peer.imports.max_endpoints_per_service.min(MAX_GATEWAYS);
         if service.gateways.len() > most {
             let count = service.gateways.len();
             return Err((
-                "TooManyEndpoints",
+                AdmittedReason::TooManyEndpoints,
                 format!("it has {count} endpoints, over the importer's {most}"),
             ));
         }
         for gateway in &service.gateways {
             self.endpoint(gateway).map_err(|cause| {
-                ("AddressNotAdmitted", format!("its endpoint {}:{} {cause}", gateway.address, gateway.port))
+                (
+                    AdmittedReason::AddressNotAdmitted,
+                    format!("its endpoint {}:{} {cause}", gateway.address, gateway.port),
+                )
             })?;
         }
         Ok(())
@@ -191,8 +212,8 @@ impl<'a> Admission<'a> {
     }
 }
 
-fn ports(service: &RemoteService) -> Result<(), (&'static str, String)> {
-    let fail = |cause: String| Err(("PortsInvalid", cause));
+fn ports(service: &RemoteService) -> Result<(), (AdmittedReason, String)> {
+    let fail = |cause: String| Err((AdmittedReason::PortsInvalid, cause));
     if service.ports.is_empty() || service.ports.len() > MAX_PORTS {
         return fail(format!("it has {} ports; 1 to {MAX_PORTS} are legal", service.ports.len()));
     }

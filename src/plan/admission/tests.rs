@@ -14,7 +14,7 @@ fn judge_in(world: World, peer: Peer, service: &RemoteService) -> Result<String,
     let ours = own_gateways(&world);
     Admission::new(&world, &peer, &ours).admit(service).map_err(|refusal| {
         assert!(refusal.message.contains(&service.name.to_string()), "{}", refusal.message);
-        refusal.reason
+        refusal.reason.as_str()
     })
 }
 

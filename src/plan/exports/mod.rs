@@ -4,9 +4,15 @@
 //! IDs, a gateway, and that nothing is in the way of what is generated for it. A service that is accepted is closed to
 //! foreign callers (`authorization`) whether or not it is exported.
 
+mod policy;
+mod problem;
+#[cfg(test)]
+pub(in crate::plan) mod testing;
+
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
+use crate::api::v1alpha1::conditions::{ClientsEnforcedReason, ExportedReason, ServiceAcceptedReason};
 use crate::istio::authorization_policy::MAX_RULES;
 use crate::model::object::Kind;
 use crate::model::service::{GatewayAddress, GatewayType, RemotePort, RemoteService, TlsMode};
@@ -14,26 +20,14 @@ use crate::model::{NamespacedName, ObjectKey, Service, ServiceName, TrustDomain,
 
 use super::selectors::DisjointSelectors;
 use super::{authorization, generated, istio};
-
-/// The reason before our own trust domain is known: no verdict, so nothing that was may be taken away.
-pub const NO_IDENTITY: &str = "NoIdentity";
+use policy::Gate;
+pub use problem::ExportProblem;
 
 /// Istio's kinds that an export needs.
 const NEEDED: [Kind; 3] = [Kind::AuthorizationPolicy, Kind::ServiceEntry, Kind::Gateway];
 
-/// Why something is not exported, or not as asked.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct ExportProblem {
-    pub reason: &'static str,
-    /// Names the object, the cause and what to do.
-    pub message: String,
-}
-
-impl ExportProblem {
-    fn new(reason: &'static str, message: impl Into<String>) -> Self {
-        Self { reason, message: message.into() }
-    }
-}
+/// Whether a FederatedService stands among the others.
+pub type Acceptance = Result<(), ExportProblem<ServiceAcceptedReason>>;
 
 /// A service that is exported.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -51,7 +45,7 @@ pub struct Export {
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct ExportReport {
     /// Whether it stands among the others.
-    pub accepted: Result<(), ExportProblem>,
+    pub accepted: Acceptance,
     /// `Err` keeps it from all peers.
     pub exported: Result<(), ExportProblem>,
     /// For each trust domain that it names, whether it goes there.
@@ -61,8 +55,8 @@ pub struct ExportReport {
     pub host: Option<String>,
     /// The gateways that importers are told of.
     pub gateways: Vec<GatewayAddress>,
-    /// Whether the policy that holds callers to `clients` is among what should be.
-    pub enforced: Result<(), ExportProblem>,
+    /// Whether the policy that holds callers to `clients` stands in the store as it should.
+    pub enforced: Result<(), ExportProblem<ClientsEnforcedReason>>,
 }
 
 /// What becomes of all of them.
@@ -70,6 +64,8 @@ pub struct ExportReport {
 pub struct Exports {
     pub exported: BTreeMap<NamespacedName, Export>,
     pub accepted: BTreeMap<NamespacedName, Arc<Service>>,
+    /// Accepted services whose policy is not in place: what was generated from them stays as it stands until it is.
+    pub held: BTreeSet<NamespacedName>,
     pub reports: BTreeMap<NamespacedName, ExportReport>,
     /// Objects that are in the way and not ours, with what to do about them.
     pub blocked: BTreeMap<ObjectKey, String>,
@@ -81,8 +77,8 @@ pub struct Exports {
 pub fn exports(world: &World) -> Exports {
     let mut exports = Exports::default();
     let Some(own) = world.own_trust_domain() else {
-        let unknown = ExportProblem::new(
-            NO_IDENTITY,
+        let unknown = ExportProblem::unknown(
+            ServiceAcceptedReason::NoIdentity,
             "the agent has no SVID yet, so its own trust domain is unknown: nothing is exported until the Workload API \
              delivers one",
         );
@@ -98,9 +94,7 @@ pub fn exports(world: &World) -> Exports {
         let is_accepted = accepted.is_ok();
         let mut report = report_of(service, accepted);
         if is_accepted {
-            if let Some(export) = export(world, own, service, &mut report, &mut exports.blocked) {
-                exports.exported.insert(service.object.clone(), export);
-            }
+            export(world, own, service, &mut report, &mut exports);
             exports.accepted.insert(service.object.clone(), Arc::clone(service));
         }
         exports.reports.insert(service.object.clone(), report);
@@ -147,11 +141,12 @@ fn offered(export: &Export, peer: &TrustDomain) -> RemoteService {
     }
 }
 
-fn report_of(service: &Service, accepted: Result<(), ExportProblem>) -> ExportReport {
+fn report_of(service: &Service, accepted: Acceptance) -> ExportReport {
+    let exported = accepted.clone().map_err(ExportProblem::from);
     ExportReport {
-        exported: accepted.clone(),
-        enforced: accepted.clone(),
-        to: service.exported_to.iter().map(|td| (td.clone(), accepted.clone())).collect(),
+        enforced: accepted.clone().map_err(ExportProblem::from),
+        to: service.exported_to.iter().map(|td| (td.clone(), exported.clone())).collect(),
+        exported,
         accepted,
         warnings: Vec::new(),
         host: None,
@@ -160,7 +155,7 @@ fn report_of(service: &Service, accepted: Result<(), ExportProblem>) -> ExportRe
 }
 
 /// The services, the oldest first, each with whether it stands beside those before it.
-fn accept<'a>(world: &'a World, own: &TrustDomain) -> Vec<(&'a Arc<Service>, Result<(), ExportProblem>)> {
+fn accept<'a>(world: &'a World, own: &TrustDomain) -> Vec<(&'a Arc<Service>, Acceptance)> {
     let mut oldest_first: Vec<&Arc<Service>> = world.services.values().collect();
     oldest_first.sort_by_key(|s| (s.created.is_none(), s.created, &s.uid, &s.object));
     let mut among = Accepted::default();
@@ -176,25 +171,29 @@ struct Accepted<'a> {
 }
 
 impl<'a> Accepted<'a> {
-    fn add(&mut self, service: &'a Service, own: &TrustDomain) -> Result<(), ExportProblem> {
+    fn add(&mut self, service: &'a Service, own: &TrustDomain) -> Acceptance {
         self.stands(service, own).map_err(|(reason, cause)| {
             ExportProblem::new(reason, format!("FederatedService {}: {cause}", service.object))
         })
     }
 
-    fn stands(&mut self, service: &'a Service, own: &TrustDomain) -> Result<(), (&'static str, String)> {
+    fn stands(
+        &mut self,
+        service: &'a Service,
+        own: &TrustDomain,
+    ) -> Result<(), (ServiceAcceptedReason, String)> {
         if service.tls_mode != TlsMode::IstioMtls {
             let mode = service.tls_mode.as_str();
             let cause = format!("spec.tlsMode {mode} is not served by this version; use IstioMtls");
-            return Err(("TlsModeNotSupported", cause));
+            return Err((ServiceAcceptedReason::TlsModeNotSupported, cause));
         }
-        service.name.host(own).map_err(|e| (istio::name_problem(&e), e.to_string()))?;
+        service.name.host(own).map_err(|e| (ServiceAcceptedReason::from(&e), e.to_string()))?;
         if let Some(winner) = self.hosts.get(&service.name) {
             let cause = format!(
                 "{} is already the name of the older FederatedService {winner}; give one of them another spec.name",
                 service.name
             );
-            return Err(("HostTaken", cause));
+            return Err((ServiceAcceptedReason::HostTaken, cause));
         }
         let namespace = service.object.namespace.as_str();
         let workloads = (namespace, &service.workload_labels);
@@ -208,7 +207,7 @@ impl<'a> Accepted<'a> {
                 ports.len(),
                 MAX_RULES - 1
             );
-            return Err(("TooManyPorts", cause));
+            return Err((ServiceAcceptedReason::TooManyPorts, cause));
         }
         let disjoint = self.selectors.entry(namespace).or_default();
         disjoint.insert(&service.workload_labels, &service.object).map_err(|winner| {
@@ -216,7 +215,7 @@ impl<'a> Accepted<'a> {
                 "spec.workloadLabels can select the same pods as those of the older FederatedService {winner}, and \
                  policies that deny would add up; make them equal, or give one label different values in the two"
             );
-            ("SelectorOverlaps", cause)
+            (ServiceAcceptedReason::SelectorOverlaps, cause)
         })?;
         self.hosts.insert(&service.name, &service.object);
         self.target_ports.insert(workloads, ports);
@@ -224,58 +223,65 @@ impl<'a> Accepted<'a> {
     }
 }
 
-/// Fills in the report of an accepted service; `Some` where it goes to at least one peer.
+/// Fills in the report of an accepted service, and exports it where it goes to at least one peer.
 fn export(
     world: &World,
     own: &TrustDomain,
     service: &Arc<Service>,
     report: &mut ExportReport,
-    blocked: &mut BTreeMap<ObjectKey, String>,
-) -> Option<Export> {
-    let host = service.name.host(own).ok()?;
+    exports: &mut Exports,
+) {
+    let Ok(host) = service.name.host(own) else { return };
     report.host = Some(host.clone());
     let gateways = gateways(service, &mut report.warnings);
-    let policy = authorization::key(&service.object.namespace, &service.workload_labels);
-    report.enforced = needed_kinds(world).and_then(|()| unclaimed(world, &policy, blocked));
-    report.exported = report.enforced.clone().and_then(|()| {
+    let blocked = &mut exports.blocked;
+    let possible = needed_kinds(world).and_then(|()| unclaimed(world, &policy::key(service), blocked));
+    report.enforced = possible
+        .clone()
+        .map_err(|problem| problem.under(ClientsEnforcedReason::PolicyNotInPlace))
+        .and_then(|()| policy::in_place(world, service));
+    report.exported = possible.and_then(|()| {
         with_server_ids(service, own)?;
-        if gateways.is_empty() {
-            return Err(ExportProblem::new(
-                "NoGateway",
-                format!(
-                    "FederatedService {}: spec.gateways names no {}, so importers cannot reach it; add one with its \
-                     port and its ip or hostname",
-                    service.object,
-                    GatewayType::EastWestGateway.as_str()
-                ),
-            ));
-        }
+        with_gateways(service, &gateways)?;
         unclaimed(world, &istio::export::alias_key(service, &host), blocked)?;
         unclaimed(world, &istio::export::gateway_key(service), blocked)
     });
-    report.to = service
-        .exported_to
-        .iter()
-        .map(|td| (td.clone(), report.exported.clone().and_then(|()| to_peer(world, service, td))))
-        .collect();
+    let to = |td| report.exported.clone().and_then(|()| to_peer(world, service, td));
+    report.to = service.exported_to.iter().map(|td| (td.clone(), to(td))).collect();
+    if report.exported.is_ok() && report.to.values().all(Result::is_err) {
+        report.exported = report.to.values().next().cloned().unwrap_or(Ok(()));
+    }
+    if report.exported.is_err() {
+        return;
+    }
+    match policy::gate(world, service, &report.enforced) {
+        Gate::Open => {}
+        Gate::Held => {
+            exports.held.insert(service.object.clone());
+        }
+        Gate::Shut(problem) => {
+            exports.held.insert(service.object.clone());
+            for result in report.to.values_mut().filter(|result| result.is_ok()) {
+                *result = Err(problem.clone());
+            }
+            report.exported = Err(problem);
+            return;
+        }
+    }
     let to: BTreeSet<TrustDomain> =
         report.to.iter().filter(|(_, result)| result.is_ok()).map(|(td, _)| td.clone()).collect();
-    if let (Ok(()), true) = (&report.exported, to.is_empty())
-        && let Some(problem) = report.to.values().find_map(|result| result.clone().err())
-    {
-        report.exported = Err(problem);
-    }
-    if to.is_empty() || report.exported.is_err() {
-        return None;
+    if to.is_empty() {
+        return;
     }
     report.gateways.clone_from(&gateways);
-    Some(Export { service: Arc::clone(service), host, to, gateways })
+    let export = Export { service: Arc::clone(service), host, to, gateways };
+    exports.exported.insert(service.object.clone(), export);
 }
 
 fn needed_kinds(world: &World) -> Result<(), ExportProblem> {
     match NEEDED.iter().find(|kind| world.absent.contains(kind)) {
         Some(kind) => Err(ExportProblem::new(
-            "IstioAbsent",
+            ExportedReason::IstioAbsent,
             format!(
                 "this cluster does not serve {kind} ({}), which tlsMode IstioMtls needs; install Istio",
                 kind.api_version()
@@ -292,14 +298,14 @@ fn unclaimed(
 ) -> Result<(), ExportProblem> {
     generated::claim(world, key).map_err(|message| {
         blocked.insert(key.clone(), message.clone());
-        ExportProblem::new("ObjectNotOurs", message)
+        ExportProblem::new(ExportedReason::ObjectNotOurs, message)
     })
 }
 
 fn with_server_ids(service: &Service, own: &TrustDomain) -> Result<(), ExportProblem> {
     if service.server_ids.is_empty() {
         return Err(ExportProblem::new(
-            "NoServerIds",
+            ExportedReason::NoServerIds,
             format!(
                 "FederatedService {}: importers pin the server's SPIFFE IDs and none is known; list them in \
                  spec.serverSPIFFEIDs",
@@ -309,7 +315,7 @@ fn with_server_ids(service: &Service, own: &TrustDomain) -> Result<(), ExportPro
     }
     match service.server_ids.iter().find(|id| !id.is_member_of(own)) {
         Some(id) => Err(ExportProblem::new(
-            "ForeignServerId",
+            ExportedReason::ForeignServerId,
             format!(
                 "FederatedService {}: {id} in spec.serverSPIFFEIDs is not in our own trust domain {own}; importers would \
                  refuse it",
@@ -320,6 +326,24 @@ fn with_server_ids(service: &Service, own: &TrustDomain) -> Result<(), ExportPro
     }
 }
 
+fn with_gateways(service: &Service, carrying: &[GatewayAddress]) -> Result<(), ExportProblem> {
+    if !carrying.is_empty() {
+        return Ok(());
+    }
+    let (reason, given) = if service.gateways.is_empty() {
+        (ExportedReason::NoGateway, "no gateway")
+    } else {
+        (ExportedReason::GatewayTypeIgnored, "only gateways of another type")
+    };
+    let kind = GatewayType::EastWestGateway.as_str();
+    let message = format!(
+        "FederatedService {}: spec.gateways names {given}, so importers cannot reach it: tlsMode IstioMtls goes through \
+         an {kind}; add one with its port and its ip or hostname",
+        service.object
+    );
+    Err(ExportProblem::new(reason, message))
+}
+
 /// The gateways that can carry `IstioMtls`, sorted; the others are passed over.
 fn gateways(service: &Service, warnings: &mut Vec<ExportProblem>) -> Vec<GatewayAddress> {
     let mut carrying = BTreeSet::new();
@@ -328,7 +352,7 @@ fn gateways(service: &Service, warnings: &mut Vec<ExportProblem>) -> Vec<Gateway
             carrying.insert(gateway.at.clone());
         } else {
             warnings.push(ExportProblem::new(
-                "GatewayTypeIgnored",
+                ExportedReason::GatewayTypeIgnored,
                 format!(
                     "FederatedService {}: the {} at {}:{} is ignored, since tlsMode IstioMtls goes through an {}",
                     service.object,
@@ -346,16 +370,16 @@ fn gateways(service: &Service, warnings: &mut Vec<ExportProblem>) -> Vec<Gateway
 fn to_peer(world: &World, service: &Service, td: &TrustDomain) -> Result<(), ExportProblem> {
     match world.peers.get(td) {
         None => Err(ExportProblem::new(
-            "NoPeer",
+            ExportedReason::NoPeer,
             format!("{td}: there is no accepted TrustDomainPeer of this trust domain; create one or mend it"),
         )),
         Some(peer) if peer.deletion.is_some() => Err(ExportProblem::new(
-            "NoPeer",
+            ExportedReason::NoPeer,
             format!("{td}: its TrustDomainPeer {} is being deleted", peer.object),
         )),
         Some(_) if !service.clients.iter().any(|client| client.trust_domain() == td) => {
             Err(ExportProblem::new(
-                "NoClientsThere",
+                ExportedReason::NoClientsThere,
                 format!(
                     "{td}: none of spec.clients is in this trust domain, so nobody there could call; add its clients or \
                      remove it from spec.exportedTrustDomains"

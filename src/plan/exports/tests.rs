@@ -1,3 +1,4 @@
+use crate::model::condition::Truth;
 use crate::model::service::{ExportedPort, Gateway};
 use crate::plan::fixtures::{
     WorldExt as _, at, cart, client, foreign, gateway, id, labels, peer, service, td, world,
@@ -5,8 +6,13 @@ use crate::plan::fixtures::{
 
 use super::*;
 
-fn reason(result: &Result<(), ExportProblem>) -> &'static str {
-    result.as_ref().err().map_or("", |problem| problem.reason)
+fn reason<R: Copy + Into<&'static str>>(result: &Result<(), ExportProblem<R>>) -> &'static str {
+    result.as_ref().err().map_or("", |problem| problem.reason.into())
+}
+
+/// What is decided once the policies were written.
+fn exports(world: &World) -> Exports {
+    super::exports(&testing::with_policies(world.clone()))
 }
 
 fn report<'a>(exports: &'a Exports, name: &str) -> &'a ExportReport {
@@ -55,7 +61,7 @@ fn reasons_of_a_service() {
             s.server_ids.insert(id("spiffe://east.example/ns/shop/sa/cart"));
         }),
         ("NoGateway", true, |s| s.gateways.clear()),
-        ("NoGateway", true, |s| s.gateways[0].gateway_type = GatewayType::IngressGateway),
+        ("GatewayTypeIgnored", true, |s| s.gateways[0].gateway_type = GatewayType::IngressGateway),
         ("TlsModeNotSupported", false, |s| s.tls_mode = TlsMode::Mtls),
         ("HostTooLong", false, |s| {
             s.name = ServiceName::new(&"n".repeat(63), &"s".repeat(63)).unwrap();
@@ -71,9 +77,10 @@ fn reasons_of_a_service() {
         };
         let exports = exports(&world(&own).with_peer(peer("east.example")).with_service(changed));
         let report = report(&exports, "cart");
-        assert_eq!(reason(&report.exported), expected);
-        assert_eq!(report.accepted.is_ok(), is_accepted, "{expected}");
-        assert_eq!(reason(&report.to[&td("east.example")]), expected);
+        assert_eq!(reason(&report.accepted), if is_accepted { "" } else { expected });
+        let exported = if is_accepted { expected } else { "NotAccepted" };
+        assert_eq!(reason(&report.exported), exported, "{expected}");
+        assert_eq!(reason(&report.to[&td("east.example")]), exported, "{expected}");
         assert!(exports.exported.is_empty() && catalogues(&exports).is_empty(), "{expected}");
     }
 }
@@ -128,7 +135,10 @@ fn an_ingress_gateway_is_passed_over() {
     cart.gateways.push(Gateway { gateway_type: GatewayType::IngressGateway, at: gateway("10.0.0.9", 443) });
     let exports = exports(&base().with_service(cart));
     let report = report(&exports, "cart");
-    assert_eq!(report.warnings.iter().map(|w| w.reason).collect::<Vec<_>>(), ["GatewayTypeIgnored"]);
+    assert_eq!(
+        report.warnings.iter().map(|w| w.reason).collect::<Vec<_>>(),
+        [ExportedReason::GatewayTypeIgnored]
+    );
     assert_eq!(report.gateways, [gateway("10.77.2.2", 15_443)]);
 }
 
@@ -210,7 +220,7 @@ fn without_istio_nothing_is_exported() {
         world.absent.insert(kind);
         let exports = exports(&world);
         assert_eq!(reason(&report(&exports, "cart").exported), "IstioAbsent");
-        assert_eq!(reason(&report(&exports, "cart").enforced), "IstioAbsent");
+        assert_eq!(reason(&report(&exports, "cart").enforced), "PolicyNotInPlace");
         assert!(exports.exported.is_empty());
     }
 }
@@ -237,5 +247,32 @@ fn what_is_in_the_way_keeps_a_service_from_being_exported() {
 
         let adopted = exports(&base().with_service(cart()).with_object(handed_over));
         assert!(report(&adopted, "cart").exported.is_ok() && adopted.blocked.is_empty(), "{key}");
+    }
+}
+
+/// Without it callers would come in unchecked: neither a policy that cannot be written nor one of another agent counts.
+#[test]
+fn a_policy_that_does_not_stand_keeps_a_service_from_being_exported() {
+    let key = policy::key(&cart());
+    let pending = base().with_service(cart());
+    let mut refused = pending.clone();
+    refused.failures = Arc::new(BTreeMap::from([(key.clone(), "denied by policy.example".to_owned())]));
+    let mut going = testing::with_policies(pending.clone());
+    Arc::make_mut(going.objects.get_mut(&key).unwrap()).meta.deletion = Some(at(0));
+    for (world, status, words) in [
+        (&pending, Truth::Unknown, "is not there yet"),
+        (&refused, Truth::False, "denied by policy.example"),
+        (&going, Truth::Unknown, "is not there yet"),
+    ] {
+        let exports = super::exports(world);
+        let report = report(&exports, "cart");
+        assert!(exports.exported.is_empty() && catalogues(&exports).is_empty(), "{words}");
+        assert_eq!(reason(&report.to[&td("east.example")]), "PolicyNotInPlace");
+        let (exported, enforced) =
+            (report.exported.clone().unwrap_err(), report.enforced.clone().unwrap_err());
+        assert_eq!((exported.reason, exported.status), (ExportedReason::PolicyNotInPlace, status));
+        assert_eq!((enforced.reason, enforced.status), (ClientsEnforcedReason::PolicyNotInPlace, status));
+        assert!(exported.message.contains(words) && enforced.message.contains(words), "{}", exported.message);
+        assert!(exported.message.contains(&key.to_string()), "{}", exported.message);
     }
 }

@@ -8,6 +8,8 @@ use std::collections::{BTreeMap, BTreeSet};
 use jiff::{SignedDuration, Timestamp};
 use serde_json::{Value, json};
 
+use crate::api::v1alpha1::conditions::{AdmittedReason, GeneratedReason};
+use crate::model::condition::Truth;
 use crate::model::import::Imported;
 use crate::model::object::{Kind, Object, ObjectKey};
 use crate::model::peer::OnDisconnect;
@@ -22,8 +24,8 @@ use super::{generated, istio};
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct ImportReport {
     pub admitted: Result<(), Refusal>,
-    /// The object that clients need, or why there is none.
-    pub generated: Result<ObjectKey, Refusal>,
+    /// The object that clients need, as it stands in the store, or why it does not.
+    pub generated: Result<ObjectKey, Refusal<GeneratedReason>>,
 }
 
 /// What becomes of the imports of all peers.
@@ -86,12 +88,10 @@ pub fn imports(world: &World, ending: &BTreeSet<TrustDomain>) -> ImportPlan {
             ObjectKey::namespaced(Kind::ImportedService, &imported.object.namespace, &imported.object.name);
         plan.refused.insert(
             object,
-            Refusal {
-                reason: "NoPeer",
-                message: format!(
-                    "{td}: there is no accepted TrustDomainPeer of this trust domain, or it is ending"
-                ),
-            },
+            Refusal::new(
+                AdmittedReason::NoPeer,
+                format!("{td}: there is no accepted TrustDomainPeer of this trust domain, or it is ending"),
+            ),
         );
     }
     plan
@@ -112,14 +112,14 @@ fn is_ours(world: &World, imported: &Imported, key: &ObjectKey) -> Result<(), Re
     if is_in_place && is_generated {
         return Ok(());
     }
-    Err(Refusal {
-        reason: "ObjectNotOurs",
-        message: format!(
+    Err(Refusal::new(
+        AdmittedReason::ObjectNotOurs,
+        format!(
             "{key} was not written by this agent, so it admits nothing; delete it, and let spec.imports of the \
              TrustDomainPeer of {} admit the service",
             imported.trust_domain
         ),
-    })
+    ))
 }
 
 /// The imports of one peer.
@@ -148,8 +148,10 @@ impl PeerImports<'_> {
             let key = key(self.world, host);
             if let Err(message) = generated::claim(self.world, &key) {
                 plan.blocked.insert(key, message.clone());
-                *decision = Err(Refusal { reason: "ObjectNotOurs", message });
-            } else if let (None, Some(service)) = (&withdrawn, offered.get(*name)) {
+                *decision = Err(Refusal::new(AdmittedReason::ObjectNotOurs, message));
+            } else if let Some(withdrawn) = &withdrawn {
+                *decision = Err(withdrawn.clone());
+            } else if let Some(service) = offered.get(*name) {
                 plan.objects.insert(key.clone(), self.object(key, service, host));
             }
         }
@@ -184,7 +186,7 @@ impl PeerImports<'_> {
                      spec.imports.maxServices of {most}",
                     self.peer.trust_domain
                 );
-                decided.insert(name, Err(Refusal { reason: "TooManyServices", message }));
+                decided.insert(name, Err(Refusal::new(AdmittedReason::TooManyServices, message)));
             }
         }
         decided
@@ -201,10 +203,10 @@ impl PeerImports<'_> {
         for (name, imported) in &self.standing {
             let verdict = match (withdrawn, decided.get(*name)) {
                 (Some(withdrawn), _) => Err(withdrawn.clone()),
-                (None, None) => Err(Refusal {
-                    reason: "NoLongerExported",
-                    message: format!("{name}: {} no longer exports it", self.peer.trust_domain),
-                }),
+                (None, None) => Err(Refusal::new(
+                    AdmittedReason::NoLongerExported,
+                    format!("{name}: {} no longer exports it", self.peer.trust_domain),
+                )),
                 (None, Some(Err(refusal))) => Err(refusal.clone()),
                 (None, Some(Ok(_))) => self.admission.admit(&imported.service),
             };
@@ -235,13 +237,13 @@ impl PeerImports<'_> {
         let due = since.checked_add(after).ok()?;
         if self.world.now > due {
             let td = &self.peer.trust_domain;
-            return Some(Refusal {
-                reason: "Withdrawn",
-                message: format!(
+            return Some(Refusal::new(
+                AdmittedReason::Withdrawn,
+                format!(
                     "{td} has not been connected since {since}, longer than spec.onDisconnect.after; it is imported again \
                      once the peer is back"
                 ),
-            });
+            ));
         }
         // One more, since the time must have passed.
         let wake = due.checked_add(SignedDuration::from_millis(1)).unwrap_or(due);
@@ -307,7 +309,7 @@ pub fn generate(
     let mut reports = BTreeMap::new();
     for (key, refusal) in &plan.refused {
         let message = format!("nothing is generated, since {}", refusal.message);
-        let generated = Err(Refusal { reason: "NotAdmitted", message });
+        let generated = Err(Refusal::new(GeneratedReason::NotAdmitted, message));
         let report = ImportReport { admitted: Err(refusal.clone()), generated };
         reports.insert(key.clone(), report);
     }
@@ -317,25 +319,41 @@ pub fn generate(
         let Some(imported) = world.imported.get(&stored) else { continue };
         let generated = istio::import::service_entry(world, peer, imported, &hosts);
         if let Err(refusal) = &generated {
-            if refusal.reason == istio::import::NOT_OURS {
+            if refusal.reason == GeneratedReason::ObjectNotOurs {
                 let entry = istio::import::key(imported);
                 plan.blocked.insert(entry, refusal.message.clone());
             }
             let outcome = plan.outcomes.get_mut(td).and_then(|outcomes| outcomes.get_mut(name));
             if let (Some(outcome @ Outcome::Imported), true) =
-                (outcome, refusal.reason != istio::import::NO_ISTIO)
+                (outcome, refusal.reason != GeneratedReason::IstioAbsent)
             {
                 *outcome = refusal.clone().into();
             }
         }
-        let generated = generated.map(|object| {
+        let generated = generated.and_then(|object| {
             let entry = object.key.clone();
             objects.insert(entry.clone(), object);
-            entry
+            in_place(world, entry)
         });
         reports.insert(key.clone(), ImportReport { admitted: Ok(()), generated });
     }
     (objects, reports)
+}
+
+/// The generated object, once it stands in the store and its last write went well.
+fn in_place(world: &World, key: ObjectKey) -> Result<ObjectKey, Refusal<GeneratedReason>> {
+    let reason = GeneratedReason::Pending;
+    if let Some(failure) = world.failures.get(&key) {
+        return Err(Refusal::new(reason, format!("{key} cannot be written: {failure}")));
+    }
+    match world.objects.get(&key) {
+        Some(there) if there.is_generated_by(&world.settings.instance) => Ok(key),
+        _ => Err(Refusal {
+            reason,
+            status: Truth::Unknown,
+            message: format!("{key} is not written yet; where it stays so, see the log of the agent"),
+        }),
+    }
 }
 
 #[cfg(test)]

@@ -99,7 +99,7 @@ fn what_stands_is_admitted_anew_while_the_peer_is_silent() {
     let plan = decide(&world);
     assert!(plan.objects.is_empty());
     let report = &plan.import_reports[&NamespacedName::new(NAMESPACE, HOST)];
-    assert_eq!(report.admitted.as_ref().unwrap_err().reason, "NotAdmitted");
+    assert_eq!(report.admitted.as_ref().unwrap_err().reason.as_str(), "NotAdmitted");
 }
 
 #[test]
@@ -110,7 +110,7 @@ fn a_catalogue_takes_away() {
     let plan = decide(&world);
     assert!(plan.objects.is_empty());
     let report = &plan.import_reports[&NamespacedName::new(NAMESPACE, HOST)];
-    assert_eq!(report.admitted.as_ref().unwrap_err().reason, "NoLongerExported");
+    assert_eq!(report.admitted.as_ref().unwrap_err().reason.as_str(), "NoLongerExported");
 }
 
 #[test]
@@ -148,7 +148,27 @@ fn withdrawal_waits_for_its_time_and_asks_to_be_woken() {
     assert!(plan.objects.is_empty(), "after");
     assert_eq!(plan.wake_at, None);
     let report = &plan.import_reports[&NamespacedName::new(NAMESPACE, HOST)];
-    assert_eq!(report.admitted.as_ref().unwrap_err().reason, "Withdrawn");
+    assert_eq!(report.admitted.as_ref().unwrap_err().reason.as_str(), "Withdrawn");
+}
+
+/// A catalogue of before the peer went away is answered by what was done since.
+#[test]
+fn what_is_withdrawn_is_not_said_to_be_imported() {
+    let after = Duration::from_secs(60);
+    let offered = vec![remote_cart(), named("bad")];
+    let world = edit_peer(settled(&offered), |peer| {
+        peer.on_disconnect = OnDisconnect::Withdraw { after };
+        peer.imports.services =
+            vec![crate::model::peer::ServicePattern { namespace: None, name: Some("cart".to_owned()) }];
+    });
+    let mut world = world.with_session("west.example", session(LinkState::Idle, Some(offered)));
+    let both = |plan: &ServicesPlan| [outcome(plan, "cart").to_owned(), outcome(plan, "bad").to_owned()];
+    world.now = at(60);
+    assert_eq!(both(&decide(&world)), ["Imported", "NotAdmitted"]);
+    world.now = at(61);
+    let plan = decide(&world);
+    assert!(plan.objects.is_empty());
+    assert_eq!(both(&plan), ["Withdrawn", "NotAdmitted"]);
 }
 
 #[test]
@@ -188,7 +208,7 @@ fn an_import_that_we_did_not_write_admits_nothing() {
     let plan = decide(&world);
     assert!(plan.objects.is_empty());
     let report = &plan.import_reports[&NamespacedName::new(NAMESPACE, HOST)];
-    assert_eq!(report.admitted.as_ref().unwrap_err().reason, "ObjectNotOurs");
+    assert_eq!(report.admitted.as_ref().unwrap_err().reason.as_str(), "ObjectNotOurs");
 
     // Handed over it is written anew by what the peer says, and stands for nothing until then.
     let annotations = &mut Arc::make_mut(world.objects.get_mut(&key).unwrap()).meta.annotations;
@@ -212,8 +232,9 @@ fn objects_of_others_are_left_and_named() {
         assert!(plan.blocked[&key].contains(&key.to_string()), "{kind}");
         assert_eq!(outcome(&plan, "cart"), "ObjectNotOurs", "{kind}");
         let report = &plan.import_reports[&NamespacedName::new(NAMESPACE, HOST)];
-        let reason = report.admitted.as_ref().err().map_or("", |refusal| refusal.reason);
-        assert_eq!((reason, report.generated.as_ref().unwrap_err().reason), (admitted, generated), "{kind}");
+        let reason = report.admitted.as_ref().err().map_or("", |refusal| refusal.reason.as_str());
+        let why = report.generated.as_ref().unwrap_err().reason.as_str();
+        assert_eq!((reason, why), (admitted, generated), "{kind}");
     }
 }
 
@@ -241,7 +262,7 @@ fn without_istio_the_import_stands_alone() {
     assert_eq!(kinds(&plan), [(Kind::ImportedService, HOST)]);
     assert_eq!(outcome(&plan, "cart"), "Imported");
     let report = &plan.import_reports[&NamespacedName::new(NAMESPACE, HOST)];
-    assert_eq!(report.generated.as_ref().unwrap_err().reason, "IstioAbsent");
+    assert_eq!(report.generated.as_ref().unwrap_err().reason.as_str(), "IstioAbsent");
 }
 
 #[test]

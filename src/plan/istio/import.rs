@@ -4,6 +4,7 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use jiff::Timestamp;
 
+use crate::api::v1alpha1::conditions::GeneratedReason;
 use crate::istio::service_entry::{Endpoint, LABEL_TLS_MODE, Location, Resolution};
 use crate::istio::{Port, ServiceEntrySpec};
 use crate::model::import::Imported;
@@ -12,11 +13,6 @@ use crate::model::service::{Address, GatewayAddress};
 use crate::model::{Peer, World};
 use crate::plan::admission::Refusal;
 use crate::plan::generated;
-
-/// The reason where an object of the name is there and not ours.
-pub const NOT_OURS: &str = "ObjectNotOurs";
-/// The reason where the cluster has no Istio. The import stands nevertheless.
-pub const NO_ISTIO: &str = "IstioAbsent";
 
 /// The hosts that ServiceEntries of others serve, anywhere in the cluster, each with the oldest of them.
 #[derive(Debug)]
@@ -55,27 +51,27 @@ pub fn key(imported: &Imported) -> ObjectKey {
 /// The ServiceEntry of an admitted ImportedService: its endpoints are the peer's gateways, its SANs are the server IDs.
 ///
 /// # Errors
-/// Why there can be none.
+/// Why there can be none. Where it is for want of Istio, the import stands nevertheless.
 pub fn service_entry(
     world: &World,
     peer: &Peer,
     imported: &Imported,
     hosts: &HostsServed<'_>,
-) -> Result<Object, Refusal> {
+) -> Result<Object, Refusal<GeneratedReason>> {
     let key = key(imported);
     let host = &imported.object.name;
     if world.absent.contains(&Kind::ServiceEntry) {
         let message = format!(
             "{host}: this cluster does not serve ServiceEntry (networking.istio.io/v1); install Istio"
         );
-        return Err(Refusal { reason: NO_ISTIO, message });
+        return Err(Refusal::new(GeneratedReason::IstioAbsent, message));
     }
-    generated::claim(world, &key).map_err(|message| Refusal { reason: NOT_OURS, message })?;
+    generated::claim(world, &key).map_err(|message| Refusal::new(GeneratedReason::ObjectNotOurs, message))?;
     let observed = world.objects.get(&key).filter(|o| o.is_generated_by(&world.settings.instance));
     if let Some(keeper) = hosts.keeper(host, &key, observed.map(|o| &**o)) {
         let message =
             format!("{host} is already the host of {keeper}, which was there first; delete one of them");
-        return Err(Refusal { reason: "HostExists", message });
+        return Err(Refusal::new(GeneratedReason::HostExists, message));
     }
     let owner = OwnerRef {
         kind: Kind::ImportedService,

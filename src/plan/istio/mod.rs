@@ -4,16 +4,28 @@
 pub mod export;
 pub mod import;
 
+use crate::api::v1alpha1::conditions::{AdmittedReason, ServiceAcceptedReason};
 use crate::model::name::NameError;
 
 /// The namespace of the gateways that carry exports.
 pub const GATEWAY_NAMESPACE: &str = "istio-system";
 
-/// The reason why a host name cannot be made.
-#[must_use]
-pub const fn name_problem(error: &NameError) -> &'static str {
-    match error {
-        NameError::TrustDomain(..) => "TrustDomainNotDns",
-        NameError::Label(_) | NameError::TooLong(_) => "HostTooLong",
+/// Why the host name of an export cannot be made.
+impl From<&NameError> for ServiceAcceptedReason {
+    fn from(error: &NameError) -> Self {
+        match error {
+            NameError::TrustDomain(..) => Self::TrustDomainNotDns,
+            NameError::Label(_) | NameError::TooLong(_) => Self::HostTooLong,
+        }
+    }
+}
+
+/// Why the host name of an import cannot be made.
+impl From<&NameError> for AdmittedReason {
+    fn from(error: &NameError) -> Self {
+        match error {
+            NameError::TrustDomain(..) => Self::TrustDomainNotDns,
+            NameError::Label(_) | NameError::TooLong(_) => Self::HostTooLong,
+        }
     }
 }

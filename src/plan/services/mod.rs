@@ -47,7 +47,7 @@ pub fn services(world: &World, ending: &BTreeSet<TrustDomain>) -> ServicesPlan {
         return ServicesPlan { export_reports, ..ServicesPlan::default() };
     };
     let mut objects = authorization::policies(world, own, &exports, ending);
-    for export in exports.exported.values() {
+    for export in exports.exported.values().filter(|export| !exports.held.contains(&export.service.object)) {
         for object in [istio::export::alias(world, export), istio::export::gateway(world, export)] {
             objects.insert(object.key.clone(), object);
         }
@@ -58,7 +58,8 @@ pub fn services(world: &World, ending: &BTreeSet<TrustDomain>) -> ServicesPlan {
     objects.extend(entries);
     let mut blocked = exports.blocked.clone();
     blocked.extend(imports.blocked);
-    retain(world, &imports.silent, &blocked, &mut objects);
+    let held = exports.held.iter().map(|name| source(Kind::FederatedService, name)).collect();
+    retain(world, held, &imports.silent, &blocked, &mut objects);
     ServicesPlan {
         complete: true,
         objects,
@@ -77,8 +78,11 @@ pub fn services(world: &World, ending: &BTreeSet<TrustDomain>) -> ServicesPlan {
 /// Keeps, as it stands, what was generated from an object that has become unreadable: missing information takes nothing
 /// away. That is what came from a FederatedService that was edited into something malformed; the imports of a TrustDomainPeer
 /// that was; and, while the peer has not said what it exports, an ImportedService that was, and what lies beside it.
+/// So is what came from a FederatedService that is `held`, also the policy of a selector that it had: its workloads are
+/// closed still while it is reached through what stands.
 fn retain(
     world: &World,
+    held: BTreeSet<String>,
     silent: &BTreeSet<TrustDomain>,
     blocked: &BTreeMap<ObjectKey, String>,
     objects: &mut BTreeMap<ObjectKey, Object>,
@@ -99,7 +103,8 @@ fn retain(
         .map(|td| label_value(td.as_str()))
         .filter(|td| silent.contains(td))
         .collect();
-    let services = sources(&unreadable, Kind::FederatedService);
+    let mut services = held;
+    services.extend(sources(&unreadable, Kind::FederatedService));
     let is_kept = |object: &Object, objects: &BTreeMap<ObjectKey, Object>| {
         let peer = object.meta.labels.get(LABEL_PEER);
         let is_silent = peer.is_some_and(|peer| silent.contains(peer));

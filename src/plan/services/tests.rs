@@ -6,6 +6,7 @@ use serde_json::{Value, json};
 use crate::model::service::{Address, AppProtocol, GatewayAddress, RemotePort, TlsMode};
 use crate::model::session::LinkState;
 use crate::model::{Service, SpiffeId};
+use crate::plan::exports::testing::with_policies;
 use crate::plan::fixtures::{
     NAMESPACE, WorldExt as _, at, cart, client, peer, remote_cart, service, session, td, world,
 };
@@ -16,8 +17,98 @@ fn decide(world: &World) -> ServicesPlan {
     services(world, &BTreeSet::new())
 }
 
+/// An exporter whose policy stands.
 fn west() -> World {
+    with_policies(fresh())
+}
+
+fn fresh() -> World {
     world("west.example").with_peer(peer("east.example")).with_service(cart())
+}
+
+/// An exporter for which everything was written.
+fn settled() -> World {
+    let plan = decide(&west());
+    west().with_written(&plan.objects, &[])
+}
+
+fn with_failure(mut world: World, key: &ObjectKey) -> World {
+    world.failures = Arc::new(BTreeMap::from([(key.clone(), "denied by policy.example".to_owned())]));
+    world
+}
+
+fn kinds(plan: &ServicesPlan) -> Vec<Kind> {
+    plan.objects.keys().map(|key| key.kind).collect()
+}
+
+const ALL: [Kind; 3] = [Kind::ServiceEntry, Kind::Gateway, Kind::AuthorizationPolicy];
+
+fn cart_report(plan: &ServicesPlan) -> &ExportReport {
+    &plan.export_reports[&NamespacedName::new("shop", "cart")]
+}
+
+#[test]
+fn the_policy_is_written_first_and_alone() {
+    let key = policy(&decide(&fresh())).key.clone();
+    for world in [fresh(), with_failure(fresh(), &key)] {
+        let plan = decide(&world);
+        assert_eq!(kinds(&plan), [Kind::AuthorizationPolicy]);
+        assert!(plan.catalogues.is_empty());
+    }
+    let plan = decide(&west());
+    assert_eq!((kinds(&plan), plan.catalogues.len()), (ALL.to_vec(), 1));
+    // Whose update fails before anything is out, is not exported either.
+    assert_eq!(kinds(&decide(&with_failure(west(), &key))), [Kind::AuthorizationPolicy]);
+}
+
+#[test]
+fn an_export_that_is_out_stays_where_its_policy_cannot_be_updated() {
+    let before = decide(&settled());
+    let key = policy(&before).key.clone();
+    let plan = decide(&with_failure(settled(), &key));
+    assert_eq!((&plan.objects, &plan.catalogues), (&before.objects, &before.catalogues));
+    assert!(cart_report(&plan).exported.is_ok());
+    let enforced = cart_report(&plan).enforced.as_ref().unwrap_err();
+    assert_eq!(enforced.status, crate::model::condition::Truth::False);
+    assert!(enforced.message.contains("denied by policy.example"), "{}", enforced.message);
+}
+
+#[test]
+fn an_export_that_is_out_stays_where_its_policy_was_deleted() {
+    let before = decide(&settled());
+    let key = policy(&before).key.clone();
+    let mut world = settled();
+    world.spire = Some(Arc::default());
+    world.objects.remove(&key);
+    let plan = decide(&world);
+    assert_eq!(plan.objects.keys().collect::<Vec<_>>(), before.objects.keys().collect::<Vec<_>>());
+    assert_eq!(plan.objects[&key], before.objects[&key], "it is written again");
+    assert_eq!(plan.catalogues, before.catalogues);
+    assert!(crate::plan::prune::prune(&world, &plan.objects).is_empty());
+    assert!(cart_report(&plan).exported.is_ok() && cart_report(&plan).enforced.is_err());
+}
+
+/// The alias follows the workloads only once the policy guards them; those it had are guarded until then.
+#[test]
+fn other_workloads_are_reached_once_they_are_guarded() {
+    let old = policy(&decide(&settled())).key.clone();
+    let mut moved = cart();
+    moved.workload_labels = crate::plan::fixtures::labels(&[("app", "cart-v2")]);
+    let new = authorization::key("shop", &moved.workload_labels);
+    let selected = |plan: &ServicesPlan| {
+        let alias = plan.objects.values().find(|object| object.key.kind == Kind::ServiceEntry).unwrap();
+        alias.spec().unwrap()["workloadSelector"]["labels"]["app"].clone()
+    };
+    let world = settled().with_service(moved);
+    for world in [world.clone(), with_failure(world.clone(), &new)] {
+        let plan = decide(&world);
+        assert_eq!(selected(&plan), "cart");
+        assert!(plan.objects.contains_key(&old) && plan.objects.contains_key(&new));
+        assert_eq!(plan.catalogues, decide(&settled()).catalogues);
+    }
+    let plan = decide(&with_policies(world));
+    assert_eq!(selected(&plan), "cart-v2");
+    assert!(!plan.objects.contains_key(&old) && plan.objects.contains_key(&new));
 }
 
 fn policy(plan: &ServicesPlan) -> &Object {

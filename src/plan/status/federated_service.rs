@@ -4,11 +4,12 @@ use std::collections::BTreeMap;
 
 use serde_json::{Map, Value, json};
 
+use crate::api::v1alpha1::conditions::{ClientsEnforcedReason, ExportedReason, ServiceAcceptedReason};
 use crate::model::condition::{Condition, Truth};
 use crate::model::service::{GatewayType, Outcome, TlsMode};
 use crate::model::session::CatalogueVersion;
 use crate::model::{Service, TrustDomain, World};
-use crate::plan::exports::{ExportProblem, ExportReport, NO_IDENTITY};
+use crate::plan::exports::{ExportProblem, ExportReport};
 
 /// What one importer did with the present state of the export.
 enum Answer<'a> {
@@ -71,8 +72,8 @@ fn answer<'a>(
 
 fn entry(td: &TrustDomain, answer: &Answer<'_>) -> Value {
     let (acknowledged, outcome, reason) = match answer {
-        Answer::NotOffered(problem) => (false, "Pending", Some(problem.reason)),
-        Answer::Pending => (false, "Pending", Some("AwaitingAcknowledgement")),
+        Answer::NotOffered(problem) => (false, "Pending", Some(problem.reason.as_str())),
+        Answer::Pending => (false, "Pending", Some(ExportedReason::AwaitingAcknowledgement.as_str())),
         Answer::Imported => (true, "Imported", None),
         Answer::Refused { reason, .. } => (true, "Refused", Some(*reason)),
     };
@@ -88,7 +89,7 @@ fn accepted(service: &Service, report: &ExportReport) -> Condition {
         Ok(()) => Condition::new(
             "Accepted",
             true,
-            "Accepted",
+            ServiceAcceptedReason::Accepted.as_str(),
             format!("FederatedService {} is well formed", service.object),
         ),
         Err(problem) => refused("Accepted", problem),
@@ -97,9 +98,6 @@ fn accepted(service: &Service, report: &ExportReport) -> Condition {
 
 /// True where every trust domain has imported it.
 fn exported(report: &ExportReport, answers: &BTreeMap<&TrustDomain, Answer<'_>>) -> Condition {
-    if let Err(problem) = &report.accepted {
-        return not_accepted("Exported", problem);
-    }
     if let Err(problem) = &report.exported {
         return with_warnings(refused("Exported", problem), report);
     }
@@ -124,13 +122,15 @@ fn exported(report: &ExportReport, answers: &BTreeMap<&TrustDomain, Answer<'_>>)
         refused("Exported", problem)
     } else if !refusing.is_empty() {
         let message = format!("refused by {}", cut(&refusing.join("; "), 4096));
-        Condition::new("Exported", false, "RefusedByPeer", message)
+        Condition::new("Exported", false, ExportedReason::RefusedByPeer.as_str(), message)
     } else if !pending.is_empty() {
         let message = format!("no answer yet from {}", cut(&pending.join(", "), 4096));
-        Condition::new("Exported", Truth::Unknown, "AwaitingAcknowledgement", message)
+        let reason = ExportedReason::AwaitingAcknowledgement.as_str();
+        Condition::new("Exported", Truth::Unknown, reason, message)
     } else {
         let imported = of(|answer| matches!(answer, Answer::Imported)).join(", ");
-        Condition::new("Exported", true, "Exported", format!("imported by {}", cut(&imported, 4096)))
+        let message = format!("imported by {}", cut(&imported, 4096));
+        Condition::new("Exported", true, ExportedReason::Exported.as_str(), message)
     };
     with_warnings(condition, report)
 }
@@ -148,33 +148,23 @@ fn enforced(service: &Service, report: &ExportReport) -> Condition {
         (_, TlsMode::Mtls) => Condition::new(
             kind,
             false,
-            "ApplicationTerminatesTLS",
+            ClientsEnforcedReason::ApplicationTerminatesTLS.as_str(),
             "the application ends TLS, so only it can hold callers to spec.clients".to_owned(),
         ),
         (Ok(()), TlsMode::IstioMtls) => Condition::new(
             kind,
             true,
-            "SidecarEnforces",
+            ClientsEnforcedReason::SidecarEnforces.as_str(),
             "the workload's sidecar refuses every foreign SPIFFE ID that spec.clients does not name"
                 .to_owned(),
         ),
-        (Err(problem), TlsMode::IstioMtls) if report.accepted.is_err() => not_accepted(kind, problem),
-        (Err(problem), TlsMode::IstioMtls) => {
-            Condition::new(kind, false, "PolicyNotInPlace", problem.message.clone())
-        }
+        (Err(problem), TlsMode::IstioMtls) => refused(kind, problem),
     }
 }
 
-fn not_accepted(kind: &'static str, problem: &ExportProblem) -> Condition {
-    if problem.reason == NO_IDENTITY {
-        return refused(kind, problem);
-    }
-    Condition::new(kind, false, "NotAccepted", problem.message.clone())
-}
-
-fn refused(kind: &'static str, problem: &ExportProblem) -> Condition {
-    let status = if problem.reason == NO_IDENTITY { Truth::Unknown } else { Truth::False };
-    Condition::new(kind, status, problem.reason, problem.message.clone())
+fn refused<R: Copy + Into<&'static str>>(kind: &'static str, problem: &ExportProblem<R>) -> Condition {
+    let reason: &'static str = problem.reason.into();
+    Condition::new(kind, problem.status, reason, problem.message.clone())
 }
 
 /// At most this many characters of what may be a peer's words.

@@ -2,6 +2,7 @@
 
 use serde_json::{Value, json};
 
+use crate::api::v1alpha1::conditions::{AdmittedReason, GeneratedReason};
 use crate::model::condition::Condition;
 use crate::model::{NamespacedName, ObjectKey};
 use crate::plan::admission::Refusal;
@@ -11,10 +12,10 @@ use crate::plan::imports::ImportReport;
 #[must_use]
 pub fn status(name: &NamespacedName, report: &ImportReport) -> (Vec<Condition>, Value) {
     let conditions = vec![
-        condition("Admitted", "Admitted", &report.admitted, || {
+        condition("Admitted", AdmittedReason::Admitted, &report.admitted, || {
             format!("ImportedService {name}: spec.imports of its TrustDomainPeer admits it")
         }),
-        condition("Generated", "Generated", &report.generated, || {
+        condition("Generated", GeneratedReason::Generated, &report.generated, || {
             format!("ImportedService {name}: what clients need is generated")
         }),
     ];
@@ -22,15 +23,15 @@ pub fn status(name: &NamespacedName, report: &ImportReport) -> (Vec<Condition>, 
     (conditions, json!({"generated": generated}))
 }
 
-fn condition<T>(
+fn condition<T, R: Copy + Into<&'static str>>(
     kind: &'static str,
-    reason: &'static str,
-    result: &Result<T, Refusal>,
+    reason: R,
+    result: &Result<T, Refusal<R>>,
     message: impl Fn() -> String,
 ) -> Condition {
     match result {
-        Ok(_) => Condition::new(kind, true, reason, message()),
-        Err(refusal) => Condition::new(kind, false, refusal.reason, refusal.message.clone()),
+        Ok(_) => Condition::new(kind, true, reason.into(), message()),
+        Err(refusal) => Condition::new(kind, refusal.status, refusal.reason.into(), refusal.message.clone()),
     }
 }
 

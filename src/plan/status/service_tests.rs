@@ -1,10 +1,13 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
+use crate::api::v1alpha1::conditions::{ClientsEnforcedReason, ExportedReason, ServiceAcceptedReason};
 use crate::model::condition::{Condition, Truth};
+use crate::model::object::Kind;
 use crate::model::service::{Outcome, TlsMode};
 use crate::model::session::{Acknowledgement, LinkState};
 use crate::model::{NamespacedName, Service, ServiceName, World};
+use crate::plan::exports::testing::with_policies;
 use crate::plan::fixtures::{WorldExt as _, cart, client, peer, remote_cart, session, td, world};
 use crate::plan::services::services;
 
@@ -18,10 +21,11 @@ fn world_with(service: &Service, acknowledged: Option<([u8; 32], Outcome)>) -> W
         version,
         outcomes: BTreeMap::from([(ServiceName::new("shop", "cart").unwrap(), outcome)]),
     });
-    world("west.example")
+    let world = world("west.example")
         .with_peer(peer("east.example"))
         .with_service(service.clone())
-        .with_session("east.example", session)
+        .with_session("east.example", session);
+    with_policies(world)
 }
 
 fn status_of(world: &World) -> (Vec<Condition>, serde_json::Value) {
@@ -102,6 +106,40 @@ fn a_refused_service_says_so_in_every_condition() {
 }
 
 #[test]
+fn a_service_whose_policy_is_not_in_place_says_so() {
+    let mut world = world_with(&cart(), None);
+    let policies = std::mem::take(&mut world.objects);
+    let pending = "PolicyNotInPlace";
+    for (failure, truth) in [(None, Truth::Unknown), (Some("denied by policy.example"), Truth::False)] {
+        let key = policies.keys().next().unwrap().clone();
+        world.failures = Arc::new(failure.map(|text| (key, text.to_owned())).into_iter().collect());
+        let (conditions, rest) = status_of(&world);
+        assert_eq!(
+            brief(&conditions)[1..],
+            [("Exported", truth, pending), ("ClientsEnforced", truth, pending)]
+        );
+        assert_eq!(rest["exportedTo"][0]["reason"], pending);
+        let says_why = |c: &Condition| c.message.contains(failure.unwrap_or("not there yet"));
+        assert!(conditions[1..].iter().all(says_why), "{conditions:?}");
+    }
+}
+
+#[test]
+fn before_we_know_who_we_are_nothing_is_said_to_be_wrong() {
+    let mut world = world_with(&cart(), None);
+    world.identity = None;
+    let (conditions, _) = status_of(&world);
+    let nameless = |kind| (kind, Truth::Unknown, "NoIdentity");
+    assert_eq!(brief(&conditions), ["Accepted", "Exported", "ClientsEnforced"].map(nameless));
+    let enumerated = [
+        ServiceAcceptedReason::NoIdentity.as_str(),
+        ExportedReason::NoIdentity.as_str(),
+        ClientsEnforcedReason::NoIdentity.as_str(),
+    ];
+    assert_eq!(enumerated, ["NoIdentity"; 3]);
+}
+
+#[test]
 fn a_peers_words_are_cut() {
     let refused = Outcome::Refused { reason: "R".repeat(100_000), message: "m".repeat(100_000) };
     let (conditions, rest) = status_of(&world_with(&cart(), Some((NOW, refused))));
@@ -120,6 +158,26 @@ fn an_import_says_what_was_generated() {
     let status = |world: &World| {
         imported_service::status(&name, &services(world, &BTreeSet::new()).import_reports[&name])
     };
+    let planned = services(&world, &BTreeSet::new()).objects;
+    let entry = planned.keys().find(|key| key.kind == Kind::ServiceEntry).unwrap().clone();
+    let failing = |mut world: World| {
+        world.failures = Arc::new(BTreeMap::from([(entry.clone(), "denied by policy.example".to_owned())]));
+        world
+    };
+    for (world, truth, words) in [
+        (world.clone(), Truth::Unknown, "is not written yet"),
+        (failing(world.clone()), Truth::False, "denied by policy.example"),
+        (failing(world.clone().with_written(&planned, &known)), Truth::False, "denied by policy.example"),
+    ] {
+        let (conditions, rest) = status(&world);
+        assert_eq!(
+            brief(&conditions),
+            [("Admitted", Truth::True, "Admitted"), ("Generated", truth, "Pending")]
+        );
+        assert!(conditions[1].message.contains(words), "{}", conditions[1].message);
+        assert_eq!(rest["generated"], serde_json::json!([]));
+    }
+    world = world.with_written(&planned, &known);
     let (conditions, rest) = status(&world);
     assert_eq!(
         brief(&conditions),

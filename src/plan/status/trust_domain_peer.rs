@@ -63,12 +63,12 @@ fn accepted(Subject { world, peer, .. }: Subject<'_>) -> Condition {
             problem.clone(),
         );
     }
-    Condition::new(
-        "Accepted",
-        true,
-        PeerAcceptedReason::Accepted.as_str(),
-        "every field is understood and in use".to_owned(),
-    )
+    let message = if peer.imports.as_local.is_empty() {
+        "every field is understood and in use"
+    } else {
+        "in use, but spec.imports.asLocal is not served by this version: services have their federated names alone"
+    };
+    Condition::new("Accepted", true, PeerAcceptedReason::Accepted.as_str(), message.to_owned())
 }
 
 fn endpoint_healthy(Subject { world, peer, .. }: Subject<'_>, stored: Option<&Value>) -> Condition {

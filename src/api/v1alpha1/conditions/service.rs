@@ -23,6 +23,8 @@ reasons! {
         /// An older FederatedService selects some of the same pods by another selector; the message names it. Give both the same
         /// `workloadLabels`, or labels that no pod can have together.
         SelectorOverlaps,
+        /// Unknown: the Workload API has not told our own trust domain yet.
+        NoIdentity,
     }
 }
 
@@ -35,6 +37,8 @@ reasons! {
         NotAccepted,
         /// No server ID is known: give `serverSPIFFEIDs`. Importers would have nothing to pin.
         NoServerIds,
+        /// A server ID lies outside our own trust domain, and importers would refuse it. Mend `serverSPIFFEIDs`.
+        ForeignServerId,
         /// No gateway is known: give `gateways`. Importers would have nowhere to connect to.
         NoGateway,
         /// Only gateways of a type that does not carry this `tlsMode` are given: the message says which does.
@@ -48,6 +52,9 @@ reasons! {
         ObjectNotOurs,
         /// This mesh does not serve a kind that is needed. Install Istio's CustomResourceDefinitions.
         IstioAbsent,
+        /// It waits for the AuthorizationPolicy that holds callers to `clients`. Unknown: it is being written. False: it cannot
+        /// be; the message has the cause.
+        PolicyNotInPlace,
         /// A peer has not answered yet. Where it stays so, see Connected of its TrustDomainPeer.
         AwaitingAcknowledgement,
         /// A peer refused it; the message says which, and its reason. What it admits is in its own TrustDomainPeer.
@@ -64,10 +71,13 @@ reasons! {
         SidecarEnforces,
         /// The application ends TLS, and only it can check the client's SPIFFE ID. See to it that it does.
         ApplicationTerminatesTLS,
-        /// The AuthorizationPolicy is not there yet, or one that is not ours stands in its place; the message says which.
+        /// The AuthorizationPolicy is not there (Unknown: yet), could not be written as it should be, or one that is not ours
+        /// stands in its place; the message says which.
         PolicyNotInPlace,
         /// See Accepted: nothing is enforced for a FederatedService that is not.
         NotAccepted,
+        /// Unknown: the Workload API has not told our own trust domain yet.
+        NoIdentity,
     }
 }
 
@@ -103,8 +113,10 @@ reasons! {
         HostShadows,
         /// Its `tlsMode` is not served by this version of the agent.
         TlsModeNotSupported,
-        /// Another object serves its host already; the message names it. Delete that one, or do not admit this.
-        HostExists,
+        /// It names no gateway, so it cannot be reached. The peer's operator must mend its FederatedService.
+        NoGateway,
+        /// The ImportedService was not written by this agent, so it admits nothing; or one that was not is in the way. Delete it.
+        ObjectNotOurs,
         /// Its TrustDomainPeer is gone, not accepted, or being ended.
         NoPeer,
         /// The peer no longer exports it: it is about to be removed.
@@ -121,7 +133,7 @@ reasons! {
         Generated,
         /// See Admitted.
         NotAdmitted,
-        /// It is not written yet. Where it stays so, see the log of the agent.
+        /// It is not written yet (Unknown), or cannot be (False); the message has the cause.
         Pending,
         /// This cluster does not serve Istio's ServiceEntry. Install Istio's CustomResourceDefinitions.
         IstioAbsent,

@@ -1,0 +1,209 @@
+//! The writer on a directory, with a SPIRE that takes calls and never answers; time is paused.
+
+use serde_json::json;
+use tokio::net::UnixListener;
+use tokio::time::sleep;
+
+use super::*;
+use crate::model::change::Precondition;
+use crate::model::object::Kind;
+use crate::model::trust::SpireAction;
+use crate::model::{Bundle, Object, SpiffeId};
+use crate::plan::StatusWrite;
+use crate::plan::diff::Write;
+use crate::spire::watch::Intervals;
+use crate::store::{DirectoryStore, DirectoryTimings};
+
+const MOMENT: Duration = Duration::from_millis(100);
+
+struct Stand {
+    plans: watch::Sender<Arc<Plan>>,
+    leading: watch::Sender<bool>,
+    metrics: Arc<Metrics>,
+    cancel: CancellationToken,
+    _failures: watch::Receiver<Arc<BTreeMap<ObjectKey, String>>>,
+    _spire: UnixListener,
+    _folder: tempfile::TempDir,
+}
+
+impl Stand {
+    fn new() -> Self {
+        let folder = tempfile::tempdir().unwrap();
+        let socket = folder.path().join("api.sock");
+        let listener = UnixListener::bind(&socket).unwrap();
+        let server = SpireServer::connect_unix(socket);
+        let own = td("west.test");
+        let identity = Identity {
+            id: SpiffeId::new("spiffe://west.test/agent").unwrap(),
+            not_after: jiff::Timestamp::MAX,
+            bundle: Arc::new(Bundle::new(own.clone(), [])),
+            trust_domain: own,
+            federated: BTreeMap::new(),
+            malformed: BTreeMap::new(),
+        };
+        let cancel = CancellationToken::new();
+        // it has no identity, so it reads nothing
+        let (spire_watch, _) =
+            SpireWatch::spawn(server.clone(), watch::channel(None).1, Intervals::default(), cancel.clone());
+        let metrics = Arc::new(Metrics::default());
+        let targets = Targets {
+            store: Store::Directory(
+                DirectoryStore::open(folder.path(), DirectoryTimings::default()).unwrap(),
+            ),
+            spire: server,
+            spire_watch,
+            identity: watch::channel(Some(Arc::new(identity))).1,
+            metrics: Arc::clone(&metrics),
+        };
+        let (plans, planned) = watch::channel(Arc::default());
+        let (leading, leads) = watch::channel(true);
+        let (failures, failed) = watch::channel(Arc::default());
+        tokio::spawn(Applier::new(targets, planned, leads, failures).run(cancel.clone()));
+        Self { plans, leading, metrics, cancel, _failures: failed, _spire: listener, _folder: folder }
+    }
+
+    fn wants(&self, plan: Plan) {
+        self.plans.send_replace(Arc::new(plan));
+    }
+
+    /// How many operations ended so, by the metrics.
+    fn ended(&self, result: &str) -> u32 {
+        let text = self.metrics.encode().unwrap();
+        let start = format!("entente_writes_total{{result=\"{result}\"}} ");
+        text.lines().find_map(|line| line.strip_prefix(&start)).map_or(0, |count| count.parse().unwrap())
+    }
+
+    fn tries(&self) -> u32 {
+        self.ended("Ok") + self.ended("Error")
+    }
+}
+
+impl Drop for Stand {
+    fn drop(&mut self) {
+        self.cancel.cancel();
+    }
+}
+
+fn td(name: &str) -> TrustDomain {
+    TrustDomain::new(name).unwrap()
+}
+
+/// A plan to write this status of a peer. That the peer is not there any more is no failure.
+fn status(peer: &str, message: &str) -> Plan {
+    let status = json!({ "message": message });
+    let write = StatusWrite { uid: "1".to_owned(), status, transitions: Vec::new() };
+    let key = ObjectKey::cluster(Kind::TrustDomainPeer, peer);
+    Plan { statuses: BTreeMap::from([(key, write)]), ..Plan::default() }
+}
+
+/// A plan to write this object.
+fn object(message: &str) -> Plan {
+    let key = ObjectKey::cluster(Kind::ClusterFederatedTrustDomain, "east");
+    let object = Object::desired(key.clone(), json!({ "message": message }));
+    let write = Write { object, precondition: Precondition::Absent };
+    Plan { writes: BTreeMap::from([(key, write)]), ..Plan::default() }
+}
+
+fn with(action: SpireAction, plan: Plan) -> Plan {
+    Plan { spire: vec![action], ..plan }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_slow_refresh_holds_up_nothing_and_is_tried_again_after_it_ended() {
+    let stand = Stand::new();
+    let refresh = || SpireAction::RefreshBundle(td("east.test"));
+    stand.wants(with(refresh(), status("north", "a")));
+    sleep(MOMENT).await;
+    assert_eq!(stand.ended("Ok"), 1);
+    // while it runs, whatever else is planned is done, and it is not made twice
+    for n in 0..10 {
+        sleep(PACE).await;
+        stand.wants(with(refresh(), status("north", &format!("b{n}"))));
+        sleep(MOMENT).await;
+        assert_eq!((stand.ended("Ok"), stand.ended("Error")), (n + 2, 0));
+    }
+    // SPIRE is given 30 s; the failure counts as one of any operation
+    sleep(Duration::from_secs(20)).await;
+    assert_eq!(stand.ended("Error"), 1);
+    sleep(FIRST_RETRY + Duration::from_secs(31)).await;
+    assert_eq!(stand.ended("Error"), 2);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_refresh_is_broken_off_by_what_outdates_it() {
+    let stand = Stand::new();
+    let bundle = SpireAction::DeleteBundle(td("east.test"));
+    stand.wants(with(SpireAction::RefreshBundle(td("east.test")), Plan::default()));
+    sleep(MOMENT).await;
+    stand.wants(with(bundle, Plan::default()));
+    // the deletion fails, after 5 s and again and again; the refresh is not heard of
+    sleep(Duration::from_secs(5) + MOMENT).await;
+    assert_eq!(stand.tries(), 1);
+    stand.wants(Plan::default());
+    sleep(Duration::from_secs(60)).await;
+    assert_eq!(stand.tries(), 1);
+}
+
+#[tokio::test(start_paused = true)]
+async fn who_lost_the_lead_writes_nothing_more() {
+    let stand = Stand::new();
+    // SPIRE does not answer for 5 s, and statuses come after it
+    stand.wants(with(SpireAction::DeleteBundle(td("east.test")), status("north", "a")));
+    sleep(Duration::from_secs(1)).await;
+    stand.leading.send_replace(false);
+    sleep(Duration::from_secs(60)).await;
+    assert_eq!((stand.ended("Ok"), stand.ended("Error")), (0, 1), "only what had begun");
+    stand.leading.send_replace(true);
+    sleep(Duration::from_secs(6)).await;
+    assert_eq!(stand.ended("Ok"), 1);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_lost_lead_breaks_off_a_refresh() {
+    let stand = Stand::new();
+    stand.wants(with(SpireAction::RefreshBundle(td("east.test")), Plan::default()));
+    sleep(Duration::from_secs(1)).await;
+    stand.leading.send_replace(false);
+    sleep(Duration::from_secs(60)).await;
+    assert_eq!(stand.tries(), 0);
+}
+
+#[tokio::test(start_paused = true)]
+async fn an_object_that_keeps_changing_is_written_once_a_second_after_a_few() {
+    type Planned = fn(&str) -> Plan;
+    let kinds: [Planned; 2] = [|message| status("north", message), object];
+    for plan in kinds {
+        let stand = Stand::new();
+        // some at once after a quiet time, the next one when its time has come though nothing else happens
+        for n in 0..BURST {
+            stand.wants(plan(&format!("at once {n}")));
+            sleep(MOMENT / 10).await;
+        }
+        assert_eq!(stand.tries(), BURST);
+        stand.wants(plan("postponed"));
+        sleep(PACE - MOMENT * 2).await;
+        assert_eq!(stand.tries(), BURST);
+        sleep(MOMENT * 2).await;
+        assert_eq!(stand.tries(), BURST + 1);
+        stand.wants(Plan::default());
+        sleep(PACE * BURST).await;
+        let before = stand.tries();
+        // a storm, also of one that is taken back each time
+        for n in 0..100 {
+            stand.wants(if n % 3 == 0 { Plan::default() } else { plan(&format!("{n}")) });
+            sleep(MOMENT).await;
+        }
+        let written = stand.tries() - before - BURST;
+        assert!((8..=10).contains(&written), "{written} in 10 s");
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn one_object_does_not_wait_for_another() {
+    let stand = Stand::new();
+    for n in 0..20 {
+        stand.wants(status(&format!("peer-{n}"), "a"));
+        sleep(Duration::from_millis(10)).await;
+        assert_eq!(stand.tries(), n + 1);
+    }
+}

@@ -1,6 +1,6 @@
 //! A peer that serves a bundle without authorities costs no local workload its SVID.
 
-use super::{Agents, PEER, SOON, both_ready, federates, peer, peer_says, with};
+use super::{Agents, SOON, both_ready, federates, peer, peer_says, with};
 use crate::bundle_server::{BundleServer, certificates};
 use crate::pair::with_own_pair;
 use crate::spire::SpireOptions;
@@ -17,8 +17,9 @@ const FRONTEND: &str = "spiffe://east.example/ns/web/sa/frontend";
 /// that is busy.
 const AT_ONCE: Duration = Duration::from_secs(10);
 
-/// West's endpoint serves an empty bundle: federation is suspended at once, a local workload goes on to receive new SVIDs
-/// and never an empty bundle beside one, and after the peer has mended federation comes back by itself.
+/// West's endpoint serves an empty bundle and SPIRE takes it: federation is suspended at once, from then on a local workload
+/// goes on to receive new SVIDs and no empty bundle beside them, and after the peer has mended SPIRE holds its bundle and
+/// federation is back, without anyone's doing. In the second or two before, the empty bundle may reach workloads.
 #[test]
 fn a_poisoned_bundle_costs_no_workload_its_svid() {
     let short = Options { spire: SpireOptions { svid_ttl: SVID_TTL, ..SpireOptions::default() } };
@@ -39,6 +40,9 @@ fn a_poisoned_bundle_costs_no_workload_its_svid() {
 
         server.serve(r#"{"keys":[]}"#);
         let served = Instant::now();
+        // SPIRE takes it, and from now on cannot verify the endpoint whatever that serves: the agent has to mend that.
+        east.spire.refresh("west.example").await?;
+        ensure!(authorities_held(east).await? == 0, "SPIRE did not take the empty bundle");
         let message = peer_says(east, west, "BundleDistributed", "False", "SuspendedUnusableBundle").await?;
         ensure!(message.contains("suspended"), "{message}");
         eventually("federatesWith is suspended", SOON, || is_federated(east, west, false)).await?;
@@ -54,19 +58,23 @@ fn a_poisoned_bundle_costs_no_workload_its_svid() {
         for turn in 0..2 {
             renewed(east).await.with_context(|| format!("renewal {turn}"))?;
         }
-        ensure!(
-            crate::scenarios::found(east, PEER, None, "west.example")
-                .await?
-                .metadata
-                .deletion_timestamp
-                .is_none()
-        );
+        ensure!(authorities_held(east).await? == 0, "SPIRE holds what nobody served");
 
         server.serve(west.spire.bundle_document().await?);
+        eventually("SPIRE holds the bundle again", SOON, || async {
+            ensure!(authorities_held(east).await? > 0, "it is empty");
+            Ok(())
+        })
+        .await?;
         eventually("federatesWith is back", SOON, || is_federated(east, west, true)).await?;
         both_ready(pair).await?;
         renewed(east).await
     });
+}
+
+async fn authorities_held(east: &Domain) -> Result<usize> {
+    let bundles = east.spire.federated_bundles().await?;
+    Ok(bundles.get("west.example").context("SPIRE holds no bundle")?.x509_authorities.len())
 }
 
 async fn is_federated(east: &Domain, west: &Domain, wanted: bool) -> Result<()> {
@@ -92,9 +100,8 @@ async fn renewed(east: &Domain) -> Result<()> {
 /// The SVID that the workload has now, and the end of its life, which must not have come.
 async fn svid(east: &Domain) -> Result<(Vec<u8>, i64)> {
     let response = east.spire.workload().await?;
-    for (name, bundle) in &response.federated_bundles {
-        ensure!(!bundle.is_empty(), "an empty bundle of {name} is given to the workload");
-    }
+    let empty = response.federated_bundles.values().any(Vec::is_empty);
+    ensure!(!empty, "an empty bundle is given to the workload");
     let svid = response.svids.iter().find(|svid| svid.spiffe_id == FRONTEND).context("no SVID")?;
     let leaf = certificates(&svid.x509_svid)?.into_iter().next().context("no certificate")?;
     let (_, parsed) = x509_parser::parse_x509_certificate(&leaf)?;

@@ -132,7 +132,14 @@ fn silence_is_no_verdict() {
         }
         for (here, there) in [(east, west), (west, east)] {
             peer_says(here, there, "BundleDistributed", "True", "Distributed").await?;
-            peer_says(here, there, "Reciprocal", "Unknown", "AwaitingPeer").await?;
+            // Not what is said before anything was concluded: that has other words.
+            eventually("it says that one side needs an address", SOON, || async {
+                let said = super::of_peer(here, there, "Reciprocal").await?;
+                ensure!(said.0 == "Unknown" && said.1 == "AwaitingPeer", "{said:?}");
+                ensure!(said.2.contains("one side needs an address"), "{said:?}");
+                Ok(())
+            })
+            .await?;
         }
         east.kubernetes.apply(&peer(west).await?).await?;
         both_ready(pair).await

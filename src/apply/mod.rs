@@ -200,7 +200,8 @@ impl Applier {
         if operation.refreshes().is_some_and(|trust_domain| !self.refreshes.has_room_for(trust_domain)) {
             return None;
         }
-        let again = self.attempts.get(id).filter(|last| last.operation == *operation).map(|last| last.again);
+        let again =
+            self.attempts.get(id).filter(|last| last.operation.is_again(operation)).map(|last| last.again);
         let pace = self.paced.get(id).and_then(|ahead| ahead.checked_sub(PACE * (BURST - 1)));
         Some(again.max(pace).unwrap_or(now))
     }
@@ -211,7 +212,7 @@ impl Applier {
             let ahead = self.paced.get(&id).map_or(now, |ahead| now.max(*ahead));
             self.paced.insert(id.clone(), ahead + PACE);
         }
-        let before = self.attempts.get(&id).filter(|last| last.operation == operation);
+        let before = self.attempts.get(&id).filter(|last| last.operation.is_again(&operation));
         let failed = before.map_or(0, |last| last.failures);
         self.targets.metrics.wrote(if result.is_ok() { WriteResult::Ok } else { WriteResult::Error });
         let (failures, wait) = match &result {

@@ -4,6 +4,8 @@ use std::collections::BTreeMap;
 use std::fmt;
 
 use super::Targets;
+use serde_json::Value;
+
 use crate::model::trust::SpireAction;
 use crate::model::{ObjectKey, TrustDomain};
 use crate::plan::diff::Write;
@@ -56,6 +58,16 @@ pub(super) fn of(plan: &Plan) -> BTreeMap<String, Operation> {
 }
 
 impl Operation {
+    /// Whether a try of the other was one of this. A status that was computed again differs by its times at least.
+    pub(super) fn is_again(&self, other: &Self) -> bool {
+        match (self, other) {
+            (Self::Status { key, write }, Self::Status { key: other_key, write: other }) => {
+                key == other_key && timeless(&write.status) == timeless(&other.status)
+            }
+            (one, other) => one == other,
+        }
+    }
+
     pub(super) const fn stage(&self) -> Stage {
         match self {
             Self::Patch(_) => Stage::Patches,
@@ -156,6 +168,15 @@ impl Operation {
             store.event(&key, &uid, Severity::Warning, "ApplyFailed", &format!("{self}: {error}")).await;
         }
     }
+}
+
+fn timeless(status: &Value) -> Value {
+    let mut status = status.clone();
+    let conditions = status.get_mut("conditions").and_then(Value::as_array_mut);
+    for condition in conditions.into_iter().flatten().filter_map(Value::as_object_mut) {
+        condition.remove("lastTransitionTime");
+    }
+    status
 }
 
 /// Tells what changed in a status, in the words of its conditions: as an Event, which is logged too.

@@ -207,3 +207,18 @@ async fn one_object_does_not_wait_for_another() {
         assert_eq!(stand.tries(), n + 1);
     }
 }
+
+#[test]
+fn a_status_that_differs_by_its_times_alone_is_the_same_try() {
+    let at = |time: &str, reason: &str| {
+        let condition = json!({ "type": "Ready", "reason": reason, "lastTransitionTime": time });
+        let write = StatusWrite {
+            uid: "1".to_owned(),
+            status: json!({ "conditions": [condition] }),
+            transitions: Vec::new(),
+        };
+        Operation::Status { key: ObjectKey::cluster(Kind::TrustDomainPeer, "north"), write }
+    };
+    assert!(at("10:00", "A").is_again(&at("10:01", "A")));
+    assert!(!at("10:00", "A").is_again(&at("10:00", "B")));
+}

@@ -9,7 +9,7 @@ use tokio::sync::{mpsc, watch};
 use tokio_util::sync::CancellationToken;
 
 use super::Index;
-use super::bootstrap::{Bootstraps, Wanted};
+use super::bootstrap::{self, Bootstraps, Wanted};
 use crate::bundle::watch::RefreshHandle;
 use crate::model::endpoint::{EndpointState, MonitorTarget};
 use crate::model::own::Identity;
@@ -149,17 +149,9 @@ async fn sleep_until(at: Option<Timestamp>, clock: fn() -> Timestamp) {
 
 fn publish(index: &Index, plan: Plan, outputs: &Outputs) {
     let world = index.world();
-    let wanted: Wanted = world
-        .peers
-        .values()
-        .filter_map(|peer| {
-            let object = plan::status::trust_domain_peer::bootstrap_object(peer, &world.settings.namespace)?;
-            Some((peer.trust_domain.clone(), object))
-        })
-        .collect();
     let ready = world.is_read() && world.identity.is_some() && world.spire.is_some();
     plan.ask_again.iter().for_each(|trust_domain| outputs.ask_again.refresh(trust_domain));
-    set(&outputs.bootstraps, wanted);
+    set(&outputs.bootstraps, bootstrap::wanted(world));
     set(&outputs.links, Arc::new(plan.links.clone()));
     // after the links: who takes it for leave to talk to peers must know them by then
     set(&outputs.ready, ready);

@@ -2,6 +2,8 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
+use serde_json::json;
+
 use super::{ObjectKey, TrustDomain};
 
 /// The annotation on a registration that records what the agent did to its `federatesWith`:
@@ -31,6 +33,18 @@ pub struct Record {
     pub added: BTreeSet<TrustDomain>,
     /// Names the agent took away while the peer's bundle would harm the workload, to be put back.
     pub suspended: BTreeSet<TrustDomain>,
+}
+
+impl Record {
+    /// The annotation's text; `None` where there is nothing to record.
+    #[must_use]
+    pub fn to_annotation(&self) -> Option<String> {
+        if *self == Self::default() {
+            return None;
+        }
+        let names = |set: &BTreeSet<TrustDomain>| set.iter().map(ToString::to_string).collect::<Vec<_>>();
+        Some(json!({ "added": names(&self.added), "suspended": names(&self.suspended) }).to_string())
+    }
 }
 
 impl Registration {

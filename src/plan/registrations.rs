@@ -3,8 +3,6 @@
 //! The list has no merge key, so it is changed by JSON patches that hold for one resourceVersion; an annotation
 //! records what was added or suspended. SPIRE issues new SVIDs at every change: none is made without need.
 
-use std::collections::BTreeSet;
-
 use serde_json::json;
 
 use super::Patch;
@@ -202,11 +200,9 @@ fn edit(registration: &Registration, peer: &Peer, want: Want, names: &mut Vec<St
 
 fn record_ops(registration: &Registration, record: &Record) -> Vec<PatchOp> {
     let path = pointer(&["metadata", "annotations", ANNOTATION_RECORD]);
-    if record == &Record::default() {
+    let Some(text) = record.to_annotation() else {
         return vec![PatchOp::Remove { path }];
-    }
-    let list = |set: &BTreeSet<TrustDomain>| set.iter().map(ToString::to_string).collect::<Vec<_>>();
-    let text = json!({ "added": list(&record.added), "suspended": list(&record.suspended) }).to_string();
+    };
     let mut ops = Vec::new();
     if !registration.has_annotations {
         ops.push(PatchOp::Add { path: "/metadata/annotations".to_owned(), value: json!({}) });

@@ -7,7 +7,6 @@
 #![allow(clippy::result_large_err, reason = "there is one answer an object, and the other is larger")]
 
 pub mod federated_service;
-pub mod federated_trust_domain;
 pub mod field;
 pub mod imported_service;
 pub mod registration;

@@ -3,7 +3,7 @@
 use std::collections::BTreeSet;
 
 use serde::Deserialize;
-use serde_json::{Value, json};
+use serde_json::Value;
 
 use super::field::Problem;
 use super::{reject, spec};
@@ -61,16 +61,6 @@ fn record(text: &str) -> Record {
             .collect()
     };
     Record { added: trust_domains("added"), suspended: trust_domains("suspended") }
-}
-
-/// The annotation for a record: what [`parse`] reads back. `None` where there is nothing to remember.
-#[must_use]
-pub fn annotation_of(record: &Record) -> Option<String> {
-    if record.added.is_empty() && record.suspended.is_empty() {
-        return None;
-    }
-    let names = |set: &BTreeSet<TrustDomain>| set.iter().map(ToString::to_string).collect::<Vec<_>>();
-    Some(json!({ "added": names(&record.added), "suspended": names(&record.suspended) }).to_string())
 }
 
 #[cfg(test)]

@@ -1,6 +1,5 @@
 use serde_json::{Value, json};
 
-use super::super::federated_trust_domain;
 use super::super::tests::object;
 use super::*;
 use crate::model::object::Kind;
@@ -63,12 +62,12 @@ fn a_record_that_cannot_be_read_is_empty() {
 
 #[test]
 fn a_record_is_read_as_it_was_written() {
-    assert_eq!(annotation_of(&Record::default()), None);
+    assert_eq!(Record::default().to_annotation(), None);
     let record = Record {
         added: [td("west.example"), td("north.example")].into(),
         suspended: [td("south.example")].into(),
     };
-    let text = annotation_of(&record).unwrap();
+    let text = record.to_annotation().unwrap();
     assert_eq!(text, r#"{"added":["north.example","west.example"],"suspended":["south.example"]}"#);
     let mut given = registration(json!({}));
     given.meta.annotations.insert(ANNOTATION_RECORD.to_owned(), text);
@@ -86,23 +85,5 @@ fn a_registration_of_another_shape_is_rejected() {
     ] {
         let message = parse(&registration(spec)).unwrap_err().message;
         assert!(message.starts_with(field), "{message}");
-    }
-}
-
-#[test]
-fn a_cluster_federated_trust_domain_is_read_by_name_and_bundle() {
-    let read =
-        |spec| federated_trust_domain::parse(&object(Kind::ClusterFederatedTrustDomain, None, "w", spec));
-    let given = read(json!({
-        "trustDomain": "west.example", "bundleEndpointURL": "https://x", "className": "c", "trustDomainBundle": "{}",
-    }))
-    .unwrap();
-    assert_eq!((given.trust_domain, given.class_name), (td("west.example"), "c".to_owned()));
-    assert_eq!(given.bundle.as_deref(), Some("{}"), "as it stands there");
-    let bare = read(json!({ "trustDomain": "west.example", "trustDomainBundle": "" })).unwrap();
-    assert_eq!((bare.class_name.as_str(), bare.bundle), ("", None));
-    for name in ["", "West.example", "x y"] {
-        let message = read(json!({ "trustDomain": name })).unwrap_err().message;
-        assert!(message.starts_with("spec.trustDomain: "), "{message}");
     }
 }

@@ -182,7 +182,6 @@ fn parse_as_all(object: &Object) {
     }
     let _ = imported_service::parse(object);
     let _ = registration::parse(object);
-    let _ = federated_trust_domain::parse(object);
     let _ = schema::unknown_fields(object);
 }
 

@@ -191,6 +191,9 @@ impl Watcher {
             // What descends from the bundle before is not the peer's any more, by the operator's word.
             state.latest_usable = None;
         }
+        if let Some(bootstrap) = &target.bootstrap {
+            state.descends_from = Some(bootstrap.digest());
+        }
         self.shared.publish(trust_domain, &cancel, &state, || {
             // what was changed to mend a failure is tried at once, and so is another endpoint
             let at_once = state.failure.is_some() || state.since.is_none();
@@ -261,18 +264,19 @@ impl Poll {
     async fn poll(&mut self) {
         loop {
             let due = self.course.get().next.unwrap_or_else(Instant::now);
-            tokio::select! {
-                () = tokio::time::sleep_until(due) => {}
-                () = self.waker.notified() => {}
-            }
+            let in_turn = tokio::select! {
+                () = tokio::time::sleep_until(due) => true,
+                () = self.waker.notified() => false,
+            };
             if let Some(last) = self.course.get().last {
                 tokio::time::sleep_until(last + REFRESH_SPACING.min(self.shared.limits.min_interval)).await;
             }
-            self.fetch().await;
+            self.fetch(in_turn).await;
         }
     }
 
-    async fn fetch(&mut self) {
+    /// Fetches, and publishes what that showed. Only fetches in turn add to what is counted: others may be many.
+    async fn fetch(&mut self, in_turn: bool) {
         let Ok(_permit) = self.shared.fetches.acquire().await else { return };
         self.course.update(|course| course.last = Some(Instant::now()));
         let target = &self.target;
@@ -291,6 +295,10 @@ impl Poll {
         let fetched = fetched.map(|fetched| fetched.bundle);
         let mut state = observe(&self.state, fetched, (self.shared.clock)());
         state.asked_at = Some(now);
+        if !in_turn {
+            state.good_in_a_row = state.good_in_a_row.min(self.state.good_in_a_row);
+            state.unchanged = state.unchanged.min(self.state.unchanged.max(1));
+        }
         self.report(&state);
         self.state = state;
         let wait = next_poll(&self.state, &self.shared.limits, rand::random_range(0..=1000));

@@ -99,6 +99,9 @@ impl Index {
         self.world.own_history.observe(identity.bundle.digest(), self.world.now);
         self.world.identity = Some(identity);
         if first {
+            // What was read without knowing who we are was not checked against that: it is no last good version.
+            self.world.peers.clear();
+            self.world.services.clear();
             let services: Vec<Arc<Object>> = self.services.values().cloned().collect();
             for object in services {
                 self.apply(object);

@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use jiff::Timestamp;
 
-use super::{Bundle, SpiffeId, TrustDomain};
+use super::{Bundle, BundleDigest, SpiffeId, TrustDomain};
 
 /// The URL of a bundle endpoint: `https`, with a host, without user information (section 5.2.1.2). Bounded to 2,048 bytes.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -179,6 +179,8 @@ pub struct EndpointState {
     pub alarms: Vec<BundleAlarm>,
     /// Successful fetches of a usable bundle since the last one that was not.
     pub good_in_a_row: u32,
+    /// The bootstrap bundle under which all of this was fetched.
+    pub descends_from: Option<BundleDigest>,
     /// How often in a row the endpoint served the same bundle again.
     pub unchanged: u32,
     /// When the last fetch that ended had begun.

@@ -69,6 +69,11 @@ pub struct PeerMemory {
     pub flaps: u32,
     /// Since when, while ending, no registration entry federates any more.
     pub drained_since: Option<Timestamp>,
+    /// How often in a row SPIRE's bundle was found not to be what the endpoint serves, and when last.
+    pub turns: u32,
+    pub last_turn: Option<Timestamp>,
+    /// Until when such changes are left alone.
+    pub quiet_until: Option<Timestamp>,
     /// Set while SPIRE and the peer's endpoint differ.
     pub differs: Option<Difference>,
     /// Since when there has been no exchange with the peer.

@@ -64,8 +64,9 @@ pub fn stage(world: &World, peer: &Peer) -> Option<Stage> {
     if let Some(object) = relationship_object(world, peer) {
         return Some(Stage::Relationship(object.to_string()));
     }
-    if let Some(other) = super::relationship::foreign(world, peer) {
-        return Some(Stage::Relationship(format!("{other}, which is not ours: delete it,")));
+    if super::relationship::foreign(world, peer).is_some() {
+        // Someone else's relationship goes on, and its bundle with it.
+        return Some(generated_or_done(world, peer));
     }
     if spire.relationships.contains_key(trust_domain) {
         return Some(Stage::Relationship(format!("SPIRE's relationship with {trust_domain}")));
@@ -83,8 +84,14 @@ pub fn stage(world: &World, peer: &Peer) -> Option<Stage> {
     if spire.bundles.contains_key(trust_domain) {
         return Some(Stage::Bundle);
     }
-    let generated = generated_for(world, peer);
-    Some(if generated > 0 { Stage::Generated(generated) } else { Stage::Done })
+    Some(generated_or_done(world, peer))
+}
+
+fn generated_or_done(world: &World, peer: &Peer) -> Stage {
+    match generated_for(world, peer) {
+        0 => Stage::Done,
+        generated => Stage::Generated(generated),
+    }
 }
 
 /// Our own relationship object.
@@ -136,7 +143,8 @@ impl Stage {
             Self::Relationship(what) => format!("for {what} to be deleted"),
             Self::Entries(ids) => format!(
                 "for registration entries that still federate with {trust_domain}: {}; where the agent did not add \
-                 that, it does not take it away: remove {trust_domain} from their federatesWith",
+                 that, or they are not selected any more, it does not take it away: remove {trust_domain} from their \
+                 federatesWith, or select them in spec.federatesWith",
                 ids.join(", ")
             ),
             Self::Drain(until) => format!("until {until}, for SPIRE's agents to follow"),

@@ -13,7 +13,7 @@ use crate::model::{ObjectKey, Peer, World};
 /// Adds the finalizer to peers in use, before anything else is done for them; takes it away at the end.
 #[must_use]
 pub fn patches(world: &World) -> Vec<Patch> {
-    if !world.is_read() {
+    if !world.is_read() || world.identity.is_none() {
         return Vec::new();
     }
     let peers = world.peers.values().filter_map(|peer| for_peer(world, peer));

@@ -2,12 +2,18 @@
 //! stale. Pure: the memory comes in with the world and goes out again.
 
 use std::collections::BTreeMap;
+use std::time::Duration;
 
 use crate::model::world::{Difference, PeerMemory, Poisoned};
 use crate::model::{Peer, TrustDomain, World};
 
 /// The hold-back doubles with each flap up to this power of two.
 const MAX_DOUBLINGS: u32 = 6;
+
+/// Changes of SPIRE's bundle that are followed at once; beyond them each is left alone for longer.
+const FREE_TURNS: u32 = 3;
+/// Seconds of calm after which changes are followed at once again.
+const CALM: i64 = 600;
 
 /// The memory after this world was seen. Peers that are gone are forgotten.
 #[must_use]
@@ -38,7 +44,8 @@ fn poison(world: &World, peer: &Peer, memory: &mut PeerMemory) {
     let trust_domain = &peer.trust_domain;
     let stored = spire.bundles.get(trust_domain);
     let endpoint = world.endpoints.get(trust_domain);
-    let served = endpoint.and_then(|state| state.latest.as_ref());
+    // What was served before the endpoint fell silent may have expired since, without anyone's doing.
+    let served = endpoint.filter(|state| state.failure.is_none()).and_then(|state| state.latest.as_ref());
     let good = endpoint.map_or(0, |state| state.good_in_a_row);
     let cause = if stored.is_some_and(|bundle| !bundle.is_usable_at(world.now)) {
         Some("the bundle in SPIRE has no usable X.509 authority")
@@ -98,9 +105,20 @@ fn differ(world: &World, peer: &Peer, memory: &mut PeerMemory) {
     let served = super::relationship::served(world, peer).map(|bundle| bundle.digest());
     if served.is_none() || served == stored {
         memory.differs = None;
-    } else if memory.differs.as_ref().is_none_or(|before| before.stored != stored) {
-        memory.differs = Some(Difference { stored, since: world.now });
+        return;
     }
+    if memory.differs.as_ref().is_some_and(|before| before.stored == stored) {
+        return;
+    }
+    // An endpoint that serves another bundle at each request would have SPIRE write without end.
+    let again = memory.last_turn.is_some_and(|last| world.now.as_second() - last.as_second() <= CALM);
+    memory.turns = if again { memory.turns.saturating_add(1) } else { 0 };
+    memory.last_turn = Some(world.now);
+    let pause = (1u64 << memory.turns.min(6)).min(world.settings.poll_interval.as_secs());
+    if memory.turns > FREE_TURNS {
+        memory.quiet_until = world.now.saturating_add(Duration::from_secs(pause)).ok();
+    }
+    memory.differs = Some(Difference { stored, since: world.now });
 }
 
 fn away(world: &World, peer: &Peer, memory: &mut PeerMemory) {

@@ -151,7 +151,10 @@ fn relationships(world: &World) -> Relations {
                 peer.trust_domain, object.key
             );
             blocked.insert(peer.trust_domain.clone(), why);
-            continue;
+            // What stands there stays; nothing new is put beside an object that is obeyed.
+            if !world.objects.contains_key(&object.key) {
+                continue;
+            }
         }
         match generated::claim(world, &object.key) {
             Err(why) => {
@@ -208,9 +211,11 @@ fn wake_at(world: &World, services: &services::ServicesPlan) -> Option<Timestamp
     // Bundles become unusable by time alone.
     let bundles = world.spire.iter().flat_map(|spire| spire.bundles.values());
     let expiries = bundles.flat_map(|bundle| bundle.authorities().map(|a| a.not_after()));
+    let rests = world.memory.values().filter_map(|memory| memory.quiet_until);
     let asked = (!ask_again(world).is_empty()).then(|| world.now.saturating_add(ASK_AGAIN).ok()).flatten();
     let after = |at: Timestamp| at.saturating_add(Duration::from_secs(1)).unwrap_or(at);
-    let all = verdicts.chain(drains).chain(services.wake_at).chain(expiries.map(after)).chain(asked);
+    let all =
+        verdicts.chain(drains).chain(services.wake_at).chain(expiries.map(after)).chain(rests).chain(asked);
     all.filter(|at| *at > world.now).min()
 }
 

@@ -111,6 +111,11 @@ pub fn added_for(world: &World, trust_domain: &TrustDomain) -> Added {
 #[must_use]
 pub fn unselected(world: &World, peer: &Peer) -> Vec<String> {
     let foreign = |r: &&std::sync::Arc<Registration>| r.names(&peer.trust_domain) && !selects(peer, r);
+    if world.settings.relationships == Relationships::ServerApi {
+        let federating = world.spire.iter().flat_map(|spire| spire.federating_with(&peer.trust_domain));
+        let unselected = federating.filter(|entry| !selects_entry(world, peer, entry));
+        return unselected.map(|entry| entry.spiffe_id.to_string()).collect();
+    }
     world.registrations.values().filter(foreign).map(|r| r.key.to_string()).collect()
 }
 

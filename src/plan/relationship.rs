@@ -8,7 +8,7 @@ use serde_json::json;
 use super::ending;
 use super::generated;
 use crate::bundle::document;
-use crate::model::endpoint::EndpointProfile;
+use crate::model::endpoint::{EndpointProfile, EndpointState};
 use crate::model::object::{Kind, ObjectKey};
 use crate::model::peer::Bootstrap;
 use crate::model::trust::{Relationship, SpireAction};
@@ -33,11 +33,22 @@ pub fn foreign<'a>(world: &'a World, peer: &Peer) -> Option<&'a ObjectKey> {
         let named = object.spec().and_then(|spec| spec.get("trustDomain"));
         named.and_then(|value| value.as_str()) == Some(peer.trust_domain.as_str())
     };
+    // One of another class is another controller's, of another SPIRE.
+    let class = |object: &Object| {
+        let class = object.spec().and_then(|spec| spec.get("className")).and_then(|value| value.as_str());
+        class.is_none_or(|class| class.is_empty() || class == world.settings.spire_class_name)
+    };
+    // Ours, where it is the older one, is obeyed.
+    let ours = world.objects.get(&own).filter(|ours| ours.is_generated_by(&world.settings.instance));
+    let is_younger = |object: &Object| ours.is_some_and(|ours| ours.meta.created < object.meta.created);
     world
         .objects
         .iter()
         .filter(|(key, _)| key.kind == Kind::ClusterFederatedTrustDomain && **key != own)
-        .find(|(_, object)| !object.is_generated_by(&world.settings.instance) && names(object))
+        .find(|(_, object)| {
+            let others = !object.is_generated_by(&world.settings.instance);
+            others && names(object) && class(object) && !is_younger(object)
+        })
         .map(|(key, _)| key)
 }
 
@@ -90,8 +101,16 @@ fn bootstrap_digest(world: &World, peer: &Peer) -> String {
 /// The freshest bundle of the peer that was verified by the rules of its own endpoint, and can verify an SVID.
 #[must_use]
 pub fn freshest(world: &World, peer: &Peer) -> Option<Arc<Bundle>> {
-    let fetched = world.endpoints.get(&peer.trust_domain).and_then(|state| state.latest_usable.clone());
-    fetched.or_else(|| persisted(world, peer)).or_else(|| bootstrap(world, peer))
+    let given = bootstrap(world, peer);
+    // What was fetched under a bootstrap bundle that the operator has replaced is not the peer's any more.
+    let descends = |state: &&EndpointState| {
+        given.as_ref().is_none_or(|given| state.descends_from == Some(given.digest()))
+    };
+    let state = world.endpoints.get(&peer.trust_domain).filter(descends);
+    let fetched = state.and_then(|state| state.latest_usable.clone());
+    let known: Vec<Arc<Bundle>> = fetched.into_iter().chain(persisted(world, peer)).chain(given).collect();
+    // Where all have expired meanwhile, nothing better is known.
+    known.iter().find(|bundle| bundle.is_usable_at(world.now)).or(known.first()).cloned()
 }
 
 /// What the endpoint serves now, as far as is known, if that is usable: it may be given to SPIRE where that holds none
@@ -109,13 +128,20 @@ pub fn is_to_be_asked(world: &World, peer: &Peer) -> bool {
     let differs = world.memory.get(&peer.trust_domain).and_then(|memory| memory.differs.as_ref());
     let asked_at = world.endpoints.get(&peer.trust_domain).and_then(|state| state.asked_at);
     differs.is_some_and(|difference| asked_at.is_none_or(|at| at <= difference.since))
+        && !is_restless(world, peer)
+}
+
+/// Whether what SPIRE and the endpoint hold changed so often that it is left alone for a while.
+fn is_restless(world: &World, peer: &Peer) -> bool {
+    let quiet_until = world.memory.get(&peer.trust_domain).and_then(|memory| memory.quiet_until);
+    quiet_until.is_some_and(|until| world.now < until)
 }
 
 /// What the endpoint serves and SPIRE does not hold, though the endpoint was asked after SPIRE was read.
 #[must_use]
 pub fn ahead_of_spire(world: &World, peer: &Peer) -> Option<Arc<Bundle>> {
     world.memory.get(&peer.trust_domain)?.differs.as_ref()?;
-    if is_to_be_asked(world, peer) { None } else { served(world, peer) }
+    if is_to_be_asked(world, peer) || is_restless(world, peer) { None } else { served(world, peer) }
 }
 
 /// The relationship's object; `None` until there is something to make it of, and once it is to end.

@@ -303,6 +303,71 @@ fn spire_that_is_ahead_of_us_is_left_alone() {
 }
 
 #[test]
+fn an_endpoint_that_serves_another_bundle_each_time_is_left_alone_for_longer() {
+    let mut scene = Scene::related();
+    let shared = Ca::new();
+    let mut asked = 0;
+    for _ in 0..120 {
+        let next = Bundle::new(td(EAST), [shared.authority(), Ca::new().authority()]);
+        scene.serves(Arc::new(next), 5);
+        asked += scene.actions().len();
+        // SPIRE follows, and gets another one.
+        let other = Bundle::new(td(EAST), [shared.authority(), Ca::new().authority()]);
+        scene.spire(|spire, _| {
+            spire.bundles.insert(td(EAST), Arc::new(other));
+        });
+    }
+    assert!((3..12).contains(&asked), "{asked} in two to four minutes");
+}
+
+#[test]
+fn an_old_answer_of_a_silent_endpoint_poisons_nothing() {
+    let mut scene = Scene::related();
+    scene.pass(1);
+    scene.write_patches();
+    let state = Arc::make_mut(&mut scene.world.endpoints).get_mut(&td(EAST)).unwrap();
+    state.latest = Some(empty());
+    state.failure =
+        Some(FetchFailure { problem: FetchProblem::EndpointUnreachable, message: "gone".to_owned() });
+    scene.pass(1);
+    assert_eq!(scene.write_patches(), 0, "SPIRE holds a usable bundle");
+}
+
+#[test]
+fn a_bootstrap_bundle_that_was_replaced_starts_over() {
+    let mut scene = Scene::related();
+    let bundle_of = |scene: &Scene| relationship::freshest(&scene.world, &scene.peer());
+    assert_eq!(bundle_of(&scene), Some(Arc::clone(&scene.east)));
+    let given = Ca::new().bundle(EAST);
+    let inline = Arc::clone(&given);
+    scene.change_peer(|peer| peer.bootstrap = Some(crate::model::peer::Bootstrap::Inline(inline)));
+    assert_eq!(bundle_of(&scene), Some(given), "what was fetched before descends from another");
+}
+
+#[test]
+fn what_stands_is_not_pruned_for_someone_elses_object() {
+    let mut scene = Scene::related();
+    let mut ours = relationship::object(&scene.world, &scene.peer()).unwrap();
+    ours.meta.created = Some(now());
+    let key = ObjectKey::cluster(Kind::ClusterFederatedTrustDomain, "by-hand");
+    let other = |created: i64, class: &str| {
+        let spec = json!({ "trustDomain": EAST, "className": class });
+        let mut other = crate::model::Object::desired(key.clone(), spec);
+        other.meta.created = Timestamp::from_second(now().as_second() + created).ok();
+        other
+    };
+    scene.world = scene.world.clone().with_object(ours);
+    for (created, class, blocked) in [(-10, "", true), (10, "", false), (-10, "another", false)] {
+        scene.world = scene.world.clone().with_object(other(created, class));
+        scene.pass(1);
+        let plan = plan(&scene.world);
+        assert!(plan.prune.is_empty(), "{created} {class}");
+        let status = plan.statuses.values().next().unwrap().status.to_string();
+        assert_eq!(status.contains("ObjectNotOurs"), blocked, "{created} {class}: {status}");
+    }
+}
+
+#[test]
 fn nothing_is_begun_before_the_finalizer_stands() {
     let mut scene = Scene::related();
     scene.change_peer(|peer| peer.finalizers.clear());

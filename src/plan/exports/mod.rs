@@ -16,6 +16,7 @@ use crate::api::v1alpha1::conditions::{ClientsEnforcedReason, ExportedReason, Se
 use crate::istio::authorization_policy::MAX_RULES;
 use crate::model::object::Kind;
 use crate::model::service::{GatewayAddress, GatewayType, RemotePort, RemoteService, TlsMode};
+use crate::model::world::Rejected;
 use crate::model::{NamespacedName, ObjectKey, Service, ServiceName, TrustDomain, World};
 
 use super::selectors::DisjointSelectors;
@@ -248,6 +249,11 @@ fn export(
     });
     let to = |td| report.exported.clone().and_then(|()| to_peer(world, service, td));
     report.to = service.exported_to.iter().map(|td| (td.clone(), to(td))).collect();
+    let nowhere = report.to.values().all(Result::is_err);
+    if nowhere && service.exported_to.iter().any(|td| is_unreadable(world, td)) {
+        // Its TrustDomainPeer cannot be read now: what is out to it stays.
+        exports.held.insert(service.object.clone());
+    }
     if report.exported.is_ok() && report.to.values().all(Result::is_err) {
         report.exported = report.to.values().next().cloned().unwrap_or(Ok(()));
     }
@@ -365,6 +371,13 @@ fn gateways(service: &Service, warnings: &mut Vec<ExportProblem>) -> Vec<Gateway
         }
     }
     carrying.into_iter().collect()
+}
+
+/// Whether a TrustDomainPeer names this trust domain, but is malformed, and no good version of it is known.
+fn is_unreadable(world: &World, td: &TrustDomain) -> bool {
+    let names =
+        |rejected: &Rejected| rejected.trust_domain.as_ref() == Some(td) && rejected.deletion.is_none();
+    !world.peers.contains_key(td) && world.rejected.values().any(names)
 }
 
 fn to_peer(world: &World, service: &Service, td: &TrustDomain) -> Result<(), ExportProblem> {

@@ -2,7 +2,7 @@
 //!
 //! The plan says what is to be written now, by comparison with what was seen; what was done is not done again until
 //! the watch has had time to show it, and what failed is tried again, later each time. What a peer can cause is paced:
-//! however often it changes its word, each object is written once a second at most, with what is planned then.
+//! however often it changes its word, each object is written once a second at most after a few, with what is planned then.
 
 mod operation;
 mod refresh;

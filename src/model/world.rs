@@ -158,6 +158,13 @@ impl World {
         }
     }
 
+    /// The observed objects of one kind, without a look at the others.
+    pub fn of_kind(&self, kind: Kind) -> impl Iterator<Item = (&ObjectKey, &Arc<Object>)> {
+        // Keys are ordered by kind first.
+        let from = ObjectKey { kind, namespace: None, name: String::new() };
+        self.objects.range(from..).take_while(move |(key, _)| key.kind == kind)
+    }
+
     /// Our trust domain, once the Workload API told.
     #[must_use]
     pub fn own_trust_domain(&self) -> Option<&TrustDomain> {

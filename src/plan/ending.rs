@@ -108,10 +108,9 @@ fn generated_for(world: &World, peer: &Peer) -> usize {
     let label = super::generated::label_value(peer.trust_domain.as_str());
     let of_peer = |object: &&std::sync::Arc<crate::model::Object>| {
         object.is_generated_by(&world.settings.instance)
-            && object.key.kind == Kind::ImportedService
             && object.meta.labels.get(crate::model::object::LABEL_PEER) == Some(&label)
     };
-    world.objects.values().filter(of_peer).count()
+    world.of_kind(Kind::ImportedService).map(|(_, object)| object).filter(of_peer).count()
 }
 
 impl Stage {

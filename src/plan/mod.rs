@@ -104,6 +104,7 @@ pub fn plan(world: &World) -> Plan {
         .collect();
     let services = services::services(world, &ending);
     let links = links::links(world, &services);
+    let ask_again = ask_again(world);
     let (relationships, blocked) = relationships(world);
     let mut objects = services.objects.clone();
     objects.extend(relationships);
@@ -129,8 +130,8 @@ pub fn plan(world: &World) -> Plan {
         spire,
         monitors: monitors::monitors(world),
         statuses: statuses(world, &services, &links, &blocked),
-        ask_again: ask_again(world),
-        wake_at: wake_at(world, &services),
+        wake_at: wake_at(world, &services, &ask_again),
+        ask_again,
         links,
         objects,
     }
@@ -202,7 +203,11 @@ fn statuses(
     statuses
 }
 
-fn wake_at(world: &World, services: &services::ServicesPlan) -> Option<Timestamp> {
+fn wake_at(
+    world: &World,
+    services: &services::ServicesPlan,
+    ask_again: &BTreeSet<TrustDomain>,
+) -> Option<Timestamp> {
     let verdicts = world.peers.values().filter_map(|peer| verdict::wake_at(world, peer));
     let drains = world.peers.values().filter_map(|peer| match ending::stage(world, peer) {
         Some(ending::Stage::Drain(until)) => Some(until),
@@ -212,7 +217,7 @@ fn wake_at(world: &World, services: &services::ServicesPlan) -> Option<Timestamp
     let bundles = world.spire.iter().flat_map(|spire| spire.bundles.values());
     let expiries = bundles.flat_map(|bundle| bundle.authorities().map(|a| a.not_after()));
     let rests = world.memory.values().filter_map(|memory| memory.quiet_until);
-    let asked = (!ask_again(world).is_empty()).then(|| world.now.saturating_add(ASK_AGAIN).ok()).flatten();
+    let asked = (!ask_again.is_empty()).then(|| world.now.saturating_add(ASK_AGAIN).ok()).flatten();
     let after = |at: Timestamp| at.saturating_add(Duration::from_secs(1)).unwrap_or(at);
     let all =
         verdicts.chain(drains).chain(services.wake_at).chain(expiries.map(after)).chain(rests).chain(asked);

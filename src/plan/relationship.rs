@@ -42,9 +42,8 @@ pub fn foreign<'a>(world: &'a World, peer: &Peer) -> Option<&'a ObjectKey> {
     let ours = world.objects.get(&own).filter(|ours| ours.is_generated_by(&world.settings.instance));
     let is_younger = |object: &Object| ours.is_some_and(|ours| ours.meta.created < object.meta.created);
     world
-        .objects
-        .iter()
-        .filter(|(key, _)| key.kind == Kind::ClusterFederatedTrustDomain && **key != own)
+        .of_kind(Kind::ClusterFederatedTrustDomain)
+        .filter(|(key, _)| **key != own)
         .find(|(_, object)| {
             let others = !object.is_generated_by(&world.settings.instance);
             others && names(object) && class(object) && !is_younger(object)
@@ -108,9 +107,14 @@ pub fn freshest(world: &World, peer: &Peer) -> Option<Arc<Bundle>> {
     };
     let state = world.endpoints.get(&peer.trust_domain).filter(descends);
     let fetched = state.and_then(|state| state.latest_usable.clone());
-    let known: Vec<Arc<Bundle>> = fetched.into_iter().chain(persisted(world, peer)).chain(given).collect();
+    let is_usable = |bundle: &Arc<Bundle>| bundle.is_usable_at(world.now);
+    if fetched.as_ref().is_some_and(is_usable) {
+        return fetched;
+    }
+    let kept = persisted(world, peer);
+    let usable = [&kept, &given].into_iter().flatten().find(|bundle| is_usable(bundle)).cloned();
     // Where all have expired meanwhile, nothing better is known.
-    known.iter().find(|bundle| bundle.is_usable_at(world.now)).or(known.first()).cloned()
+    usable.or(fetched).or(kept).or(given)
 }
 
 /// What the endpoint serves now, as far as is known, if that is usable: it may be given to SPIRE where that holds none

@@ -16,10 +16,11 @@ use crate::bundle::monitor::PollLimits;
 use crate::bundle::watch::RefreshHandle;
 use crate::clock;
 use crate::config::{AgentArgs, StoreArg};
+use crate::control::{self, Control};
 use crate::federation::{Federation, FederationConfig, Timings};
 use crate::identity::source::IdentitySource;
 use crate::identity::workload::WorkloadEndpoint;
-use crate::index::run::{Inputs, Outputs};
+use crate::index::run::{Inputs, Outputs, WorldHandle};
 use crate::index::{self, Index};
 use crate::leases;
 use crate::model::endpoint::{EndpointState, MonitorTarget};
@@ -115,7 +116,12 @@ pub async fn start(args: &AgentArgs, cancel: CancellationToken) -> anyhow::Resul
         metrics: Arc::clone(&metrics),
     };
     let targets = sources.targets(store.clone(), metrics);
-    let (plans, failures) = planning.spawn(&mut tasks, sources, &cancel);
+    let (plans, failures, worlds) = planning.spawn(&mut tasks, sources, &cancel);
+    if !args.control.as_os_str().is_empty() {
+        let control = Control { worlds, leading: leadership.leading(), replica: replica.clone() };
+        let serving = control::serve(&args.control, control, cancel.clone()).await.context("--control")?;
+        supervise(&mut tasks, serving);
+    }
     spawn_writer(
         &mut tasks,
         Applier::new(targets, plans.clone(), leadership.leading(), failures),
@@ -190,17 +196,18 @@ struct Planning {
 type Failures = Arc<BTreeMap<ObjectKey, String>>;
 
 impl Planning {
-    /// The plans, and where the writer tells what failed.
+    /// The plans, where the writer tells what failed, and whom to ask for what is known.
     fn spawn(
         self,
         tasks: &mut JoinSet<anyhow::Result<()>>,
         sources: Sources,
         cancel: &CancellationToken,
-    ) -> (watch::Receiver<Arc<Plan>>, watch::Sender<Failures>) {
+    ) -> (watch::Receiver<Arc<Plan>>, watch::Sender<Failures>, WorldHandle) {
         let (plan_sender, plans) = watch::channel(Arc::new(Plan::default()));
         let (failure_sender, failures) = watch::channel(Failures::default());
         let (wanted_sender, wanted) = watch::channel(BTreeMap::new());
         let (found_sender, found) = mpsc::channel(4);
+        let (worlds, asks) = WorldHandle::new();
         let inputs = Inputs {
             store: self.store.watch(&Kind::WATCHED),
             identity: sources.identity.subscribe(),
@@ -209,6 +216,8 @@ impl Planning {
             sessions: self.sessions,
             bootstraps: found,
             failures,
+            asks,
+            asked: Vec::new(),
         };
         let outputs = Outputs {
             plans: plan_sender,
@@ -226,7 +235,7 @@ impl Planning {
             following.await;
             Ok(())
         });
-        (plans, failure_sender)
+        (plans, failure_sender, worlds)
     }
 }
 

@@ -6,6 +6,9 @@ use std::time::Duration;
 
 use clap::Args;
 
+/// Where the control socket is by default.
+pub const CONTROL_SOCKET: &str = "/run/entente/control.sock";
+
 /// The flags of `entente agent`, each with its environment variable.
 #[derive(Args, Clone, Debug)]
 pub struct AgentArgs {
@@ -28,6 +31,10 @@ pub struct AgentArgs {
     /// Health and metrics.
     #[arg(long, env = "ENTENTE_ADMIN_LISTEN", default_value = "127.0.0.1:7480")]
     pub admin_listen: SocketAddr,
+
+    /// A Unix socket for the commands that ask or change the running agent; only its own user may open it. Empty: none.
+    #[arg(long = "control", env = "ENTENTE_CONTROL", default_value = CONTROL_SOCKET)]
+    pub control: PathBuf,
 
     /// Where ImportedServices live, and bootstrap ConfigMaps and Secrets.
     #[arg(long, env = "ENTENTE_NAMESPACE", default_value = "entente-system")]

@@ -28,6 +28,7 @@ pub mod bundle;
 pub mod cli;
 pub mod clock;
 pub mod config;
+pub mod control;
 pub mod devkit;
 pub mod federation;
 pub mod identity;

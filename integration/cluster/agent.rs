@@ -50,6 +50,7 @@ pub(crate) struct Agent {
     pub(crate) process: Process,
     listen: SocketAddr,
     admin: SocketAddr,
+    control: PathBuf,
 }
 
 impl Agent {
@@ -58,6 +59,7 @@ impl Agent {
         let listen = options.listen.unwrap_or(domain.agent_address());
         let admin = options.admin_listen.unwrap_or(domain.agent_admin_address());
         let kubeconfig = options.kubeconfig.unwrap_or_else(|| domain.kubernetes.agent_kubeconfig());
+        let control = domain.dir().join(format!("{}.sock", options.name));
         let socket = format!("unix://{}", domain.spire.server_socket().display());
         let args = [
             "agent".to_owned(),
@@ -65,6 +67,7 @@ impl Agent {
             format!("--spire-server={}", options.spire_server.unwrap_or(socket)),
             format!("--listen={listen}"),
             format!("--admin-listen={admin}"),
+            format!("--control={}", control.display()),
             format!("--namespace={AGENT_NAMESPACE}"),
         ];
         let env = [
@@ -86,12 +89,21 @@ impl Agent {
             log: domain.dir().join(format!("{}.log", options.name)),
         });
         process.start()?;
-        Ok(Self { process, listen, admin })
+        Ok(Self { process, listen, admin, control })
     }
 
     /// Where it listens for peers.
     pub(crate) const fn listen(&self) -> SocketAddr {
         self.listen
+    }
+
+    /// Runs `entente` with these arguments against this agent's control socket; its exit code, stdout and stderr.
+    pub(crate) async fn command(&self, args: &[&str]) -> Result<(i32, String, String)> {
+        let mut command = tokio::process::Command::new(env!("CARGO_BIN_EXE_entente"));
+        command.args(args).env("ENTENTE_CONTROL", &self.control).kill_on_drop(true);
+        let output = command.output().await.context("entente cannot be run")?;
+        let text = |bytes: Vec<u8>| String::from_utf8_lossy(&bytes).into_owned();
+        Ok((output.status.code().unwrap_or(-1), text(output.stdout), text(output.stderr)))
     }
 
     /// `GET path` of its admin address; status and body.

@@ -1,6 +1,8 @@
 //! The command line: one file a subcommand.
 
+mod about;
 mod agent;
+mod control;
 pub(crate) mod crds;
 mod demo;
 mod render;
@@ -36,6 +38,8 @@ enum Command {
     Render(render::RenderArgs),
     /// Show the peers and services of a trust domain.
     Status(status::StatusArgs),
+    /// Show who a running agent is.
+    About(control::ControlArgs),
     /// Print the CustomResourceDefinitions.
     Crds,
     /// Two trust domains on this machine, with embedded authorities: see a call go through.
@@ -65,6 +69,7 @@ async fn run(command: Command) -> anyhow::Result<ExitCode> {
         Command::Agent(args) => agent::run(*args).await.map(|()| ExitCode::SUCCESS),
         Command::Render(args) => render::run(&args).await.map(|()| ExitCode::SUCCESS),
         Command::Status(args) => status::run(&args).await,
+        Command::About(args) => about::run(&args).await.map(|()| ExitCode::SUCCESS),
         Command::Crds => crds::run().map(|()| ExitCode::SUCCESS),
         Command::Demo(args) => demo::run(args).await.map(|()| ExitCode::SUCCESS),
     }

@@ -7,7 +7,7 @@ use crate::model::name::is_dns_label;
 use crate::model::service::{
     Address, AppProtocol, ClientPattern, GatewayAddress, Outcome, RemotePort, RemoteService, TlsMode,
 };
-use crate::model::session::{GoodbyeReason, HeldBundle, TrustReport};
+use crate::model::session::{GoodbyeReason, HeldBundle, Trouble, TrustReport};
 use crate::model::{AuthorityId, BundleDigest, ServiceName, SpiffeId};
 use crate::proto::federation::v1 as proto;
 
@@ -27,6 +27,9 @@ const MAX_AUTHORITIES: usize = 1_000;
 const MAX_MESSAGE: usize = 1_024;
 /// Longest reason of a refused service, in bytes.
 const MAX_REASON: usize = 64;
+
+/// Most troubles that a peer may tell of.
+pub const MAX_TROUBLES: usize = 16;
 
 /// What of a frame is not well formed.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
@@ -82,7 +85,18 @@ pub fn report_from_proto(report: proto::TrustReport) -> Result<TrustReport> {
         held: held(report.held)?,
         delivered: held(report.delivered)?,
         relationship: report.relationship,
+        own: held(report.own)?,
+        receipt: held(report.receipt)?,
+        troubles: report.troubles.iter().take(MAX_TROUBLES).map(trouble_from_proto).collect(),
     })
+}
+
+fn trouble_from_proto(trouble: &proto::Trouble) -> Trouble {
+    Trouble {
+        condition: printable(&trouble.condition, MAX_REASON),
+        reason: printable(&trouble.reason, MAX_REASON),
+        message: message(&trouble.message),
+    }
 }
 
 fn held_from_proto(held: proto::HeldBundle) -> Result<HeldBundle> {
@@ -104,6 +118,17 @@ pub fn report_to_proto(report: &TrustReport) -> proto::TrustReport {
         held: report.held.as_ref().map(held),
         delivered: report.delivered.as_ref().map(held),
         relationship: report.relationship,
+        own: report.own.as_ref().map(held),
+        receipt: report.receipt.as_ref().map(held),
+        troubles: report.troubles.iter().take(MAX_TROUBLES).map(trouble_to_proto).collect(),
+    }
+}
+
+fn trouble_to_proto(trouble: &Trouble) -> proto::Trouble {
+    proto::Trouble {
+        condition: trouble.condition.clone(),
+        reason: trouble.reason.clone(),
+        message: message(&trouble.message),
     }
 }
 

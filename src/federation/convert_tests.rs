@@ -87,6 +87,7 @@ fn reports_are_held_to_their_bounds() {
         held: Some(proto::HeldBundle { digest: vec![7; digest], authority_ids: ids }),
         delivered: None,
         relationship: true,
+        ..proto::TrustReport::default()
     };
     let good = report_from_proto(held(32, vec!["00ff".into(), "00ff".into()])).unwrap();
     assert_eq!(good.held.as_ref().unwrap().authority_ids.len(), 1);

@@ -171,7 +171,7 @@ async fn connected_pair() -> (Agent, Agent) {
 
 fn report(domain: &Domain) -> TrustReport {
     let held = Some(HeldBundle::from(&*domain.bundle()));
-    TrustReport { delivered: held.clone(), held, relationship: true }
+    TrustReport { delivered: held.clone(), held, relationship: true, ..TrustReport::default() }
 }
 
 /// Everything that is said, in both directions.
@@ -607,7 +607,12 @@ async fn goodbye(mut stream: Dialled) -> Goodbye {
 
 fn hello(domain: &str) -> Body {
     let agent_version = "test".to_owned();
-    Body::Hello(Hello { protocol_version: 7, agent_version, trust_domain: domain.to_owned() })
+    Body::Hello(Hello {
+        protocol_version: 7,
+        agent_version,
+        trust_domain: domain.to_owned(),
+        ..Hello::default()
+    })
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -625,9 +630,10 @@ async fn a_peer_that_breaks_the_protocol_is_told_and_harms_no_other() {
     let snapshot = |version: Vec<u8>, services: Vec<Vec<u8>>| {
         Body::Catalogue(CatalogueSnapshot { version, services, more: true })
     };
-    let heartbeats = (0..2_000).map(|sequence| Body::Heartbeat(Heartbeat { sequence }));
+    let heartbeats =
+        (0..2_000).map(|sequence| Body::Heartbeat(Heartbeat { sequence, ..Heartbeat::default() }));
     let cases: Vec<(&str, Vec<Body>)> = vec![
-        ("before the Hello", vec![Body::Heartbeat(Heartbeat { sequence: 1 })]),
+        ("before the Hello", vec![Body::Heartbeat(Heartbeat { sequence: 1, ..Heartbeat::default() })]),
         ("Hello of trust domain", vec![hello("west.test")]),
         ("second Hello", vec![hello("north.test"), hello("north.test")]),
         ("32 bytes", vec![hello("north.test"), snapshot(vec![1], vec![])]),

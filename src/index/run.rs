@@ -5,7 +5,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use jiff::Timestamp;
-use tokio::sync::{mpsc, watch};
+use tokio::sync::{mpsc, oneshot, watch};
 use tokio_util::sync::CancellationToken;
 
 use super::Index;
@@ -15,13 +15,35 @@ use crate::model::endpoint::{EndpointState, MonitorTarget};
 use crate::model::own::Identity;
 use crate::model::session::{LinkPlan, SessionState};
 use crate::model::trust::SpireState;
-use crate::model::{ObjectKey, TrustDomain};
+use crate::model::{ObjectKey, TrustDomain, World};
 use crate::observe::metrics::Metrics;
 use crate::plan::{self, Plan};
 use crate::store::Event;
 
 /// How long changes are gathered before they are planned for.
 const GATHER: Duration = Duration::from_millis(20);
+
+/// Asks for everything that is known.
+#[derive(Clone, Debug)]
+pub struct WorldHandle(mpsc::Sender<Ask>);
+
+type Ask = oneshot::Sender<Arc<World>>;
+
+impl WorldHandle {
+    /// A handle, and where its questions come in.
+    #[must_use]
+    pub fn new() -> (Self, mpsc::Receiver<Ask>) {
+        let (asks, asked) = mpsc::channel(16);
+        (Self(asks), asked)
+    }
+
+    /// What is known now; nothing once the agent stops.
+    pub async fn now(&self) -> Option<Arc<World>> {
+        let (ask, answer) = oneshot::channel();
+        self.0.send(ask).await.ok()?;
+        answer.await.ok()
+    }
+}
 
 /// Where the world comes from.
 #[derive(Debug)]
@@ -33,6 +55,10 @@ pub struct Inputs {
     pub sessions: watch::Receiver<Arc<BTreeMap<TrustDomain, SessionState>>>,
     pub bootstraps: mpsc::Receiver<Bootstraps>,
     pub failures: watch::Receiver<Arc<BTreeMap<ObjectKey, String>>>,
+    /// Who asks for the world as it is.
+    pub asks: mpsc::Receiver<Ask>,
+    /// Who has asked, and is answered after the next plan.
+    pub asked: Vec<Ask>,
 }
 
 /// Who acts on plans.
@@ -89,6 +115,13 @@ pub async fn run(
         let plan = plan::plan(world);
         wake_at = plan.wake_at.into_iter().chain(told_again).min();
         publish(&index, plan, &outputs);
+        if !inputs.asked.is_empty() {
+            let world = Arc::new(index.world().clone());
+            for ask in inputs.asked.drain(..) {
+                // who asked may have gone
+                let _ = ask.send(Arc::clone(&world));
+            }
+        }
     }
 }
 
@@ -103,6 +136,7 @@ fn while_running(taken: anyhow::Result<()>, cancel: &CancellationToken) -> anyho
 /// Waits for one source to have news, and takes it in.
 async fn take(index: &mut Index, inputs: &mut Inputs) -> anyhow::Result<()> {
     tokio::select! {
+        Some(ask) = inputs.asks.recv() => inputs.asked.push(ask),
         event = inputs.store.recv() => index.store(event.ok_or_else(|| ended("the store"))?),
         changed = inputs.identity.changed() => {
             changed.map_err(|_| ended("the Workload API client"))?;
@@ -197,6 +231,8 @@ mod tests {
             sessions: watch::channel(Arc::default()).1,
             bootstraps: mpsc::channel(1).1,
             failures: watch::channel(Arc::default()).1,
+            asks: mpsc::channel(1).1,
+            asked: Vec::new(),
         };
         let outputs = Outputs {
             plans: watch::Sender::new(Arc::default()),

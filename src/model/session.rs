@@ -24,6 +24,22 @@ pub struct TrustReport {
     pub delivered: Option<HeldBundle>,
     /// Whether the sender's SPIRE has a relationship with the receiver.
     pub relationship: bool,
+    /// The sender's own bundle, as its SPIRE server holds it: a notice that there is something to fetch, never a source
+    /// of trust.
+    pub own: Option<HeldBundle>,
+    /// The receipt: the receiver's bundle that every SPIRE server of the sender holds, and that its SPIRE agents have had
+    /// time to follow.
+    pub receipt: Option<HeldBundle>,
+    /// What is wrong with the relationship on the sender's side.
+    pub troubles: Vec<Trouble>,
+}
+
+/// A condition that is not True on the side that tells of it. As a peer says it: bounded, and printable.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Trouble {
+    pub condition: String,
+    pub reason: String,
+    pub message: String,
 }
 
 /// Why a side ends the exchange.
@@ -132,6 +148,9 @@ pub struct SessionState {
     pub catalogue: Option<Arc<Catalogue>>,
     /// The peer's answer to our catalogue of that version.
     pub acknowledged: Option<Acknowledgement>,
+    /// How many seconds the peer's clock is ahead of ours (behind, where negative), where that is more than clocks of
+    /// federated domains may differ.
+    pub skew: Option<i64>,
     /// Set once the goodbye that the plan asked for was flushed, or there was nobody to say it to.
     pub parted: bool,
 }
@@ -145,6 +164,7 @@ impl SessionState {
             remote: None,
             catalogue: None,
             acknowledged: None,
+            skew: None,
             parted: false,
         }
     }

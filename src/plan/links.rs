@@ -54,6 +54,9 @@ pub fn report(world: &World, trust_domain: &TrustDomain) -> TrustReport {
         held: spire.and_then(|s| s.bundles.get(trust_domain)).map(|b| HeldBundle::from(b.as_ref())),
         delivered: delivered.map(|b| HeldBundle::from(b.as_ref())),
         relationship: spire.is_some_and(|s| s.relationships.contains_key(trust_domain)),
+        own: spire.and_then(|s| s.own.as_ref()).map(|b| HeldBundle::from(b.as_ref())),
+        receipt: None,
+        troubles: Vec::new(),
     }
 }
 

@@ -591,8 +591,12 @@ fn a_report_is_believed_and_a_stale_bundle_is_forgiven_for_two_intervals() {
     let mut scene = Scene::related();
     let ours = Arc::clone(&scene.world.identity.as_ref().unwrap().bundle);
     let held = |bundle: &Bundle| Some(HeldBundle::from(bundle));
-    let report =
-        |bundle: &Bundle| TrustReport { held: held(bundle), delivered: held(bundle), relationship: true };
+    let report = |bundle: &Bundle| TrustReport {
+        held: held(bundle),
+        delivered: held(bundle),
+        relationship: true,
+        ..TrustReport::default()
+    };
     scene.link(LinkState::Connected, Some(report(&ours)));
     assert_eq!(scene.verdict(), Some((Truth::True, Reason::Confirmed)));
 
@@ -660,7 +664,12 @@ fn the_status_of_a_peer_is_what_its_schema_says() {
     let mut scene = Scene::related();
     let ours = Arc::clone(&scene.world.identity.as_ref().unwrap().bundle);
     let held = HeldBundle { digest: ours.digest(), authority_ids: ours.authority_ids() };
-    let report = TrustReport { held: Some(held.clone()), delivered: Some(held.clone()), relationship: true };
+    let report = TrustReport {
+        held: Some(held.clone()),
+        delivered: Some(held.clone()),
+        relationship: true,
+        ..TrustReport::default()
+    };
     scene.link(LinkState::Connected, Some(report));
     let plan = plan(&scene.world);
     let (_, write) = plan.statuses.iter().next().unwrap();

@@ -129,7 +129,12 @@ fn with_link(mut world: World, link: LinkState) -> World {
     let held = world.identity.as_ref().map(|identity| HeldBundle::from(&*identity.bundle));
     let mut session = SessionState::idle(now());
     session.link = link;
-    session.remote = Some(TrustReport { held: held.clone(), delivered: held, relationship: true });
+    session.remote = Some(TrustReport {
+        held: held.clone(),
+        delivered: held,
+        relationship: true,
+        ..TrustReport::default()
+    });
     let services = world.imported.values().map(|i| (i.service.name.clone(), i.service.clone())).collect();
     session.catalogue = Some(Arc::new(Catalogue { version: [1; 32], services, malformed: Vec::new() }));
     world.sessions = Arc::new(BTreeMap::from([(td("west.example"), session)]));

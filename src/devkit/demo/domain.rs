@@ -129,6 +129,7 @@ impl Domain {
             spire_server: format!("unix://{}", self.spire.server_socket.display()),
             listen: self.listen,
             admin_listen: SocketAddr::from(([127, 0, 0, 1], 0)),
+            control: self.control_socket(),
             namespace: "entente-system".to_owned(),
             instance: "entente".to_owned(),
             replica: "demo".to_owned(),
@@ -137,6 +138,12 @@ impl Domain {
             web_roots: None,
             timing: self.config.timing.clone(),
         }
+    }
+
+    /// The control socket of the agent.
+    #[must_use]
+    pub fn control_socket(&self) -> PathBuf {
+        self.store.with_extension("sock")
     }
 
     #[must_use]

@@ -78,6 +78,7 @@ impl Session {
             protocol_version: PROTOCOL_VERSION,
             agent_version: env!("CARGO_PKG_VERSION").to_owned(),
             trust_domain: own.to_string(),
+            ..Hello::default()
         };
         Self {
             peer: plan.trust_domain.clone(),
@@ -202,7 +203,7 @@ impl Session {
                 .map_err(|e| format!("a trust report that is not well formed: {e}")),
             (Some(Body::Catalogue(frame)), true) => self.on_catalogue(frame),
             (Some(Body::CatalogueAck(ack)), true) => self.on_answer(&ack),
-            (Some(Body::Heartbeat(_)), true) => Ok(()),
+            (Some(Body::Heartbeat(_) | Body::DiagnoseRequest(_) | Body::DiagnoseReply(_)), true) => Ok(()),
         };
         if let Err(cause) = result {
             self.refuse(&cause);
@@ -232,7 +233,7 @@ impl Session {
         // before all else, or a large catalogue would make us silent
         if now.saturating_sub(self.last_sent) >= self.limits.heartbeat {
             self.heartbeats += 1;
-            return Some(Body::Heartbeat(Heartbeat { sequence: self.heartbeats }));
+            return Some(Body::Heartbeat(Heartbeat { sequence: self.heartbeats, ..Heartbeat::default() }));
         }
         if std::mem::take(&mut self.outgoing.report) {
             return Some(Body::TrustReport(report_to_proto(&self.report)));

@@ -18,7 +18,12 @@ fn session(plan: &LinkPlan) -> Session {
 
 fn hello(trust_domain: &str, protocol_version: u32) -> Frame {
     let agent_version = String::new();
-    frame(Body::Hello(Hello { protocol_version, agent_version, trust_domain: trust_domain.to_owned() }))
+    frame(Body::Hello(Hello {
+        protocol_version,
+        agent_version,
+        trust_domain: trust_domain.to_owned(),
+        ..Hello::default()
+    }))
 }
 
 fn frame(body: Body) -> Frame {
@@ -42,6 +47,8 @@ fn kinds(bodies: &[Body]) -> Vec<&'static str> {
         Body::CatalogueAck(_) => "ack",
         Body::Heartbeat(_) => "heartbeat",
         Body::Goodbye(_) => "goodbye",
+        Body::DiagnoseRequest(_) => "diagnose request",
+        Body::DiagnoseReply(_) => "diagnose reply",
     };
     bodies.iter().map(kind).collect()
 }
@@ -81,7 +88,7 @@ fn a_bad_beginning_ends_the_exchange() {
         (hello("west.test", 1), "Hello of trust domain"),
         (hello("", 1), "Hello of trust domain"),
         (hello("east.test", 0), "protocol version"),
-        (frame(Body::Heartbeat(Heartbeat { sequence: 1 })), "before the Hello"),
+        (frame(Body::Heartbeat(Heartbeat { sequence: 1, ..Heartbeat::default() })), "before the Hello"),
         (frame(Body::TrustReport(Report::default())), "before the Hello"),
     ] {
         let mut session = heard(&[first, hello("east.test", 1)]);
@@ -227,7 +234,7 @@ fn silence_is_filled_here_and_noticed_there() {
     assert_eq!(kinds(&said(&mut session, s(110))), ["heartbeat"]);
     assert_eq!(kinds(&said(&mut session, s(119))), [] as [&str; 0]);
     assert_eq!(kinds(&said(&mut session, s(120))), ["heartbeat"]);
-    session.on_frame(frame(Body::Heartbeat(Heartbeat { sequence: 1 })), s(115));
+    session.on_frame(frame(Body::Heartbeat(Heartbeat { sequence: 1, ..Heartbeat::default() })), s(115));
     session.on_tick(s(144));
     assert!(session.end().is_none());
     session.on_tick(s(145));
@@ -293,7 +300,7 @@ fn a_cut_stream_is_unreachable_and_an_unreadable_frame_an_error() {
 
 #[test]
 fn a_flood_ends_the_exchange() {
-    let beat = frame(Body::Heartbeat(Heartbeat { sequence: 1 }));
+    let beat = frame(Body::Heartbeat(Heartbeat { sequence: 1, ..Heartbeat::default() }));
     let mut session = open(&plan());
     // the Hello was the first of the burst
     for _ in 1..1_000 {

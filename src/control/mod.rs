@@ -1,0 +1,105 @@
+//! The control API of a running agent: HTTP with JSON on a Unix socket that its own user alone can open, as SPIRE's
+//! `api.sock`. The commands of `entente` that change trust are its clients; one file a group of routes.
+
+mod about;
+mod problem;
+
+use std::os::unix::fs::PermissionsExt as _;
+use std::path::{Path, PathBuf};
+
+use axum::Router;
+use axum::routing::get;
+use tokio::net::{UnixListener, UnixStream};
+use tokio::sync::watch;
+use tokio::task::JoinHandle;
+use tokio_util::sync::CancellationToken;
+
+pub use about::About;
+pub use problem::Problem;
+
+use crate::index::run::WorldHandle;
+
+/// What the routes work with.
+#[derive(Clone, Debug)]
+pub struct Control {
+    /// Everything that the agent knows, at the moment of asking.
+    pub worlds: WorldHandle,
+    /// Whether this replica leads: the others write nothing and talk to no peer.
+    pub leading: watch::Receiver<bool>,
+    /// The name of this replica.
+    pub replica: String,
+}
+
+impl Control {
+    fn router(self) -> Router {
+        Router::new().route("/v1/about", get(about::about)).with_state(self)
+    }
+}
+
+/// Why the control socket cannot be served.
+#[derive(Debug, thiserror::Error)]
+pub enum ControlError {
+    #[error("another process serves {}; stop it, or choose another path", .0.display())]
+    InUse(PathBuf),
+    #[error("{path} cannot be served: {1}; choose a path in a folder that this user may write, of at most 107 bytes", path = .0.display())]
+    Io(PathBuf, std::io::Error),
+}
+
+/// Serves the control API on a Unix socket until `cancel`; a socket that an earlier life left behind is replaced.
+///
+/// # Errors
+/// Where the socket cannot be made, or another process serves it.
+pub async fn serve(
+    path: &Path,
+    control: Control,
+    cancel: CancellationToken,
+) -> Result<JoinHandle<()>, ControlError> {
+    let io = |error| ControlError::Io(path.to_owned(), error);
+    if UnixStream::connect(path).await.is_ok() {
+        return Err(ControlError::InUse(path.to_owned()));
+    }
+    if let Some(folder) = path.parent() {
+        std::fs::create_dir_all(folder).map_err(io)?;
+    }
+    match std::fs::remove_file(path) {
+        Err(error) if error.kind() != std::io::ErrorKind::NotFound => return Err(io(error)),
+        _ => {}
+    }
+    let listener = UnixListener::bind(path).map_err(io)?;
+    std::fs::set_permissions(path, std::fs::Permissions::from_mode(0o600)).map_err(io)?;
+    let path = path.to_owned();
+    Ok(tokio::spawn(async move {
+        let server = axum::serve(listener, control.router()).with_graceful_shutdown(cancel.cancelled_owned());
+        if let Err(error) = server.await {
+            tracing::error!(%error, "the control socket failed");
+        }
+        let _ = std::fs::remove_file(path);
+    }))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn control() -> Control {
+        Control { worlds: WorldHandle::new().0, leading: watch::channel(true).1, replica: "one".to_owned() }
+    }
+
+    #[tokio::test]
+    async fn a_socket_that_is_served_is_not_taken_and_one_that_is_left_is() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("run/control.sock");
+        let cancel = CancellationToken::new();
+        let task = serve(&path, control(), cancel.clone()).await.unwrap();
+        assert_eq!(std::fs::metadata(&path).unwrap().permissions().mode() & 0o777, 0o600);
+        let second = serve(&path, control(), cancel.clone()).await.unwrap_err().to_string();
+        assert!(second.contains("another process serves"), "{second}");
+        cancel.cancel();
+        task.await.unwrap();
+        assert!(!path.exists());
+        drop(std::os::unix::net::UnixListener::bind(&path).unwrap());
+        let cancel = CancellationToken::new();
+        serve(&path, control(), cancel.clone()).await.unwrap();
+        cancel.cancel();
+    }
+}

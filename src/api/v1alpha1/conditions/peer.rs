@@ -180,6 +180,9 @@ reasons! {
         PeersHoldAuthorities,
         /// The peer lacks an authority of ours: do not let it sign yet. The message names it.
         PeerLacksAuthority,
+        /// The peer says that it cannot fetch our bundle: it would learn of no new authority. See to our bundle endpoint, and to the
+        /// network between; the message has the peer's own words.
+        PeerCannotFetchOurBundle,
         /// Unknown: the peer has not said what it holds. See Reciprocal.
         Unknown,
     }

@@ -300,6 +300,7 @@ fn settings(args: &AgentArgs) -> Arc<Settings> {
         },
         drain: args.timing.drain(),
         poll_interval: Duration::from_secs(args.timing.spire_poll_seconds),
+        agent_follow: Duration::from_secs(args.timing.agent_follow_seconds),
         good_fetches: 3,
     })
 }

@@ -175,8 +175,8 @@ async fn sleep_until(at: Option<Timestamp>, clock: fn() -> Timestamp) {
     match at {
         None => std::future::pending().await,
         Some(at) => {
-            let wait = u64::try_from(at.as_second() - clock().as_second()).unwrap_or(0);
-            tokio::time::sleep(Duration::from_secs(wait.max(1))).await;
+            let wait = Duration::try_from(at.duration_since(clock())).unwrap_or_default();
+            tokio::time::sleep(wait.max(GATHER)).await;
         }
     }
 }
@@ -184,7 +184,7 @@ async fn sleep_until(at: Option<Timestamp>, clock: fn() -> Timestamp) {
 fn publish(index: &Index, plan: Plan, outputs: &Outputs) {
     let world = index.world();
     let ready = world.is_read() && world.identity.is_some() && world.spire.is_some();
-    plan.ask_again.iter().for_each(|trust_domain| outputs.ask_again.refresh(trust_domain));
+    plan.ask_again.iter().for_each(|(trust_domain, after)| outputs.ask_again.refresh(trust_domain, *after));
     set(&outputs.bootstraps, bootstrap::wanted(world));
     set(&outputs.links, Arc::new(plan.links.clone()));
     // after the links: who takes it for leave to talk to peers must know them by then
@@ -217,6 +217,7 @@ mod tests {
             relationships: Relationships::ServerApi,
             drain: Duration::ZERO,
             poll_interval: Duration::ZERO,
+            agent_follow: Duration::ZERO,
             good_fetches: 1,
         })
     }

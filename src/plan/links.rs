@@ -55,7 +55,7 @@ pub fn report(world: &World, trust_domain: &TrustDomain) -> TrustReport {
         delivered: delivered.map(|b| HeldBundle::from(b.as_ref())),
         relationship: spire.is_some_and(|s| s.relationships.contains_key(trust_domain)),
         own: spire.and_then(|s| s.own.as_ref()).map(|b| HeldBundle::from(b.as_ref())),
-        receipt: None,
+        receipt: world.memory.get(trust_domain).and_then(|memory| memory.receipt.clone()),
         troubles: Vec::new(),
     }
 }

@@ -211,6 +211,7 @@ impl Planning {
         let inputs = Inputs {
             store: self.store.watch(&Kind::WATCHED),
             identity: sources.identity.subscribe(),
+            workload_failure: sources.identity.failures(),
             spire: sources.spire.subscribe(),
             endpoints: sources.endpoints,
             sessions: self.sessions,

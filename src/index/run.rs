@@ -12,7 +12,7 @@ use super::Index;
 use super::bootstrap::{self, Bootstraps, Wanted};
 use crate::bundle::watch::RefreshHandle;
 use crate::model::endpoint::{EndpointState, MonitorTarget};
-use crate::model::own::Identity;
+use crate::model::own::{Identity, WorkloadFailure};
 use crate::model::session::{LinkPlan, SessionState};
 use crate::model::trust::SpireState;
 use crate::model::{ObjectKey, TrustDomain, World};
@@ -50,6 +50,7 @@ impl WorldHandle {
 pub struct Inputs {
     pub store: mpsc::Receiver<Event>,
     pub identity: watch::Receiver<Option<Arc<Identity>>>,
+    pub workload_failure: watch::Receiver<Option<WorkloadFailure>>,
     pub spire: watch::Receiver<Option<Arc<SpireState>>>,
     pub endpoints: watch::Receiver<Arc<BTreeMap<TrustDomain, EndpointState>>>,
     pub sessions: watch::Receiver<Arc<BTreeMap<TrustDomain, SessionState>>>,
@@ -143,6 +144,10 @@ async fn take(index: &mut Index, inputs: &mut Inputs) -> anyhow::Result<()> {
             let identity = inputs.identity.borrow_and_update().clone();
             index.identity(identity);
         }
+        changed = inputs.workload_failure.changed() => {
+            changed.map_err(|_| ended("the Workload API client"))?;
+            index.world_mut().workload_failure = inputs.workload_failure.borrow_and_update().clone();
+        }
         changed = inputs.spire.changed() => {
             changed.map_err(|_| ended("the SPIRE server API client"))?;
             let state = inputs.spire.borrow_and_update().clone();
@@ -227,6 +232,7 @@ mod tests {
         let inputs = Inputs {
             store: mpsc::channel(1).1,
             identity: watch::channel(None).1,
+            workload_failure: watch::channel(None).1,
             spire: watch::channel(None).1,
             endpoints: watch::channel(Arc::default()).1,
             sessions: watch::channel(Arc::default()).1,

@@ -10,7 +10,7 @@ use serde_json::Value;
 use super::endpoint::EndpointState;
 use super::import::Imported;
 use super::object::Kind;
-use super::own::{Identity, OwnHistory};
+use super::own::{Identity, OwnHistory, WorkloadFailure};
 use super::registration::Registration;
 use super::session::{HeldBundle, SessionState};
 use super::trust::SpireState;
@@ -136,6 +136,8 @@ pub struct World {
     pub settings: Arc<Settings>,
     pub now: Timestamp,
     pub identity: Option<Arc<Identity>>,
+    /// Set while the Workload API gives us nothing.
+    pub workload_failure: Option<WorkloadFailure>,
     pub own_history: OwnHistory,
     /// `None` until SPIRE's server API was read once.
     pub spire: Option<Arc<SpireState>>,
@@ -169,6 +171,7 @@ impl World {
             settings,
             now,
             identity: None,
+            workload_failure: None,
             own_history: OwnHistory::default(),
             spire: None,
             endpoints: Arc::default(),

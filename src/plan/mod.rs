@@ -26,6 +26,7 @@ pub mod relationship;
 pub mod selectors;
 pub mod services;
 pub mod status;
+pub mod told;
 #[cfg(test)]
 mod trust_tests;
 pub mod verdict;
@@ -38,9 +39,10 @@ use std::time::Duration;
 use jiff::Timestamp;
 use serde_json::Value;
 
+use self::status::trust_domain_peer::Subject;
 use crate::model::change::PatchOp;
 use crate::model::endpoint::MonitorTarget;
-use crate::model::session::LinkPlan;
+use crate::model::session::{LinkPlan, Trouble};
 use crate::model::trust::SpireAction;
 use crate::model::{Object, ObjectKey, Peer, TrustDomain, World};
 
@@ -103,8 +105,8 @@ pub fn plan(world: &World) -> Plan {
         .map(|peer| peer.trust_domain.clone())
         .collect();
     let services = services::services(world, &ending);
-    let links = links::links(world, &services);
     let (relationships, blocked) = relationships(world);
+    let links = links::links(world, &services, &troubles(world, &services, &blocked));
     let mut objects = services.objects.clone();
     objects.extend(relationships);
     if !world.is_read() || world.identity.is_none() {
@@ -168,6 +170,19 @@ fn relationships(world: &World) -> Relations {
     (objects, blocked)
 }
 
+/// What each peer is told to be wrong on our side.
+fn troubles(
+    world: &World,
+    services: &services::ServicesPlan,
+    blocked: &BTreeMap<TrustDomain, String>,
+) -> BTreeMap<TrustDomain, Vec<Trouble>> {
+    let of = |peer: &Peer| {
+        let blocked = blocked.get(&peer.trust_domain).map(String::as_str);
+        status::trust_domain_peer::troubles(Subject { world, peer, link: None, services, blocked })
+    };
+    world.peers.values().map(|peer| (peer.trust_domain.clone(), of(peer))).collect()
+}
+
 fn statuses(
     world: &World,
     services: &services::ServicesPlan,
@@ -185,7 +200,7 @@ fn statuses(
         if world.rejected.contains_key(&key) {
             continue;
         }
-        let subject = status::trust_domain_peer::Subject {
+        let subject = Subject {
             world,
             peer,
             link: links.get(&peer.trust_domain),
@@ -214,8 +229,13 @@ fn wake_at(world: &World, services: &services::ServicesPlan) -> Option<Timestamp
     let rests = world.memory.values().filter_map(|memory| memory.quiet_until);
     let notices = world.memory.values().filter_map(|memory| notice::wake_at(world, memory));
     let after = |at: Timestamp| at.saturating_add(Duration::from_secs(1)).unwrap_or(at);
-    let all =
-        verdicts.chain(drains).chain(services.wake_at).chain(expiries.map(after)).chain(rests).chain(notices);
+    let all = verdicts
+        .chain(drains)
+        .chain(services.wake_at)
+        .chain(expiries.map(after))
+        .chain(rests)
+        .chain(notices)
+        .chain(told::wake_at(world));
     all.filter(|at| *at > world.now).min()
 }
 

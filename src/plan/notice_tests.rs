@@ -85,7 +85,7 @@ impl Scene {
     }
 
     fn receipt(&self) -> Option<HeldBundle> {
-        crate::plan::links::report(&self.world, &east()).receipt
+        crate::plan::links::report(&self.world, &east(), None).receipt
     }
 
     fn rotated(&self) -> Arc<Bundle> {

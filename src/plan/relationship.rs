@@ -52,6 +52,25 @@ pub fn foreign<'a>(world: &'a World, peer: &Peer) -> Option<&'a ObjectKey> {
         .map(|(key, _)| key)
 }
 
+/// Why SPIRE has no relationship with the peer, as far as can be seen from here, and what to look at.
+#[must_use]
+pub fn why_there_is_none(world: &World, peer: &Peer) -> String {
+    let key = key(&peer.trust_domain);
+    if world.settings.relationships == Relationships::ServerApi {
+        return "the agent makes it through SPIRE's server API; see its log".to_owned();
+    }
+    if world.objects.contains_key(&key) {
+        return format!(
+            "spire-controller-manager has not made it from {key}; see whether it runs, its log, and the class name \
+             that it watches"
+        );
+    }
+    match world.failures.get(&key) {
+        Some(failure) => format!("{key} is not there, and cannot be written: {failure}"),
+        None => format!("{key} is not there; the agent writes it"),
+    }
+}
+
 /// The bootstrap bundle, where it is given and could be read.
 #[must_use]
 pub fn bootstrap(world: &World, peer: &Peer) -> Option<Arc<Bundle>> {

@@ -17,17 +17,17 @@ use crate::store::Severity;
 pub(super) enum Stage {
     /// Finalizers and `federatesWith`.
     Patches,
-    Writes,
     Spire,
-    /// Started, not waited for: what SPIRE fetches for it, the peer serves.
+    /// Started, not waited for: what SPIRE fetches for it, the peer serves. A new authority waits for no writes.
     Refresh,
+    Writes,
     Prune,
     Statuses,
 }
 
 impl Stage {
     pub(super) const ALL: [Self; 6] =
-        [Self::Patches, Self::Writes, Self::Spire, Self::Refresh, Self::Prune, Self::Statuses];
+        [Self::Patches, Self::Spire, Self::Refresh, Self::Writes, Self::Prune, Self::Statuses];
 }
 
 #[derive(Clone, Debug, PartialEq)]

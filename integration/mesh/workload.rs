@@ -1,10 +1,11 @@
 //! Workloads: each a Pod and a registration entry by name, and in place of its containers a namespace, an Envoy as
 //! sidecar, and for some a server.
 
+use crate::envoy::own_program;
 use crate::istiod::set_status;
 use crate::network::{Member, Network, which};
 use crate::process::{Process, Spec};
-use crate::proxy::{Door, Identity, Proxy, own_program};
+use crate::proxy::{Door, Identity, Proxy};
 use crate::wait::eventually;
 use crate::world::Domain;
 use anyhow::{Context, Result, ensure};

@@ -101,7 +101,7 @@ pub fn plan(world: &World) -> Plan {
     let ending: BTreeSet<TrustDomain> = world
         .peers
         .values()
-        .filter(|peer| ending::stage(world, peer).is_some_and(|stage| stage.drops_imports()))
+        .filter(|peer| ending::drops_services(world, peer))
         .map(|peer| peer.trust_domain.clone())
         .collect();
     let services = services::services(world, &ending);

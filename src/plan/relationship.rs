@@ -12,7 +12,7 @@ use crate::bundle::document;
 use crate::model::endpoint::{EndpointProfile, EndpointState};
 use crate::model::object::{Kind, ObjectKey};
 use crate::model::peer::Bootstrap;
-use crate::model::trust::{Relationship, SpireAction};
+use crate::model::trust::{BundleRemoval, Relationship, SpireAction};
 use crate::model::world::Relationships;
 use crate::model::{Bundle, Object, Peer, TrustDomain, World};
 
@@ -178,10 +178,10 @@ pub fn ahead_of_spire(world: &World, peer: &Peer) -> Option<Arc<Bundle>> {
 /// The relationship's object; `None` until there is something to make it of, and once it is to end.
 #[must_use]
 pub fn object(world: &World, peer: &Peer) -> Option<Object> {
-    if let Some(stage) = ending::stage(world, peer) {
+    if peer.deletion.is_some() {
         // An ending that starts over, after a restart say, does not bring back what had gone.
         let gone = !world.objects.contains_key(&key(&peer.trust_domain));
-        if gone || stage.drops_relationship() {
+        if gone || ending::drops_relationship(world, peer) {
             return None;
         }
     }
@@ -231,14 +231,18 @@ pub fn actions(world: &World, peer: &Peer) -> Vec<SpireAction> {
     let related = spire.relationships.get(trust_domain);
     let mut actions = Vec::new();
     if let Some(stage) = ending::stage(world, peer) {
-        if world.settings.relationships == Relationships::ServerApi
-            && stage.drops_relationship()
-            && related.is_some()
-        {
+        // In an emergency spire-controller-manager is not waited for: its object is gone already.
+        let ours = world.settings.relationships == Relationships::ServerApi
+            || (ending::is_at_once(peer)
+                && matches!(stage, ending::Stage::Relationship(_))
+                && !stands(world, peer));
+        if ours && ending::drops_relationship(world, peer) && related.is_some() {
             actions.push(SpireAction::DeleteRelationship(trust_domain.clone()));
         }
         if stage == ending::Stage::Bundle {
-            actions.push(SpireAction::DeleteBundle(trust_domain.clone()));
+            let at_once = ending::is_at_once(peer);
+            let removal = if at_once { BundleRemoval::Dissociate } else { BundleRemoval::Restrict };
+            actions.push(SpireAction::DeleteBundle(trust_domain.clone(), removal));
         }
         return actions;
     }
@@ -252,6 +256,10 @@ pub fn actions(world: &World, peer: &Peer) -> Vec<SpireAction> {
     let behind = ahead_of_spire(world, peer).filter(|_| related.is_some());
     actions.extend(behind.map(|served| catch_up(world, stored, served)));
     actions
+}
+
+fn stands(world: &World, peer: &Peer) -> bool {
+    world.objects.contains_key(&key(&peer.trust_domain))
 }
 
 /// SPIRE need not wait for its own next poll. Where what it holds could not verify the endpoint, it is given what we

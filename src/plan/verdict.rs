@@ -35,9 +35,12 @@ impl Verdict {
 pub fn reciprocal(world: &World, peer: &Peer) -> Option<Verdict> {
     let session = world.sessions.get(&peer.trust_domain)?;
     if let LinkState::Parted { reason: GoodbyeReason::RelationshipEnded, message } = &session.link {
+        let there = &peer.trust_domain;
         let message = format!(
-            "the agent of {} said that it ended the relationship{}; delete this TrustDomainPeer, or ask its operator",
-            peer.trust_domain,
+            "the agent of {there} said that it ended the relationship{}: its workloads refuse ours and it does not \
+             follow our rotations, while ours still trust {there}. If that was agreed, end it here too (`entente peer end \
+             {there}`, or delete this TrustDomainPeer); if not, ask its operator: it goes on by itself once the \
+             TrustDomainPeer there is made again",
             words(message)
         );
         return Some(Verdict::new(Truth::False, Reason::PeerEnded, message));

@@ -161,7 +161,7 @@ impl Actor {
     fn parting(&self) -> Parting {
         self.stopping.clone().or_else(|| match self.plan.intent {
             LinkIntent::Connect => None,
-            LinkIntent::Part(reason) => Some((reason, "its operator has decided so".to_owned())),
+            LinkIntent::Part(reason) => Some((reason, self.plan.farewell.clone())),
         })
     }
 

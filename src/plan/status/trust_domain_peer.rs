@@ -125,7 +125,7 @@ fn distribution(Subject { world, peer, blocked, .. }: Subject<'_>) -> (Truth, &'
         return (Truth::Unknown, BundleDistributedReason::SpireUnavailable.as_str(), failure.clone());
     }
     if let Some(stage) = ending::stage(world, peer) {
-        let message = format!("the relationship ends; it waits {}", stage.waits_for(peer));
+        let message = ending::message(world, peer, &stage);
         return (Truth::False, BundleDistributedReason::Ending.as_str(), message);
     }
     if let Some(blocked) = blocked {
@@ -220,7 +220,7 @@ fn connected(subject: Subject<'_>, stored: Option<&Value>) -> Condition {
     let trust_domain = &peer.trust_domain;
     let because = |truth: Truth, reason, message: String| Condition::new(KIND, truth, reason, message);
     if let Some(stage) = ending::stage(world, peer) {
-        let message = format!("the relationship ends; it waits {}", stage.waits_for(peer));
+        let message = ending::message(world, peer, &stage);
         return because(Truth::False, ConnectedReason::Ending.as_str(), message);
     }
     if peer.suspend {
@@ -294,7 +294,19 @@ fn keep(
 
 fn reciprocal(subject: Subject<'_>, stored: Option<&Value>) -> Condition {
     const KIND: &str = "Reciprocal";
-    match verdict::reciprocal(subject.world, subject.peer) {
+    // What a peer said of its end stands until it comes back, over a restart of this agent too.
+    let ended =
+        stored_condition(stored, KIND).filter(|(_, why, _)| why == ReciprocalReason::PeerEnded.as_str());
+    let is_back = session(subject).is_some_and(SessionState::is_connected);
+    let verdict = verdict::reciprocal(subject.world, subject.peer);
+    let tells_less = verdict.as_ref().is_none_or(|verdict| {
+        use ReciprocalReason::{AwaitingPeer, PeerRefusesUs, PeerUnreachable};
+        matches!(verdict.reason, AwaitingPeer | PeerRefusesUs | PeerUnreachable)
+    });
+    if let (Some((truth, reason, message)), true) = (ended, tells_less && !is_back) {
+        return Condition::new(KIND, truth, reason, message);
+    }
+    match verdict {
         Some(verdict) => Condition::new(KIND, verdict.truth, verdict.reason.as_str(), verdict.message),
         None => keep(
             stored,
@@ -380,8 +392,9 @@ fn ready(subject: Subject<'_>, others: &[Condition]) -> Condition {
     const KIND: &str = "Ready";
     let Subject { world, peer, .. } = subject;
     if let Some(stage) = ending::stage(world, peer) {
-        let message = format!("ending; waits {}", stage.waits_for(peer));
-        return Condition::new(KIND, false, ReadyReason::Ending.as_str(), message);
+        let reason = if stage.is_held_back() { ReadyReason::EndingHeldBack } else { ReadyReason::Ending };
+        let message = ending::message(world, peer, &stage);
+        return Condition::new(KIND, false, reason.as_str(), message);
     }
     if peer.suspend {
         let message = "spec.suspend is set: nothing is changed, and nothing is exchanged".to_owned();

@@ -237,5 +237,8 @@ reasons! {
         Suspended,
         /// The relationship is being ended; the message says what is awaited.
         Ending,
+        /// The relationship is to be ended, but registrations that the agent does not edit still name the trust domain, and
+        /// hold back the deletion of its bundle: the message names them. Take it out of their `federatesWith`.
+        EndingHeldBack,
     }
 }

@@ -190,6 +190,7 @@ fn settings(args: &EndArgs) -> Arc<Settings> {
             StoreArg::Directory(_) => Relationships::ServerApi,
         },
         drain: Duration::ZERO,
+        agent_follow: Duration::ZERO,
         poll_interval: Duration::ZERO,
         good_fetches: 1,
     })

@@ -96,6 +96,16 @@ impl PathProbe {
     }
 }
 
+#[cfg(test)]
+impl PathProbe {
+    /// Of an agent that has no peers.
+    pub(crate) fn idle() -> Self {
+        let plans = tokio::sync::watch::channel(super::manager::LinkPlans::default()).1;
+        let source = crate::identity::source::IdentitySource::empty();
+        Self { hub: Arc::new(Hub::new(source, plans)), timings: Timings::default() }
+    }
+}
+
 /// The checks of a reply, cut to what is bounded and printable.
 #[must_use]
 pub fn checks_from_proto(checks: &[proto::DiagnoseCheck]) -> Vec<ToldCheck> {

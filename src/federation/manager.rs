@@ -171,7 +171,7 @@ struct ActorDoor {
 }
 
 impl Hub {
-    fn new(source: IdentitySource, plans: watch::Receiver<LinkPlans>) -> Self {
+    pub(super) fn new(source: IdentitySource, plans: watch::Receiver<LinkPlans>) -> Self {
         let authorize = move |id: &SpiffeId| {
             plans.borrow().get(id.trust_domain()).is_some_and(|plan| plan.agent_ids.contains(id))
         };

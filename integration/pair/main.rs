@@ -16,6 +16,7 @@ mod call;
 mod commands;
 mod demo;
 mod ending;
+mod enrol;
 mod endpoint;
 mod examples;
 mod objects;

@@ -5,6 +5,8 @@ mod agent;
 mod control;
 pub(crate) mod crds;
 mod demo;
+mod invite;
+mod join;
 mod render;
 mod status;
 
@@ -40,6 +42,10 @@ enum Command {
     Status(status::StatusArgs),
     /// Show who a running agent is.
     About(control::ControlArgs),
+    /// Invite another trust domain: a token for its operator.
+    Invite(Box<invite::InviteArgs>),
+    /// Become a peer of the trust domain that gave a token.
+    Join(Box<join::JoinArgs>),
     /// Print the CustomResourceDefinitions.
     Crds,
     /// Two trust domains on this machine, with embedded authorities: see a call go through.
@@ -70,6 +76,8 @@ async fn run(command: Command) -> anyhow::Result<ExitCode> {
         Command::Render(args) => render::run(&args).await.map(|()| ExitCode::SUCCESS),
         Command::Status(args) => status::run(&args).await,
         Command::About(args) => about::run(&args).await.map(|()| ExitCode::SUCCESS),
+        Command::Invite(args) => invite::run(&args).await.map(|()| ExitCode::SUCCESS),
+        Command::Join(args) => join::run(&args).await.map(|()| ExitCode::SUCCESS),
         Command::Crds => crds::run().map(|()| ExitCode::SUCCESS),
         Command::Demo(args) => demo::run(args).await.map(|()| ExitCode::SUCCESS),
     }

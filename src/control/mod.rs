@@ -2,19 +2,21 @@
 //! `api.sock`. The commands of `entente` that change trust are its clients; one file a group of routes.
 
 mod about;
+mod enrolment;
 mod problem;
 
 use std::os::unix::fs::PermissionsExt as _;
 use std::path::{Path, PathBuf};
 
 use axum::Router;
-use axum::routing::get;
+use axum::routing::{delete, get, post};
 use tokio::net::{UnixListener, UnixStream};
 use tokio::sync::watch;
 use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
 
 pub use about::About;
+pub use enrolment::{Enrolment, Invited, JoinReport, JoinRequest, NewInvite, OpenInvite, Reach};
 pub use problem::Problem;
 
 use crate::index::run::WorldHandle;
@@ -28,11 +30,18 @@ pub struct Control {
     pub leading: watch::Receiver<bool>,
     /// The name of this replica.
     pub replica: String,
+    /// Inviting and joining.
+    pub enrolment: Enrolment,
 }
 
 impl Control {
     fn router(self) -> Router {
-        Router::new().route("/v1/about", get(about::about)).with_state(self)
+        Router::new()
+            .route("/v1/about", get(about::about))
+            .route("/v1/invites", get(enrolment::list).post(enrolment::invite))
+            .route("/v1/invites/{id}", delete(enrolment::withdraw))
+            .route("/v1/join", post(enrolment::join))
+            .with_state(self)
     }
 }
 
@@ -81,8 +90,13 @@ pub async fn serve(
 mod tests {
     use super::*;
 
-    fn control() -> Control {
-        Control { worlds: WorldHandle::new().0, leading: watch::channel(true).1, replica: "one".to_owned() }
+    fn control(folder: &Path) -> Control {
+        Control {
+            worlds: WorldHandle::new().0,
+            leading: watch::channel(true).1,
+            replica: "one".to_owned(),
+            enrolment: Enrolment::of_directory(folder),
+        }
     }
 
     #[tokio::test]
@@ -90,16 +104,16 @@ mod tests {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("run/control.sock");
         let cancel = CancellationToken::new();
-        let task = serve(&path, control(), cancel.clone()).await.unwrap();
+        let task = serve(&path, control(folder.path()), cancel.clone()).await.unwrap();
         assert_eq!(std::fs::metadata(&path).unwrap().permissions().mode() & 0o777, 0o600);
-        let second = serve(&path, control(), cancel.clone()).await.unwrap_err().to_string();
+        let second = serve(&path, control(folder.path()), cancel.clone()).await.unwrap_err().to_string();
         assert!(second.contains("another process serves"), "{second}");
         cancel.cancel();
         task.await.unwrap();
         assert!(!path.exists());
         drop(std::os::unix::net::UnixListener::bind(&path).unwrap());
         let cancel = CancellationToken::new();
-        serve(&path, control(), cancel.clone()).await.unwrap();
+        serve(&path, control(folder.path()), cancel.clone()).await.unwrap();
         cancel.cancel();
     }
 }

@@ -86,7 +86,8 @@ proptest! {
     #[test]
     fn garbage_is_refused_and_nothing_else_happens(text in ".{0,200}", bytes in proptest::collection::vec(any::<u8>(), 0..300)) {
         prop_assert!(Token::parse(&text).is_err());
-        prop_assert!(Token::parse(&format!("{PREFIX}{text}")).is_err());
+        let prefixed = format!("{PREFIX}{text}");
+        prop_assert!(Token::parse(&prefixed).is_err());
         let message = [&u32::try_from(bytes.len()).unwrap().to_be_bytes(), bytes.as_slice(), &checksum(&bytes)].concat();
         let _ = Token::parse(&format!("{PREFIX}{}", URL_SAFE_NO_PAD.encode(message)));
     }

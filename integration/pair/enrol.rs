@@ -47,7 +47,13 @@ async fn refused(domain: &Domain, args: &[&str]) -> String {
 async fn invite(here: &Domain, joiner: &str, more: &[&str]) -> String {
     let address = here.agent_address().to_string();
     let args = [&["invite", "--trust-domain", joiner, "--advertise", &address], more].concat();
-    done(here, &args).await.trim().to_owned()
+    // an agent that has just started has not read everything
+    let token = until("it invites", async || {
+        let output = run(here, &args).await;
+        anyhow::ensure!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+        Ok(String::from_utf8(output.stdout)?)
+    });
+    token.await.trim().to_owned()
 }
 
 async fn join(here: &Domain, token: &str, more: &[&str]) -> Output {

@@ -141,6 +141,9 @@ pub(super) async fn invite(
     if joiner == own.trust_domain {
         return Err(Problem::bad_request(format!("{joiner} is our own trust domain: invite another one")));
     }
+    if !world.is_read() {
+        return Err(Problem::unavailable("not every object has been read yet: try again in a moment"));
+    }
     if screening::is_peer(&world, &joiner) {
         return Err(Problem::conflict(format!(
             "there is a TrustDomainPeer of {joiner} already: nothing is to be done, or delete it first"

@@ -16,7 +16,8 @@ const NO_RESOURCE_VERSION: &str = "1";
 pub(super) fn to_object(kind: Kind, object: DynamicObject) -> Object {
     let metadata = object.metadata;
     let mut annotations = metadata.annotations.unwrap_or_default();
-    annotations.remove(LAST_APPLIED);
+    // its name stays, so that a patch does not take the object for one without annotations
+    annotations.entry(LAST_APPLIED.to_owned()).and_modify(String::clear);
     let owners = metadata.owner_references.unwrap_or_default();
     let meta = Meta {
         labels: metadata.labels.unwrap_or_default(),

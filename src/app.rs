@@ -30,6 +30,7 @@ use crate::model::world::{Relationships, Settings};
 use crate::model::{ObjectKey, TrustDomain};
 use crate::observe::{admin, metrics::Metrics};
 use crate::plan::Plan;
+use crate::spire::replicas::{Connect, Replicas};
 use crate::spire::watch::{Intervals, SpireWatch};
 use crate::spire::{ServerAddress, SpireServer, tcp};
 use crate::store::{DirectoryStore, DirectoryTimings, KubernetesStore, Leadership, LeaseTimings, Store};
@@ -116,9 +117,16 @@ pub async fn start(args: &AgentArgs, cancel: CancellationToken) -> anyhow::Resul
         metrics: Arc::clone(&metrics),
     };
     let targets = sources.targets(store.clone(), metrics);
+    let (replicas, spire_watch) = (sources.replicas.clone(), sources.spire.clone());
     let (plans, failures, worlds) = planning.spawn(&mut tasks, sources, &cancel);
     if !args.control.as_os_str().is_empty() {
-        let control = Control { worlds, leading: leadership.leading(), replica: replica.clone() };
+        let control = Control {
+            worlds,
+            leading: leadership.leading(),
+            replica: replica.clone(),
+            replicas,
+            spire: spire_watch,
+        };
         let serving = control::serve(&args.control, control, cancel.clone()).await.context("--control")?;
         supervise(&mut tasks, serving);
     }
@@ -139,6 +147,7 @@ pub async fn start(args: &AgentArgs, cancel: CancellationToken) -> anyhow::Resul
 struct Sources {
     identity: IdentitySource,
     server: SpireServer,
+    replicas: Replicas,
     spire: SpireWatch,
     endpoints: watch::Receiver<Arc<BTreeMap<TrustDomain, EndpointState>>>,
     /// Which bundle endpoints are followed.
@@ -168,9 +177,17 @@ fn spawn_sources(
         IdentitySource::spawn(endpoint, Some(args.admin_hint.clone()), cancel.clone());
     supervise(tasks, identity_task);
 
-    let server = spire_server(args, &identity)?;
-    let (spire, spire_task) =
-        SpireWatch::spawn(server.clone(), identity.subscribe(), Intervals::default(), cancel.clone());
+    let (server, addresses, connect) = spire_servers(args, &identity)?;
+    let intervals = Intervals::default();
+    let (replicas, replicas_task) = Replicas::spawn(addresses, connect, intervals.bundles, cancel.clone());
+    supervise(tasks, replicas_task);
+    let (spire, spire_task) = SpireWatch::spawn(
+        server.clone(),
+        replicas.clone(),
+        identity.subscribe(),
+        intervals,
+        cancel.clone(),
+    );
     supervise(tasks, spire_task);
 
     let (monitors, targets) = watch::channel(Arc::default());
@@ -179,7 +196,7 @@ fn spawn_sources(
     let (endpoints, endpoint_task, ask_again) =
         crate::bundle::watch::spawn(client, limits, targets, Arc::new(clock::now), cancel.clone());
     supervise(tasks, endpoint_task);
-    Ok(Sources { identity, server, spire, endpoints, monitors, ask_again })
+    Ok(Sources { identity, server, replicas, spire, endpoints, monitors, ask_again })
 }
 
 /// What the planning is made of, beside the sources.
@@ -320,14 +337,24 @@ async fn open_store(args: &AgentArgs) -> anyhow::Result<Store> {
     }
 }
 
-fn spire_server(args: &AgentArgs, identity: &IdentitySource) -> anyhow::Result<SpireServer> {
-    match ServerAddress::parse(&args.spire_server).context("--spire-server")? {
+/// The first SPIRE server, where all are, and how each is reached.
+fn spire_servers(
+    args: &AgentArgs,
+    identity: &IdentitySource,
+) -> anyhow::Result<(SpireServer, Vec<ServerAddress>, Connect)> {
+    let parsed = args.spire_server.iter().map(|text| ServerAddress::parse(text));
+    let addresses: Vec<ServerAddress> = parsed.collect::<Result<_, _>>().context("--spire-server")?;
+    let identity = identity.clone();
+    let connect: Connect = Arc::new(move |address| match address {
         ServerAddress::Unix(path) => Ok(SpireServer::connect_unix(path)),
         ServerAddress::Tcp(address) => {
-            let configs = tcp::admin_configs(identity.clone()).context("--spire-server")?;
-            SpireServer::connect_tcp(&address, configs).context("--spire-server")
+            let configs = tcp::admin_configs(identity.clone())?;
+            SpireServer::connect_tcp(address, configs)
         }
-    }
+    });
+    let first = addresses.first().context("--spire-server: name at least one SPIRE server")?;
+    let server = connect(first).context("--spire-server")?;
+    Ok((server, addresses, connect))
 }
 
 fn roots(args: &AgentArgs) -> anyhow::Result<rustls::RootCertStore> {

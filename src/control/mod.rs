@@ -3,12 +3,13 @@
 
 mod about;
 mod problem;
+pub mod rotation;
 
 use std::os::unix::fs::PermissionsExt as _;
 use std::path::{Path, PathBuf};
 
 use axum::Router;
-use axum::routing::get;
+use axum::routing::{get, post};
 use tokio::net::{UnixListener, UnixStream};
 use tokio::sync::watch;
 use tokio::task::JoinHandle;
@@ -18,6 +19,8 @@ pub use about::About;
 pub use problem::Problem;
 
 use crate::index::run::WorldHandle;
+use crate::spire::replicas::Replicas;
+use crate::spire::watch::SpireWatch;
 
 /// What the routes work with.
 #[derive(Clone, Debug)]
@@ -28,11 +31,22 @@ pub struct Control {
     pub leading: watch::Receiver<bool>,
     /// The name of this replica.
     pub replica: String,
+    /// The SPIRE servers, each with authorities of its own.
+    pub replicas: Replicas,
+    /// To have SPIRE read again once something was changed.
+    pub spire: SpireWatch,
 }
 
 impl Control {
     fn router(self) -> Router {
-        Router::new().route("/v1/about", get(about::about)).with_state(self)
+        Router::new()
+            .route("/v1/about", get(about::about))
+            .route("/v1/rotation", get(rotation::state))
+            .route("/v1/rotation/prepare", post(rotation::prepare))
+            .route("/v1/rotation/activate", post(rotation::activate))
+            .route("/v1/rotation/taint", post(rotation::taint))
+            .route("/v1/rotation/revoke", post(rotation::revoke))
+            .with_state(self)
     }
 }
 
@@ -82,7 +96,19 @@ mod tests {
     use super::*;
 
     fn control() -> Control {
-        Control { worlds: WorldHandle::new().0, leading: watch::channel(true).1, replica: "one".to_owned() }
+        let server = crate::spire::SpireServer::connect_unix("/nowhere.sock");
+        let (identity, cancel) = (watch::channel(None).1, CancellationToken::new());
+        let replicas = Replicas::none();
+        let (spire, _) =
+            SpireWatch::spawn(server, replicas.clone(), identity, Default::default(), cancel.clone());
+        cancel.cancel();
+        Control {
+            worlds: WorldHandle::new().0,
+            leading: watch::channel(true).1,
+            replica: "one".to_owned(),
+            replicas,
+            spire,
+        }
     }
 
     #[tokio::test]

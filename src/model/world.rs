@@ -14,7 +14,7 @@ use super::own::{Identity, OwnHistory};
 use super::registration::Registration;
 use super::session::SessionState;
 use super::trust::SpireState;
-use super::{Bundle, BundleDigest, NamespacedName, Object, ObjectKey, Peer, Service, TrustDomain};
+use super::{AuthorityId, Bundle, BundleDigest, NamespacedName, Object, ObjectKey, Peer, Service, TrustDomain};
 
 /// What the operator set for this agent; constant for the life of the process.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -109,6 +109,8 @@ pub struct World {
     pub own_history: OwnHistory,
     /// `None` until SPIRE's server API was read once.
     pub spire: Option<Arc<SpireState>>,
+    /// Since when, in this life of the process, authorities of ours are known to be tainted.
+    pub tainted_since: BTreeMap<AuthorityId, Timestamp>,
     pub endpoints: Arc<BTreeMap<TrustDomain, EndpointState>>,
     pub sessions: Arc<BTreeMap<TrustDomain, SessionState>>,
     pub peers: BTreeMap<TrustDomain, Arc<Peer>>,
@@ -141,6 +143,7 @@ impl World {
             identity: None,
             own_history: OwnHistory::default(),
             spire: None,
+            tainted_since: BTreeMap::new(),
             endpoints: Arc::default(),
             sessions: Arc::default(),
             peers: BTreeMap::new(),

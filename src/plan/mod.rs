@@ -21,6 +21,7 @@ pub mod prune;
 mod purity;
 pub mod registrations;
 pub mod relationship;
+pub mod rotation;
 pub mod selectors;
 pub mod services;
 pub mod status;
@@ -219,8 +220,13 @@ fn wake_at(
     let rests = world.memory.values().filter_map(|memory| memory.quiet_until);
     let asked = (!ask_again.is_empty()).then(|| world.now.saturating_add(ASK_AGAIN).ok()).flatten();
     let after = |at: Timestamp| at.saturating_add(Duration::from_secs(1)).unwrap_or(at);
-    let all =
-        verdicts.chain(drains).chain(services.wake_at).chain(expiries.map(after)).chain(rests).chain(asked);
+    let all = verdicts
+        .chain(drains)
+        .chain(services.wake_at)
+        .chain(expiries.map(after))
+        .chain(rests)
+        .chain(asked)
+        .chain(rotation::wake_at(world));
     all.filter(|at| *at > world.now).min()
 }
 

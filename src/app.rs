@@ -126,6 +126,7 @@ pub async fn start(args: &AgentArgs, cancel: CancellationToken) -> anyhow::Resul
             replica: replica.clone(),
             replicas,
             spire: spire_watch,
+            rotating: Arc::default(),
         };
         let serving = control::serve(&args.control, control, cancel.clone()).await.context("--control")?;
         supervise(&mut tasks, serving);
@@ -181,13 +182,8 @@ fn spawn_sources(
     let intervals = Intervals::default();
     let (replicas, replicas_task) = Replicas::spawn(addresses, connect, intervals.bundles, cancel.clone());
     supervise(tasks, replicas_task);
-    let (spire, spire_task) = SpireWatch::spawn(
-        server.clone(),
-        replicas.clone(),
-        identity.subscribe(),
-        intervals,
-        cancel.clone(),
-    );
+    let (spire, spire_task) =
+        SpireWatch::spawn(server.clone(), replicas.clone(), identity.subscribe(), intervals, cancel.clone());
     supervise(tasks, spire_task);
 
     let (monitors, targets) = watch::channel(Arc::default());

@@ -72,7 +72,10 @@ pub(crate) async fn only_an_old_authority_is_tainted_and_only_a_tainted_one_revo
     let tainted = authorities.taint_x509_authority(taint(&first)).await.unwrap().into_inner();
     assert_eq!(id(tainted.tainted_authority), first);
     let own = case.state().await.own.unwrap();
-    assert!(own.authorities().any(|a| *a.id() == first && a.tainted), "published still, and tainted: {own:?}");
+    assert!(
+        own.authorities().any(|a| *a.id() == first && a.tainted),
+        "published still, and tainted: {own:?}"
+    );
     // What it signed is replaced though its time is not up.
     let after = workload.until("an SVID of the second", |u| u.signer() == second).await;
     assert_ne!(before.leaf(), after.leaf());

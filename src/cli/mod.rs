@@ -6,6 +6,7 @@ mod control;
 pub(crate) mod crds;
 mod demo;
 mod render;
+mod rotate;
 mod status;
 
 use std::process::ExitCode;
@@ -38,6 +39,8 @@ enum Command {
     Render(render::RenderArgs),
     /// Show the peers and services of a trust domain.
     Status(status::StatusArgs),
+    /// Change the authorities that SPIRE signs with, once every peer holds the new ones.
+    Rotate(rotate::RotateArgs),
     /// Show who a running agent is.
     About(control::ControlArgs),
     /// Print the CustomResourceDefinitions.
@@ -69,6 +72,7 @@ async fn run(command: Command) -> anyhow::Result<ExitCode> {
         Command::Agent(args) => agent::run(*args).await.map(|()| ExitCode::SUCCESS),
         Command::Render(args) => render::run(&args).await.map(|()| ExitCode::SUCCESS),
         Command::Status(args) => status::run(&args).await,
+        Command::Rotate(args) => rotate::run(&args).await,
         Command::About(args) => about::run(&args).await.map(|()| ExitCode::SUCCESS),
         Command::Crds => crds::run().map(|()| ExitCode::SUCCESS),
         Command::Demo(args) => demo::run(args).await.map(|()| ExitCode::SUCCESS),

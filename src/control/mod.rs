@@ -7,11 +7,12 @@ pub mod rotation;
 
 use std::os::unix::fs::PermissionsExt as _;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 use axum::Router;
 use axum::routing::{get, post};
 use tokio::net::{UnixListener, UnixStream};
-use tokio::sync::watch;
+use tokio::sync::{Mutex, watch};
 use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
 
@@ -35,6 +36,8 @@ pub struct Control {
     pub replicas: Replicas,
     /// To have SPIRE read again once something was changed.
     pub spire: SpireWatch,
+    /// Held during a step of a rotation: two that prepare at the same time would replace each other's authority.
+    pub rotating: Arc<Mutex<()>>,
 }
 
 impl Control {
@@ -108,6 +111,7 @@ mod tests {
             replica: "one".to_owned(),
             replicas,
             spire,
+            rotating: Arc::default(),
         }
     }
 

@@ -99,6 +99,7 @@ pub(super) async fn prepare(
     State(control): State<Control>,
     Json(request): Json<StepRequest>,
 ) -> Result<Json<StepDone>, Problem> {
+    let _one_at_a_time = control.rotating.lock().await;
     let (_, server, authorities) = control.step(&request.server).await?;
     let authority = match authorities.prepared {
         Some(prepared) => prepared.id,
@@ -113,6 +114,7 @@ pub(super) async fn activate(
     State(control): State<Control>,
     Json(request): Json<StepRequest>,
 ) -> Result<Json<StepDone>, Problem> {
+    let _one_at_a_time = control.rotating.lock().await;
     let (server, id) = control.allowed(&request, Step::Activate).await?;
     server.activate_authority(&id).await.map_err(refused)?;
     tracing::info!(server = %request.server, authority = %id, "an authority was activated");
@@ -124,6 +126,7 @@ pub(super) async fn taint(
     State(control): State<Control>,
     Json(request): Json<StepRequest>,
 ) -> Result<Json<StepDone>, Problem> {
+    let _one_at_a_time = control.rotating.lock().await;
     let (server, id) = control.allowed(&request, Step::Taint).await?;
     server.taint_authority(&id).await.map_err(refused)?;
     tracing::info!(server = %request.server, authority = %id, "an authority was tainted");
@@ -135,6 +138,7 @@ pub(super) async fn revoke(
     State(control): State<Control>,
     Json(request): Json<StepRequest>,
 ) -> Result<Json<StepDone>, Problem> {
+    let _one_at_a_time = control.rotating.lock().await;
     let (server, id) = control.allowed(&request, Step::Revoke).await?;
     server.revoke_authority(&id).await.map_err(refused)?;
     tracing::info!(server = %request.server, authority = %id, "an authority was revoked");
@@ -205,19 +209,16 @@ impl Control {
 /// What the control API tells of our authorities.
 #[must_use]
 pub fn describe(world: &World) -> RotationState {
-    let own = rotation::own_bundle(world);
+    let activations = rotation::activations(world);
     let servers = world.spire.iter().flat_map(|spire| &spire.servers).map(|(name, server)| {
         let authorities = server.authorities.as_ref();
         let slot = |slot: Option<&LocalAuthority>| slot.map(|authority| authority_state(world, authority));
-        let activates_at = own
-            .zip(authorities.filter(|authorities| authorities.prepared.is_some()))
-            .and_then(|(own, authorities)| rotation::activates_at(own, authorities));
         let state = ServerState {
             failure: server.failure.clone(),
             active: slot(authorities.map(|a| &a.active)),
             prepared: slot(authorities.and_then(|a| a.prepared.as_ref())),
             old: slot(authorities.and_then(|a| a.old.as_ref())),
-            activates_at,
+            activates_at: activations.get(name.as_str()).copied(),
         };
         (name.clone(), state)
     });

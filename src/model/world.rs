@@ -14,7 +14,9 @@ use super::own::{Identity, OwnHistory};
 use super::registration::Registration;
 use super::session::SessionState;
 use super::trust::SpireState;
-use super::{AuthorityId, Bundle, BundleDigest, NamespacedName, Object, ObjectKey, Peer, Service, TrustDomain};
+use super::{
+    AuthorityId, Bundle, BundleDigest, NamespacedName, Object, ObjectKey, Peer, Service, TrustDomain,
+};
 
 /// What the operator set for this agent; constant for the life of the process.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -80,6 +82,8 @@ pub struct PeerMemory {
     pub away_since: Option<Timestamp>,
     /// Since when the peer's report names a bundle of ours that is not the newest.
     pub stale_since: Option<Timestamp>,
+    /// Our authorities that the peer gave its last receipt for, in this exchange; `None` while it gave none.
+    pub receipted: Option<BTreeSet<AuthorityId>>,
 }
 
 /// SPIRE holds another bundle than the peer's endpoint served us when last asked. Either may be ahead.

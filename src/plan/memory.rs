@@ -25,6 +25,7 @@ pub fn advance(world: &World) -> BTreeMap<TrustDomain, PeerMemory> {
         stale(world, peer, &mut memory);
         away(world, peer, &mut memory);
         differ(world, peer, &mut memory);
+        super::rotation::remember(world, peer, &mut memory);
         (trust_domain.clone(), memory)
     };
     world.peers.iter().map(step).collect()

@@ -10,8 +10,9 @@ use jiff::Timestamp;
 
 use crate::api::v1alpha1::conditions::RotationSafeReason as Reason;
 use crate::model::condition::Truth;
-use crate::model::session::{GoodbyeReason, LinkState, Trouble};
+use crate::model::session::{GoodbyeReason, LinkState, Trouble, TrustReport};
 use crate::model::trust::{LocalAuthorities, LocalAuthority};
+use crate::model::world::PeerMemory;
 use crate::model::{AuthorityId, Bundle, Peer, TrustDomain, World};
 
 /// SPIRE's certificates are valid from a little before they are made.
@@ -33,20 +34,36 @@ pub struct Held {
     pub by_receipt: bool,
 }
 
-/// What a peer holds, by its own word; `None` where it has not said, or cannot be asked.
+/// What a peer holds, by its own word; `None` where it has not said, or cannot be asked. Between two receipts the last
+/// one counts, for what the peer's SPIRE holds still.
 #[must_use]
 pub fn held(world: &World, peer: &Peer) -> Option<Held> {
-    let session = world.sessions.get(&peer.trust_domain).filter(|session| session.is_connected())?;
-    let remote = session.remote.as_ref()?;
+    let remote = heard(world, peer)?;
     let Some(stored) = &remote.held else {
         return Some(Held { ids: BTreeSet::new(), by_receipt: false });
     };
-    let (followed, by_receipt) = match (&remote.receipt, &remote.delivered) {
-        (Some(receipt), _) => (Some(&receipt.authority_ids), true),
-        (None, delivered) => (delivered.as_ref().map(|bundle| &bundle.authority_ids), false),
-    };
+    let receipted = world.memory.get(&peer.trust_domain).and_then(|memory| memory.receipted.as_ref());
+    let delivered = remote.delivered.as_ref().map(|bundle| &bundle.authority_ids);
+    let followed = receipted.or(delivered);
     let ids = followed.map(|ids| ids.intersection(&stored.authority_ids).cloned().collect());
-    Some(Held { ids: ids.unwrap_or_default(), by_receipt })
+    Some(Held { ids: ids.unwrap_or_default(), by_receipt: receipted.is_some() })
+}
+
+/// What a peer says now: only believed while connected.
+fn heard<'a>(world: &'a World, peer: &Peer) -> Option<&'a TrustReport> {
+    let session = world.sessions.get(&peer.trust_domain).filter(|session| session.is_connected())?;
+    session.remote.as_ref()
+}
+
+/// Remembers the peer's last receipt.
+pub(super) fn remember(world: &World, peer: &Peer, memory: &mut PeerMemory) {
+    let heard = heard(world, peer);
+    if heard.is_none() {
+        memory.receipted = None;
+    }
+    if let Some(receipt) = heard.and_then(|report| report.receipt.as_ref()) {
+        memory.receipted = Some(receipt.authority_ids.clone());
+    }
 }
 
 /// Our own bundle, as freshly as it is known.
@@ -112,8 +129,11 @@ fn servers(world: &World) -> impl Iterator<Item = (&str, &LocalAuthorities)> {
 /// rotation, or of a SPIRE server that is not addressed.
 #[must_use]
 pub fn of_no_server(world: &World) -> BTreeSet<AuthorityId> {
-    let known: BTreeSet<&AuthorityId> =
-        servers(world).flat_map(|(_, all)| all.all()).flat_map(|a| [Some(&a.id), a.upstream.as_ref()]).flatten().collect();
+    let known: BTreeSet<&AuthorityId> = servers(world)
+        .flat_map(|(_, all)| all.all())
+        .flat_map(|a| [Some(&a.id), a.upstream.as_ref()])
+        .flatten()
+        .collect();
     let needed = needed(world).into_iter();
     needed.filter(|(id, role)| *role == Role::Published && !known.contains(id)).map(|(id, _)| id).collect()
 }
@@ -122,7 +142,10 @@ pub fn of_no_server(world: &World) -> BTreeSet<AuthorityId> {
 #[must_use]
 pub fn signing_without(world: &World, held: &BTreeSet<AuthorityId>) -> Vec<AuthorityId> {
     let needed = needed(world).into_iter();
-    needed.filter(|(id, role)| matches!(role, Role::Active { .. }) && !held.contains(id)).map(|(id, _)| id).collect()
+    needed
+        .filter(|(id, role)| matches!(role, Role::Active { .. }) && !held.contains(id))
+        .map(|(id, _)| id)
+        .collect()
 }
 
 /// Whether our signing authorities can change without one peer refusing our workloads.
@@ -156,7 +179,12 @@ pub fn judge(world: &World, peer: &Peer) -> Option<Judgement> {
     }
     let why = unable.map_or_else(
         || "its operator must see why it does not follow our bundle endpoint".to_owned(),
-        |trouble| format!("its agent says that it cannot fetch our bundle ({}: {})", trouble.reason, trouble.message),
+        |trouble| {
+            format!(
+                "its agent says that it cannot fetch our bundle ({}: {})",
+                trouble.reason, trouble.message
+            )
+        },
     );
     let message = format!("{trust_domain} does not hold {}; {why}", names.join(", nor "));
     Some(Judgement { truth: Truth::False, reason, message })
@@ -182,7 +210,10 @@ fn all_held(world: &World, trust_domain: &TrustDomain, held: &Held, unable: Opti
     let unsure = if silent.is_empty() {
         String::new()
     } else {
-        format!("; the SPIRE server {} does not answer, what it signs with may have changed", silent.join(", "))
+        format!(
+            "; the SPIRE server {} does not answer, what it signs with may have changed",
+            silent.join(", ")
+        )
     };
     let message = format!("{trust_domain} {word} every authority of ours{unsure}");
     Judgement { truth: Truth::True, reason: Reason::PeersHoldAuthorities, message }
@@ -191,7 +222,9 @@ fn all_held(world: &World, trust_domain: &TrustDomain, held: &Held, unable: Opti
 fn describe(id: &AuthorityId, role: Role<'_>) -> String {
     match role {
         Role::Active { server } => {
-            format!("our authority {id}, with which the SPIRE server {server} signs now: it refuses our workloads")
+            format!(
+                "our authority {id}, with which the SPIRE server {server} signs now: it refuses our workloads"
+            )
         }
         Role::Prepared { server, activates_at: Some(at), .. } => format!(
             "our authority {id}, which the SPIRE server {server} has prepared and activates by itself at {at}: from \
@@ -207,8 +240,7 @@ fn describe(id: &AuthorityId, role: Role<'_>) -> String {
 
 /// The peer's own word that it cannot fetch our bundle.
 fn cannot_fetch<'a>(world: &'a World, peer: &Peer) -> Option<&'a Trouble> {
-    let session = world.sessions.get(&peer.trust_domain).filter(|session| session.is_connected())?;
-    let troubles = &session.remote.as_ref()?.troubles;
+    let troubles = &heard(world, peer)?.troubles;
     troubles.iter().find(|trouble| trouble.condition == "BundleEndpointHealthy")
 }
 
@@ -222,12 +254,20 @@ fn near_from(world: &World, activates_at: Timestamp) -> Option<Timestamp> {
     activates_at.checked_sub(margin).ok()
 }
 
+/// When SPIRE lets which server sign with what it has prepared, by itself.
+#[must_use]
+pub fn activations(world: &World) -> BTreeMap<&str, Timestamp> {
+    let own = own_bundle(world);
+    servers(world)
+        .filter(|(_, authorities)| authorities.prepared.is_some())
+        .filter_map(|(name, authorities)| Some((name, activates_at(own?, authorities)?)))
+        .collect()
+}
+
 /// When a judgement may change by time alone: an activation comes near, or an authority expires.
 pub fn wake_at(world: &World) -> impl Iterator<Item = Timestamp> {
     let own = own_bundle(world);
-    let near = servers(world)
-        .filter(|(_, authorities)| authorities.prepared.is_some())
-        .filter_map(move |(_, authorities)| near_from(world, activates_at(own?, authorities)?));
+    let near = activations(world).into_values().filter_map(move |at| near_from(world, at));
     let expiries = own.into_iter().flat_map(|own| own.authorities().map(|authority| authority.not_after()));
     near.chain(expiries.filter_map(|at| at.checked_add(Duration::from_secs(1)).ok()))
 }

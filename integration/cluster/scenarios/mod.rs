@@ -6,6 +6,7 @@ mod ending;
 mod federation;
 mod poison;
 mod restart;
+mod rotation;
 mod services;
 mod verdict;
 

@@ -105,7 +105,9 @@ impl LocalAuthority for ServerApi {
             let invalid = |why: &str| Status::invalid_argument(format!("invalid authority ID: {why}"));
             let parsed = match AuthorityId::parse(&id) {
                 _ if id.is_empty() => return Err(invalid("no authority ID provided")),
-                Ok(parsed) if parsed == slots.active => return Err(invalid("unable to use current authority")),
+                Ok(parsed) if parsed == slots.active => {
+                    return Err(invalid("unable to use current authority"));
+                }
                 Ok(parsed) if slots.old.as_ref() == Some(&parsed) => parsed,
                 _ => return Err(invalid("only Old local authority can be revoked")),
             };

@@ -168,20 +168,23 @@ impl Caller {
         loop {
             let called = tokio::time::timeout(PATIENCE, self.call()).await;
             let called = called.map_err(anyhow::Error::from).and_then(|called| called);
-            let from = self.source.current().map(|s| s.identity.trust_domain.to_string()).unwrap_or_default();
-            let mut seen = self.seen.lock().unwrap_or_else(PoisonError::into_inner);
-            match called {
-                Ok(signer) => {
-                    *seen.answered.entry(from).or_default() += 1;
-                    *seen.signers.entry(signer).or_default() += 1;
-                }
-                Err(error) => {
-                    let after = self.began.elapsed();
-                    seen.failures.push(format!("from {from} after {after:.1?}: {error:#}"));
-                }
-            }
-            drop(seen);
+            self.count(called);
             tokio::time::sleep(PAUSE).await;
+        }
+    }
+
+    fn count(&self, called: Result<String>) {
+        let from = self.source.current().map(|s| s.identity.trust_domain.to_string()).unwrap_or_default();
+        let mut seen = self.seen.lock().unwrap_or_else(PoisonError::into_inner);
+        match called {
+            Ok(signer) => {
+                *seen.answered.entry(from).or_default() += 1;
+                *seen.signers.entry(signer).or_default() += 1;
+            }
+            Err(error) => {
+                let after = self.began.elapsed();
+                seen.failures.push(format!("from {from} after {after:.1?}: {error:#}"));
+            }
         }
     }
 

@@ -19,6 +19,7 @@ mod agent;
 mod behaviour;
 mod bundle_server;
 mod crds;
+mod envoy;
 mod http;
 mod kubernetes;
 mod load;

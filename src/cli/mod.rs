@@ -5,6 +5,7 @@ mod agent;
 mod control;
 pub(crate) mod crds;
 mod demo;
+mod peer;
 mod render;
 mod rotate;
 mod status;
@@ -41,6 +42,9 @@ enum Command {
     Status(status::StatusArgs),
     /// Change the authorities that SPIRE signs with, once every peer holds the new ones.
     Rotate(rotate::RotateArgs),
+    /// What is done to one relationship.
+    #[command(subcommand)]
+    Peer(peer::PeerCommand),
     /// Show who a running agent is.
     About(control::ControlArgs),
     /// Print the CustomResourceDefinitions.
@@ -73,6 +77,7 @@ async fn run(command: Command) -> anyhow::Result<ExitCode> {
         Command::Render(args) => render::run(&args).await.map(|()| ExitCode::SUCCESS),
         Command::Status(args) => status::run(&args).await,
         Command::Rotate(args) => rotate::run(&args).await,
+        Command::Peer(command) => peer::run(command).await,
         Command::About(args) => about::run(&args).await.map(|()| ExitCode::SUCCESS),
         Command::Crds => crds::run().map(|()| ExitCode::SUCCESS),
         Command::Demo(args) => demo::run(args).await.map(|()| ExitCode::SUCCESS),

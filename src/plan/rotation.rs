@@ -8,9 +8,11 @@ use std::time::Duration;
 
 use jiff::Timestamp;
 
+use super::notice::told;
+use super::told;
 use crate::api::v1alpha1::conditions::RotationSafeReason as Reason;
 use crate::model::condition::Truth;
-use crate::model::session::{GoodbyeReason, LinkState, Trouble, TrustReport};
+use crate::model::session::{GoodbyeReason, LinkState};
 use crate::model::trust::{LocalAuthorities, LocalAuthority};
 use crate::model::world::PeerMemory;
 use crate::model::{AuthorityId, Bundle, Peer, TrustDomain, World};
@@ -38,7 +40,7 @@ pub struct Held {
 /// one counts, for what the peer's SPIRE holds still.
 #[must_use]
 pub fn held(world: &World, peer: &Peer) -> Option<Held> {
-    let remote = heard(world, peer)?;
+    let remote = told(world, peer)?;
     let Some(stored) = &remote.held else {
         return Some(Held { ids: BTreeSet::new(), by_receipt: false });
     };
@@ -49,15 +51,9 @@ pub fn held(world: &World, peer: &Peer) -> Option<Held> {
     Some(Held { ids: ids.unwrap_or_default(), by_receipt: receipted.is_some() })
 }
 
-/// What a peer says now: only believed while connected.
-fn heard<'a>(world: &'a World, peer: &Peer) -> Option<&'a TrustReport> {
-    let session = world.sessions.get(&peer.trust_domain).filter(|session| session.is_connected())?;
-    session.remote.as_ref()
-}
-
 /// Remembers the peer's last receipt.
 pub(super) fn remember(world: &World, peer: &Peer, memory: &mut PeerMemory) {
-    let heard = heard(world, peer);
+    let heard = told(world, peer);
     if heard.is_none() {
         memory.receipted = None;
     }
@@ -164,7 +160,7 @@ pub fn judge(world: &World, peer: &Peer) -> Option<Judgement> {
     let mut lacking: Vec<(AuthorityId, Role<'_>)> =
         needed(world).into_iter().filter(|(id, _)| !held.ids.contains(id)).collect();
     lacking.sort_by(|(a, one), (b, other)| (one, a).cmp(&(other, b)));
-    let unable = cannot_fetch(world, peer);
+    let unable = told::cannot_fetch_ours(world, peer);
     let Some((_, worst)) = lacking.first() else {
         return Some(all_held(world, trust_domain, &held, unable));
     };
@@ -179,23 +175,17 @@ pub fn judge(world: &World, peer: &Peer) -> Option<Judgement> {
     }
     let why = unable.map_or_else(
         || "its operator must see why it does not follow our bundle endpoint".to_owned(),
-        |trouble| {
-            format!(
-                "its agent says that it cannot fetch our bundle ({}: {})",
-                trouble.reason, trouble.message
-            )
-        },
+        |words| format!("its agent says that it cannot fetch our bundle ({words})"),
     );
     let message = format!("{trust_domain} does not hold {}; {why}", names.join(", nor "));
     Some(Judgement { truth: Truth::False, reason, message })
 }
 
-fn all_held(world: &World, trust_domain: &TrustDomain, held: &Held, unable: Option<&Trouble>) -> Judgement {
-    if let Some(trouble) = unable {
+fn all_held(world: &World, trust_domain: &TrustDomain, held: &Held, unable: Option<String>) -> Judgement {
+    if let Some(words) = unable {
         let message = format!(
             "{trust_domain} holds every authority of ours, but would not get the next one: its agent says that it \
-             cannot fetch our bundle ({}: {}); look at our bundle endpoint and at the network between",
-            trouble.reason, trouble.message
+             cannot fetch our bundle ({words}); look at our bundle endpoint and at the network between"
         );
         return Judgement { truth: Truth::False, reason: Reason::PeerCannotFetchOurBundle, message };
     }
@@ -236,12 +226,6 @@ fn describe(id: &AuthorityId, role: Role<'_>) -> String {
         ),
         Role::Published => format!("our authority {id}: do not rely on it yet"),
     }
-}
-
-/// The peer's own word that it cannot fetch our bundle.
-fn cannot_fetch<'a>(world: &'a World, peer: &Peer) -> Option<&'a Trouble> {
-    let troubles = &heard(world, peer)?.troubles;
-    troubles.iter().find(|trouble| trouble.condition == "BundleEndpointHealthy")
 }
 
 /// Whether less time is left than a peer that is well needs. A time that is not known may be any.
@@ -326,8 +310,8 @@ fn obstacle(world: &World, peer: &Peer, wanted: &BTreeSet<AuthorityId>) -> Optio
     }
     let missing: Vec<&str> = wanted.difference(&held.ids).map(AuthorityId::as_str).collect();
     let mut why = format!("it does not hold {}", missing.join(", "));
-    if let Some(trouble) = cannot_fetch(world, peer) {
-        why.push_str(&format!("; it cannot fetch our bundle ({}: {})", trouble.reason, trouble.message));
+    if let Some(words) = told::cannot_fetch_ours(world, peer) {
+        why.push_str(&format!("; it cannot fetch our bundle ({words})"));
     }
     Some(Obstacle { trust_domain, why })
 }

@@ -146,7 +146,9 @@ fn a_peer_that_cannot_fetch_our_bundle_holds_a_rotation_up() {
         // Not by another way either: the agent itself refuses.
         let socket = west.spire.server_socket().display();
         let plan = rotate(&agents.west, &["--dry-run"]).await?;
-        ensure!(plan.report["state"]["servers"][format!("unix://{socket}")]["prepared"]["id"] == json!(prepared));
+        ensure!(
+            plan.report["state"]["servers"][format!("unix://{socket}")]["prepared"]["id"] == json!(prepared)
+        );
 
         to_endpoint.set(Network::Whole);
         let again = rotate(&agents.west, &["--timeout", "1m"]).await?;

@@ -98,7 +98,7 @@ pub async fn serve(
 mod tests {
     use super::*;
 
-    fn control() -> Control {
+    pub(super) fn control() -> Control {
         let server = crate::spire::SpireServer::connect_unix("/nowhere.sock");
         let (identity, cancel) = (watch::channel(None).1, CancellationToken::new());
         let replicas = Replicas::none();

@@ -257,3 +257,7 @@ fn authority_state(world: &World, authority: &LocalAuthority) -> AuthorityState 
         lacking: lacking.into_iter().map(|o| (o.trust_domain.to_string(), o.why)).collect(),
     }
 }
+
+#[cfg(test)]
+#[path = "rotation_tests.rs"]
+mod tests;

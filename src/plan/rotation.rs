@@ -24,6 +24,10 @@ const ACTIVATION_PART: i64 = 6;
 const ACTIVATION_MOST: i64 = 7 * 24 * 60 * 60;
 /// How many intervals at which peers fetch our bundle must be left, for the time until activation to be enough.
 const INTERVALS: u32 = 3;
+/// How long SPIRE takes, at least, to replace what a tainted authority signed: an agent learns of it at its next sync (5 s),
+/// it and the server look at their own SVIDs every 5 s each, and workloads' follow in batches every 5 s. Before the server has
+/// a new SVID of its own, revoking the authority makes its agents refuse it, and end (seen on SPIRE 1.15.3).
+const REPLACED: Duration = Duration::from_secs(20);
 /// How many authorities a message names.
 const NAMED: usize = 4;
 
@@ -389,10 +393,11 @@ fn may_revoke(world: &World, server: &str, id: &AuthorityId) -> Result<(), Strin
     }
 }
 
-/// From when on a tainted authority of ours may be revoked: SPIRE's agents are given time to replace what it signed.
+/// From when on a tainted authority of ours may be revoked: SPIRE is given time to replace what it signed.
 #[must_use]
 pub fn revocable_at(world: &World, id: &AuthorityId) -> Option<Timestamp> {
-    world.tainted_since.get(id).and_then(|since| since.checked_add(world.settings.drain).ok())
+    let pause = world.settings.drain.max(REPLACED);
+    world.tainted_since.get(id).and_then(|since| since.checked_add(pause).ok())
 }
 
 /// Since when which authorities of ours are tainted, now that SPIRE was read.

@@ -286,6 +286,10 @@ fn the_old_one_goes_after_the_peers_and_spires_agents_have_moved() {
     assert!(refused.contains(&at(30).to_string()), "{refused}");
     scene.world.now = at(30);
     scene.allow(old.id(), Step::Revoke).unwrap();
+    // However short the pause is set: SPIRE's own takes its time.
+    Arc::make_mut(&mut scene.world.settings).drain = Duration::from_secs(1);
+    scene.world.now = at(19);
+    assert!(scene.allow(old.id(), Step::Revoke).unwrap_err().contains(&at(20).to_string()));
 
     let upstream = Some(Ca::new().authority().id().clone());
     let below = LocalAuthority { upstream, ..local(&old) };

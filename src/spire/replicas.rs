@@ -245,3 +245,25 @@ async fn resolve(address: &ServerAddress) -> std::io::Result<Vec<ServerAddress>>
         _ => found.into_iter().map(|at| ServerAddress::Tcp(at.to_string())).collect(),
     })
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn a_name_stands_for_every_server_that_it_resolves_to() {
+        let tcp = |text: &str| ServerAddress::Tcp(text.to_owned());
+        let literal = ["10.0.0.1:8081", "[::1]:8081"];
+        for text in literal {
+            assert_eq!(resolve(&tcp(text)).await.unwrap(), [tcp(text)]);
+        }
+        let unix = ServerAddress::Unix("/run/s.sock".into());
+        assert_eq!(resolve(&unix).await.unwrap(), [unix]);
+        assert!(resolve(&tcp("no-such-name.invalid:8081")).await.is_err());
+        // One address keeps its name, several are told apart.
+        let found = resolve(&tcp("localhost:8081")).await.unwrap();
+        let several =
+            found.iter().all(|at| at.to_string().ends_with(":8081") && *at != tcp("localhost:8081"));
+        assert!(found == [tcp("localhost:8081")] || (found.len() > 1 && several), "{found:?}");
+    }
+}

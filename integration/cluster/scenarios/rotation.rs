@@ -1,9 +1,12 @@
 //! Rotation of the signing authority on real SPIRE, under a load of mutual TLS between workloads of both domains.
 
-use super::{Agents, PEER, SOON, both_ready, federated, found, merge, peer, peer_says, with};
-use crate::agent::Agent;
+use super::{
+    Agents, PEER, READY, SOON, both_ready, federated, found, make_peers, merge, peer, peer_says, quick, with,
+};
+use crate::agent::{Agent, AgentOptions};
 use crate::load::Load;
 use crate::pair::{Pair, with_own_pair, with_pair};
+use crate::process::Signal;
 use crate::relay::{Network, Relay};
 use crate::spire::SpireOptions;
 use crate::wait::eventually;
@@ -48,7 +51,8 @@ async fn active(domain: &Domain) -> Result<String> {
     Ok(id.with_context(|| format!("{shown}"))?.to_owned())
 }
 
-/// Twenty rotations on alternate sides, each with the old authority tainted and revoked at the end.
+/// Twenty rotations on alternate sides, each with the old authority tainted, so that every SVID is replaced at once; the
+/// last on each side with the old one revoked as well, which waits longer.
 #[test]
 fn twenty_rotations_lose_no_request() {
     with_pair(async |pair| {
@@ -59,12 +63,14 @@ fn twenty_rotations_lose_no_request() {
             let (domain, agent) =
                 if round % 2 == 0 { (&pair.east, &agents.east) } else { (&pair.west, &agents.west) };
             let before = active(domain).await?;
-            let rotated = rotate(agent, &["--revoke", "--timeout", "2m"]).await?;
+            let finish = if round < 18 { "--taint" } else { "--revoke" };
+            let rotated = rotate(agent, &[finish, "--timeout", "2m"]).await?;
             rotated.done().with_context(|| format!("round {round}"))?;
             let now = active(domain).await?;
             let server = rotated.server()?;
             ensure!(now != before && server["authority"] == json!(now), "{before}, {now}: {server}");
-            ensure!(server["replaced"] == json!(before) && server["revoked"] == json!(true), "{server}");
+            ensure!(server["replaced"] == json!(before) && server["tainted"] == json!(true), "{server}");
+            ensure!(server["revoked"] == json!(round >= 18), "{server}");
             load.signed_by(&now).await?;
             load.more(5).await.with_context(|| format!("round {round}: {}", rotated.progress))?;
         }
@@ -181,5 +187,66 @@ fn a_suspended_peer_holds_nothing_up() {
         rotated.done()?;
         ensure!(active(west).await? != before, "it was not activated");
         Ok(())
+    });
+}
+
+/// A second SPIRE server on the datastore of the first signs at once, with an authority of its own, and rotates by itself.
+#[test]
+fn each_spire_server_is_rotated_and_one_that_is_silent_holds_up_no_other() {
+    with_pair(async |pair| {
+        let (east, west) = (&pair.east, &pair.west);
+        let dir = west.dir().join("s");
+        let second = format!("unix://{}", dir.join("server2.sock").display());
+        let first = format!("unix://{}", west.spire.server_socket().display());
+        let options = AgentOptions { spire_server: Some(format!("{first},{second}")), ..quick() };
+        let (mut in_east, mut in_west) = (Agent::start(east, quick())?, Agent::start(west, options)?);
+        tokio::try_join!(in_east.ready(READY), in_west.ready(READY))?;
+        let to_endpoint = Relay::start(west.spire.bundle_endpoint()).await?;
+        make_peers(pair).await?;
+        let url = format!("https://{}/", to_endpoint.address());
+        east.kubernetes.apply(&with(peer(west).await?, "/spec/bundleEndpoint/url", json!(url))?).await?;
+        both_ready(pair).await?;
+
+        // East does not learn of it: what the new server signs would be refused there.
+        to_endpoint.set(Network::Cut);
+        peer_says(east, west, "BundleEndpointHealthy", "False", "EndpointUnreachable").await?;
+        let mut server = west.spire.start_second_server(&dir).await?;
+        let message = peer_says(west, east, "RotationSafe", "False", "PeerLacksSigningAuthority").await?;
+        ensure!(message.contains(&second) && message.contains("east.example"), "{message}");
+        to_endpoint.set(Network::Whole);
+        both_ready(pair).await?;
+
+        let before = active(west).await?;
+        let rotated = rotate(&in_west, &["--taint", "--timeout", "1m"]).await?;
+        rotated.done()?;
+        ensure!(active(west).await? != before, "the first was not rotated");
+        for name in [&first, &second] {
+            let report = &rotated.report["servers"][name];
+            let now = &rotated.report["state"]["servers"][name]["active"]["id"];
+            ensure!(
+                report["activated"] == json!(true) && report["authority"] == *now,
+                "{name}: {report}, {now}"
+            );
+            ensure!(report["tainted"] == json!(true) && report["replaced"] != *now, "{name}: {report}");
+        }
+
+        server.process.signal(Signal::Stop)?;
+        let before = active(west).await?;
+        let stands = eventually("the agent sees that the second is silent", SOON, || async {
+            let plan = rotate(&in_west, &["--dry-run"]).await?;
+            ensure!(plan.code == 1, "{}", plan.code);
+            let failure = &plan.report["state"]["servers"][&second]["failure"];
+            ensure!(failure.as_str().is_some_and(|words| words.contains("gave no answer")), "{failure}");
+            Ok(())
+        });
+        stands.await?;
+        let rotated = rotate(&in_west, &["--timeout", "1m"]).await?;
+        ensure!(rotated.code == 1, "one was left out: {:#}", rotated.report);
+        ensure!(rotated.report["servers"][&second]["leftOut"].is_string(), "{:#}", rotated.report);
+        ensure!(rotated.report["servers"][&first]["activated"] == json!(true), "{:#}", rotated.report);
+        ensure!(active(west).await? != before, "the first was not rotated");
+        server.process.signal(Signal::Continue)?;
+        drop((in_east, in_west));
+        server.process.kill().await
     });
 }

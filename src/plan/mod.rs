@@ -23,6 +23,7 @@ pub mod prune;
 mod purity;
 pub mod registrations;
 pub mod relationship;
+pub mod rotation;
 pub mod selectors;
 pub mod services;
 pub mod status;
@@ -241,7 +242,8 @@ fn wake_at(world: &World, services: &services::ServicesPlan) -> Option<Timestamp
         .chain(expiries.map(after))
         .chain(rests)
         .chain(notices)
-        .chain(told::wake_at(world));
+        .chain(told::wake_at(world))
+        .chain(rotation::wake_at(world));
     all.filter(|at| *at > world.now).min()
 }
 

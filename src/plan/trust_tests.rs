@@ -19,9 +19,12 @@ use crate::model::object::{Kind, ObjectKey};
 use crate::model::peer::RegistrationSelection;
 use crate::model::registration::{Record, Registration};
 use crate::model::session::{GoodbyeReason, HeldBundle, LinkState, Refusal, SessionState, TrustReport};
-use crate::model::trust::{BundleRemoval, Entry, Relationship, SpireAction, SpireState};
+use crate::model::trust::{
+    BundleRemoval, Entry, LocalAuthorities, LocalAuthority, LocalServer, Relationship, SpireAction,
+    SpireState,
+};
 use crate::model::world::Relationships;
-use crate::model::{Bundle, Peer, World};
+use crate::model::{AuthorityId, Bundle, Peer, World};
 
 const EAST: &str = "east.example";
 
@@ -742,12 +745,19 @@ fn a_report_is_believed_and_a_stale_bundle_is_forgiven_for_two_intervals() {
     scene.link(LinkState::Connected, Some(report(&old)));
     scene.world.memory = BTreeMap::new();
     let signing = ours.authorities().next().unwrap().id().clone();
-    scene.spire(|spire, _| spire.active_authority = Some(signing));
+    scene.spire(|spire, _| signs_with(spire, signing));
     assert_eq!(
         scene.verdict(),
         Some((Truth::False, Reason::PeerHoldsStaleBundle)),
         "it lacks what signs now"
     );
+}
+
+fn signs_with(spire: &mut SpireState, id: AuthorityId) {
+    let active = LocalAuthority { id, expires_at: now(), upstream: None };
+    let authorities = LocalAuthorities { active, prepared: None, old: None };
+    let server = LocalServer { authorities: Some(authorities), failure: None };
+    spire.servers.insert("unix:///spire.sock".to_owned(), server);
 }
 
 #[test]

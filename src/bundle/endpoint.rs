@@ -28,6 +28,8 @@ const MAX_REDIRECTS: usize = 3;
 pub struct Fetched {
     pub bundle: Bundle,
     pub ignored: Vec<String>,
+    /// Why SPIRE's own reader refuses the document, where it does.
+    pub refused_by_spire: Option<String>,
 }
 
 /// Fetches bundles. Keeps nothing from one fetch to the next: no connection, session, cookie or redirect.
@@ -99,7 +101,11 @@ impl EndpointClient {
                 info!(%trust_domain, url = %endpoint.url, sequence = parsed.bundle.sequence,
                     authorities = parsed.bundle.len(), digest = %parsed.bundle.digest(), ignored = ?parsed.ignored,
                     "bundle fetched");
-                Ok(Fetched { bundle: parsed.bundle, ignored: parsed.ignored })
+                Ok(Fetched {
+                    bundle: parsed.bundle,
+                    ignored: parsed.ignored,
+                    refused_by_spire: parsed.refused_by_spire,
+                })
             }
             Err(problem) => {
                 let failure = problem.failure(trust_domain, endpoint);

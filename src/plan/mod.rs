@@ -1,13 +1,14 @@
 //! From what is known to what should be: pure, total, deterministic.
 
 pub mod admission;
+pub mod alarms;
 pub mod authorization;
 pub mod diff;
 pub mod ending;
 pub mod exports;
 pub mod finalizers;
 #[cfg(test)]
-mod fixtures;
+pub(crate) mod fixtures;
 pub mod generated;
 #[cfg(test)]
 mod golden;
@@ -16,6 +17,7 @@ pub mod istio;
 pub mod links;
 pub mod memory;
 pub mod monitors;
+pub mod poison;
 pub mod prune;
 #[cfg(test)]
 mod purity;
@@ -217,10 +219,16 @@ fn wake_at(
     let bundles = world.spire.iter().flat_map(|spire| spire.bundles.values());
     let expiries = bundles.flat_map(|bundle| bundle.authorities().map(|a| a.not_after()));
     let rests = world.memory.values().filter_map(|memory| memory.quiet_until);
+    let alarms = world.peers.values().filter_map(|peer| alarms::wake_at(world, peer));
     let asked = (!ask_again.is_empty()).then(|| world.now.saturating_add(ASK_AGAIN).ok()).flatten();
     let after = |at: Timestamp| at.saturating_add(Duration::from_secs(1)).unwrap_or(at);
-    let all =
-        verdicts.chain(drains).chain(services.wake_at).chain(expiries.map(after)).chain(rests).chain(asked);
+    let all = verdicts
+        .chain(drains)
+        .chain(services.wake_at)
+        .chain(expiries.map(after))
+        .chain(rests)
+        .chain(alarms)
+        .chain(asked);
     all.filter(|at| *at > world.now).min()
 }
 

@@ -41,6 +41,7 @@ mod wait;
 mod world;
 
 mod configuration;
+mod ending;
 mod federation;
 mod istiod;
 mod meshes;

@@ -7,8 +7,12 @@ use anyhow::{Context, Result, ensure};
 use serde_json::{Value, json};
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 use tokio::net::{TcpStream, UnixListener};
 use tokio::task::JoinHandle;
+
+/// How long connections of a listener that was changed go on: Istio gives its proxies 45 s.
+pub(crate) const DRAIN: Duration = Duration::from_secs(5);
 
 /// A Unix socket that leads to istiod: from inside a namespace no TCP port of the machine can be reached.
 #[derive(Debug)]
@@ -114,8 +118,11 @@ impl Proxy {
         let file = dir.join(format!("{name}.json"));
         std::fs::write(&file, serde_json::to_vec_pretty(&bootstrap)?)?;
         let file = file.display().to_string();
+        let drain = DRAIN.as_secs().to_string();
         let envoy_args = ["--config-path", &file, "--disable-hot-restart", "--concurrency", "1"];
-        let (entering, args) = member.inside(program, &envoy_args.map(str::to_owned))?;
+        let draining = ["--drain-time-s", &drain, "--drain-strategy", "immediate"];
+        let envoy_args: Vec<String> = envoy_args.into_iter().chain(draining).map(str::to_owned).collect();
+        let (entering, args) = member.inside(program, &envoy_args)?;
         let mut process = Process::new(Spec {
             name: format!("envoy {node}"),
             program: entering,

@@ -10,18 +10,20 @@ use tokio::sync::watch;
 use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
 use tonic::transport::{Channel, Endpoint, Uri};
-use tonic::{Code, Request, Status};
+use tonic::{Code, Request, Status, Streaming};
 
 use super::workload::{MAX_MESSAGE, Svids, WorkloadEndpoint, read};
-use crate::model::own::Identity;
-use crate::proto::workload::X509svidRequest;
+use crate::model::own::{Identity, WorkloadFailure};
 use crate::proto::workload::spiffe_workload_api_client::SpiffeWorkloadApiClient;
+use crate::proto::workload::{X509svidRequest, X509svidResponse};
 
 const BACKOFF_MIN: Duration = Duration::from_millis(200);
 const BACKOFF_MAX: Duration = Duration::from_secs(15);
 /// After an answer that says that we ask wrongly (Workload API, section 6.4: do not retry), or that we are answered
 /// wrongly: only a change of configuration mends it.
 const MISTAKEN: Duration = Duration::from_secs(60);
+/// The most characters of its words that are kept.
+const MAX_CAUSE: usize = 300;
 const CONNECT: Duration = Duration::from_secs(5);
 
 /// A handle to the identity; clones see the same one.
@@ -34,6 +36,7 @@ pub struct IdentitySource {
 struct Shared {
     svids: ArcSwapOption<Svids>,
     identity: watch::Sender<Option<Arc<Identity>>>,
+    failure: watch::Sender<Option<WorkloadFailure>>,
 }
 
 impl IdentitySource {
@@ -56,8 +59,8 @@ impl IdentitySource {
     }
 
     pub(crate) fn empty() -> Self {
-        let shared = Shared { svids: ArcSwapOption::empty(), identity: watch::Sender::new(None) };
-        Self { shared: Arc::new(shared) }
+        let (identity, failure) = (watch::Sender::new(None), watch::Sender::new(None));
+        Self { shared: Arc::new(Shared { svids: ArcSwapOption::empty(), identity, failure }) }
     }
 
     /// Who we are and whom we can verify, at each change; `None` until the Workload API first answered. What is known
@@ -69,15 +72,35 @@ impl IdentitySource {
         identity
     }
 
+    /// Since when the Workload API gives us nothing, and why; `None` while it does.
+    #[must_use]
+    pub fn failures(&self) -> watch::Receiver<Option<WorkloadFailure>> {
+        self.shared.failure.subscribe()
+    }
+
     /// The keys and bundles of this moment; `None` until the Workload API first answered.
     #[must_use]
     pub fn current(&self) -> Option<Arc<Svids>> {
         self.shared.svids.load_full()
     }
 
+    /// Tells that the Workload API gave nothing; the moment is that of the first time.
+    fn fail(&self, status: &Status) {
+        let cause: String = status.message().chars().take(MAX_CAUSE).collect();
+        let message = format!("{:?}: {cause}", status.code());
+        self.shared.failure.send_if_modified(|failure| {
+            let since = failure.as_ref().map_or_else(crate::clock::now, |failure| failure.since);
+            let new = Some(WorkloadFailure { since, message });
+            let changed = *failure != new;
+            *failure = new;
+            changed
+        });
+    }
+
     pub(crate) fn publish(&self, svids: Svids) {
         let identity = Arc::clone(&svids.identity);
         self.shared.svids.store(Some(Arc::new(svids)));
+        self.shared.failure.send_if_modified(|failure| failure.take().is_some());
         self.shared.identity.send_if_modified(|known| {
             let changed = known.as_deref() != Some(&*identity);
             if changed {
@@ -123,6 +146,7 @@ impl Follower {
             failed = if answered { 0 } else { failed + 1 };
             let wait = pause(failed.min(16), status.code(), rand::random());
             self.report(&status, wait);
+            self.source.fail(&status);
             tokio::time::sleep(wait).await;
         }
     }
@@ -144,13 +168,7 @@ impl Follower {
     }
 
     async fn follow(&self, answered: &mut bool) -> Result<(), Status> {
-        let channel = connect(&self.endpoint).await?;
-        let mut client = SpiffeWorkloadApiClient::new(channel).max_decoding_message_size(MAX_MESSAGE);
-        let mut request = Request::new(X509svidRequest {});
-        request
-            .metadata_mut()
-            .insert("workload.spiffe.io", tonic::metadata::MetadataValue::from_static("true"));
-        let mut stream = client.fetch_x509svid(request).await?.into_inner();
+        let mut stream = open(&self.endpoint).await?;
         while let Some(response) = stream.message().await? {
             match read(response, self.admin_hint.as_deref()) {
                 Ok(svids) => {
@@ -162,6 +180,52 @@ impl Follower {
         }
         Ok(())
     }
+}
+
+/// Why the Workload API gave no identity when it was asked once.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum AskError {
+    /// It answers, and has nothing for us that we can use.
+    Refused(String),
+    Unreachable(String),
+}
+
+/// Asks the Workload API once, beside whoever follows it: who we are now. Takes up to 5 s.
+///
+/// # Errors
+/// [`AskError`].
+pub async fn ask_once(
+    endpoint: &WorkloadEndpoint,
+    admin_hint: Option<&str>,
+) -> Result<Arc<Identity>, AskError> {
+    let of_status = |status: Status| match status.code() {
+        Code::PermissionDenied | Code::InvalidArgument | Code::Unimplemented => {
+            AskError::Refused(status.message().to_owned())
+        }
+        _ => AskError::Unreachable(status.message().to_owned()),
+    };
+    let asked = async {
+        let mut stream = open(endpoint).await?;
+        stream.message().await
+    };
+    match tokio::time::timeout(CONNECT, asked).await {
+        Ok(Ok(Some(response))) => {
+            let svids = read(response, admin_hint).map_err(|error| AskError::Refused(error.to_string()))?;
+            Ok(svids.identity)
+        }
+        Ok(Ok(None)) => Err(AskError::Unreachable("the stream ended".to_owned())),
+        Ok(Err(status)) => Err(of_status(status)),
+        Err(_) => Err(AskError::Unreachable(format!("no answer within {} s", CONNECT.as_secs()))),
+    }
+}
+
+/// Opens the stream of our SVIDs.
+async fn open(endpoint: &WorkloadEndpoint) -> Result<Streaming<X509svidResponse>, Status> {
+    let channel = connect(endpoint).await?;
+    let mut client = SpiffeWorkloadApiClient::new(channel).max_decoding_message_size(MAX_MESSAGE);
+    let mut request = Request::new(X509svidRequest {});
+    request.metadata_mut().insert("workload.spiffe.io", tonic::metadata::MetadataValue::from_static("true"));
+    Ok(client.fetch_x509svid(request).await?.into_inner())
 }
 
 async fn connect(endpoint: &WorkloadEndpoint) -> Result<Channel, Status> {

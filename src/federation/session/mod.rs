@@ -10,18 +10,22 @@ use crate::federation::convert::{
     goodbye_from_proto, goodbye_to_proto, message, outcome_from_proto, outcome_to_proto, printable,
     report_from_proto, report_to_proto,
 };
+use crate::federation::diagnose::{checks_from_proto, reply_to_proto};
 use crate::federation::rate::TokenBucket;
+use crate::model::diagnosis::ToldCheck;
 use crate::model::session::{
     Acknowledgement, Catalogue, CatalogueVersion, GoodbyeReason, LinkPlan, LinkState, Refusal, TrustReport,
 };
 use crate::model::{ServiceName, TrustDomain, service::Outcome};
 use crate::proto::federation::v1::{
-    CatalogueAck, CatalogueSnapshot, Frame, Heartbeat, Hello, ServiceOutcome, frame::Body,
+    CatalogueAck, CatalogueSnapshot, DiagnoseReply, DiagnoseRequest, Frame, Heartbeat, Hello, ServiceOutcome,
+    frame::Body,
 };
 
+mod skew;
 mod terms;
 
-pub use terms::{End, Heard, SessionLimits};
+pub use terms::{Aside, End, Heard, SessionLimits};
 
 /// The version of the protocol that is spoken here.
 pub const PROTOCOL_VERSION: u32 = 1;
@@ -39,6 +43,8 @@ struct Outgoing {
     frames: Option<Frames>,
     answer: bool,
     answer_frames: VecDeque<CatalogueAck>,
+    question: Option<u64>,
+    reply: Option<DiagnoseReply>,
 }
 
 /// One exchange. `now` is the time since any fixed moment, the same in all calls.
@@ -48,8 +54,11 @@ pub struct Session {
     limits: SessionLimits,
     started: Duration,
     last_heard: Duration,
-    last_sent: Duration,
+    /// When we last told the time.
+    last_beat: Duration,
     heartbeats: u64,
+    /// Our clock, in milliseconds since 1970.
+    unix_millis: i64,
     spoken: Option<u32>,
     bucket: TokenBucket,
     outgoing: Outgoing,
@@ -68,6 +77,9 @@ pub struct Session {
     answers: Option<Acknowledgement>,
     heard: Heard,
     revision: u64,
+    /// Our question that the peer has not answered, and what it said beside the exchange itself: the last of each kind.
+    question: Option<u64>,
+    asides: [Option<Aside>; 2],
     end: Option<End>,
 }
 
@@ -85,8 +97,9 @@ impl Session {
             limits,
             started: now,
             last_heard: now,
-            last_sent: now,
+            last_beat: now,
             heartbeats: 0,
+            unix_millis: 0,
             spoken: None,
             bucket: TokenBucket::new(limits.frames_per_second, limits.frames_burst, now),
             outgoing: Outgoing { hello: Some(hello), report: true, catalogue: true, ..Outgoing::default() },
@@ -100,8 +113,16 @@ impl Session {
             answers: None,
             heard: Heard::default(),
             revision: 0,
+            question: None,
+            asides: [None, None],
             end: None,
         }
+    }
+
+    /// What our clock shows, in milliseconds since 1970: told to the peer, and compared with what it tells. It may be set
+    /// back and forth, and decides nothing else.
+    pub fn on_clock(&mut self, unix_millis: i64) {
+        self.unix_millis = unix_millis;
     }
 
     /// Whether the peer's Hello has been read and is good.
@@ -148,6 +169,22 @@ impl Session {
             self.outcomes = plan.outcomes.clone();
             self.outgoing.answer = true;
         }
+    }
+
+    /// Asks the peer what it sees of the path; only the last question is waited for.
+    pub fn ask(&mut self, id: u64) {
+        self.question = Some(id);
+        self.outgoing.question = Some(id);
+    }
+
+    /// Answers the peer's question.
+    pub fn reply(&mut self, id: u64, checks: &[ToldCheck]) {
+        self.outgoing.reply = Some(reply_to_proto(id, checks));
+    }
+
+    /// What the peer said beside the exchange itself, once.
+    pub fn take_aside(&mut self) -> Option<Aside> {
+        self.asides.iter_mut().find_map(Option::take)
     }
 
     /// Ends the exchange with a goodbye.
@@ -203,7 +240,18 @@ impl Session {
                 .map_err(|e| format!("a trust report that is not well formed: {e}")),
             (Some(Body::Catalogue(frame)), true) => self.on_catalogue(frame),
             (Some(Body::CatalogueAck(ack)), true) => self.on_answer(&ack),
-            (Some(Body::Heartbeat(_) | Body::DiagnoseRequest(_) | Body::DiagnoseReply(_)), true) => Ok(()),
+            (Some(Body::Heartbeat(heartbeat)), true) => {
+                self.compare_clocks(heartbeat.unix_millis);
+                Ok(())
+            }
+            (Some(Body::DiagnoseRequest(request)), true) => {
+                self.hear_aside(Aside::Asked(request.id));
+                Ok(())
+            }
+            (Some(Body::DiagnoseReply(reply)), true) => {
+                self.on_reply(&reply);
+                Ok(())
+            }
         };
         if let Err(cause) = result {
             self.refuse(&cause);
@@ -212,9 +260,7 @@ impl Session {
 
     /// The next frame to send, if there is one now.
     pub fn next_frame(&mut self, now: Duration) -> Option<Frame> {
-        let body = self.next_body(now)?;
-        self.last_sent = now;
-        Some(Frame { body: Some(body) })
+        self.next_body(now).map(|body| Frame { body: Some(body) })
     }
 
     fn next_body(&mut self, now: Duration) -> Option<Body> {
@@ -225,18 +271,28 @@ impl Session {
             return None;
         }
         if let Some(hello) = self.outgoing.hello.take() {
-            return Some(Body::Hello(hello));
+            return Some(Body::Hello(Hello { unix_millis: self.unix_millis, ..hello }));
         }
         if !self.is_open() {
             return None;
         }
-        // before all else, or a large catalogue would make us silent
-        if now.saturating_sub(self.last_sent) >= self.limits.heartbeat {
+        // before all else, or a large catalogue would make us silent; and though much is said, for the time that it tells
+        if now.saturating_sub(self.last_beat) >= self.limits.heartbeat {
+            self.last_beat = now;
             self.heartbeats += 1;
-            return Some(Body::Heartbeat(Heartbeat { sequence: self.heartbeats, ..Heartbeat::default() }));
+            return Some(Body::Heartbeat(Heartbeat {
+                sequence: self.heartbeats,
+                unix_millis: self.unix_millis,
+            }));
         }
         if std::mem::take(&mut self.outgoing.report) {
             return Some(Body::TrustReport(report_to_proto(&self.report)));
+        }
+        if let Some(id) = self.outgoing.question.take() {
+            return Some(Body::DiagnoseRequest(DiagnoseRequest { id }));
+        }
+        if let Some(reply) = self.outgoing.reply.take() {
+            return Some(Body::DiagnoseReply(reply));
         }
         if let Some(answer) = self.next_answer() {
             return Some(Body::CatalogueAck(answer));
@@ -295,7 +351,18 @@ impl Session {
             return Err("a Hello without a protocol version".to_owned());
         }
         self.spoken = Some(hello.protocol_version.min(PROTOCOL_VERSION));
+        self.compare_clocks(hello.unix_millis);
         Ok(())
+    }
+
+    fn compare_clocks(&mut self, theirs: i64) {
+        if self.unix_millis == 0 {
+            return;
+        }
+        let skew = skew::skew(self.heard.skew, theirs, self.unix_millis);
+        if skew != self.heard.skew {
+            self.hear(|heard| heard.skew = skew);
+        }
     }
 
     fn on_catalogue(&mut self, frame: CatalogueSnapshot) -> Result<(), String> {
@@ -331,6 +398,22 @@ impl Session {
             self.hear(|heard| heard.acknowledged = Some(answers));
         }
         Ok(())
+    }
+
+    /// A reply to what we did not ask, or no longer wait for, is passed over.
+    fn on_reply(&mut self, reply: &DiagnoseReply) {
+        if self.question == Some(reply.id) {
+            self.question = None;
+            self.hear_aside(Aside::Told(reply.id, checks_from_proto(&reply.checks)));
+        }
+    }
+
+    fn hear_aside(&mut self, aside: Aside) {
+        let [asked, told] = &mut self.asides;
+        match aside {
+            Aside::Asked(_) => *asked = Some(aside),
+            Aside::Told(..) => *told = Some(aside),
+        }
     }
 
     fn on_goodbye(&mut self, reason: GoodbyeReason, text: &str) {

@@ -251,6 +251,46 @@ fn silence_is_filled_here_and_noticed_there() {
 }
 
 #[test]
+fn each_side_tells_its_clock_and_compares() {
+    let mut session = super::tests::session(&plan());
+    session.on_clock(1_000_000);
+    let bodies = said(&mut session, s(100));
+    assert!(
+        matches!(bodies.as_slice(), [Body::Hello(hello)] if hello.unix_millis == 1_000_000),
+        "{bodies:?}"
+    );
+    let Some(Body::Hello(ahead)) = hello("east.test", 1).body else { panic!("it is a Hello") };
+    session.on_frame(frame(Body::Hello(Hello { unix_millis: 1_061_000, ..ahead })), s(100));
+    assert_eq!(session.heard().skew, Some(60));
+    said(&mut session, s(100));
+    let beat = |unix_millis| frame(Body::Heartbeat(Heartbeat { sequence: 1, unix_millis }));
+    let revision = session.revision();
+    session.on_clock(1_010_000);
+    session.on_frame(beat(1_070_500), s(110));
+    session.on_frame(beat(0), s(110));
+    assert_eq!(session.revision(), revision, "nothing new");
+    let bodies = said(&mut session, s(110));
+    assert!(matches!(bodies.as_slice(), [Body::Heartbeat(h)] if h.unix_millis == 1_010_000), "{bodies:?}");
+    session.on_frame(beat(1_010_200), s(110));
+    assert_eq!(session.heard().skew, None, "mended");
+    session.on_frame(beat(900_000), s(110));
+    assert_eq!(session.heard().skew, Some(-110));
+}
+
+#[test]
+fn a_busy_side_tells_the_time_as_well() {
+    let mut plan = plan();
+    let mut session = open(&plan);
+    let mut beats = 0;
+    for second in 101..=140 {
+        plan.report.relationship = !plan.report.relationship;
+        session.on_plan(&plan);
+        beats += kinds(&said(&mut session, s(second))).iter().filter(|kind| **kind == "heartbeat").count();
+    }
+    assert_eq!(beats, 4);
+}
+
+#[test]
 fn each_goodbye_means_what_it_says() {
     for (said, reason) in [
         (Reason::ShuttingDown, GoodbyeReason::ShuttingDown),
@@ -325,4 +365,47 @@ fn a_malformed_report_ends_the_exchange_and_a_good_one_is_kept() {
     session.on_frame(frame(Body::TrustReport(Report { held: Some(bad), ..Report::default() })), s(100));
     assert!(session.end().is_some());
     assert!(session.heard().remote.is_some());
+}
+
+#[test]
+fn a_question_is_asked_and_answered_beside_the_exchange() {
+    use crate::model::diagnosis::{Outcome, ToldCheck};
+    let plan = plan();
+    let mut asker = open(&plan);
+    asker.ask(7);
+    let bodies = said(&mut asker, s(100));
+    assert_eq!(kinds(&bodies), ["diagnose request"]);
+
+    let mut asked = open(&plan);
+    asked.on_frame(frame(bodies[0].clone()), s(101));
+    assert_eq!((asked.take_aside(), asked.take_aside()), (Some(Aside::Asked(7)), None));
+    assert_eq!(kinds(&said(&mut asked, s(101))), [] as [&str; 0], "nothing is answered by itself");
+    let check = ToldCheck {
+        step: "bundle-in-spire".to_owned(),
+        outcome: Outcome::Failed,
+        message: "none".to_owned(),
+        remedy: "set one".to_owned(),
+    };
+    asked.reply(7, std::slice::from_ref(&check));
+    let bodies = said(&mut asked, s(101));
+    assert_eq!(kinds(&bodies), ["diagnose reply"]);
+
+    let revision = asker.revision();
+    let other = frame(Body::DiagnoseReply(DiagnoseReply { id: 6, checks: Vec::new() }));
+    asker.on_frame(other, s(102));
+    assert_eq!(asker.take_aside(), None, "what was not asked is not read");
+    asker.on_frame(frame(bodies[0].clone()), s(102));
+    assert_eq!(asker.take_aside(), Some(Aside::Told(7, vec![check])));
+    asker.on_frame(frame(bodies[0].clone()), s(103));
+    assert_eq!(asker.take_aside(), None, "once");
+    assert_eq!(asker.revision(), revision, "what is told of the path is not part of the exchange");
+}
+
+#[test]
+fn of_many_questions_the_last_waits() {
+    let mut session = open(&plan());
+    for id in 0..100 {
+        session.on_frame(frame(Body::DiagnoseRequest(DiagnoseRequest { id })), s(101));
+    }
+    assert_eq!((session.take_aside(), session.take_aside()), (Some(Aside::Asked(99)), None));
 }

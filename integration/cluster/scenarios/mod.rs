@@ -5,6 +5,8 @@ mod behaviour;
 mod ending;
 mod federation;
 mod poison;
+#[cfg(target_os = "linux")]
+mod proxies;
 mod push;
 mod restart;
 mod revocation;

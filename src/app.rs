@@ -17,6 +17,7 @@ use crate::bundle::watch::RefreshHandle;
 use crate::clock;
 use crate::config::{AgentArgs, StoreArg};
 use crate::control::{self, Control};
+use crate::diagnose::Diagnoser;
 use crate::federation::{Federation, FederationConfig, Timings};
 use crate::identity::source::IdentitySource;
 use crate::identity::workload::WorkloadEndpoint;
@@ -99,6 +100,7 @@ pub async fn start(args: &AgentArgs, cancel: CancellationToken) -> anyhow::Resul
     .await
     .with_context(|| format!("--listen {}", args.listen))?;
     let (listen, sessions) = (federation.local_addr, federation.states.clone());
+    let (peers, questions) = (federation.probe, federation.questions);
     supervise(&mut tasks, federation.join);
 
     let (admin, admin_task) =
@@ -116,9 +118,21 @@ pub async fn start(args: &AgentArgs, cancel: CancellationToken) -> anyhow::Resul
         metrics: Arc::clone(&metrics),
     };
     let targets = sources.targets(store.clone(), metrics);
+    let (server, client) = (sources.server.clone(), sources.client.clone());
     let (plans, failures, worlds) = planning.spawn(&mut tasks, sources, &cancel);
+    let diagnoser = Diagnoser {
+        worlds: worlds.clone(),
+        leading: leadership.leading(),
+        replica: replica.clone(),
+        workload_api: args.workload_api.parse().context("--workload-api")?,
+        admin_hint: args.admin_hint.clone(),
+        spire: server,
+        endpoints: client,
+        peers,
+    };
+    supervise(&mut tasks, tokio::spawn(diagnoser.clone().serve(questions, cancel.clone())));
     if !args.control.as_os_str().is_empty() {
-        let control = Control { worlds, leading: leadership.leading(), replica: replica.clone() };
+        let control = Control { worlds, leading: leadership.leading(), replica: replica.clone(), diagnoser };
         let serving = control::serve(&args.control, control, cancel.clone()).await.context("--control")?;
         supervise(&mut tasks, serving);
     }
@@ -140,6 +154,7 @@ struct Sources {
     identity: IdentitySource,
     server: SpireServer,
     spire: SpireWatch,
+    client: EndpointClient,
     endpoints: watch::Receiver<Arc<BTreeMap<TrustDomain, EndpointState>>>,
     /// Which bundle endpoints are followed.
     monitors: watch::Sender<Arc<BTreeMap<TrustDomain, MonitorTarget>>>,
@@ -177,9 +192,9 @@ fn spawn_sources(
     let client = EndpointClient::new(roots(args)?);
     let limits = poll_limits(args);
     let (endpoints, endpoint_task, ask_again) =
-        crate::bundle::watch::spawn(client, limits, targets, Arc::new(clock::now), cancel.clone());
+        crate::bundle::watch::spawn(client.clone(), limits, targets, Arc::new(clock::now), cancel.clone());
     supervise(tasks, endpoint_task);
-    Ok(Sources { identity, server, spire, endpoints, monitors, ask_again })
+    Ok(Sources { identity, server, spire, client, endpoints, monitors, ask_again })
 }
 
 /// What the planning is made of, beside the sources.

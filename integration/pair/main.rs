@@ -15,6 +15,7 @@ mod world;
 mod call;
 mod commands;
 mod demo;
+mod diagnose;
 mod ending;
 mod endpoint;
 mod examples;

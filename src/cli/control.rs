@@ -61,7 +61,6 @@ impl ControlClient {
     ///
     /// # Errors
     /// As [`Self::get`].
-    #[expect(dead_code, reason = "the commands that change something follow")]
     pub(super) async fn post<T: DeserializeOwned>(
         &self,
         path: &str,

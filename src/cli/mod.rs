@@ -5,6 +5,7 @@ mod agent;
 mod control;
 pub(crate) mod crds;
 mod demo;
+mod diagnose;
 mod peer;
 mod render;
 mod status;
@@ -44,6 +45,7 @@ enum Command {
     Peer(peer::PeerCommand),
     /// Show who a running agent is.
     About(control::ControlArgs),
+    Diagnose(diagnose::DiagnoseArgs),
     /// Print the CustomResourceDefinitions.
     Crds,
     /// Two trust domains on this machine, with embedded authorities: see a call go through.
@@ -51,7 +53,7 @@ enum Command {
 }
 
 /// Parses the command line and runs it. Exit codes: 0 well; 1 it failed, or `status` found something not ready; 2 the
-/// command line cannot be used.
+/// command line cannot be used; `diagnose` has a 3, for what it could not look at.
 #[must_use]
 pub fn main() -> ExitCode {
     let cli = Cli::parse();
@@ -75,6 +77,7 @@ async fn run(command: Command) -> anyhow::Result<ExitCode> {
         Command::Status(args) => status::run(&args).await,
         Command::Peer(command) => peer::run(command).await,
         Command::About(args) => about::run(&args).await.map(|()| ExitCode::SUCCESS),
+        Command::Diagnose(args) => diagnose::run(&args).await,
         Command::Crds => crds::run().map(|()| ExitCode::SUCCESS),
         Command::Demo(args) => demo::run(args).await.map(|()| ExitCode::SUCCESS),
     }

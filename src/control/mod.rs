@@ -2,21 +2,24 @@
 //! `api.sock`. The commands of `entente` that change trust are its clients; one file a group of routes.
 
 mod about;
+mod diagnose;
 mod problem;
 
 use std::os::unix::fs::PermissionsExt as _;
 use std::path::{Path, PathBuf};
 
 use axum::Router;
-use axum::routing::get;
+use axum::routing::{get, post};
 use tokio::net::{UnixListener, UnixStream};
 use tokio::sync::watch;
 use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
 
 pub use about::About;
+pub use diagnose::AskDiagnosis;
 pub use problem::Problem;
 
+use crate::diagnose::Diagnoser;
 use crate::index::run::WorldHandle;
 
 /// What the routes work with.
@@ -28,11 +31,16 @@ pub struct Control {
     pub leading: watch::Receiver<bool>,
     /// The name of this replica.
     pub replica: String,
+    /// Looks at the path to a peer.
+    pub diagnoser: Diagnoser,
 }
 
 impl Control {
     fn router(self) -> Router {
-        Router::new().route("/v1/about", get(about::about)).with_state(self)
+        Router::new()
+            .route("/v1/about", get(about::about))
+            .route("/v1/peers/{peer}/diagnose", post(diagnose::diagnose))
+            .with_state(self)
     }
 }
 
@@ -82,7 +90,10 @@ mod tests {
     use super::*;
 
     fn control() -> Control {
-        Control { worlds: WorldHandle::new().0, leading: watch::channel(true).1, replica: "one".to_owned() }
+        let worlds = WorldHandle::new().0;
+        let leading = watch::channel(true).1;
+        let diagnoser = Diagnoser::idle(worlds.clone());
+        Control { worlds, leading, replica: "one".to_owned(), diagnoser }
     }
 
     #[tokio::test]

@@ -7,7 +7,7 @@ pub mod ending;
 pub mod exports;
 pub mod finalizers;
 #[cfg(test)]
-mod fixtures;
+pub(crate) mod fixtures;
 pub mod generated;
 #[cfg(test)]
 mod golden;

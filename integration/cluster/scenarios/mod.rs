@@ -5,6 +5,7 @@ mod behaviour;
 mod ending;
 mod federation;
 mod poison;
+mod push;
 mod restart;
 mod revocation;
 mod services;

@@ -78,6 +78,8 @@ pub struct PeerMemory {
     pub disputed: Disputed,
     /// Since when, while ending, no registration entry federates any more.
     pub drained_since: Option<Timestamp>,
+    /// Since when, while ending, entries in SPIRE federate though no registration names the peer.
+    pub lingering_since: Option<Timestamp>,
     /// Until when the pace at which SPIRE's bundle may be found not to be what the endpoint serves is used up.
     pub turning: Option<Timestamp>,
     /// Until when such changes are left alone.

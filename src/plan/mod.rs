@@ -228,10 +228,7 @@ fn statuses(
 
 fn wake_at(world: &World, services: &services::ServicesPlan) -> Option<Timestamp> {
     let verdicts = world.peers.values().filter_map(|peer| verdict::wake_at(world, peer));
-    let drains = world.peers.values().filter_map(|peer| match ending::stage(world, peer) {
-        Some(ending::Stage::Drain(until)) => Some(until),
-        _ => None,
-    });
+    let drains = world.peers.values().filter_map(|peer| ending::wake_at(world, peer));
     // Bundles become unusable by time alone.
     let bundles = world.spire.iter().flat_map(|spire| spire.bundles.values());
     let expiries = bundles.flat_map(|bundle| bundle.authorities().map(|a| a.not_after()));

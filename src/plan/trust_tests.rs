@@ -725,7 +725,7 @@ fn a_relationship_ends_in_the_safe_order() {
     assert_eq!(relationship::object(&scene.world, &scene.peer()), None, "what has gone does not come back");
     assert!(matches!(stage(&scene.world, &scene.peer()), Some(Stage::Relationship(_))));
     scene.spire(|spire, _| spire.relationships.clear());
-    assert!(matches!(stage(&scene.world, &scene.peer()), Some(Stage::Entries { .. })));
+    assert!(matches!(stage(&scene.world, &scene.peer()), Some(Stage::Entries(_))));
     scene.pass(100);
     scene.spire(|spire, _| spire.entries.clear());
     scene.pass(1);
@@ -838,6 +838,35 @@ fn who_holds_the_bundle_back_is_named_and_told_once() {
     scene.pass(60);
     assert_eq!(told(&mut scene), [], "it is told once");
     assert_eq!(super::ending::impact(&scene.world, &scene.peer()).not_ours, ["ClusterStaticEntry theirs"]);
+}
+
+/// Entries that were made by hand in SPIRE are in no object: they are named once nothing else can explain them.
+#[test]
+fn entries_that_nothing_explains_are_named_after_a_minute() {
+    let mut scene = Scene::related();
+    scene.spire(|spire, _| {
+        spire.relationships.clear();
+        let spiffe_id = id("spiffe://west.example/by-hand");
+        let entry = Entry { id: "e".to_owned(), spiffe_id, federates_with: BTreeSet::from([td(EAST)]) };
+        spire.entries.insert(entry.id.clone(), entry);
+    });
+    scene.change_peer(|peer| peer.deletion = Some(now()));
+    scene.link(LinkState::Idle, None);
+    Arc::make_mut(&mut scene.world.sessions).get_mut(&td(EAST)).unwrap().parted = true;
+    scene.pass(1);
+    let said = |scene: &Scene| {
+        let at = stage(&scene.world, &scene.peer()).unwrap();
+        (at.is_held_back(), at.waits_for(&scene.peer()))
+    };
+    let (held_back, message) = said(&scene);
+    assert!(!held_back && message.contains("spiffe://west.example/by-hand"), "{message}");
+    assert!(super::ending::wake_at(&scene.world, &scene.peer()).is_some());
+    scene.pass(60);
+    let (held_back, message) = said(&scene);
+    assert!(held_back && message.contains("by hand in SPIRE"), "{message}");
+    scene.spire(|spire, _| spire.entries.clear());
+    scene.pass(1);
+    assert!(matches!(stage(&scene.world, &scene.peer()), Some(Stage::Drain(_))));
 }
 
 #[test]

@@ -6,6 +6,7 @@ mod control;
 pub(crate) mod crds;
 mod demo;
 mod diagnose;
+mod peer;
 mod render;
 mod status;
 
@@ -39,6 +40,9 @@ enum Command {
     Render(render::RenderArgs),
     /// Show the peers and services of a trust domain.
     Status(status::StatusArgs),
+    /// What is done to one relationship.
+    #[command(subcommand)]
+    Peer(peer::PeerCommand),
     /// Show who a running agent is.
     About(control::ControlArgs),
     Diagnose(diagnose::DiagnoseArgs),
@@ -71,6 +75,7 @@ async fn run(command: Command) -> anyhow::Result<ExitCode> {
         Command::Agent(args) => agent::run(*args).await.map(|()| ExitCode::SUCCESS),
         Command::Render(args) => render::run(&args).await.map(|()| ExitCode::SUCCESS),
         Command::Status(args) => status::run(&args).await,
+        Command::Peer(command) => peer::run(command).await,
         Command::About(args) => about::run(&args).await.map(|()| ExitCode::SUCCESS),
         Command::Diagnose(args) => diagnose::run(&args).await,
         Command::Crds => crds::run().map(|()| ExitCode::SUCCESS),

@@ -5,7 +5,9 @@ mod behaviour;
 mod ending;
 mod federation;
 mod poison;
+mod push;
 mod restart;
+mod revocation;
 mod services;
 mod verdict;
 

@@ -37,6 +37,8 @@ pub struct Heard {
     pub remote: Option<TrustReport>,
     pub catalogue: Option<Arc<Catalogue>>,
     pub acknowledged: Option<Acknowledgement>,
+    /// See [`SessionState::skew`](crate::model::session::SessionState::skew).
+    pub skew: Option<i64>,
 }
 
 /// What a peer says beside the exchange itself.

@@ -16,12 +16,14 @@ use crate::bundle::monitor::PollLimits;
 use crate::bundle::watch::RefreshHandle;
 use crate::clock;
 use crate::config::{AgentArgs, StoreArg};
-use crate::control::{self, Control};
+use crate::control::{self, Control, Enrolment};
 use crate::diagnose::Diagnoser;
+use crate::enrol::join::Joiner;
+use crate::enrol::{Desk, Invites};
 use crate::federation::{Federation, FederationConfig, Timings};
 use crate::identity::source::IdentitySource;
 use crate::identity::workload::WorkloadEndpoint;
-use crate::index::run::{Inputs, Outputs, WorldHandle};
+use crate::index::run::{Ask, Inputs, Outputs, WorldHandle};
 use crate::index::{self, Index};
 use crate::leases;
 use crate::model::endpoint::{EndpointState, MonitorTarget};
@@ -90,11 +92,16 @@ pub async fn start(args: &AgentArgs, cancel: CancellationToken) -> anyhow::Resul
     let (link_sender, links) = watch::channel(Arc::default());
     let (open_sender, open) = watch::channel(false);
     tasks.spawn(open_to_peers(leadership.leading(), ready.clone(), open_sender, cancel.clone()));
+    let (worlds, asks) = WorldHandle::new();
+    let enrolment = enrolment(args, &store, &sources);
+    let desk = Desk::new(&sources.identity, enrolment.invites.clone(), store.clone(), worlds.clone())
+        .map(Arc::new)?;
     let federation = Federation::start(
         federation_config(args),
         sources.identity.clone(),
         links.clone(),
         open,
+        Some(desk),
         cancel.clone(),
     )
     .await
@@ -116,10 +123,11 @@ pub async fn start(args: &AgentArgs, cancel: CancellationToken) -> anyhow::Resul
         links: link_sender,
         ready: ready_sender,
         metrics: Arc::clone(&metrics),
+        asks,
     };
     let targets = sources.targets(store.clone(), metrics);
     let (server, client) = (sources.server.clone(), sources.client.clone());
-    let (plans, failures, worlds) = planning.spawn(&mut tasks, sources, &cancel);
+    let (plans, failures) = planning.spawn(&mut tasks, sources, &cancel);
     let diagnoser = Diagnoser {
         worlds: worlds.clone(),
         leading: leadership.leading(),
@@ -131,8 +139,14 @@ pub async fn start(args: &AgentArgs, cancel: CancellationToken) -> anyhow::Resul
         peers,
     };
     supervise(&mut tasks, tokio::spawn(diagnoser.clone().serve(questions, cancel.clone())));
+    let following = enrolment.invites.clone().follow(leadership.leading(), cancel.clone());
+    tasks.spawn(async move {
+        following.await;
+        Ok(())
+    });
     if !args.control.as_os_str().is_empty() {
-        let control = Control { worlds, leading: leadership.leading(), replica: replica.clone(), diagnoser };
+        let (leading, replica) = (leadership.leading(), replica.clone());
+        let control = Control { worlds, leading, replica, diagnoser, enrolment };
         let serving = control::serve(&args.control, control, cancel.clone()).await.context("--control")?;
         supervise(&mut tasks, serving);
     }
@@ -205,24 +219,24 @@ struct Planning {
     links: watch::Sender<Arc<BTreeMap<TrustDomain, LinkPlan>>>,
     ready: watch::Sender<bool>,
     metrics: Arc<Metrics>,
+    asks: mpsc::Receiver<Ask>,
 }
 
 /// What cannot be written, by object.
 type Failures = Arc<BTreeMap<ObjectKey, String>>;
 
 impl Planning {
-    /// The plans, where the writer tells what failed, and whom to ask for what is known.
+    /// The plans, and where the writer tells what failed.
     fn spawn(
         self,
         tasks: &mut JoinSet<anyhow::Result<()>>,
         sources: Sources,
         cancel: &CancellationToken,
-    ) -> (watch::Receiver<Arc<Plan>>, watch::Sender<Failures>, WorldHandle) {
+    ) -> (watch::Receiver<Arc<Plan>>, watch::Sender<Failures>) {
         let (plan_sender, plans) = watch::channel(Arc::new(Plan::default()));
         let (failure_sender, failures) = watch::channel(Failures::default());
         let (wanted_sender, wanted) = watch::channel(BTreeMap::new());
         let (found_sender, found) = mpsc::channel(4);
-        let (worlds, asks) = WorldHandle::new();
         let inputs = Inputs {
             store: self.store.watch(&Kind::WATCHED),
             identity: sources.identity.subscribe(),
@@ -232,7 +246,7 @@ impl Planning {
             sessions: self.sessions,
             bootstraps: found,
             failures,
-            asks,
+            asks: self.asks,
             asked: Vec::new(),
         };
         let outputs = Outputs {
@@ -251,7 +265,19 @@ impl Planning {
             following.await;
             Ok(())
         });
-        (plans, failure_sender, worlds)
+        (plans, failure_sender)
+    }
+}
+
+fn enrolment(args: &AgentArgs, store: &Store, sources: &Sources) -> Enrolment {
+    Enrolment {
+        invites: Invites::new(store.clone(), &args.namespace, &args.instance),
+        joiner: Joiner {
+            store: store.clone(),
+            source: sources.identity.clone(),
+            endpoints: sources.client.clone(),
+        },
+        reach: args.reach.clone(),
     }
 }
 

@@ -6,6 +6,8 @@ mod control;
 pub(crate) mod crds;
 mod demo;
 mod diagnose;
+mod invite;
+mod join;
 mod peer;
 mod render;
 mod status;
@@ -46,6 +48,10 @@ enum Command {
     /// Show who a running agent is.
     About(control::ControlArgs),
     Diagnose(diagnose::DiagnoseArgs),
+    /// Invite another trust domain: a token for its operator.
+    Invite(Box<invite::InviteArgs>),
+    /// Become a peer of the trust domain that gave a token.
+    Join(Box<join::JoinArgs>),
     /// Print the CustomResourceDefinitions.
     Crds,
     /// Two trust domains on this machine, with embedded authorities: see a call go through.
@@ -78,6 +84,8 @@ async fn run(command: Command) -> anyhow::Result<ExitCode> {
         Command::Peer(command) => peer::run(command).await,
         Command::About(args) => about::run(&args).await.map(|()| ExitCode::SUCCESS),
         Command::Diagnose(args) => diagnose::run(&args).await,
+        Command::Invite(args) => invite::run(&args).await.map(|()| ExitCode::SUCCESS),
+        Command::Join(args) => join::run(&args).await.map(|()| ExitCode::SUCCESS),
         Command::Crds => crds::run().map(|()| ExitCode::SUCCESS),
         Command::Demo(args) => demo::run(args).await.map(|()| ExitCode::SUCCESS),
     }

@@ -3,13 +3,14 @@
 
 mod about;
 mod diagnose;
+mod enrolment;
 mod problem;
 
 use std::os::unix::fs::PermissionsExt as _;
 use std::path::{Path, PathBuf};
 
 use axum::Router;
-use axum::routing::{get, post};
+use axum::routing::{delete, get, post};
 use tokio::net::{UnixListener, UnixStream};
 use tokio::sync::watch;
 use tokio::task::JoinHandle;
@@ -17,6 +18,7 @@ use tokio_util::sync::CancellationToken;
 
 pub use about::About;
 pub use diagnose::AskDiagnosis;
+pub use enrolment::{Enrolment, Invited, JoinReport, JoinRequest, NewInvite, OpenInvite, Reach};
 pub use problem::Problem;
 
 use crate::diagnose::Diagnoser;
@@ -33,6 +35,8 @@ pub struct Control {
     pub replica: String,
     /// Looks at the path to a peer.
     pub diagnoser: Diagnoser,
+    /// Inviting and joining.
+    pub enrolment: Enrolment,
 }
 
 impl Control {
@@ -40,6 +44,9 @@ impl Control {
         Router::new()
             .route("/v1/about", get(about::about))
             .route("/v1/peers/{peer}/diagnose", post(diagnose::diagnose))
+            .route("/v1/invites", get(enrolment::list).post(enrolment::invite))
+            .route("/v1/invites/{id}", delete(enrolment::withdraw))
+            .route("/v1/join", post(enrolment::join))
             .with_state(self)
     }
 }
@@ -89,11 +96,12 @@ pub async fn serve(
 mod tests {
     use super::*;
 
-    fn control() -> Control {
+    fn control(folder: &Path) -> Control {
         let worlds = WorldHandle::new().0;
         let leading = watch::channel(true).1;
         let diagnoser = Diagnoser::idle(worlds.clone());
-        Control { worlds, leading, replica: "one".to_owned(), diagnoser }
+        let enrolment = Enrolment::of_directory(folder);
+        Control { worlds, leading, replica: "one".to_owned(), diagnoser, enrolment }
     }
 
     #[tokio::test]
@@ -101,16 +109,16 @@ mod tests {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("run/control.sock");
         let cancel = CancellationToken::new();
-        let task = serve(&path, control(), cancel.clone()).await.unwrap();
+        let task = serve(&path, control(folder.path()), cancel.clone()).await.unwrap();
         assert_eq!(std::fs::metadata(&path).unwrap().permissions().mode() & 0o777, 0o600);
-        let second = serve(&path, control(), cancel.clone()).await.unwrap_err().to_string();
+        let second = serve(&path, control(folder.path()), cancel.clone()).await.unwrap_err().to_string();
         assert!(second.contains("another process serves"), "{second}");
         cancel.cancel();
         task.await.unwrap();
         assert!(!path.exists());
         drop(std::os::unix::net::UnixListener::bind(&path).unwrap());
         let cancel = CancellationToken::new();
-        serve(&path, control(), cancel.clone()).await.unwrap();
+        serve(&path, control(folder.path()), cancel.clone()).await.unwrap();
         cancel.cancel();
     }
 }

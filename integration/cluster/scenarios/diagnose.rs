@@ -1,7 +1,7 @@
 //! `entente diagnose` on real SPIRE and spire-controller-manager: one thing is broken at a time, and the command names
 //! that link, its side, and a remedy that names the thing. A healthy pair raises nothing.
 
-use super::{Agents, CFTD, PEER, STATIC_ENTRY, both_ready, delete, federated, merge, peer, with};
+use super::{Agents, CFTD, PEER, STATIC_ENTRY, both_ready, delete, federated, merge, peer, quick, with};
 use crate::agent::Agent;
 use crate::pair::{Pair, with_pair};
 use crate::relay::{Network, Relay};
@@ -63,7 +63,14 @@ async fn is_well(pair: &Pair, agents: &Agents) -> Result<()> {
 fn a_healthy_pair_raises_nothing_twenty_times() {
     with_pair(async |pair| {
         let agents = federated(pair).await?;
+        let mut prepared = String::new();
         for turn in 0..10 {
+            // A rotation in between is nothing that is wrong.
+            match turn {
+                3 => prepared = pair.west.spire.prepare_authority().await?,
+                7 => pair.west.spire.activate_authority(&prepared).await?,
+                _ => {}
+            }
             for (agent, peer) in [(&agents.east, WEST), (&agents.west, EAST)] {
                 let (code, printed) = diagnose(agent, &[peer]).await?;
                 ensure!(code == 0 && printed["verdict"] == "healthy", "turn {turn}: {code}\n{printed:#}");
@@ -75,8 +82,26 @@ fn a_healthy_pair_raises_nothing_twenty_times() {
         }
         let (code, text, _) = agents.east.command(&["diagnose", WEST]).await?;
         ensure!(code == 0 && text.contains("The path to west.example is well."), "{code}: {text}");
-        Ok(())
+        a_replica_that_does_not_lead(pair).await
     });
+}
+
+/// It has no exchange with peers: it says so, and who is to be asked.
+async fn a_replica_that_does_not_lead(pair: &Pair) -> Result<()> {
+    let mut options = quick();
+    options.name = "second".to_owned();
+    options.listen = Some(crate::ports::free()?);
+    options.admin_listen = Some(crate::ports::free()?);
+    options.args.push("--replica=second".to_owned());
+    let second = Agent::start(&pair.east, options)?;
+    eventually("the second replica says that it does not lead", NAMED, || async {
+        let (code, text, stderr) = second.command(&["diagnose", WEST]).await?;
+        let is_said =
+            text.contains("the Lease entente-leader in entente-system") && text.contains("does not lead");
+        ensure!(code == 3 && is_said && !text.contains("FAIL"), "{code}: {text}{stderr}");
+        Ok(())
+    })
+    .await
 }
 
 /// What is broken in our own SPIRE, and what the peer says of it.

@@ -29,7 +29,6 @@ use crate::plan::relationship as planned;
 const WEST: &str = "west.example";
 const EAST: &str = "east.example";
 const OWN: &str = "spiffe://east.example/ns/entente-system/sa/entente";
-const AGENT: &str = "spiffe://west.example/ns/entente-system/sa/entente";
 
 fn now() -> Timestamp {
     Timestamp::from_second(i64::try_from(NOW).unwrap()).unwrap()

@@ -2,6 +2,7 @@
 
 mod admin;
 mod behaviour;
+mod diagnose;
 mod ending;
 mod federation;
 mod poison;

@@ -226,6 +226,7 @@ impl Planning {
         let inputs = Inputs {
             store: self.store.watch(&Kind::WATCHED),
             identity: sources.identity.subscribe(),
+            workload_failure: sources.identity.failures(),
             spire: sources.spire.subscribe(),
             endpoints: sources.endpoints,
             sessions: self.sessions,
@@ -327,6 +328,7 @@ fn settings(args: &AgentArgs) -> Arc<Settings> {
         },
         drain: args.timing.drain(),
         poll_interval: Duration::from_secs(args.timing.spire_poll_seconds),
+        agent_follow: Duration::from_secs(args.timing.agent_follow_seconds),
         good_fetches: 3,
     })
 }

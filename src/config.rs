@@ -113,8 +113,14 @@ pub struct TimingArgs {
     #[arg(long, env = "ENTENTE_DRAIN_SECONDS", default_value_t = 30)]
     pub drain_seconds: u64,
 
-    /// The longest time between two polls of a bundle endpoint.
-    #[arg(long, env = "ENTENTE_BUNDLE_POLL_MAX_SECONDS", default_value_t = 300)]
+    /// How long SPIRE's agents take until they have what their server holds: they ask every 5 seconds (`sync_interval`), and
+    /// a second is theirs to deliver it. A peer is told that we follow its bundle once that has passed.
+    #[arg(long, env = "ENTENTE_AGENT_FOLLOW_SECONDS", default_value_t = 6)]
+    pub agent_follow_seconds: u64,
+
+    /// The longest time between two polls of a bundle endpoint, whatever its refresh hint. SPIRE itself polls at a quarter of
+    /// the hint, every 15 seconds at the most; an endpoint that is down is known within this time.
+    #[arg(long, env = "ENTENTE_BUNDLE_POLL_MAX_SECONDS", default_value_t = 20)]
     pub bundle_poll_max_seconds: u64,
 
     /// The shortest time between two polls of a bundle endpoint, whatever its refresh hint.
@@ -143,7 +149,8 @@ impl TimingArgs {
     pub const fn standard() -> Self {
         Self {
             drain_seconds: 30,
-            bundle_poll_max_seconds: 300,
+            agent_follow_seconds: 6,
+            bundle_poll_max_seconds: 20,
             bundle_poll_min_seconds: 5,
             spire_poll_seconds: 75,
             dial_min_seconds: 1,

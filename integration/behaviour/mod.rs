@@ -23,7 +23,7 @@ use std::time::Duration;
 
 use entente::devkit::{EmbeddedConfig, EmbeddedSpire};
 use entente::model::endpoint::BundleEndpoint;
-use entente::model::trust::{Relationship, SpireAction, SpireState};
+use entente::model::trust::{BundleRemoval, Relationship, SpireAction, SpireState};
 use entente::model::{Bundle, TrustDomain};
 use entente::spire::SpireServer;
 
@@ -103,7 +103,7 @@ impl<'a, S: Spire> Case<'a, S> {
         self.federate(&[]).await;
         let peer = self.peer_domain();
         self.act(SpireAction::DeleteRelationship(peer.clone())).await;
-        self.act(SpireAction::DeleteBundle(peer)).await;
+        self.act(SpireAction::DeleteBundle(peer, BundleRemoval::Restrict)).await;
         self.peer.shutdown().await;
     }
 

@@ -84,6 +84,7 @@ fn index(services: usize) -> Index {
         relationships: Relationships::ControllerManager,
         drain: Duration::from_secs(30),
         poll_interval: Duration::from_secs(75),
+        agent_follow: Duration::from_secs(6),
         good_fetches: 3,
     };
     let own = TrustDomain::new("west.example").expect("a legal name");

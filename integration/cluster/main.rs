@@ -18,6 +18,7 @@ mod agent;
 mod behaviour;
 mod bundle_server;
 mod crds;
+mod envoy;
 mod http;
 mod kubernetes;
 mod pair;

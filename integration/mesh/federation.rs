@@ -90,6 +90,23 @@ impl Agents {
     }
 }
 
+/// Ends west's relationship with east by the command; what it said.
+pub(crate) async fn end(agents: &Agents, how: &[&str]) -> Result<String> {
+    let args = [&["peer", "end", "east.example", "--yes", "--by", "bob@west"], how].concat();
+    let (code, said, error) = agents.west.command(&args).await?;
+    ensure!(code == 0, "{said}{error}");
+    Ok(said)
+}
+
+/// Begins it again, and waits until both are Ready.
+pub(crate) async fn begin_again(east: &Domain, west: &Domain) -> Result<()> {
+    west.kubernetes.apply(&peer(east).await?).await?;
+    for (here, there) in [(west, east), (east, west)] {
+        says(here, "TrustDomainPeer", None, there.trust_domain().as_str(), "Ready").await?;
+    }
+    Ok(())
+}
+
 async fn peer(there: &Domain) -> Result<Value> {
     Ok(json!({
         "apiVersion": API,

@@ -7,7 +7,7 @@ use tokio::time::sleep;
 use super::*;
 use crate::model::change::Precondition;
 use crate::model::object::Kind;
-use crate::model::trust::SpireAction;
+use crate::model::trust::{BundleRemoval, SpireAction};
 use crate::model::{Bundle, Object, SpiffeId};
 use crate::plan::StatusWrite;
 use crate::plan::diff::Write;
@@ -132,7 +132,7 @@ async fn a_slow_refresh_holds_up_nothing_and_is_tried_again_after_it_ended() {
 #[tokio::test(start_paused = true)]
 async fn a_refresh_is_broken_off_by_what_outdates_it() {
     let stand = Stand::new();
-    let bundle = SpireAction::DeleteBundle(td("east.test"));
+    let bundle = SpireAction::DeleteBundle(td("east.test"), BundleRemoval::Restrict);
     stand.wants(with(SpireAction::RefreshBundle(td("east.test")), Plan::default()));
     sleep(MOMENT).await;
     stand.wants(with(bundle, Plan::default()));
@@ -148,7 +148,10 @@ async fn a_refresh_is_broken_off_by_what_outdates_it() {
 async fn who_lost_the_lead_writes_nothing_more() {
     let stand = Stand::new();
     // SPIRE does not answer for 5 s, and statuses come after it
-    stand.wants(with(SpireAction::DeleteBundle(td("east.test")), status("north", "a")));
+    stand.wants(with(
+        SpireAction::DeleteBundle(td("east.test"), BundleRemoval::Restrict),
+        status("north", "a"),
+    ));
     sleep(Duration::from_secs(1)).await;
     stand.leading.send_replace(false);
     sleep(Duration::from_secs(60)).await;

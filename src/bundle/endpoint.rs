@@ -70,11 +70,12 @@ pub fn web_roots(extra_pem: &str) -> Result<RootCertStore, WebRootsError> {
 }
 
 impl EndpointClient {
-    /// `web_roots` verify endpoints of `https_web` and no others. Connecting may take 5 s, a fetch 15 s.
+    /// `web_roots` verify endpoints of `https_web` and no others. Connecting may take 5 s, a fetch 9 s: asked every 20 s, an
+    /// endpoint that is silent is known within 30.
     #[must_use]
     pub fn new(web_roots: RootCertStore) -> Self {
         let web = WebPkiServerVerifier::builder_with_provider(Arc::new(web_roots), provider()).build().ok();
-        Self { web, connect_timeout: Duration::from_secs(5), total_timeout: Duration::from_secs(15) }
+        Self { web, connect_timeout: Duration::from_secs(5), total_timeout: Duration::from_secs(9) }
     }
 
     /// The same client with other timeouts: of connecting, and of a whole fetch with its redirects and body.

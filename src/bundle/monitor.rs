@@ -30,8 +30,8 @@ impl Default for PollLimits {
     }
 }
 
-/// How many times the same bundle is served before its alarms end: an hour, at the default interval.
-const ALARMED: u32 = 12;
+/// How many times the same bundle is served before its alarms end: an hour, at 20 seconds.
+const ALARMED: u32 = 180;
 
 /// What is known of an endpoint after a fetch that ended at `now`.
 #[must_use]

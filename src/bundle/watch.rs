@@ -6,7 +6,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use jiff::Timestamp;
-use tokio::sync::{Notify, Semaphore, watch};
+use tokio::sync::{Semaphore, watch};
 use tokio::task::{JoinHandle, JoinSet};
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
@@ -30,7 +30,8 @@ pub type States = Arc<BTreeMap<TrustDomain, EndpointState>>;
 /// Tells the time.
 pub type Clock = Arc<dyn Fn() -> Timestamp + Send + Sync>;
 
-type Wakers = Arc<Mutex<BTreeMap<TrustDomain, Arc<Notify>>>>;
+/// By trust domain: after which moment a fetch is asked for.
+type Wakers = Arc<Mutex<BTreeMap<TrustDomain, watch::Sender<Option<Timestamp>>>>>;
 
 /// Asks for a fetch out of turn.
 #[derive(Clone, Debug, Default)]
@@ -38,11 +39,17 @@ pub struct RefreshHandle(Wakers);
 
 impl RefreshHandle {
     /// Has the bundle of a trust domain fetched now, or shortly, if it was fetched just before. Nothing happens for one
-    /// that is not watched.
-    pub fn refresh(&self, trust_domain: &TrustDomain) {
+    /// that is not watched, nor where a fetch was begun after the moment `after`.
+    pub fn refresh(&self, trust_domain: &TrustDomain, after: Timestamp) {
         let wakers = self.0.lock().unwrap_or_else(PoisonError::into_inner);
         if let Some(waker) = wakers.get(trust_domain) {
-            waker.notify_one();
+            waker.send_if_modified(|asked| {
+                let is_later = asked.is_none_or(|asked| asked < after);
+                if is_later {
+                    *asked = Some(after);
+                }
+                is_later
+            });
         }
     }
 }
@@ -202,16 +209,16 @@ impl Watcher {
                 course.next = course.next.filter(|_| !at_once);
             });
         });
-        let waker = Arc::new(Notify::new());
+        let (waker, asked) = watch::channel(None);
         let mut wakers = self.wakers.lock().unwrap_or_else(PoisonError::into_inner);
-        wakers.insert(trust_domain.clone(), Arc::clone(&waker));
+        wakers.insert(trust_domain.clone(), waker);
         drop(wakers);
         let poll = Poll {
             shared: Arc::clone(&self.shared),
             target: target.clone(),
             state,
             course: course.clone(),
-            waker,
+            asked,
             cancel: cancel.clone(),
         };
         self.tasks.spawn(poll.run());
@@ -248,7 +255,7 @@ struct Poll {
     target: MonitorTarget,
     state: EndpointState,
     course: Course,
-    waker: Arc<Notify>,
+    asked: watch::Receiver<Option<Timestamp>>,
     cancel: CancellationToken,
 }
 
@@ -266,7 +273,7 @@ impl Poll {
             let due = self.course.get().next.unwrap_or_else(Instant::now);
             let in_turn = tokio::select! {
                 () = tokio::time::sleep_until(due) => true,
-                () = self.waker.notified() => false,
+                () = asked(&mut self.asked, self.state.asked_at) => false,
             };
             if let Some(last) = self.course.get().last {
                 tokio::time::sleep_until(last + REFRESH_SPACING.min(self.shared.limits.min_interval)).await;
@@ -324,6 +331,18 @@ impl Poll {
                 "bundle endpoint unhealthy");
         }
     }
+}
+
+/// Returns once a fetch is asked for after a moment at which none had begun.
+async fn asked(asked: &mut watch::Receiver<Option<Timestamp>>, begun: Option<Timestamp>) {
+    while asked.changed().await.is_ok() {
+        let after = *asked.borrow_and_update();
+        if after.is_some_and(|after| begun.is_none_or(|begun| begun <= after)) {
+            return;
+        }
+    }
+    // it is not watched any more, or watched anew
+    std::future::pending().await
 }
 
 #[cfg(test)]

@@ -69,6 +69,11 @@ fn sequence(state: &EndpointState) -> Option<u64> {
     state.latest.as_ref().and_then(|bundle| bundle.sequence)
 }
 
+/// A moment at which no fetch has begun yet, by the clock of these tests.
+fn later() -> Timestamp {
+    Timestamp::from_second(i64::try_from(NOW).unwrap()).unwrap()
+}
+
 const HOUR: Duration = Duration::from_secs(3600);
 
 #[tokio::test]
@@ -118,9 +123,13 @@ async fn a_refresh_fetches_out_of_turn_and_bursts_are_one() {
     .await;
     let mut run = start(HOUR, &[target("west.test", &west.url("/"), &ca)]);
     run.until("west.test", |state| sequence(state) == Some(0)).await;
-    for _ in 0..100 {
-        run.refresh.refresh(&td("west.test"));
-        run.refresh.refresh(&td("unknown.test"));
+    run.refresh.refresh(&td("west.test"), Timestamp::UNIX_EPOCH);
+    tokio::time::sleep(Duration::from_millis(100)).await;
+    assert_eq!(west.requests(), 1, "one was begun after that moment");
+    for n in 0..100 {
+        let after = later().saturating_add(Duration::from_nanos(n)).unwrap();
+        run.refresh.refresh(&td("west.test"), after);
+        run.refresh.refresh(&td("unknown.test"), later());
     }
     run.until("west.test", |state| sequence(state) == Some(1)).await;
     assert!(west.requests() <= 3, "{} requests", west.requests());
@@ -191,7 +200,7 @@ async fn a_bundle_given_by_the_operator_is_the_latest_until_the_next_fetch() {
     given.endpoint.url = EndpointUrl::parse(&moved.url("/")).unwrap();
     run.targets.send_replace(map(&[given]));
     run.until("west.test", |state| sequence(state) == Some(2)).await;
-    run.refresh.refresh(&td("west.test"));
+    run.refresh.refresh(&td("west.test"), later());
     let failed = run.until("west.test", |state| state.failure.is_some()).await;
     assert_eq!(failed.failure.unwrap().problem, FetchProblem::EndpointUnreachable, "believed, but cut");
 }

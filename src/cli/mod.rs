@@ -7,6 +7,7 @@ pub(crate) mod crds;
 mod demo;
 mod invite;
 mod join;
+mod peer;
 mod render;
 mod status;
 
@@ -40,6 +41,9 @@ enum Command {
     Render(render::RenderArgs),
     /// Show the peers and services of a trust domain.
     Status(status::StatusArgs),
+    /// What is done to one relationship.
+    #[command(subcommand)]
+    Peer(peer::PeerCommand),
     /// Show who a running agent is.
     About(control::ControlArgs),
     /// Invite another trust domain: a token for its operator.
@@ -75,6 +79,7 @@ async fn run(command: Command) -> anyhow::Result<ExitCode> {
         Command::Agent(args) => agent::run(*args).await.map(|()| ExitCode::SUCCESS),
         Command::Render(args) => render::run(&args).await.map(|()| ExitCode::SUCCESS),
         Command::Status(args) => status::run(&args).await,
+        Command::Peer(command) => peer::run(command).await,
         Command::About(args) => about::run(&args).await.map(|()| ExitCode::SUCCESS),
         Command::Invite(args) => invite::run(&args).await.map(|()| ExitCode::SUCCESS),
         Command::Join(args) => join::run(&args).await.map(|()| ExitCode::SUCCESS),

@@ -132,6 +132,7 @@ fn settings(args: &RenderArgs) -> Arc<Settings> {
         relationships: Relationships::ControllerManager,
         drain: Duration::ZERO,
         poll_interval: Duration::ZERO,
+        agent_follow: Duration::ZERO,
         good_fetches: 1,
     })
 }

@@ -72,6 +72,7 @@ pub(super) fn plan_for(peer: &Domain) -> LinkPlan {
         agent_ids: BTreeSet::from([id(&peer.agent)]),
         dials_first: false,
         intent: LinkIntent::Connect,
+        farewell: String::new(),
         report: TrustReport::default(),
         catalogue: catalogue(&[]),
         outcomes: BTreeMap::new(),

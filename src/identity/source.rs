@@ -13,7 +13,7 @@ use tonic::transport::{Channel, Endpoint, Uri};
 use tonic::{Code, Request, Status};
 
 use super::workload::{MAX_MESSAGE, Svids, WorkloadEndpoint, read};
-use crate::model::own::Identity;
+use crate::model::own::{Identity, WorkloadFailure};
 use crate::proto::workload::X509svidRequest;
 use crate::proto::workload::spiffe_workload_api_client::SpiffeWorkloadApiClient;
 
@@ -22,6 +22,8 @@ const BACKOFF_MAX: Duration = Duration::from_secs(15);
 /// After an answer that says that we ask wrongly (Workload API, section 6.4: do not retry), or that we are answered
 /// wrongly: only a change of configuration mends it.
 const MISTAKEN: Duration = Duration::from_secs(60);
+/// The most characters of its words that are kept.
+const MAX_CAUSE: usize = 300;
 const CONNECT: Duration = Duration::from_secs(5);
 
 /// A handle to the identity; clones see the same one.
@@ -34,6 +36,7 @@ pub struct IdentitySource {
 struct Shared {
     svids: ArcSwapOption<Svids>,
     identity: watch::Sender<Option<Arc<Identity>>>,
+    failure: watch::Sender<Option<WorkloadFailure>>,
 }
 
 impl IdentitySource {
@@ -56,8 +59,8 @@ impl IdentitySource {
     }
 
     pub(crate) fn empty() -> Self {
-        let shared = Shared { svids: ArcSwapOption::empty(), identity: watch::Sender::new(None) };
-        Self { shared: Arc::new(shared) }
+        let (identity, failure) = (watch::Sender::new(None), watch::Sender::new(None));
+        Self { shared: Arc::new(Shared { svids: ArcSwapOption::empty(), identity, failure }) }
     }
 
     /// Who we are and whom we can verify, at each change; `None` until the Workload API first answered. What is known
@@ -69,15 +72,35 @@ impl IdentitySource {
         identity
     }
 
+    /// Since when the Workload API gives us nothing, and why; `None` while it does.
+    #[must_use]
+    pub fn failures(&self) -> watch::Receiver<Option<WorkloadFailure>> {
+        self.shared.failure.subscribe()
+    }
+
     /// The keys and bundles of this moment; `None` until the Workload API first answered.
     #[must_use]
     pub fn current(&self) -> Option<Arc<Svids>> {
         self.shared.svids.load_full()
     }
 
+    /// Tells that the Workload API gave nothing; the moment is that of the first time.
+    fn fail(&self, status: &Status) {
+        let cause: String = status.message().chars().take(MAX_CAUSE).collect();
+        let message = format!("{:?}: {cause}", status.code());
+        self.shared.failure.send_if_modified(|failure| {
+            let since = failure.as_ref().map_or_else(crate::clock::now, |failure| failure.since);
+            let new = Some(WorkloadFailure { since, message });
+            let changed = *failure != new;
+            *failure = new;
+            changed
+        });
+    }
+
     pub(crate) fn publish(&self, svids: Svids) {
         let identity = Arc::clone(&svids.identity);
         self.shared.svids.store(Some(Arc::new(svids)));
+        self.shared.failure.send_if_modified(|failure| failure.take().is_some());
         self.shared.identity.send_if_modified(|known| {
             let changed = known.as_deref() != Some(&*identity);
             if changed {
@@ -123,6 +146,7 @@ impl Follower {
             failed = if answered { 0 } else { failed + 1 };
             let wait = pause(failed.min(16), status.code(), rand::random());
             self.report(&status, wait);
+            self.source.fail(&status);
             tokio::time::sleep(wait).await;
         }
     }

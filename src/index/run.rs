@@ -12,7 +12,7 @@ use super::Index;
 use super::bootstrap::{self, Bootstraps, Wanted};
 use crate::bundle::watch::RefreshHandle;
 use crate::model::endpoint::{EndpointState, MonitorTarget};
-use crate::model::own::Identity;
+use crate::model::own::{Identity, WorkloadFailure};
 use crate::model::session::{LinkPlan, SessionState};
 use crate::model::trust::SpireState;
 use crate::model::{ObjectKey, TrustDomain, World};
@@ -51,6 +51,7 @@ impl WorldHandle {
 pub struct Inputs {
     pub store: mpsc::Receiver<Event>,
     pub identity: watch::Receiver<Option<Arc<Identity>>>,
+    pub workload_failure: watch::Receiver<Option<WorkloadFailure>>,
     pub spire: watch::Receiver<Option<Arc<SpireState>>>,
     pub endpoints: watch::Receiver<Arc<BTreeMap<TrustDomain, EndpointState>>>,
     pub sessions: watch::Receiver<Arc<BTreeMap<TrustDomain, SessionState>>>,
@@ -144,6 +145,10 @@ async fn take(index: &mut Index, inputs: &mut Inputs) -> anyhow::Result<()> {
             let identity = inputs.identity.borrow_and_update().clone();
             index.identity(identity);
         }
+        changed = inputs.workload_failure.changed() => {
+            changed.map_err(|_| ended("the Workload API client"))?;
+            index.world_mut().workload_failure = inputs.workload_failure.borrow_and_update().clone();
+        }
         changed = inputs.spire.changed() => {
             changed.map_err(|_| ended("the SPIRE server API client"))?;
             let state = inputs.spire.borrow_and_update().clone();
@@ -176,8 +181,8 @@ async fn sleep_until(at: Option<Timestamp>, clock: fn() -> Timestamp) {
     match at {
         None => std::future::pending().await,
         Some(at) => {
-            let wait = u64::try_from(at.as_second() - clock().as_second()).unwrap_or(0);
-            tokio::time::sleep(Duration::from_secs(wait.max(1))).await;
+            let wait = Duration::try_from(at.duration_since(clock())).unwrap_or_default();
+            tokio::time::sleep(wait.max(GATHER)).await;
         }
     }
 }
@@ -185,7 +190,7 @@ async fn sleep_until(at: Option<Timestamp>, clock: fn() -> Timestamp) {
 fn publish(index: &Index, plan: Plan, outputs: &Outputs) {
     let world = index.world();
     let ready = world.is_read() && world.identity.is_some() && world.spire.is_some();
-    plan.ask_again.iter().for_each(|trust_domain| outputs.ask_again.refresh(trust_domain));
+    plan.ask_again.iter().for_each(|(trust_domain, after)| outputs.ask_again.refresh(trust_domain, *after));
     set(&outputs.bootstraps, bootstrap::wanted(world));
     set(&outputs.links, Arc::new(plan.links.clone()));
     // after the links: who takes it for leave to talk to peers must know them by then
@@ -218,6 +223,7 @@ mod tests {
             relationships: Relationships::ServerApi,
             drain: Duration::ZERO,
             poll_interval: Duration::ZERO,
+            agent_follow: Duration::ZERO,
             good_fetches: 1,
         })
     }
@@ -227,6 +233,7 @@ mod tests {
         let inputs = Inputs {
             store: mpsc::channel(1).1,
             identity: watch::channel(None).1,
+            workload_failure: watch::channel(None).1,
             spire: watch::channel(None).1,
             endpoints: watch::channel(Arc::default()).1,
             sessions: watch::channel(Arc::default()).1,

@@ -111,6 +111,17 @@ pub enum FetchProblem {
 }
 
 impl FetchProblem {
+    pub const ALL: [Self; 8] = [
+        Self::EndpointUnreachable,
+        Self::EndpointCertificateUntrusted,
+        Self::EndpointCertificateExpired,
+        Self::WrongEndpointSpiffeId,
+        Self::NoBundleToVerifyEndpoint,
+        Self::BadResponse,
+        Self::BundleTooLarge,
+        Self::BundleUnparseable,
+    ];
+
     /// The reason, in the CamelCase of a condition.
     #[must_use]
     pub const fn reason(self) -> &'static str {

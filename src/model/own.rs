@@ -23,6 +23,14 @@ pub struct Identity {
     pub malformed: BTreeMap<String, String>,
 }
 
+/// The Workload API gives us nothing: what it gave last stands, and gets old.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct WorkloadFailure {
+    pub since: Timestamp,
+    /// Its own words, or why it was not reached.
+    pub message: String,
+}
+
 /// How many digests of our own bundle are remembered.
 const HISTORY: usize = 32;
 

@@ -63,6 +63,16 @@ pub enum SpireAction {
     SetBundle(Arc<Bundle>),
     /// Has the server fetch the bundle from its endpoint now.
     RefreshBundle(TrustDomain),
-    /// Deletes a federated bundle; refused by SPIRE (mode RESTRICT) while any entry federates with it.
-    DeleteBundle(TrustDomain),
+    /// Deletes a federated bundle.
+    DeleteBundle(TrustDomain, BundleRemoval),
+}
+
+/// What becomes of the entries that federate with a bundle that is deleted. SPIRE's third mode, which deletes these
+/// entries, is never used.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum BundleRemoval {
+    /// SPIRE refuses while any entry federates with it (mode RESTRICT).
+    Restrict,
+    /// SPIRE takes it out of every entry, whoever wrote that (mode DISSOCIATE).
+    Dissociate,
 }

@@ -10,9 +10,9 @@ use serde_json::Value;
 use super::endpoint::EndpointState;
 use super::import::Imported;
 use super::object::Kind;
-use super::own::{Identity, OwnHistory};
+use super::own::{Identity, OwnHistory, WorkloadFailure};
 use super::registration::Registration;
-use super::session::SessionState;
+use super::session::{HeldBundle, SessionState};
 use super::trust::SpireState;
 use super::{Bundle, BundleDigest, NamespacedName, Object, ObjectKey, Peer, Service, TrustDomain};
 
@@ -31,6 +31,8 @@ pub struct Settings {
     pub drain: Duration,
     /// The interval at which SPIRE polls a bundle endpoint, at most: what is called stale is two of them old.
     pub poll_interval: Duration,
+    /// How long SPIRE's agents take, at most, until they have what their server holds.
+    pub agent_follow: Duration,
     /// How many good fetches restore a federation that a poisoned bundle suspended, the first time.
     pub good_fetches: u32,
 }
@@ -69,13 +71,20 @@ pub struct PeerMemory {
     pub flaps: u32,
     /// Since when, while ending, no registration entry federates any more.
     pub drained_since: Option<Timestamp>,
-    /// How often in a row SPIRE's bundle was found not to be what the endpoint serves, and when last.
-    pub turns: u32,
-    pub last_turn: Option<Timestamp>,
+    /// Until when the pace at which SPIRE's bundle may be found not to be what the endpoint serves is used up.
+    pub turning: Option<Timestamp>,
     /// Until when such changes are left alone.
     pub quiet_until: Option<Timestamp>,
     /// Set while SPIRE and the peer's endpoint differ.
     pub differs: Option<Difference>,
+    /// What SPIRE holds, since it was last seen to change.
+    pub stored: Option<StoredBundle>,
+    /// Set while the peer tells of a bundle that neither its endpoint served nor SPIRE holds.
+    pub notice: Option<Notice>,
+    /// Until when the pace at which the endpoint is asked for notices is used up.
+    pub asking: Option<Timestamp>,
+    /// The peer's bundle that SPIRE's servers hold and its agents have had time to follow.
+    pub receipt: Option<HeldBundle>,
     /// Since when there has been no exchange with the peer.
     pub away_since: Option<Timestamp>,
     /// Since when the peer's report names a bundle of ours that is not the newest.
@@ -87,7 +96,28 @@ pub struct PeerMemory {
 pub struct Difference {
     /// What SPIRE holds.
     pub stored: Option<BundleDigest>,
+    /// Since when it is known to hold that. An endpoint that was asked after it is ahead of SPIRE.
     pub since: Timestamp,
+}
+
+/// The bundle of a peer that SPIRE was seen to hold.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct StoredBundle {
+    /// `None`: none.
+    pub digest: Option<BundleDigest>,
+    /// When it was first seen to hold that one.
+    pub since: Timestamp,
+}
+
+/// A peer's word that its SPIRE holds a bundle that we have not seen.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Notice {
+    pub digest: BundleDigest,
+    /// How often the endpoint was asked for it, and when last.
+    pub asks: u32,
+    pub asked: Option<Timestamp>,
+    /// When it is asked again; `None`: in its turn alone.
+    pub next: Option<Timestamp>,
 }
 
 /// A suspension of `federatesWith`.
@@ -106,6 +136,8 @@ pub struct World {
     pub settings: Arc<Settings>,
     pub now: Timestamp,
     pub identity: Option<Arc<Identity>>,
+    /// Set while the Workload API gives us nothing.
+    pub workload_failure: Option<WorkloadFailure>,
     pub own_history: OwnHistory,
     /// `None` until SPIRE's server API was read once.
     pub spire: Option<Arc<SpireState>>,
@@ -139,6 +171,7 @@ impl World {
             settings,
             now,
             identity: None,
+            workload_failure: None,
             own_history: OwnHistory::default(),
             spire: None,
             endpoints: Arc::default(),

@@ -46,6 +46,7 @@ pub(crate) fn world(own: &str) -> World {
         relationships: Relationships::ControllerManager,
         drain: Duration::from_secs(30),
         poll_interval: Duration::from_secs(300),
+        agent_follow: Duration::from_secs(6),
         good_fetches: 3,
     };
     let mut world = World::empty(Arc::new(settings), at(0));
@@ -72,6 +73,7 @@ pub(crate) fn peer(name: &str) -> Peer {
         created: Some(at(-100)),
         deletion: None,
         finalizers: Vec::new(),
+        ending: Default::default(),
         trust_domain: td(name),
         endpoint: BundleEndpoint {
             url: EndpointUrl::parse("https://bundle.example").unwrap(),

@@ -4,15 +4,20 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use super::services::ServicesPlan;
+use super::told;
 use crate::federation::catalogue;
 use crate::model::session::{
-    Catalogue, GoodbyeReason, HeldBundle, LinkIntent, LinkPlan, SessionState, TrustReport,
+    Catalogue, GoodbyeReason, HeldBundle, LinkIntent, LinkPlan, SessionState, Trouble, TrustReport,
 };
 use crate::model::{Peer, TrustDomain, World};
 
 /// A link for each peer, once our identity and SPIRE have been read: a report of what is not known yet would be false.
 #[must_use]
-pub fn links(world: &World, services: &ServicesPlan) -> BTreeMap<TrustDomain, LinkPlan> {
+pub fn links(
+    world: &World,
+    services: &ServicesPlan,
+    troubles: &BTreeMap<TrustDomain, Vec<Trouble>>,
+) -> BTreeMap<TrustDomain, LinkPlan> {
     let mut links = BTreeMap::new();
     let (Some(identity), Some(_)) = (&world.identity, &world.spire) else { return links };
     if !world.is_read() {
@@ -31,7 +36,8 @@ pub fn links(world: &World, services: &ServicesPlan) -> BTreeMap<TrustDomain, Li
                 agent_ids: peer.agent_ids.clone(),
                 dials_first: identity.trust_domain < *trust_domain,
                 intent: intent(peer),
-                report: report(world, trust_domain),
+                report: report(world, trust_domain, troubles.get(trust_domain)),
+                farewell: farewell(peer),
                 catalogue: Arc::new(Catalogue {
                     version: catalogue::version_of(&exported),
                     services: exported,
@@ -45,18 +51,20 @@ pub fn links(world: &World, services: &ServicesPlan) -> BTreeMap<TrustDomain, Li
     links
 }
 
-/// What we hold for a peer, as it is told.
+/// What we hold for a peer, as it is told. What the Workload API delivered last is not what workloads get, once it has
+/// given nothing for a while.
 #[must_use]
-pub fn report(world: &World, trust_domain: &TrustDomain) -> TrustReport {
+pub fn report(world: &World, trust_domain: &TrustDomain, troubles: Option<&Vec<Trouble>>) -> TrustReport {
     let delivered = world.identity.as_ref().and_then(|identity| identity.federated.get(trust_domain));
+    let delivered = delivered.filter(|_| told::workload_api_is_gone(world).is_none());
     let spire = world.spire.as_ref();
     TrustReport {
         held: spire.and_then(|s| s.bundles.get(trust_domain)).map(|b| HeldBundle::from(b.as_ref())),
         delivered: delivered.map(|b| HeldBundle::from(b.as_ref())),
         relationship: spire.is_some_and(|s| s.relationships.contains_key(trust_domain)),
         own: spire.and_then(|s| s.own.as_ref()).map(|b| HeldBundle::from(b.as_ref())),
-        receipt: None,
-        troubles: Vec::new(),
+        receipt: world.memory.get(trust_domain).and_then(|memory| memory.receipt.clone()),
+        troubles: troubles.cloned().unwrap_or_default(),
     }
 }
 
@@ -68,6 +76,16 @@ fn intent(peer: &Peer) -> LinkIntent {
     } else {
         LinkIntent::Connect
     }
+}
+
+/// Who ends it is told to the other side, as far as we know it.
+fn farewell(peer: &Peer) -> String {
+    let how = match (peer.deletion.is_some(), peer.ending.at_once) {
+        (false, _) => return "its operator has decided so".to_owned(),
+        (true, false) => "ended",
+        (true, true) => "ended at once, trust first,",
+    };
+    format!("{how} by {}", peer.ending.by.as_deref().unwrap_or("its operator"))
 }
 
 /// Whether the peer has answered the catalogue that it should hold now.

@@ -2,18 +2,20 @@
 //! stale. Pure: the memory comes in with the world and goes out again.
 
 use std::collections::BTreeMap;
-use std::time::Duration;
 
-use crate::model::world::{Difference, PeerMemory, Poisoned};
+use jiff::SignedDuration;
+
+use super::notice;
+use super::pace::Pace;
+use crate::model::world::{Difference, PeerMemory, Poisoned, StoredBundle};
 use crate::model::{Peer, TrustDomain, World};
 
 /// The hold-back doubles with each flap up to this power of two.
 const MAX_DOUBLINGS: u32 = 6;
 
-/// Changes of SPIRE's bundle that are followed at once; beyond them each is left alone for longer.
-const FREE_TURNS: u32 = 3;
-/// Seconds of calm after which changes are followed at once again.
-const CALM: i64 = 600;
+/// Changes of SPIRE's bundle are followed at once; where they do not end, no more often than SPIRE itself would ask an
+/// endpoint at most (every 15 s).
+const TURNING: Pace = Pace { every: SignedDuration::from_secs(15), burst: 10 };
 
 /// The memory after this world was seen. Peers that are gone are forgotten.
 #[must_use]
@@ -24,7 +26,10 @@ pub fn advance(world: &World) -> BTreeMap<TrustDomain, PeerMemory> {
         drain(world, peer, &mut memory);
         stale(world, peer, &mut memory);
         away(world, peer, &mut memory);
+        notice::stored(world, peer, &mut memory);
         differ(world, peer, &mut memory);
+        notice::notice(world, peer, &mut memory);
+        notice::receipt(world, peer, &mut memory);
         (trust_domain.clone(), memory)
     };
     world.peers.iter().map(step).collect()
@@ -98,10 +103,10 @@ fn drain(world: &World, peer: &Peer, memory: &mut PeerMemory) {
     memory.drained_since = drained.then(|| memory.drained_since.unwrap_or(world.now));
 }
 
-/// SPIRE polls on its own, and may be ahead of us: nothing is concluded before the endpoint was asked again.
+/// SPIRE polls on its own, and may be ahead of us: nothing is concluded before the endpoint was asked after SPIRE had
+/// what it has.
 fn differ(world: &World, peer: &Peer, memory: &mut PeerMemory) {
-    let Some(spire) = world.spire.as_ref().filter(|spire| spire.failure.is_none()) else { return };
-    let stored = spire.bundles.get(&peer.trust_domain).map(|bundle| bundle.digest());
+    let Some(StoredBundle { digest: stored, since }) = memory.stored.clone() else { return };
     let served = super::relationship::served(world, peer).map(|bundle| bundle.digest());
     if served.is_none() || served == stored {
         memory.differs = None;
@@ -111,14 +116,9 @@ fn differ(world: &World, peer: &Peer, memory: &mut PeerMemory) {
         return;
     }
     // An endpoint that serves another bundle at each request would have SPIRE write without end.
-    let again = memory.last_turn.is_some_and(|last| world.now.as_second() - last.as_second() <= CALM);
-    memory.turns = if again { memory.turns.saturating_add(1) } else { 0 };
-    memory.last_turn = Some(world.now);
-    let pause = (1u64 << memory.turns.min(6)).min(world.settings.poll_interval.as_secs());
-    if memory.turns > FREE_TURNS {
-        memory.quiet_until = world.now.saturating_add(Duration::from_secs(pause)).ok();
-    }
-    memory.differs = Some(Difference { stored, since: world.now });
+    memory.quiet_until = TURNING.wait(memory.turning, world.now);
+    memory.turning = TURNING.take(memory.turning, memory.quiet_until.unwrap_or(world.now));
+    memory.differs = Some(Difference { stored, since });
 }
 
 fn away(world: &World, peer: &Peer, memory: &mut PeerMemory) {

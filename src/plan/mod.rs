@@ -1,6 +1,7 @@
 //! From what is known to what should be: pure, total, deterministic.
 
 pub mod admission;
+pub mod adoption;
 pub mod authorization;
 pub mod diff;
 pub mod ending;
@@ -16,6 +17,8 @@ pub mod istio;
 pub mod links;
 pub mod memory;
 pub mod monitors;
+pub mod notice;
+pub mod pace;
 pub mod prune;
 #[cfg(test)]
 mod purity;
@@ -24,25 +27,25 @@ pub mod relationship;
 pub mod selectors;
 pub mod services;
 pub mod status;
+pub mod told;
 #[cfg(test)]
 mod trust_tests;
 pub mod verdict;
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
 
 use std::time::Duration;
 
 use jiff::Timestamp;
 use serde_json::Value;
 
+use self::status::trust_domain_peer::Subject;
 use crate::model::change::PatchOp;
 use crate::model::endpoint::MonitorTarget;
-use crate::model::session::LinkPlan;
+use crate::model::session::{LinkPlan, Trouble};
 use crate::model::trust::SpireAction;
-use crate::model::{Object, ObjectKey, TrustDomain, World};
-
-/// How long an endpoint is given before it is asked once more.
-const ASK_AGAIN: Duration = Duration::from_secs(1);
+use crate::model::{Object, ObjectKey, Peer, TrustDomain, World};
 
 /// What should be. Two equal plans are no work.
 #[derive(Clone, Debug, Default, PartialEq)]
@@ -60,8 +63,8 @@ pub struct Plan {
     pub monitors: BTreeMap<TrustDomain, MonitorTarget>,
     /// Statuses that differ from what stands in the store.
     pub statuses: BTreeMap<ObjectKey, StatusWrite>,
-    /// Whose bundle endpoints are to be asked again now.
-    pub ask_again: BTreeSet<TrustDomain>,
+    /// Whose bundle endpoints are to be asked, unless they were after that moment.
+    pub ask_again: BTreeMap<TrustDomain, Timestamp>,
     /// When to plan again though nothing changes.
     pub wake_at: Option<Timestamp>,
 }
@@ -99,13 +102,12 @@ pub fn plan(world: &World) -> Plan {
     let ending: BTreeSet<TrustDomain> = world
         .peers
         .values()
-        .filter(|peer| ending::stage(world, peer).is_some_and(|stage| stage.drops_imports()))
+        .filter(|peer| ending::drops_services(world, peer))
         .map(|peer| peer.trust_domain.clone())
         .collect();
     let services = services::services(world, &ending);
-    let links = links::links(world, &services);
-    let ask_again = ask_again(world);
     let (relationships, blocked) = relationships(world);
+    let links = links::links(world, &services, &troubles(world, &services, &blocked));
     let mut objects = services.objects.clone();
     objects.extend(relationships);
     if !world.is_read() || world.identity.is_none() {
@@ -118,7 +120,7 @@ pub fn plan(world: &World) -> Plan {
     spire.extend(registrations::entry_actions(world));
     let mut prune = prune::prune(world, &objects);
     if world.is_read() && world.identity.is_some() {
-        prune.extend(relationship::superseded(world));
+        prune.extend(adoption::superseded(world));
     }
     let mut writes = diff::writes(world, &mut objects);
     let begun = |key: &ObjectKey| {
@@ -134,8 +136,8 @@ pub fn plan(world: &World) -> Plan {
         spire,
         monitors: monitors::monitors(world),
         statuses: statuses(world, &services, &links, &blocked),
-        wake_at: wake_at(world, &services, &ask_again),
-        ask_again,
+        wake_at: wake_at(world, &services),
+        ask_again: ask_again(world),
         links,
         objects,
     }
@@ -175,6 +177,19 @@ fn relationships(world: &World) -> Relations {
     (objects, blocked)
 }
 
+/// What each peer is told to be wrong on our side.
+fn troubles(
+    world: &World,
+    services: &services::ServicesPlan,
+    blocked: &BTreeMap<TrustDomain, String>,
+) -> BTreeMap<TrustDomain, Vec<Trouble>> {
+    let of = |peer: &Peer| {
+        let blocked = blocked.get(&peer.trust_domain).map(String::as_str);
+        status::trust_domain_peer::troubles(Subject { world, peer, link: None, services, blocked })
+    };
+    world.peers.values().map(|peer| (peer.trust_domain.clone(), of(peer))).collect()
+}
+
 fn statuses(
     world: &World,
     services: &services::ServicesPlan,
@@ -192,7 +207,7 @@ fn statuses(
         if world.rejected.contains_key(&key) {
             continue;
         }
-        let subject = status::trust_domain_peer::Subject {
+        let subject = Subject {
             world,
             peer,
             link: links.get(&peer.trust_domain),
@@ -209,11 +224,7 @@ fn statuses(
     statuses
 }
 
-fn wake_at(
-    world: &World,
-    services: &services::ServicesPlan,
-    ask_again: &BTreeSet<TrustDomain>,
-) -> Option<Timestamp> {
+fn wake_at(world: &World, services: &services::ServicesPlan) -> Option<Timestamp> {
     let verdicts = world.peers.values().filter_map(|peer| verdict::wake_at(world, peer));
     let drains = world.peers.values().filter_map(|peer| match ending::stage(world, peer) {
         Some(ending::Stage::Drain(until)) => Some(until),
@@ -223,18 +234,22 @@ fn wake_at(
     let bundles = world.spire.iter().flat_map(|spire| spire.bundles.values());
     let expiries = bundles.flat_map(|bundle| bundle.authorities().map(|a| a.not_after()));
     let rests = world.memory.values().filter_map(|memory| memory.quiet_until);
-    let asked = (!ask_again.is_empty()).then(|| world.now.saturating_add(ASK_AGAIN).ok()).flatten();
+    let notices = world.memory.values().filter_map(|memory| notice::wake_at(world, memory));
     let after = |at: Timestamp| at.saturating_add(Duration::from_secs(1)).unwrap_or(at);
-    let all =
-        verdicts.chain(drains).chain(services.wake_at).chain(expiries.map(after)).chain(rests).chain(asked);
+    let all = verdicts
+        .chain(drains)
+        .chain(services.wake_at)
+        .chain(expiries.map(after))
+        .chain(rests)
+        .chain(notices)
+        .chain(told::wake_at(world));
     all.filter(|at| *at > world.now).min()
 }
 
-/// The endpoints from whose difference to SPIRE nothing can be concluded yet.
-fn ask_again(world: &World) -> BTreeSet<TrustDomain> {
+/// The endpoints of which more has to be known than they were last asked.
+fn ask_again(world: &World) -> BTreeMap<TrustDomain, Timestamp> {
     let peers = world.peers.values().filter(|peer| peer.deletion.is_none() && !peer.suspend);
-    peers
-        .filter(|peer| relationship::is_to_be_asked(world, peer))
-        .map(|peer| peer.trust_domain.clone())
-        .collect()
+    let asked =
+        |peer: &Arc<Peer>| Some((peer.trust_domain.clone(), relationship::to_be_asked_after(world, peer)?));
+    peers.filter_map(asked).collect()
 }

@@ -7,6 +7,7 @@ use std::time::Duration;
 
 use jiff::Timestamp;
 
+use super::told;
 use crate::api::v1alpha1::conditions::ReciprocalReason as Reason;
 use crate::model::condition::Truth;
 use crate::model::session::{GoodbyeReason, LinkState, Refusal, SessionState, TrustReport};
@@ -34,9 +35,12 @@ impl Verdict {
 pub fn reciprocal(world: &World, peer: &Peer) -> Option<Verdict> {
     let session = world.sessions.get(&peer.trust_domain)?;
     if let LinkState::Parted { reason: GoodbyeReason::RelationshipEnded, message } = &session.link {
+        let there = &peer.trust_domain;
         let message = format!(
-            "the agent of {} said that it ended the relationship{}; delete this TrustDomainPeer, or ask its operator",
-            peer.trust_domain,
+            "the agent of {there} said that it ended the relationship{}: its workloads refuse ours and it does not \
+             follow our rotations, while ours still trust {there}. If that was agreed, end it here too (`entente peer end \
+             {there}`, or delete this TrustDomainPeer); if not, ask its operator: it goes on by itself once the \
+             TrustDomainPeer there is made again",
             words(message)
         );
         return Some(Verdict::new(Truth::False, Reason::PeerEnded, message));
@@ -111,21 +115,32 @@ fn by_report(world: &World, peer: &Peer, remote: &TrustReport) -> Verdict {
     if !remote.relationship {
         let message = format!(
             "the agent of {trust_domain} says that its SPIRE has no federation relationship with us: it will not \
-             follow our next rotation; its operator must look at BundleDistributed of the TrustDomainPeer there"
+             follow our next rotation; its operator must look at BundleDistributed of the TrustDomainPeer there{}",
+            told::cause(remote)
         );
         return Verdict::new(Truth::False, Reason::PeerHasNoRelationship, message);
     }
     let Some(held) = &remote.held else {
         let message = format!(
             "the agent of {trust_domain} says that its SPIRE holds no bundle of ours; its operator must look at \
-             BundleDistributed of the TrustDomainPeer there"
+             BundleDistributed of the TrustDomainPeer there{}",
+            told::cause(remote)
         );
         return Verdict::new(Truth::False, Reason::PeerHoldsStaleBundle, message);
     };
     if remote.delivered.is_none() {
         let message = format!(
-            "the agent of {trust_domain} says that our bundle does not reach workloads there: federatesWith is \
-             missing; its operator must look at BundleDistributed of the TrustDomainPeer there"
+            "the agent of {trust_domain} says that our bundle does not reach workloads there; its operator must look \
+             at BundleDistributed of the TrustDomainPeer there{}",
+            told::cause(remote)
+        );
+        return Verdict::new(Truth::False, Reason::PeerRefusesUs, message);
+    }
+    if told::is_contested(remote) {
+        let message = format!(
+            "the agent of {trust_domain} says that some workloads there do not get our bundle, since someone takes \
+             it back; its operator must look at BundleDistributed of the TrustDomainPeer there{}",
+            told::cause(remote)
         );
         return Verdict::new(Truth::False, Reason::PeerRefusesUs, message);
     }
@@ -162,7 +177,13 @@ fn by_report(world: &World, peer: &Peer, remote: &TrustReport) -> Verdict {
         (None, None) => Verdict::new(
             Truth::True,
             Reason::Confirmed,
-            format!("{trust_domain} confirms that it holds our bundle, and we hold its"),
+            match told::suspects_ours(remote) {
+                None => format!("{trust_domain} confirms that it holds our bundle, and we hold its"),
+                Some(words) => format!(
+                    "{trust_domain} confirms that it holds our bundle, and we hold its; but its operator is told to \
+                     ask us about it ({words})"
+                ),
+            },
         ),
     }
 }

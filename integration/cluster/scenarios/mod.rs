@@ -6,6 +6,7 @@ mod ending;
 mod federation;
 mod poison;
 mod restart;
+mod revocation;
 mod services;
 mod verdict;
 

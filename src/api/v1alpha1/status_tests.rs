@@ -65,6 +65,7 @@ fn world() -> World {
         relationships: Relationships::ControllerManager,
         drain: Duration::from_secs(30),
         poll_interval: Duration::from_secs(300),
+        agent_follow: Duration::from_secs(6),
         good_fetches: 3,
     };
     let mut world = World::empty(Arc::new(settings), now());

@@ -43,6 +43,7 @@ impl DomainConfig {
     pub fn new(trust_domain: TrustDomain, root: &Path) -> Self {
         let timing = TimingArgs {
             drain_seconds: 1,
+            agent_follow_seconds: 1,
             bundle_poll_max_seconds: 1,
             bundle_poll_min_seconds: 1,
             spire_poll_seconds: 2,

@@ -161,7 +161,7 @@ impl Actor {
     fn parting(&self) -> Parting {
         self.stopping.clone().or_else(|| match self.plan.intent {
             LinkIntent::Connect => None,
-            LinkIntent::Part(reason) => Some((reason, "its operator has decided so".to_owned())),
+            LinkIntent::Part(reason) => Some((reason, self.plan.farewell.clone())),
         })
     }
 
@@ -241,12 +241,13 @@ impl Actor {
 
     fn publish_heard(&mut self, number: u64) {
         let Some(link) = self.links.get(&number) else { return };
-        let Heard { remote, catalogue, acknowledged } = link.heard.clone();
+        let Heard { remote, catalogue, acknowledged, skew } = link.heard.clone();
         self.update(|state| {
             // what was heard before stands until the peer says otherwise
             state.remote = remote.or_else(|| state.remote.take());
             state.catalogue = catalogue.or_else(|| state.catalogue.take());
             state.acknowledged = acknowledged.or_else(|| state.acknowledged.take());
+            state.skew = skew;
         });
     }
 

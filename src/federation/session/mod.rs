@@ -19,6 +19,7 @@ use crate::proto::federation::v1::{
     CatalogueAck, CatalogueSnapshot, Frame, Heartbeat, Hello, ServiceOutcome, frame::Body,
 };
 
+mod skew;
 mod terms;
 
 pub use terms::{End, Heard, SessionLimits};
@@ -48,8 +49,11 @@ pub struct Session {
     limits: SessionLimits,
     started: Duration,
     last_heard: Duration,
-    last_sent: Duration,
+    /// When we last told the time.
+    last_beat: Duration,
     heartbeats: u64,
+    /// Our clock, in milliseconds since 1970.
+    unix_millis: i64,
     spoken: Option<u32>,
     bucket: TokenBucket,
     outgoing: Outgoing,
@@ -85,8 +89,9 @@ impl Session {
             limits,
             started: now,
             last_heard: now,
-            last_sent: now,
+            last_beat: now,
             heartbeats: 0,
+            unix_millis: 0,
             spoken: None,
             bucket: TokenBucket::new(limits.frames_per_second, limits.frames_burst, now),
             outgoing: Outgoing { hello: Some(hello), report: true, catalogue: true, ..Outgoing::default() },
@@ -102,6 +107,12 @@ impl Session {
             revision: 0,
             end: None,
         }
+    }
+
+    /// What our clock shows, in milliseconds since 1970: told to the peer, and compared with what it tells. It may be set
+    /// back and forth, and decides nothing else.
+    pub fn on_clock(&mut self, unix_millis: i64) {
+        self.unix_millis = unix_millis;
     }
 
     /// Whether the peer's Hello has been read and is good.
@@ -203,7 +214,11 @@ impl Session {
                 .map_err(|e| format!("a trust report that is not well formed: {e}")),
             (Some(Body::Catalogue(frame)), true) => self.on_catalogue(frame),
             (Some(Body::CatalogueAck(ack)), true) => self.on_answer(&ack),
-            (Some(Body::Heartbeat(_) | Body::DiagnoseRequest(_) | Body::DiagnoseReply(_)), true) => Ok(()),
+            (Some(Body::Heartbeat(heartbeat)), true) => {
+                self.compare_clocks(heartbeat.unix_millis);
+                Ok(())
+            }
+            (Some(Body::DiagnoseRequest(_) | Body::DiagnoseReply(_)), true) => Ok(()),
         };
         if let Err(cause) = result {
             self.refuse(&cause);
@@ -212,9 +227,7 @@ impl Session {
 
     /// The next frame to send, if there is one now.
     pub fn next_frame(&mut self, now: Duration) -> Option<Frame> {
-        let body = self.next_body(now)?;
-        self.last_sent = now;
-        Some(Frame { body: Some(body) })
+        self.next_body(now).map(|body| Frame { body: Some(body) })
     }
 
     fn next_body(&mut self, now: Duration) -> Option<Body> {
@@ -225,15 +238,19 @@ impl Session {
             return None;
         }
         if let Some(hello) = self.outgoing.hello.take() {
-            return Some(Body::Hello(hello));
+            return Some(Body::Hello(Hello { unix_millis: self.unix_millis, ..hello }));
         }
         if !self.is_open() {
             return None;
         }
-        // before all else, or a large catalogue would make us silent
-        if now.saturating_sub(self.last_sent) >= self.limits.heartbeat {
+        // before all else, or a large catalogue would make us silent; and though much is said, for the time that it tells
+        if now.saturating_sub(self.last_beat) >= self.limits.heartbeat {
+            self.last_beat = now;
             self.heartbeats += 1;
-            return Some(Body::Heartbeat(Heartbeat { sequence: self.heartbeats, ..Heartbeat::default() }));
+            return Some(Body::Heartbeat(Heartbeat {
+                sequence: self.heartbeats,
+                unix_millis: self.unix_millis,
+            }));
         }
         if std::mem::take(&mut self.outgoing.report) {
             return Some(Body::TrustReport(report_to_proto(&self.report)));
@@ -295,7 +312,18 @@ impl Session {
             return Err("a Hello without a protocol version".to_owned());
         }
         self.spoken = Some(hello.protocol_version.min(PROTOCOL_VERSION));
+        self.compare_clocks(hello.unix_millis);
         Ok(())
+    }
+
+    fn compare_clocks(&mut self, theirs: i64) {
+        if self.unix_millis == 0 {
+            return;
+        }
+        let skew = skew::skew(self.heard.skew, theirs, self.unix_millis);
+        if skew != self.heard.skew {
+            self.hear(|heard| heard.skew = skew);
+        }
     }
 
     fn on_catalogue(&mut self, frame: CatalogueSnapshot) -> Result<(), String> {

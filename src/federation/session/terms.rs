@@ -36,6 +36,8 @@ pub struct Heard {
     pub remote: Option<TrustReport>,
     pub catalogue: Option<Arc<Catalogue>>,
     pub acknowledged: Option<Acknowledgement>,
+    /// See [`SessionState::skew`](crate::model::session::SessionState::skew).
+    pub skew: Option<i64>,
 }
 
 /// How an exchange ended, as far as the peer is concerned.

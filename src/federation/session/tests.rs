@@ -251,6 +251,46 @@ fn silence_is_filled_here_and_noticed_there() {
 }
 
 #[test]
+fn each_side_tells_its_clock_and_compares() {
+    let mut session = super::tests::session(&plan());
+    session.on_clock(1_000_000);
+    let bodies = said(&mut session, s(100));
+    assert!(
+        matches!(bodies.as_slice(), [Body::Hello(hello)] if hello.unix_millis == 1_000_000),
+        "{bodies:?}"
+    );
+    let Some(Body::Hello(ahead)) = hello("east.test", 1).body else { panic!("it is a Hello") };
+    session.on_frame(frame(Body::Hello(Hello { unix_millis: 1_061_000, ..ahead })), s(100));
+    assert_eq!(session.heard().skew, Some(60));
+    said(&mut session, s(100));
+    let beat = |unix_millis| frame(Body::Heartbeat(Heartbeat { sequence: 1, unix_millis }));
+    let revision = session.revision();
+    session.on_clock(1_010_000);
+    session.on_frame(beat(1_070_500), s(110));
+    session.on_frame(beat(0), s(110));
+    assert_eq!(session.revision(), revision, "nothing new");
+    let bodies = said(&mut session, s(110));
+    assert!(matches!(bodies.as_slice(), [Body::Heartbeat(h)] if h.unix_millis == 1_010_000), "{bodies:?}");
+    session.on_frame(beat(1_010_200), s(110));
+    assert_eq!(session.heard().skew, None, "mended");
+    session.on_frame(beat(900_000), s(110));
+    assert_eq!(session.heard().skew, Some(-110));
+}
+
+#[test]
+fn a_busy_side_tells_the_time_as_well() {
+    let mut plan = plan();
+    let mut session = open(&plan);
+    let mut beats = 0;
+    for second in 101..=140 {
+        plan.report.relationship = !plan.report.relationship;
+        session.on_plan(&plan);
+        beats += kinds(&said(&mut session, s(second))).iter().filter(|kind| **kind == "heartbeat").count();
+    }
+    assert_eq!(beats, 4);
+}
+
+#[test]
 fn each_goodbye_means_what_it_says() {
     for (said, reason) in [
         (Reason::ShuttingDown, GoodbyeReason::ShuttingDown),

@@ -12,10 +12,10 @@ use crate::model::condition::{Condition, Truth};
 use crate::model::object::{Kind, ObjectKey};
 use crate::model::peer::Bootstrap;
 use crate::model::service::Outcome;
-use crate::model::session::{LinkPlan, LinkState, Refusal, SessionState};
+use crate::model::session::{LinkPlan, LinkState, Refusal, SessionState, Trouble};
 use crate::model::{Peer, World};
 use crate::plan::services::ServicesPlan;
-use crate::plan::{StatusWrite, ending, links, memory, registrations, relationship, verdict};
+use crate::plan::{StatusWrite, ending, links, memory, registrations, relationship, told, verdict};
 
 /// Everything that the status of a peer is computed from.
 #[derive(Debug, Clone, Copy)]
@@ -38,6 +38,14 @@ pub fn status(subject: Subject<'_>) -> Option<StatusWrite> {
     let status =
         merge(stored, peer.generation, &conditions, peer_details::details(subject, stored), world.now)?;
     Some(written(&peer.uid, stored, status))
+}
+
+/// What the peer is told to be wrong on our side.
+#[must_use]
+pub fn troubles(subject: Subject<'_>) -> Vec<Trouble> {
+    let key = ObjectKey::cluster(Kind::TrustDomainPeer, &subject.peer.object);
+    let stored = subject.world.statuses.get(&key).map(std::convert::AsRef::as_ref);
+    told::troubles(&[endpoint_healthy(subject, stored), distributed(subject)])
 }
 
 fn conditions(subject: Subject<'_>, stored: Option<&Value>) -> Vec<Condition> {
@@ -117,7 +125,7 @@ fn distribution(Subject { world, peer, blocked, .. }: Subject<'_>) -> (Truth, &'
         return (Truth::Unknown, BundleDistributedReason::SpireUnavailable.as_str(), failure.clone());
     }
     if let Some(stage) = ending::stage(world, peer) {
-        let message = format!("the relationship ends; it waits {}", stage.waits_for(peer));
+        let message = ending::message(world, peer, &stage);
         return (Truth::False, BundleDistributedReason::Ending.as_str(), message);
     }
     if let Some(blocked) = blocked {
@@ -143,9 +151,8 @@ fn distribution(Subject { world, peer, blocked, .. }: Subject<'_>) -> (Truth, &'
     }
     if !spire.relationships.contains_key(trust_domain) {
         let message = format!(
-            "SPIRE has no federation relationship with {trust_domain}; where spire-controller-manager makes it from \
-             {}, see its log and the class name that it watches",
-            relationship::key(trust_domain)
+            "SPIRE has no federation relationship with {trust_domain}: {}",
+            relationship::why_there_is_none(world, peer)
         );
         return (Truth::False, BundleDistributedReason::AwaitingRelationship.as_str(), message);
     }
@@ -172,6 +179,14 @@ fn delivered(world: &World, peer: &Peer, bundle: &Bundle) -> (Truth, &'static st
             "the endpoint of {trust_domain} serves another bundle than SPIRE holds; SPIRE was asked to refresh"
         );
         return (Truth::False, BundleDistributedReason::StaleInSpire.as_str(), message);
+    }
+    if let Some(failure) = told::workload_api_is_gone(world) {
+        let message = format!(
+            "the Workload API has given the agent nothing since {}: {}; check the SPIRE agent, and the agent's own \
+             registration (label entente.dev/agent: \"true\")",
+            failure.since, failure.message
+        );
+        return (Truth::False, BundleDistributedReason::WorkloadApiUnavailable.as_str(), message);
     }
     let received = world.identity.as_ref().and_then(|identity| identity.federated.get(trust_domain));
     let Some(received) = received else {
@@ -205,7 +220,7 @@ fn connected(subject: Subject<'_>, stored: Option<&Value>) -> Condition {
     let trust_domain = &peer.trust_domain;
     let because = |truth: Truth, reason, message: String| Condition::new(KIND, truth, reason, message);
     if let Some(stage) = ending::stage(world, peer) {
-        let message = format!("the relationship ends; it waits {}", stage.waits_for(peer));
+        let message = ending::message(world, peer, &stage);
         return because(Truth::False, ConnectedReason::Ending.as_str(), message);
     }
     if peer.suspend {
@@ -217,11 +232,16 @@ fn connected(subject: Subject<'_>, stored: Option<&Value>) -> Condition {
         return keep(stored, KIND, Truth::Unknown, awaiting, "no exchange was tried yet");
     };
     match &session.link {
-        LinkState::Connected => because(
-            Truth::True,
-            ConnectedReason::Connected.as_str(),
-            format!("exchanging with the agent of {trust_domain}"),
-        ),
+        LinkState::Connected => match session.skew {
+            None => because(
+                Truth::True,
+                ConnectedReason::Connected.as_str(),
+                format!("exchanging with the agent of {trust_domain}"),
+            ),
+            Some(skew) => {
+                because(Truth::True, ConnectedReason::ClocksDiffer.as_str(), told::clocks(trust_domain, skew))
+            }
+        },
         LinkState::Idle if verdict::is_settling(world, session) => {
             keep(stored, KIND, Truth::Unknown, awaiting, "waiting for the first attempt")
         }
@@ -274,7 +294,19 @@ fn keep(
 
 fn reciprocal(subject: Subject<'_>, stored: Option<&Value>) -> Condition {
     const KIND: &str = "Reciprocal";
-    match verdict::reciprocal(subject.world, subject.peer) {
+    // What a peer said of its end stands until it comes back, over a restart of this agent too.
+    let ended =
+        stored_condition(stored, KIND).filter(|(_, why, _)| why == ReciprocalReason::PeerEnded.as_str());
+    let is_back = session(subject).is_some_and(SessionState::is_connected);
+    let verdict = verdict::reciprocal(subject.world, subject.peer);
+    let tells_less = verdict.as_ref().is_none_or(|verdict| {
+        use ReciprocalReason::{AwaitingPeer, PeerRefusesUs, PeerUnreachable};
+        matches!(verdict.reason, AwaitingPeer | PeerRefusesUs | PeerUnreachable)
+    });
+    if let (Some((truth, reason, message)), true) = (ended, tells_less && !is_back) {
+        return Condition::new(KIND, truth, reason, message);
+    }
+    match verdict {
         Some(verdict) => Condition::new(KIND, verdict.truth, verdict.reason.as_str(), verdict.message),
         None => keep(
             stored,
@@ -298,6 +330,14 @@ fn is_settling(subject: Subject<'_>) -> bool {
 fn rotation_safe(subject: Subject<'_>, stored: Option<&Value>) -> Condition {
     const KIND: &str = "RotationSafe";
     let trust_domain = &subject.peer.trust_domain;
+    if let Some(words) = told::cannot_fetch_ours(subject.world, subject.peer) {
+        let message = format!(
+            "{trust_domain} says that it cannot fetch our bundle ({words}): it learns of no new authority; see to \
+             our bundle endpoint, and to the network between"
+        );
+        let reason = RotationSafeReason::PeerCannotFetchOurBundle.as_str();
+        return Condition::new(KIND, false, reason, message);
+    }
     let ours = subject.world.identity.as_ref().map(|identity| identity.bundle.authority_ids());
     let held = session(subject)
         .filter(|session| session.is_connected())
@@ -352,8 +392,9 @@ fn ready(subject: Subject<'_>, others: &[Condition]) -> Condition {
     const KIND: &str = "Ready";
     let Subject { world, peer, .. } = subject;
     if let Some(stage) = ending::stage(world, peer) {
-        let message = format!("ending; waits {}", stage.waits_for(peer));
-        return Condition::new(KIND, false, ReadyReason::Ending.as_str(), message);
+        let reason = if stage.is_held_back() { ReadyReason::EndingHeldBack } else { ReadyReason::Ending };
+        let message = ending::message(world, peer, &stage);
+        return Condition::new(KIND, false, reason.as_str(), message);
     }
     if peer.suspend {
         let message = "spec.suspend is set: nothing is changed, and nothing is exchanged".to_owned();
@@ -363,6 +404,8 @@ fn ready(subject: Subject<'_>, others: &[Condition]) -> Condition {
         .iter()
         .find(|c| c.status == Truth::False)
         .or_else(|| others.iter().find(|c| c.status == Truth::Unknown));
+    let differs = ConnectedReason::ClocksDiffer.as_str();
+    let worst = worst.or_else(|| others.iter().find(|c| c.reason == differs));
     match worst {
         None => Condition::new(KIND, true, ReadyReason::Ready.as_str(), "every condition is True".to_owned()),
         Some(c) => {
@@ -370,12 +413,14 @@ fn ready(subject: Subject<'_>, others: &[Condition]) -> Condition {
                 "Accepted" => ReadyReason::NotAccepted,
                 "BundleEndpointHealthy" => ReadyReason::BundleEndpointUnhealthy,
                 "BundleDistributed" => ReadyReason::BundleNotDistributed,
+                "Connected" if c.reason == differs => ReadyReason::ClocksDiffer,
                 "Connected" => ReadyReason::NotConnected,
                 "Reciprocal" => ReadyReason::NotReciprocal,
                 "RotationSafe" => ReadyReason::NotRotationSafe,
                 _ => ReadyReason::ServicesNotSynced,
             };
-            Condition::new(KIND, c.status, reason.as_str(), format!("{}: {}", c.kind, c.message))
+            let status = if c.status == Truth::True { Truth::False } else { c.status };
+            Condition::new(KIND, status, reason.as_str(), format!("{}: {}", c.kind, c.message))
         }
     }
 }

@@ -30,6 +30,7 @@ mod tests;
 mod watch;
 mod write;
 
+use std::collections::BTreeMap;
 use std::path::Path;
 use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 use std::time::Duration;
@@ -54,6 +55,13 @@ use crate::model::{Object, ObjectKey};
 /// What to tell the file's owner.
 pub fn read_document(path: &Path) -> Result<Value, String> {
     files::read(path).and_then(|text| manifest::from_yaml_as(&text))
+}
+
+/// The annotations of an object as the agent that follows the directory last read them; `None` where none has.
+#[must_use]
+pub fn kept_annotations(root: &Path, key: &ObjectKey) -> Option<BTreeMap<String, String>> {
+    let text = files::read(&root.join(STATUS).join(files::place(key))).ok()?;
+    record::Record::parse(&text).ok().map(|record| record.definition.annotations)
 }
 
 /// How a directory is watched.
@@ -127,6 +135,17 @@ impl DirectoryStore {
             root: root.to_owned(),
         };
         Self { shared: Arc::new(shared) }
+    }
+
+    /// The file under `manifests` that defines an object, where one does.
+    #[must_use]
+    pub fn manifest(&self, key: &ObjectKey) -> Option<std::path::PathBuf> {
+        let source = self.shared.with_state(|state| {
+            state.ensure_scanned(clock::now());
+            state.records.get(key).map(|record| record.source.clone())
+        })?;
+        let path = self.shared.root.join(&source);
+        (Path::new(&source).starts_with(MANIFESTS) && path.is_file()).then_some(path)
     }
 
     pub(super) fn watch(&self, kinds: &[Kind]) -> mpsc::Receiver<Event> {

@@ -103,6 +103,9 @@ reasons! {
         /// SPIRE holds it, but the Workload API does not deliver it to the agent. Check the agent's own registration, which
         /// must be labelled `entente.dev/agent: "true"`.
         AwaitingWorkloadApi,
+        /// The Workload API gives the agent nothing, so that nobody knows what workloads get, and its own SVID runs out. Check the
+        /// SPIRE agent, and the agent's own registration, labelled `entente.dev/agent: "true"`.
+        WorkloadApiUnavailable,
         /// The bundle has no usable authority and would stop our workloads from renewing their SVIDs: `federatesWith` is
         /// suspended for this trust domain until three fetches have been good.
         SuspendedUnusableBundle,
@@ -123,6 +126,9 @@ reasons! {
     ConnectedReason of Connected {
         /// True: over mTLS, each with an ID that the other expects.
         Connected,
+        /// True, but the two clocks differ by more than SPIRE allows for: new SVIDs of one side are not valid yet, or expired, on the
+        /// other. Set both by NTP; the message says by how much, and Ready is False.
+        ClocksDiffer,
         /// Neither side has reached the other yet. Where `agent.addresses` is empty, the peer must dial us.
         AwaitingPeer,
         /// DNS, TCP, a cut connection, or no answer in time. Check `agent.addresses` and the network.
@@ -180,6 +186,9 @@ reasons! {
         PeersHoldAuthorities,
         /// The peer lacks an authority of ours: do not let it sign yet. The message names it.
         PeerLacksAuthority,
+        /// The peer says that it cannot fetch our bundle: it would learn of no new authority. See to our bundle endpoint, and to the
+        /// network between; the message has the peer's own words.
+        PeerCannotFetchOurBundle,
         /// Unknown: the peer has not said what it holds. See Reciprocal.
         Unknown,
     }
@@ -216,6 +225,8 @@ reasons! {
         BundleNotDistributed,
         /// See Connected.
         NotConnected,
+        /// The two clocks differ too much. See Connected.
+        ClocksDiffer,
         /// See Reciprocal.
         NotReciprocal,
         /// See RotationSafe.
@@ -226,5 +237,8 @@ reasons! {
         Suspended,
         /// The relationship is being ended; the message says what is awaited.
         Ending,
+        /// The relationship is to be ended, but registrations that the agent does not edit still name the trust domain, and
+        /// hold back the deletion of its bundle: the message names them. Take it out of their `federatesWith`.
+        EndingHeldBack,
     }
 }

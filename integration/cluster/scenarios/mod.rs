@@ -3,6 +3,7 @@
 mod admin;
 mod behaviour;
 mod ending;
+mod enrol;
 mod federation;
 mod poison;
 mod restart;

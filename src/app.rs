@@ -17,6 +17,7 @@ use crate::bundle::watch::RefreshHandle;
 use crate::clock;
 use crate::config::{AgentArgs, StoreArg};
 use crate::control::{self, Control, Enrolment};
+use crate::diagnose::Diagnoser;
 use crate::enrol::join::Joiner;
 use crate::enrol::{Desk, Invites};
 use crate::federation::{Federation, FederationConfig, Timings};
@@ -93,8 +94,8 @@ pub async fn start(args: &AgentArgs, cancel: CancellationToken) -> anyhow::Resul
     tasks.spawn(open_to_peers(leadership.leading(), ready.clone(), open_sender, cancel.clone()));
     let (worlds, asks) = WorldHandle::new();
     let enrolment = enrolment(args, &store, &sources);
-    let desk =
-        Desk::new(&sources.identity, enrolment.invites.clone(), store.clone(), worlds.clone()).map(Arc::new)?;
+    let desk = Desk::new(&sources.identity, enrolment.invites.clone(), store.clone(), worlds.clone())
+        .map(Arc::new)?;
     let federation = Federation::start(
         federation_config(args),
         sources.identity.clone(),
@@ -106,6 +107,7 @@ pub async fn start(args: &AgentArgs, cancel: CancellationToken) -> anyhow::Resul
     .await
     .with_context(|| format!("--listen {}", args.listen))?;
     let (listen, sessions) = (federation.local_addr, federation.states.clone());
+    let (peers, questions) = (federation.probe, federation.questions);
     supervise(&mut tasks, federation.join);
 
     let (admin, admin_task) =
@@ -124,14 +126,27 @@ pub async fn start(args: &AgentArgs, cancel: CancellationToken) -> anyhow::Resul
         asks,
     };
     let targets = sources.targets(store.clone(), metrics);
+    let (server, client) = (sources.server.clone(), sources.client.clone());
     let (plans, failures) = planning.spawn(&mut tasks, sources, &cancel);
+    let diagnoser = Diagnoser {
+        worlds: worlds.clone(),
+        leading: leadership.leading(),
+        replica: replica.clone(),
+        workload_api: args.workload_api.parse().context("--workload-api")?,
+        admin_hint: args.admin_hint.clone(),
+        spire: server,
+        endpoints: client,
+        peers,
+    };
+    supervise(&mut tasks, tokio::spawn(diagnoser.clone().serve(questions, cancel.clone())));
     let following = enrolment.invites.clone().follow(leadership.leading(), cancel.clone());
     tasks.spawn(async move {
         following.await;
         Ok(())
     });
     if !args.control.as_os_str().is_empty() {
-        let control = Control { worlds, leading: leadership.leading(), replica: replica.clone(), enrolment };
+        let (leading, replica) = (leadership.leading(), replica.clone());
+        let control = Control { worlds, leading, replica, diagnoser, enrolment };
         let serving = control::serve(&args.control, control, cancel.clone()).await.context("--control")?;
         supervise(&mut tasks, serving);
     }
@@ -153,12 +168,11 @@ struct Sources {
     identity: IdentitySource,
     server: SpireServer,
     spire: SpireWatch,
+    client: EndpointClient,
     endpoints: watch::Receiver<Arc<BTreeMap<TrustDomain, EndpointState>>>,
     /// Which bundle endpoints are followed.
     monitors: watch::Sender<Arc<BTreeMap<TrustDomain, MonitorTarget>>>,
     ask_again: RefreshHandle,
-    /// Fetches bundles.
-    client: EndpointClient,
 }
 
 impl Sources {
@@ -194,7 +208,7 @@ fn spawn_sources(
     let (endpoints, endpoint_task, ask_again) =
         crate::bundle::watch::spawn(client.clone(), limits, targets, Arc::new(clock::now), cancel.clone());
     supervise(tasks, endpoint_task);
-    Ok(Sources { identity, server, spire, endpoints, monitors, ask_again, client })
+    Ok(Sources { identity, server, spire, client, endpoints, monitors, ask_again })
 }
 
 /// What the planning is made of, beside the sources.

@@ -1,7 +1,8 @@
 //! The end of a relationship, for connections that still run.
 
-use crate::federation::{SOON, begin_again, end};
-use crate::meshes::{CART, LOCAL_PORT, Meshes, with_meshes};
+use crate::federation::{SOON, begin_again, end, export};
+use crate::meshes::{CART, CART_ADDRESS, GATEWAY, GATEWAY_PORT, LOCAL_PORT, Meshes, with_meshes};
+use crate::process::Signal;
 use crate::proxy::DRAIN;
 use crate::wait::eventually;
 use crate::workload::Held;
@@ -14,23 +15,70 @@ const FRONTEND: &str = "east.example/ns/web/sa/frontend";
 /// For istiod, and for a machine that is busy.
 const LEEWAY: Duration = Duration::from_secs(10);
 
-/// West ends the relationship with east: a connection of east's client that is in use is closed within the drain time of
-/// the server's proxy, by a change of the policy that comes after trust has gone, and it does not come back. A local
-/// client's connection to the same port is closed with it, and comes back at once.
+/// West ends the relationship with east, through the gateway: a connection of east's client that is in use is closed, and
+/// does not come back. A local client's connection to the same port is closed with it, and comes back at once.
 #[test]
-fn connections_that_run_are_cut() {
-    with_meshes(async |meshes| ends(meshes, &[]).await);
+fn connections_through_the_gateway_are_cut() {
+    with_meshes(async |meshes| ends(meshes, "through-gateway", &[]).await.map(drop));
+}
+
+/// The same where no gateway of west's is between, and east does not follow: its agent stands still, so its proxies keep what
+/// they had. The policy at the server cuts the connection, and changes only once trust has gone.
+#[test]
+fn connections_that_the_other_side_keeps_are_cut_by_policy() {
+    with_meshes(async |meshes| {
+        directly(meshes, async || {
+            let (policy, cut) = ends(meshes, "directly", &[]).await?;
+            ensure!(
+                cut >= policy,
+                "something else cut it: after {cut:?}, and the policy changed after {policy:?}"
+            );
+            Ok(())
+        })
+        .await
+    });
 }
 
 /// At once: the policy shuts the client out while SPIRE's agents follow still.
 #[test]
-fn in_an_emergency_connections_are_cut_as_well() {
-    with_meshes(async |meshes| ends(meshes, &["--now"]).await);
+fn in_an_emergency_connections_are_cut_at_once() {
+    with_meshes(async |meshes| {
+        directly(meshes, async || {
+            let (policy, cut) = ends(meshes, "at-once", &["--now"]).await?;
+            ensure!(policy < Duration::from_secs(5), "the policy changed only after {policy:?}");
+            ensure!(
+                cut >= policy,
+                "something else cut it: after {cut:?}, and the policy changed after {policy:?}"
+            );
+            Ok(())
+        })
+        .await
+    });
 }
 
-async fn ends(meshes: &Meshes, how: &[&str]) -> Result<()> {
+/// Exports `cart` at its own address for the time of a test.
+async fn directly(meshes: &Meshes, test: impl AsyncFnOnce() -> Result<()>) -> Result<()> {
+    export(&meshes.west, CART, &CART_ADDRESS.to_string(), CART.target_port).await?;
+    eventually("the client goes to the server directly", SOON, || async {
+        let endpoints = meshes.workloads().frontend.proxy.config().await?.endpoints(&CART.cluster());
+        ensure!(endpoints == [format!("{CART_ADDRESS}:{}", CART.target_port)], "{endpoints:?}");
+        Ok(())
+    })
+    .await?;
+    test().await?;
+    export(&meshes.west, CART, &GATEWAY.to_string(), GATEWAY_PORT).await?;
+    eventually("the client goes through the gateway", SOON, || async {
+        let endpoints = meshes.workloads().frontend.proxy.config().await?.endpoints(&CART.cluster());
+        ensure!(endpoints == [format!("{GATEWAY}:{GATEWAY_PORT}")], "{endpoints:?}");
+        Ok(())
+    })
+    .await
+}
+
+/// When the policy changed, and when the connection was cut.
+async fn ends(meshes: &Meshes, log: &str, how: &[&str]) -> Result<(Duration, Duration)> {
     let workloads = meshes.workloads();
-    let log = if how.is_empty() { "in-order" } else { "at-once" };
+    let follows = log == "through-gateway";
     eventually("frontend hears cart", SOON, || async {
         ensure!(workloads.frontend.hears(HERE, CART.port).await? == CART.name);
         Ok(())
@@ -44,6 +92,9 @@ async fn ends(meshes: &Meshes, how: &[&str]) -> Result<()> {
             Ok(())
         })
         .await?;
+    }
+    if !follows {
+        meshes.agents().signal_east(Signal::Stop)?;
     }
     let since = Instant::now();
     let ended = async {
@@ -68,12 +119,16 @@ async fn ends(meshes: &Meshes, how: &[&str]) -> Result<()> {
     })
     .await?;
     ensure!(workloads.local.hears(HERE, LOCAL_PORT).await? == CART.name, "local callers are shut out");
+    if !follows {
+        meshes.agents().signal_east(Signal::Continue)?;
+    }
     begin_again(&meshes.east, &meshes.west).await?;
     eventually("frontend hears cart again", SOON, || async {
         ensure!(workloads.frontend.hears(HERE, CART.port).await? == CART.name);
         Ok(())
     })
-    .await
+    .await?;
+    Ok((policy, cut))
 }
 
 /// When the policy names the client no more. In order, SPIRE has no bundle of its trust domain by then.

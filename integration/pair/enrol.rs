@@ -97,8 +97,7 @@ async fn an_invite_and_a_join_make_two_strangers_peers() {
     let at_east = &peers(east)[0];
     assert_eq!(at_east["metadata"]["labels"][LABEL_JOINED], "true");
     assert_eq!(
-        at_east["metadata"]["annotations"]["entente.dev/joined-fingerprint"],
-        joined["ownFingerprint"],
+        at_east["metadata"]["annotations"]["entente.dev/joined-fingerprint"], joined["ownFingerprint"],
         "the inviter sees what the joiner shows"
     );
     for (here, there) in [(east, west), (west, east)] {
@@ -144,7 +143,9 @@ async fn a_token_is_refused_where_it_does_not_belong() {
 
     let said = refused(east, &["invite", "--trust-domain", EAST, "--advertise", "192.0.2.1:7443"]).await;
     assert!(said.contains("our own trust domain"), "{said}");
-    let said = refused(east, &["invite", "--trust-domain", WEST, "--ttl", "169h", "--advertise", "192.0.2.1:1"]).await;
+    let said =
+        refused(east, &["invite", "--trust-domain", WEST, "--ttl", "169h", "--advertise", "192.0.2.1:1"])
+            .await;
     assert!(said.contains("7 days"), "{said}");
     let id = open_invites(east).await[0]["id"].as_str().unwrap().to_owned();
     done(east, &["invite", "withdraw", &id]).await;
@@ -343,9 +344,9 @@ impl Asker {
             .dangerous()
             .with_custom_certificate_verifier(Arc::new(Anyone));
         let mut config = match &self.key {
-            Some(key) => builder.with_client_cert_resolver(Arc::new(
-                rustls::sign::SingleCertAndKey::from(CertifiedKey::clone(key)),
-            )),
+            Some(key) => builder.with_client_cert_resolver(Arc::new(rustls::sign::SingleCertAndKey::from(
+                CertifiedKey::clone(key),
+            ))),
             None => builder.with_no_client_auth(),
         };
         config.alpn_protocols = vec![entente::enrol::ALPN.to_vec()];

@@ -157,7 +157,9 @@ async fn read(store: &Store) -> anyhow::Result<BTreeMap<ObjectKey, Object>> {
                 missing.remove(&kind);
                 objects.extend(all.into_iter().map(|object| (object.key.clone(), object)));
             }
-            Some(Event::Absent(kind)) => bail!("the API server does not know the kind {kind}: install its CRDs"),
+            Some(Event::Absent(kind)) => {
+                bail!("the API server does not know the kind {kind}: install its CRDs")
+            }
             Some(_) => {}
             None => bail!("the store ended"),
         }

@@ -51,12 +51,8 @@ pub(super) async fn run(args: &JoinArgs) -> anyhow::Result<()> {
     let token = read(args)?;
     // What is wrong with the text itself is said without asking anyone.
     Token::parse(&token)?;
-    let request = JoinRequest {
-        token,
-        dry_run: args.dry_run,
-        accepted: args.accepted,
-        reach: reach(&args.reach),
-    };
+    let request =
+        JoinRequest { token, dry_run: args.dry_run, accepted: args.accepted, reach: reach(&args.reach) };
     let report: JoinReport = args.control.client()?.post("/v1/join", &request).await?;
     let mut out = std::io::stdout().lock();
     if args.output == Output::Json {

@@ -6,6 +6,7 @@ mod agent;
 mod control;
 pub(crate) mod crds;
 mod demo;
+mod diagnose;
 mod invite;
 mod join;
 mod peer;
@@ -47,6 +48,7 @@ enum Command {
     Peer(peer::PeerCommand),
     /// Show who a running agent is.
     About(control::ControlArgs),
+    Diagnose(diagnose::DiagnoseArgs),
     /// Invite another trust domain: a token for its operator.
     Invite(Box<invite::InviteArgs>),
     /// Become a peer of the trust domain that gave a token.
@@ -60,7 +62,7 @@ enum Command {
 }
 
 /// Parses the command line and runs it. Exit codes: 0 well; 1 it failed, or `status` found something not ready; 2 the
-/// command line cannot be used.
+/// command line cannot be used; `diagnose` has a 3, for what it could not look at.
 #[must_use]
 pub fn main() -> ExitCode {
     let cli = Cli::parse();
@@ -84,6 +86,7 @@ async fn run(command: Command) -> anyhow::Result<ExitCode> {
         Command::Status(args) => status::run(&args).await,
         Command::Peer(command) => peer::run(command).await,
         Command::About(args) => about::run(&args).await.map(|()| ExitCode::SUCCESS),
+        Command::Diagnose(args) => diagnose::run(&args).await,
         Command::Invite(args) => invite::run(&args).await.map(|()| ExitCode::SUCCESS),
         Command::Join(args) => join::run(&args).await.map(|()| ExitCode::SUCCESS),
         Command::Adopt(args) => adopt::run(&args).await.map(|()| ExitCode::SUCCESS),

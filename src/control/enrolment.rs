@@ -194,8 +194,7 @@ pub(super) async fn withdraw(
     let parsed = InviteId::parse(&id).ok_or_else(|| {
         Problem::bad_request(format!("{id:.40?} is no ID of an invite: see `entente invite list`"))
     })?;
-    let invite =
-        control.enrolment.invites.withdraw(parsed, clock::now()).await.map_err(invite_problem)?;
+    let invite = control.enrolment.invites.withdraw(parsed, clock::now()).await.map_err(invite_problem)?;
     tracing::info!(invite = id, trust_domain = %invite.joiner, "an invite is withdrawn");
     Ok(Json(OpenInvite {
         id,
@@ -245,7 +244,9 @@ fn join_problem(error: JoinError) -> Problem {
     let message = error.to_string();
     match error {
         JoinError::NotForUs { .. } | JoinError::Expired(_) => Problem::bad_request(message),
-        JoinError::NotReady(_) | JoinError::Unreachable(_) | JoinError::Fetch(_) => Problem::unavailable(message),
+        JoinError::NotReady(_) | JoinError::Unreachable(_) | JoinError::Fetch(_) => {
+            Problem::unavailable(message)
+        }
         _ => Problem::conflict(message),
     }
 }
@@ -265,7 +266,9 @@ impl Control {
     /// How we are reached: as the agent was told, unless the request says otherwise.
     fn own_offer(&self, world: &World, reach: &Reach) -> Result<Offer, Problem> {
         let identity = world.identity.as_ref().ok_or_else(|| {
-            Problem::unavailable("the Workload API has not told who we are: is this agent registered in SPIRE?")
+            Problem::unavailable(
+                "the Workload API has not told who we are: is this agent registered in SPIRE?",
+            )
         })?;
         let told = &self.enrolment.reach;
         let given = |text: &Option<String>| text.clone().filter(|text| !text.is_empty());

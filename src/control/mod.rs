@@ -2,6 +2,7 @@
 //! `api.sock`. The commands of `entente` that change trust are its clients; one file a group of routes.
 
 mod about;
+mod diagnose;
 mod enrolment;
 mod problem;
 
@@ -16,9 +17,11 @@ use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
 
 pub use about::About;
+pub use diagnose::AskDiagnosis;
 pub use enrolment::{Enrolment, Invited, JoinReport, JoinRequest, NewInvite, OpenInvite, Reach};
 pub use problem::Problem;
 
+use crate::diagnose::Diagnoser;
 use crate::index::run::WorldHandle;
 
 /// What the routes work with.
@@ -30,6 +33,8 @@ pub struct Control {
     pub leading: watch::Receiver<bool>,
     /// The name of this replica.
     pub replica: String,
+    /// Looks at the path to a peer.
+    pub diagnoser: Diagnoser,
     /// Inviting and joining.
     pub enrolment: Enrolment,
 }
@@ -38,6 +43,7 @@ impl Control {
     fn router(self) -> Router {
         Router::new()
             .route("/v1/about", get(about::about))
+            .route("/v1/peers/{peer}/diagnose", post(diagnose::diagnose))
             .route("/v1/invites", get(enrolment::list).post(enrolment::invite))
             .route("/v1/invites/{id}", delete(enrolment::withdraw))
             .route("/v1/join", post(enrolment::join))
@@ -91,12 +97,11 @@ mod tests {
     use super::*;
 
     fn control(folder: &Path) -> Control {
-        Control {
-            worlds: WorldHandle::new().0,
-            leading: watch::channel(true).1,
-            replica: "one".to_owned(),
-            enrolment: Enrolment::of_directory(folder),
-        }
+        let worlds = WorldHandle::new().0;
+        let leading = watch::channel(true).1;
+        let diagnoser = Diagnoser::idle(worlds.clone());
+        let enrolment = Enrolment::of_directory(folder);
+        Control { worlds, leading, replica: "one".to_owned(), diagnoser, enrolment }
     }
 
     #[tokio::test]

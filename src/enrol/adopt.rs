@@ -20,8 +20,12 @@ use crate::plan::generated::{label_value, object_name};
 use crate::plan::{registrations, relationship};
 
 /// The kinds that are looked at.
-pub const KINDS: [Kind; 4] =
-    [Kind::TrustDomainPeer, Kind::ClusterFederatedTrustDomain, Kind::ClusterSpiffeId, Kind::ClusterStaticEntry];
+pub const KINDS: [Kind; 4] = [
+    Kind::TrustDomainPeer,
+    Kind::ClusterFederatedTrustDomain,
+    Kind::ClusterSpiffeId,
+    Kind::ClusterStaticEntry,
+];
 
 /// What is to be adopted, and what nobody can read from what stands there.
 #[derive(Clone, Debug)]
@@ -237,7 +241,10 @@ fn record(adoption: &mut Adoption, naming: &[&Registration], peer: &Peer, is_new
             if registration.labels.is_empty() {
                 ops.push(PatchOp::Add { path: "/metadata/labels".to_owned(), value: json!({}) });
             }
-            ops.push(PatchOp::Add { path: pointer(&["metadata", "labels", &label(td)]), value: json!("true") });
+            ops.push(PatchOp::Add {
+                path: pointer(&["metadata", "labels", &label(td)]),
+                value: json!("true"),
+            });
         }
         if let (false, Some(text)) = (recorded, record.to_annotation()) {
             if !registration.has_annotations {
@@ -300,7 +307,9 @@ impl Step {
                 label(trust_domain)
             ),
             Self::HandOver { key, replaced_by: None, .. } => {
-                format!("hand {key} over to the agent ({ANNOTATION_ADOPT}: \"true\"), which keeps it from then on")
+                format!(
+                    "hand {key} over to the agent ({ANNOTATION_ADOPT}: \"true\"), which keeps it from then on"
+                )
             }
             Self::HandOver { key, replaced_by: Some(ours), .. } => format!(
                 "hand {key} over to the agent ({ANNOTATION_ADOPT}: \"true\"), which replaces it by {ours}"

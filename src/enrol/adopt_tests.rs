@@ -50,7 +50,9 @@ fn what_stands_becomes_a_peer_that_selects_what_names_it() {
     let adoption = adopt(&all, &wish()).unwrap();
     let kinds: Vec<_> = adoption.steps.iter().map(|step| step.describe(&td("west.example"))).collect();
     assert_eq!(adoption.steps.len(), 4, "{kinds:#?}");
-    assert!(matches!(&adoption.steps[0], Step::Record { key, ops, .. } if key.name == "agent" && ops.len() == 2));
+    assert!(
+        matches!(&adoption.steps[0], Step::Record { key, ops, .. } if key.name == "agent" && ops.len() == 2)
+    );
     let Step::Record { key, ops, .. } = &adoption.steps[1] else { panic!("{kinds:#?}") };
     assert_eq!((key.name.as_str(), ops.len()), ("cart", 4));
     assert!(matches!(&adoption.steps[2], Step::HandOver { replaced_by: None, .. }));
@@ -100,7 +102,9 @@ fn a_peer_that_is_there_keeps_its_selection() {
 fn another_name_is_replaced_and_registrations_can_be_kept_out() {
     let all = objects([relationship("by-hand"), entry("cart", &["west.example"])]);
     let adoption = adopt(&all, &Wish { keep_registrations: true, ..wish() }).unwrap();
-    assert!(matches!(&adoption.steps[0], Step::HandOver { replaced_by: Some(ours), .. } if ours.name == "west.example"));
+    assert!(
+        matches!(&adoption.steps[0], Step::HandOver { replaced_by: Some(ours), .. } if ours.name == "west.example")
+    );
     let Step::Create(peer) = &adoption.steps[1] else { panic!() };
     assert!(peer.spec().unwrap().get("federatesWith").is_none());
     assert_eq!(adoption.notes.len(), 2, "{:?}", adoption.notes);

@@ -383,7 +383,10 @@ mod tests {
         let (id, secret) = open(&invites).await;
         assert!(invites.is_open(at(59)) && !invites.is_open(at(60)));
         let kept: String = walk(folder.path());
-        assert!(!kept.contains(&hex::encode(secret.expose())) && !kept.contains(&STANDARD.encode(secret.expose())));
+        assert!(
+            !kept.contains(&hex::encode(secret.expose()))
+                && !kept.contains(&STANDARD.encode(secret.expose()))
+        );
 
         let shown = invites.show(id, &secret, at(1)).await.unwrap().unwrap();
         assert_eq!(shown.invite.joiner, west());
@@ -397,7 +400,8 @@ mod tests {
         let mut text = String::new();
         for entry in std::fs::read_dir(folder).unwrap() {
             let path = entry.unwrap().path();
-            text += &if path.is_dir() { walk(&path) } else { std::fs::read_to_string(&path).unwrap_or_default() };
+            text +=
+                &if path.is_dir() { walk(&path) } else { std::fs::read_to_string(&path).unwrap_or_default() };
         }
         text
     }

@@ -5,6 +5,7 @@ use std::io;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
+use prost::Message as _;
 use rustls::client::Resumption;
 use rustls::client::danger::{ServerCertVerified, ServerCertVerifier};
 use rustls::pki_types::{CertificateDer, ServerName, UnixTime};
@@ -39,7 +40,9 @@ const ANSWER: Duration = Duration::from_secs(25);
 /// Why nothing was joined. The messages say what to do.
 #[derive(Debug, thiserror::Error)]
 pub enum JoinError {
-    #[error("this invite is for {invited}, and this is the agent of {own}: use it there, or ask for one for {own}")]
+    #[error(
+        "this invite is for {invited}, and this is the agent of {own}: use it there, or ask for one for {own}"
+    )]
     NotForUs { invited: TrustDomain, own: TrustDomain },
     #[error("this invite has expired at {0} (check both clocks): ask for a new one")]
     Expired(jiff::Timestamp),
@@ -59,9 +62,13 @@ pub enum JoinError {
     Fingerprint { url: String, inviter: TrustDomain, served: String, expected: String },
     #[error("the inviter's bundle cannot be used: {0}")]
     Bundle(#[from] BundleRefusal),
-    #[error("the inviter's agent cannot be reached: {0}; check the address and the network, or ask for an invite with another address")]
+    #[error(
+        "the inviter's agent cannot be reached: {0}; check the address and the network, or ask for an invite with another address"
+    )]
     Unreachable(String),
-    #[error("what answers at {address} is not the inviter's agent: {cause}; nothing was shown to it. Ask the inviter what runs there")]
+    #[error(
+        "what answers at {address} is not the inviter's agent: {cause}; nothing was shown to it. Ask the inviter what runs there"
+    )]
     NotTheInviter { address: String, cause: String },
     #[error(
         "the agent at {0} takes no joiners now: no invite is open there (it was used, withdrawn, or has expired), or it \
@@ -78,7 +85,7 @@ pub enum JoinError {
     #[error(
         "the inviter has accepted, but our own {0} could not be made: {1}; mend that, and run this again with --accepted"
     )]
-    NotWritten(ObjectKey, StoreError),
+    NotWritten(ObjectKey, Box<StoreError>),
 }
 
 /// How far to go.
@@ -152,7 +159,7 @@ impl Joiner {
         }
         if until != Until::DryRun {
             let created = self.store.create_for_operator(&here).await;
-            created.map_err(|error| JoinError::NotWritten(here.key.clone(), error))?;
+            created.map_err(|error| JoinError::NotWritten(here.key.clone(), Box::new(error)))?;
             tracing::info!(trust_domain = %inviter.trust_domain, object = %here.key, "joined by invite");
         }
         Ok(Joined {
@@ -268,6 +275,11 @@ async fn ask(
         joiner: Some(own.to_wire()),
         bundle: document::write(bundle),
     };
+    if request.encoded_len() > wire::MAX_MESSAGE {
+        return Err(JoinError::Refused(
+            "our own bundle is larger than 256 KiB: write the TrustDomainPeers by hand",
+        ));
+    }
     let exchange = async {
         wire::write(&mut stream, &request).await?;
         wire::read::<EnrolReply>(&mut stream).await
@@ -290,15 +302,21 @@ async fn ask(
         Outcome::SharedAuthority => {
             "an authority of our bundle is in another trust domain's bundle there: each must have its own"
         }
-        Outcome::NotTheAgent => "our own SVID does not chain to our bundle there; check both clocks, and try again",
+        Outcome::NotTheAgent => {
+            "our own SVID does not chain to our bundle there; check both clocks, and try again"
+        }
         Outcome::AlreadyAPeer => {
             "it has a TrustDomainPeer of us already. If that is from this very invite, run this again with --accepted"
         }
-        Outcome::Busy => "it has too much to do, or is not ready; the invite was not used up: try again in a moment",
+        Outcome::Busy => {
+            "it has too much to do, or is not ready; the invite was not used up: try again in a moment"
+        }
         Outcome::NotWritten => {
             "it could not make its TrustDomainPeer, and the invite is used up; its operator finds the cause in its log"
         }
-        Outcome::Unspecified => "it gave a reason that this version does not know; its operator finds it in its log",
+        Outcome::Unspecified => {
+            "it gave a reason that this version does not know; its operator finds it in its log"
+        }
     };
     Err(JoinError::Refused(why))
 }
@@ -376,9 +394,7 @@ impl ServerCertVerifier for InviterVerifier {
         match judged {
             Ok(_) => Ok(ServerCertVerified::assertion()),
             Err(SvidOrId::Svid(error)) => Err(error.into()),
-            Err(SvidOrId::Other(_)) => {
-                Err(rustls::CertificateError::ApplicationVerificationFailure.into())
-            }
+            Err(SvidOrId::Other(_)) => Err(rustls::CertificateError::ApplicationVerificationFailure.into()),
         }
     }
 

@@ -22,7 +22,6 @@ pub mod screening;
 pub mod token;
 mod wire;
 
-
 pub use desk::Desk;
 pub use invites::Invites;
 pub use offer::Offer;

@@ -156,7 +156,10 @@ mod tests {
             (wire::Offer { agent_ids: vec![other.clone()], ..good.clone() }, "spiffeIDs"),
             (wire::Offer { agent_ids: Vec::new(), ..good.clone() }, "spiffeIDs"),
             (wire::Offer { agent_addresses: vec!["x".to_owned()], ..good.clone() }, "addresses"),
-            (wire::Offer { agent_addresses: vec!["192.0.2.1:1".to_owned(); 17], ..good.clone() }, "addresses"),
+            (
+                wire::Offer { agent_addresses: vec!["192.0.2.1:1".to_owned(); 17], ..good.clone() },
+                "addresses",
+            ),
             (wire::Offer { bundle_endpoint_url: "http://x/".to_owned(), ..good.clone() }, "url"),
             (wire::Offer { bundle_endpoint_id: other, ..good }, "another trust domain"),
         ];

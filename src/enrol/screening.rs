@@ -13,7 +13,9 @@ pub enum BundleRefusal {
     #[error("the bundle of {0} has no X.509 authority that is valid now")]
     Unusable(TrustDomain),
     /// Whoever holds its key could speak for both.
-    #[error("the bundle of {of} holds an authority that is in the bundle of {with} too: each must have its own")]
+    #[error(
+        "the bundle of {of} holds an authority that is in the bundle of {with} too: each must have its own"
+    )]
     Shared { of: TrustDomain, with: TrustDomain },
 }
 
@@ -88,7 +90,8 @@ mod tests {
             let mut spire = crate::model::trust::SpireState::default();
             spire.bundles.insert(td(other), Arc::clone(&same));
             worlds[0].spire = Some(Arc::new(spire));
-            let spire = crate::model::trust::SpireState { own: Some(Arc::clone(&same)), ..Default::default() };
+            let spire =
+                crate::model::trust::SpireState { own: Some(Arc::clone(&same)), ..Default::default() };
             worlds[1].spire = Some(Arc::new(spire));
             worlds[2].bootstraps.insert(td(other), Ok(Arc::clone(&same)));
             for world in worlds {

@@ -159,11 +159,15 @@ pub enum TokenError {
     NotAToken,
     #[error("this invite token is of another version: bring both agents to the same version of entente")]
     OtherVersion,
-    #[error("this invite token is longer than {MAX_TOKEN} bytes, as none is: copy what `entente invite` printed, once")]
+    #[error(
+        "this invite token is longer than {MAX_TOKEN} bytes, as none is: copy what `entente invite` printed, once"
+    )]
     TooLong,
     #[error("this invite token was cut: its end is missing; copy all of it")]
     Cut,
-    #[error("this invite token was changed on its way (its checksum is wrong): copy it again, whole and once")]
+    #[error(
+        "this invite token was changed on its way (its checksum is wrong): copy it again, whole and once"
+    )]
     Changed,
     #[error("this invite token names something that cannot be used: {0}")]
     Offer(#[from] OfferError),

@@ -18,7 +18,11 @@ fn token() -> Token {
 fn a_token_is_read_back_however_it_was_wrapped() {
     let text = token().to_text();
     assert!(text.starts_with("entente1.") && text.len() < 600, "{}", text.len());
-    let wrapped: String = text.chars().enumerate().map(|(n, c)| format!("{c}{}", if n % 60 == 59 { "\r\n " } else { "" })).collect();
+    let wrapped: String = text
+        .chars()
+        .enumerate()
+        .map(|(n, c)| format!("{c}{}", if n % 60 == 59 { "\r\n " } else { "" }))
+        .collect();
     for pasted in [text.clone(), format!("  {text}\n"), wrapped] {
         let read = Token::parse(&pasted).unwrap();
         assert_eq!(read.to_text(), text);

@@ -15,7 +15,8 @@ pub fn superseded(world: &World) -> Vec<(ObjectKey, String)> {
     let handed_over = running.filter_map(|peer| {
         let other = world.objects.get(foreign(world, peer)?)?;
         let ours = world.objects.get(&key(&peer.trust_domain))?;
-        let stands = ours.is_generated_by(&world.settings.instance) && describes_same(ours, &object(world, peer)?);
+        let stands =
+            ours.is_generated_by(&world.settings.instance) && describes_same(ours, &object(world, peer)?);
         let deletable = stands && other.is_handed_over() && other.meta.deletion.is_none();
         deletable.then(|| (other.key.clone(), other.meta.uid.clone()))
     });

@@ -20,7 +20,13 @@ fn an_invite_and_a_join_make_two_domains_peers() {
         let (east_at, west_at) = (east.agent_address().to_string(), west.agent_address().to_string());
         let (east_url, west_url) = (east.bundle_endpoint_url(), west.bundle_endpoint_url());
         let invite = [
-            "invite", "--trust-domain", "west.example", "--advertise", &east_at, "--bundle-endpoint-url", &east_url,
+            "invite",
+            "--trust-domain",
+            "west.example",
+            "--advertise",
+            &east_at,
+            "--bundle-endpoint-url",
+            &east_url,
         ];
         let (code, token, said) = agents.east.command(&invite).await?;
         ensure!(code == 0 && token.lines().count() == 1, "invite: {said}");
@@ -34,7 +40,10 @@ fn an_invite_and_a_join_make_two_domains_peers() {
         let (code, would, said) = agents.west.command(&dry_run).await?;
         ensure!(code == 0 && would.contains("kind: TrustDomainPeer"), "join --dry-run: {said}");
         for (here, there) in [(east, west), (west, east)] {
-            ensure!(object(here, PEER, None, there.trust_domain().as_str()).await?.is_none(), "a dry run wrote");
+            ensure!(
+                object(here, PEER, None, there.trust_domain().as_str()).await?.is_none(),
+                "a dry run wrote"
+            );
         }
         let (code, _, said) = agents.west.command(&join).await?;
         ensure!(code == 0, "join: {said}");
@@ -44,9 +53,16 @@ fn an_invite_and_a_join_make_two_domains_peers() {
             let relationship = found(here, CFTD, None, there.trust_domain().as_str()).await?;
             ensure!(relationship.data["spec"]["bundleEndpointURL"] == there.bundle_endpoint_url());
             ensure!(federates(here, &here.agent_id(), there).await?, "the agent's entry does not federate");
-            ensure!(!here.kubernetes.api("v1", "Secret", Some(AGENT_NAMESPACE)).await?
-                .get_opt("entente-invites").await?.is_some_and(|s| s.data["data"].as_object().is_some_and(|d| !d.is_empty())),
-                "an invite is left");
+            ensure!(
+                !here
+                    .kubernetes
+                    .api("v1", "Secret", Some(AGENT_NAMESPACE))
+                    .await?
+                    .get_opt("entente-invites")
+                    .await?
+                    .is_some_and(|s| s.data["data"].as_object().is_some_and(|d| !d.is_empty())),
+                "an invite is left"
+            );
         }
         let (code, _, said) = agents.west.command(&join).await?;
         ensure!(code == 1 && said.contains("there already"), "a second join: {said}");
@@ -113,7 +129,8 @@ async fn adopt(here: &Domain, there: &Domain, more: &[&str]) -> Result<String> {
     command.args(["adopt", &name, "--agent-address", &address]).args(more);
     command.env("KUBECONFIG", here.kubernetes.agent_kubeconfig()).kill_on_drop(true);
     let output = command.output().await?;
-    let (out, said) = (String::from_utf8(output.stdout)?, String::from_utf8_lossy(&output.stderr).into_owned());
+    let (out, said) =
+        (String::from_utf8(output.stdout)?, String::from_utf8_lossy(&output.stderr).into_owned());
     ensure!(output.status.success(), "adopt: {said}");
     Ok(format!("{out}{said}"))
 }

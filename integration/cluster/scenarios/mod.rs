@@ -6,6 +6,7 @@ mod ending;
 mod enrol;
 mod federation;
 mod poison;
+mod push;
 mod restart;
 mod revocation;
 mod services;

@@ -338,6 +338,11 @@ pub struct RemoteView {
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     #[schemars(length(max = 1000), inner(length(max = 128)))]
     pub missing: Vec<String>,
+    /// The receipt: the digest of our bundle that the peer's SPIRE servers hold, and that its SPIRE agents have had time to
+    /// follow; absent where it gave none.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(length(max = 64))]
+    pub receipt: Option<String>,
 }
 
 /// How many services are shared with a peer.

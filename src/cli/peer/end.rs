@@ -4,11 +4,10 @@ use std::collections::BTreeMap;
 use std::io::{BufRead as _, IsTerminal as _, Write as _};
 use std::process::ExitCode;
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, bail};
 use clap::Args;
-use jiff::Timestamp;
 use serde_json::{Value, json};
 use tokio::sync::mpsc;
 
@@ -255,7 +254,7 @@ fn listed(names: &[String]) -> String {
 }
 
 fn confirmed(trust_domain: &TrustDomain) -> anyhow::Result<bool> {
-    say(&format!("Type the trust domain to go on: "))?;
+    say("Type the trust domain to go on: ")?;
     let mut answer = String::new();
     std::io::stdin().lock().read_line(&mut answer)?;
     Ok(answer.trim() == trust_domain.as_str())
@@ -327,7 +326,7 @@ fn annotate(object: &Object, annotations: &BTreeMap<&'static str, String>) -> Ve
 /// Prints what the end waits for, as it changes, until the object is gone.
 async fn follow(reading: &mut Reading) -> anyhow::Result<()> {
     let mut last = String::new();
-    let begun = clock::now();
+    let begun = Instant::now();
     loop {
         let object = match reading.events.recv().await.context("the store ended")? {
             Event::Applied(object) if object.key == reading.key => object,
@@ -344,16 +343,12 @@ async fn follow(reading: &mut Reading) -> anyhow::Result<()> {
             break;
         }
         if let Some(message) = progress(&object).filter(|message| *message != last) {
-            say(&format!("{:>5.1} s  {message}\n", seconds_since(begun)))?;
+            say(&format!("{:>5.1} s  {message}\n", begun.elapsed().as_secs_f64()))?;
             last = message;
         }
     }
     let there = &reading.peer.trust_domain;
-    say(&format!("{:>5.1} s  the relationship with {there} has ended\n", seconds_since(begun)))
-}
-
-fn seconds_since(begun: Timestamp) -> f64 {
-    clock::now().duration_since(begun).as_secs_f64()
+    say(&format!("{:>5.1} s  the relationship with {there} has ended\n", begun.elapsed().as_secs_f64()))
 }
 
 fn progress(object: &Object) -> Option<String> {

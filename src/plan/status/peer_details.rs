@@ -60,6 +60,7 @@ fn remote_view(world: &World, remote: &TrustReport) -> Option<RemoteView> {
         digest_of_ours: Some(held.digest.to_string()),
         held: ids(&mut ours.intersection(&held.authority_ids)),
         missing: ids(&mut ours.difference(&held.authority_ids)),
+        receipt: remote.receipt.as_ref().map(|receipt| receipt.digest.to_string()),
     })
 }
 

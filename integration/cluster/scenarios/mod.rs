@@ -4,6 +4,7 @@ mod admin;
 mod behaviour;
 mod diagnose;
 mod ending;
+mod enrol;
 mod federation;
 mod poison;
 #[cfg(target_os = "linux")]

@@ -22,5 +22,6 @@ mod objects;
 mod poison;
 mod relay;
 mod restart;
+mod rotate;
 mod rotation;
 mod verdict;

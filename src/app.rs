@@ -16,11 +16,14 @@ use crate::bundle::monitor::PollLimits;
 use crate::bundle::watch::RefreshHandle;
 use crate::clock;
 use crate::config::{AgentArgs, StoreArg};
-use crate::control::{self, Control};
+use crate::control::{self, Control, Enrolment};
+use crate::diagnose::Diagnoser;
+use crate::enrol::join::Joiner;
+use crate::enrol::{Desk, Invites};
 use crate::federation::{Federation, FederationConfig, Timings};
 use crate::identity::source::IdentitySource;
 use crate::identity::workload::WorkloadEndpoint;
-use crate::index::run::{Inputs, Outputs, WorldHandle};
+use crate::index::run::{Ask, Inputs, Outputs, WorldHandle};
 use crate::index::{self, Index};
 use crate::leases;
 use crate::model::endpoint::{EndpointState, MonitorTarget};
@@ -90,16 +93,22 @@ pub async fn start(args: &AgentArgs, cancel: CancellationToken) -> anyhow::Resul
     let (link_sender, links) = watch::channel(Arc::default());
     let (open_sender, open) = watch::channel(false);
     tasks.spawn(open_to_peers(leadership.leading(), ready.clone(), open_sender, cancel.clone()));
+    let (worlds, asks) = WorldHandle::new();
+    let enrolment = enrolment(args, &store, &sources);
+    let desk = Desk::new(&sources.identity, enrolment.invites.clone(), store.clone(), worlds.clone())
+        .map(Arc::new)?;
     let federation = Federation::start(
         federation_config(args),
         sources.identity.clone(),
         links.clone(),
         open,
+        Some(desk),
         cancel.clone(),
     )
     .await
     .with_context(|| format!("--listen {}", args.listen))?;
     let (listen, sessions) = (federation.local_addr, federation.states.clone());
+    let (peers, questions) = (federation.probe, federation.questions);
     supervise(&mut tasks, federation.join);
 
     let (admin, admin_task) =
@@ -115,15 +124,35 @@ pub async fn start(args: &AgentArgs, cancel: CancellationToken) -> anyhow::Resul
         links: link_sender,
         ready: ready_sender,
         metrics: Arc::clone(&metrics),
+        asks,
     };
     let targets = sources.targets(store.clone(), metrics);
+    let (server, client) = (sources.server.clone(), sources.client.clone());
     let (replicas, spire_watch) = (sources.replicas.clone(), sources.spire.clone());
-    let (plans, failures, worlds) = planning.spawn(&mut tasks, sources, &cancel);
+    let (plans, failures) = planning.spawn(&mut tasks, sources, &cancel);
+    let diagnoser = Diagnoser {
+        worlds: worlds.clone(),
+        leading: leadership.leading(),
+        replica: replica.clone(),
+        workload_api: args.workload_api.parse().context("--workload-api")?,
+        admin_hint: args.admin_hint.clone(),
+        spire: server,
+        endpoints: client,
+        peers,
+    };
+    supervise(&mut tasks, tokio::spawn(diagnoser.clone().serve(questions, cancel.clone())));
+    let following = enrolment.invites.clone().follow(leadership.leading(), cancel.clone());
+    tasks.spawn(async move {
+        following.await;
+        Ok(())
+    });
     if !args.control.as_os_str().is_empty() {
         let control = Control {
             worlds,
             leading: leadership.leading(),
             replica: replica.clone(),
+            diagnoser,
+            enrolment,
             replicas,
             spire: spire_watch,
             rotating: Arc::default(),
@@ -150,6 +179,7 @@ struct Sources {
     server: SpireServer,
     replicas: Replicas,
     spire: SpireWatch,
+    client: EndpointClient,
     endpoints: watch::Receiver<Arc<BTreeMap<TrustDomain, EndpointState>>>,
     /// Which bundle endpoints are followed.
     monitors: watch::Sender<Arc<BTreeMap<TrustDomain, MonitorTarget>>>,
@@ -190,9 +220,9 @@ fn spawn_sources(
     let client = EndpointClient::new(roots(args)?);
     let limits = poll_limits(args);
     let (endpoints, endpoint_task, ask_again) =
-        crate::bundle::watch::spawn(client, limits, targets, Arc::new(clock::now), cancel.clone());
+        crate::bundle::watch::spawn(client.clone(), limits, targets, Arc::new(clock::now), cancel.clone());
     supervise(tasks, endpoint_task);
-    Ok(Sources { identity, server, replicas, spire, endpoints, monitors, ask_again })
+    Ok(Sources { identity, server, replicas, spire, client, endpoints, monitors, ask_again })
 }
 
 /// What the planning is made of, beside the sources.
@@ -203,24 +233,24 @@ struct Planning {
     links: watch::Sender<Arc<BTreeMap<TrustDomain, LinkPlan>>>,
     ready: watch::Sender<bool>,
     metrics: Arc<Metrics>,
+    asks: mpsc::Receiver<Ask>,
 }
 
 /// What cannot be written, by object.
 type Failures = Arc<BTreeMap<ObjectKey, String>>;
 
 impl Planning {
-    /// The plans, where the writer tells what failed, and whom to ask for what is known.
+    /// The plans, and where the writer tells what failed.
     fn spawn(
         self,
         tasks: &mut JoinSet<anyhow::Result<()>>,
         sources: Sources,
         cancel: &CancellationToken,
-    ) -> (watch::Receiver<Arc<Plan>>, watch::Sender<Failures>, WorldHandle) {
+    ) -> (watch::Receiver<Arc<Plan>>, watch::Sender<Failures>) {
         let (plan_sender, plans) = watch::channel(Arc::new(Plan::default()));
         let (failure_sender, failures) = watch::channel(Failures::default());
         let (wanted_sender, wanted) = watch::channel(BTreeMap::new());
         let (found_sender, found) = mpsc::channel(4);
-        let (worlds, asks) = WorldHandle::new();
         let inputs = Inputs {
             store: self.store.watch(&Kind::WATCHED),
             identity: sources.identity.subscribe(),
@@ -230,7 +260,7 @@ impl Planning {
             sessions: self.sessions,
             bootstraps: found,
             failures,
-            asks,
+            asks: self.asks,
             asked: Vec::new(),
         };
         let outputs = Outputs {
@@ -249,7 +279,19 @@ impl Planning {
             following.await;
             Ok(())
         });
-        (plans, failure_sender, worlds)
+        (plans, failure_sender)
+    }
+}
+
+fn enrolment(args: &AgentArgs, store: &Store, sources: &Sources) -> Enrolment {
+    Enrolment {
+        invites: Invites::new(store.clone(), &args.namespace, &args.instance),
+        joiner: Joiner {
+            store: store.clone(),
+            source: sources.identity.clone(),
+            endpoints: sources.client.clone(),
+        },
+        reach: args.reach.clone(),
     }
 }
 

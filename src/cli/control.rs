@@ -92,7 +92,6 @@ impl ControlClient {
     ///
     /// # Errors
     /// As [`Self::get`].
-    #[expect(dead_code, reason = "the commands that change something follow")]
     pub(super) async fn delete<T: DeserializeOwned>(&self, path: &str) -> anyhow::Result<T> {
         self.send(self.request(Method::DELETE, path)).await
     }

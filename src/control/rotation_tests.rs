@@ -9,7 +9,8 @@ use crate::plan::fixtures::{WorldExt as _, peer, world};
 
 #[tokio::test]
 async fn a_replica_that_does_not_lead_says_so() {
-    let mut control = control();
+    let folder = tempfile::tempdir().unwrap();
+    let mut control = control(folder.path());
     control.leading = watch::channel(false).1;
     let request = || Json(StepRequest { server: "unix:///s".to_owned(), authority: "aa".to_owned() });
     let refused = [
@@ -29,7 +30,8 @@ async fn a_replica_that_does_not_lead_says_so() {
 #[tokio::test]
 async fn a_server_that_is_not_there_is_named_beside_those_that_are() {
     let (handle, mut asks) = crate::index::run::WorldHandle::new();
-    let mut control = control();
+    let folder = tempfile::tempdir().unwrap();
+    let mut control = control(folder.path());
     control.worlds = handle;
     let mut known = world("west.example").with_peer(peer("east.example"));
     let mut spire = crate::model::trust::SpireState::default();

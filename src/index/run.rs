@@ -27,7 +27,8 @@ const GATHER: Duration = Duration::from_millis(20);
 #[derive(Clone, Debug)]
 pub struct WorldHandle(mpsc::Sender<Ask>);
 
-type Ask = oneshot::Sender<Arc<World>>;
+/// A question for the world, to be answered with it.
+pub type Ask = oneshot::Sender<Arc<World>>;
 
 impl WorldHandle {
     /// A handle, and where its questions come in.

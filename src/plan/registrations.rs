@@ -111,6 +111,44 @@ pub fn added_for(world: &World, trust_domain: &TrustDomain) -> Added {
     added
 }
 
+/// What a peer's `federatesWith` selects, the agent's own registration aside, each named for the operator.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Selected {
+    /// They name the peer.
+    pub federating: Vec<String>,
+    /// They do not.
+    pub lacking: Vec<String>,
+    /// How many registrations it does not select.
+    pub others: usize,
+}
+
+/// The registrations that the peer selects, and whether they federate with it.
+#[must_use]
+pub fn selected(world: &World, peer: &Peer) -> Selected {
+    let mut found = Selected::default();
+    let mut sort = |name: String, is_selected: bool, federates: bool| match (is_selected, federates) {
+        (false, _) => found.others += 1,
+        (true, true) => found.federating.push(name),
+        (true, false) => found.lacking.push(name),
+    };
+    match world.settings.relationships {
+        Relationships::ControllerManager => {
+            for registration in world.registrations.values().filter(|registration| !registration.is_agent) {
+                let name = registration.key.to_string();
+                sort(name, selects(peer, registration), registration.names(&peer.trust_domain));
+            }
+        }
+        Relationships::ServerApi => {
+            let entries = world.spire.iter().flat_map(|spire| spire.entries.values());
+            for entry in entries.filter(|entry| !is_own_entry(world, entry)) {
+                let federates = entry.federates_with.contains(&peer.trust_domain);
+                sort(entry.spiffe_id.to_string(), selects_entry(world, peer, entry), federates);
+            }
+        }
+    }
+    found
+}
+
 /// Registrations that name the peer though nobody gave the agent consent to edit them.
 #[must_use]
 pub fn unselected(world: &World, peer: &Peer) -> Vec<String> {

@@ -65,6 +65,14 @@ impl SpireServer {
         Ok(state)
     }
 
+    /// Whether the server answers us at all, of whatever trust domain it is.
+    ///
+    /// # Errors
+    /// [`SpireError`] where it does not, or refuses us.
+    pub async fn answers(&self) -> Result<(), SpireError> {
+        self.list_relationships().await.map(drop)
+    }
+
     /// Reads the registration entries, by ID: the identity and `federatesWith` of each.
     ///
     /// # Errors

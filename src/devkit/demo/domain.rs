@@ -12,7 +12,7 @@ use tokio_util::sync::CancellationToken;
 use super::manifests;
 use crate::app;
 use crate::bundle::document;
-use crate::config::{AgentArgs, StoreArg, TimingArgs};
+use crate::config::{AgentArgs, ReachArgs, StoreArg, TimingArgs};
 use crate::devkit::{EmbeddedConfig, EmbeddedSpire, NewEntry};
 use crate::model::trust::SpireState;
 use crate::model::{SpiffeId, TrustDomain};
@@ -140,7 +140,18 @@ impl Domain {
             spire_class_name: String::new(),
             admin_hint: "entente-admin".to_owned(),
             web_roots: None,
+            reach: self.reach(),
             timing: self.config.timing.clone(),
+        }
+    }
+
+    /// What the agent tells of itself in invites and joins. Its port is known once it has run.
+    fn reach(&self) -> ReachArgs {
+        let listens = self.listen.port() != 0;
+        ReachArgs {
+            advertise: listens.then(|| self.listen.to_string()).into_iter().collect(),
+            bundle_endpoint_url: self.spire.bundle_endpoint().ok().map(|endpoint| endpoint.url.to_string()),
+            ..ReachArgs::default()
         }
     }
 

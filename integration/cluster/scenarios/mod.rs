@@ -4,6 +4,7 @@ mod admin;
 mod behaviour;
 mod ending;
 mod federation;
+mod one_sided;
 mod poison;
 mod push;
 mod restart;

@@ -318,14 +318,6 @@ fn is_settling(subject: Subject<'_>) -> bool {
 fn rotation_safe(subject: Subject<'_>, stored: Option<&Value>) -> Condition {
     const KIND: &str = "RotationSafe";
     let trust_domain = &subject.peer.trust_domain;
-    if let Some(words) = told::cannot_fetch_ours(subject.world, subject.peer) {
-        let message = format!(
-            "{trust_domain} says that it cannot fetch our bundle ({words}): it learns of no new authority; see to \
-             our bundle endpoint, and to the network between"
-        );
-        let reason = RotationSafeReason::PeerCannotFetchOurBundle.as_str();
-        return Condition::new(KIND, false, reason, message);
-    }
     let ours = subject.world.identity.as_ref().map(|identity| identity.bundle.authority_ids());
     let held = session(subject)
         .filter(|session| session.is_connected())
@@ -339,13 +331,24 @@ fn rotation_safe(subject: Subject<'_>, stored: Option<&Value>) -> Condition {
         return Condition::new(KIND, Truth::Unknown, RotationSafeReason::Unknown.as_str(), message);
     };
     let missing: Vec<String> = ours.difference(&held.authority_ids).map(ToString::to_string).collect();
+    let cannot_fetch = told::cannot_fetch_ours(subject.world, subject.peer);
     if missing.is_empty() {
-        let message = format!("{trust_domain} holds every authority of ours");
-        return Condition::new(KIND, true, RotationSafeReason::PeersHoldAuthorities.as_str(), message);
+        let Some(words) = cannot_fetch else {
+            let message = format!("{trust_domain} holds every authority of ours");
+            return Condition::new(KIND, true, RotationSafeReason::PeersHoldAuthorities.as_str(), message);
+        };
+        let message = format!(
+            "{trust_domain} says that it cannot fetch our bundle, so that it learns of no new authority; see to our \
+             bundle endpoint, and to the network between ({words})"
+        );
+        let reason = RotationSafeReason::PeerCannotFetchOurBundle.as_str();
+        return Condition::new(KIND, false, reason, message);
     }
+    let why = cannot_fetch.map(|words| format!("; it says that it cannot fetch our bundle ({words})"));
     let message = format!(
-        "{trust_domain} does not hold our authority {} yet: do not activate or rely on it before",
-        missing.join(", ")
+        "{trust_domain} does not hold our authority {} yet: do not activate or rely on it before{}",
+        missing.join(", "),
+        why.unwrap_or_default()
     );
     Condition::new(KIND, false, RotationSafeReason::PeerLacksAuthority.as_str(), message)
 }

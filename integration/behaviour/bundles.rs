@@ -3,11 +3,10 @@
 use std::sync::Arc;
 
 use entente::devkit::{Fault, FetchRequest, WebRoots, as_spire};
-use entente::model::trust::SpireAction;
+use entente::model::trust::{BundleRemoval, SpireAction};
 use entente::model::{Bundle, SpiffeId, TrustDomain};
 use tonic::Code;
 
-use super::api::DeleteMode;
 use super::{Case, Spire, Workload};
 
 pub(crate) async fn federating_needs_the_bundle_first(case: &Case<'_, impl Spire>) {
@@ -30,14 +29,13 @@ pub(crate) async fn a_bundle_in_use_is_not_deleted(case: &Case<'_, impl Spire>) 
     let peer = case.peer_domain();
     case.relate().await;
     case.federate(&[&peer]).await;
-    let delete = SpireAction::DeleteBundle(peer.clone());
+    let delete = SpireAction::DeleteBundle(peer.clone(), BundleRemoval::Restrict);
     let error = case.server.act(case.own(), &delete).await.unwrap_err();
     assert_eq!(error.code(), Some(Code::FailedPrecondition), "{error}");
     assert!(error.to_string().contains("federated with 1 registration entries"), "{error}");
     assert!(case.held().await.is_some());
 
-    let (code, message) = case.api.delete_bundle(peer.as_str(), DeleteMode::Dissociate).await;
-    assert_eq!(code, Code::Ok, "{message}");
+    case.act(SpireAction::DeleteBundle(peer.clone(), BundleRemoval::Dissociate)).await;
     let state = case.state().await;
     assert_eq!(state.federating_with(&peer).count(), 0);
     assert!(!state.bundles.contains_key(&peer));

@@ -23,7 +23,7 @@ use std::time::Duration;
 
 use entente::devkit::{EmbeddedConfig, EmbeddedSpire};
 use entente::model::endpoint::BundleEndpoint;
-use entente::model::trust::{Relationship, SpireAction, SpireState};
+use entente::model::trust::{BundleRemoval, Relationship, SpireAction, SpireState};
 use entente::model::{Bundle, TrustDomain};
 use entente::spire::SpireServer;
 
@@ -74,6 +74,8 @@ pub(crate) async fn all(spire: &impl Spire) {
         workload::a_change_of_federates_with_makes_a_new_svid,
         workload::the_security_header_is_wanted,
         rotation::an_authority_is_published_before_it_signs,
+        rotation::only_an_old_authority_is_tainted_and_only_a_tainted_one_revoked,
+        rotation::preparing_again_replaces_what_is_prepared,
     );
 }
 
@@ -103,7 +105,7 @@ impl<'a, S: Spire> Case<'a, S> {
         self.federate(&[]).await;
         let peer = self.peer_domain();
         self.act(SpireAction::DeleteRelationship(peer.clone())).await;
-        self.act(SpireAction::DeleteBundle(peer)).await;
+        self.act(SpireAction::DeleteBundle(peer, BundleRemoval::Restrict)).await;
         self.peer.shutdown().await;
     }
 

@@ -1,7 +1,7 @@
 //! Federation relationships.
 
 use entente::devkit::Fault;
-use entente::model::trust::SpireAction;
+use entente::model::trust::{BundleRemoval, SpireAction};
 use entente::spire::{SpireError, bundle_to_proto};
 use tonic::Code;
 
@@ -16,7 +16,7 @@ pub(crate) async fn own_trust_domain_is_refused(case: &Case<'_, impl Spire>) {
     assert_eq!(case.api.set_bundle(bundle_to_proto(&bundle)).await.0, Code::InvalidArgument);
     assert_eq!(case.api.delete_bundle(own, DeleteMode::Restrict).await.0, Code::InvalidArgument);
     // The agent's client does not even ask.
-    let action = SpireAction::DeleteBundle(case.own().clone());
+    let action = SpireAction::DeleteBundle(case.own().clone(), BundleRemoval::Restrict);
     let refused = case.server.act(case.own(), &action).await;
     assert!(matches!(refused, Err(SpireError::OwnTrustDomain { .. })));
 }
@@ -38,11 +38,11 @@ pub(crate) async fn ending_a_relationship_leaves_the_bundle(case: &Case<'_, impl
     // To the agent, what is not there is deleted.
     case.act(SpireAction::DeleteRelationship(peer.clone())).await;
 
-    case.act(SpireAction::DeleteBundle(peer.clone())).await;
+    case.act(SpireAction::DeleteBundle(peer.clone(), BundleRemoval::Restrict)).await;
     assert!(case.held().await.is_none());
     let again = case.api.delete_bundle(peer.as_str(), DeleteMode::Restrict).await;
     assert_eq!(again, (Code::NotFound, "bundle not found".to_owned()));
-    case.act(SpireAction::DeleteBundle(peer)).await;
+    case.act(SpireAction::DeleteBundle(peer, BundleRemoval::Restrict)).await;
 }
 
 pub(crate) async fn creating_twice_is_refused_and_taken_as_an_update(case: &Case<'_, impl Spire>) {

@@ -51,6 +51,7 @@ pub(crate) struct Agent {
     listen: SocketAddr,
     admin: SocketAddr,
     control: PathBuf,
+    kubeconfig: PathBuf,
 }
 
 impl Agent {
@@ -89,7 +90,7 @@ impl Agent {
             log: domain.dir().join(format!("{}.log", options.name)),
         });
         process.start()?;
-        Ok(Self { process, listen, admin, control })
+        Ok(Self { process, listen, admin, control, kubeconfig })
     }
 
     /// Where it listens for peers.
@@ -97,10 +98,11 @@ impl Agent {
         self.listen
     }
 
-    /// Runs `entente` with these arguments against this agent's control socket; its exit code, stdout and stderr.
+    /// Runs `entente` with these arguments against this agent's control socket and store; its exit code, stdout and stderr.
     pub(crate) async fn command(&self, args: &[&str]) -> Result<(i32, String, String)> {
         let mut command = tokio::process::Command::new(env!("CARGO_BIN_EXE_entente"));
-        command.args(args).env("ENTENTE_CONTROL", &self.control).kill_on_drop(true);
+        command.args(args).env("ENTENTE_CONTROL", &self.control).env("KUBECONFIG", &self.kubeconfig);
+        command.stdin(std::process::Stdio::null()).kill_on_drop(true);
         let output = command.output().await.context("entente cannot be run")?;
         let text = |bytes: Vec<u8>| String::from_utf8_lossy(&bytes).into_owned();
         Ok((output.status.code().unwrap_or(-1), text(output.stdout), text(output.stderr)))

@@ -1,6 +1,8 @@
 //! The parts themselves, without our agent: what every other scenario builds on.
 
 use crate::bundle_server::{BundleServer, certificates};
+#[cfg(target_os = "linux")]
+use crate::envoy::{Envoy, Upstream, Workload};
 use crate::kubernetes::{AGENT_USER, client_of};
 use crate::pair::with_pair;
 use crate::process::Signal;
@@ -289,5 +291,56 @@ fn programs_start_again_on_their_data() {
             Ok(())
         })
         .await
+    });
+}
+
+/// Envoys take their SVIDs and bundles from SPIRE's SDS alone: they call across trust domains by mTLS, each call by a
+/// handshake of its own, and neither a server that is not the one that was asked for nor a client that may not call is
+/// answered. A restarted one has all of it again.
+#[cfg(target_os = "linux")]
+#[test]
+fn envoys_call_with_certificates_of_spire() {
+    with_pair(async |pair| {
+        let (east, west) = (&pair.east, &pair.west);
+        east.federate_by_hand(west).await?;
+        west.federate_by_hand(east).await?;
+        for (here, there) in [(east, west), (west, east)] {
+            eventually("SPIRE has the bundle", SOON, || holds_bundle_of(here, there)).await?;
+        }
+        let (of_east, of_west) = (vec!["east.example".to_owned()], vec!["west.example".to_owned()]);
+        let server = Workload {
+            federates_with: of_east.clone(),
+            clients: vec!["spiffe://east.example/ns/apps/sa/client".to_owned()],
+            ..Workload::named("server")
+        };
+        let mut server = Envoy::ready(west, &server).await?;
+        let other = Workload { federates_with: of_east, ..Workload::named("other") };
+        let other = Envoy::ready(west, &other).await?;
+        let mut client = Workload::named("client").calling(&server).calling(&other);
+        client.federates_with = of_west.clone();
+        let wrong =
+            Upstream { name: "wrong".to_owned(), id: server.id().to_owned(), address: other.address() };
+        client.upstreams.push(wrong);
+        let client = Envoy::ready(east, &client).await?;
+        let stranger = Workload { federates_with: of_west, ..Workload::named("stranger") };
+        let stranger = Envoy::ready(east, &stranger.calling(&server).calling(&other)).await?;
+
+        eventually("the client is answered", SOON, || client.call("server")).await?;
+        let before = server.handshakes().await?;
+        let mut kept = client.connect("server").await?;
+        kept.call().await?;
+        client.call("server").await?;
+        ensure!(server.handshakes().await? == before + 2, "{} handshakes", server.handshakes().await?);
+        eventually("the other answers the stranger", SOON, || stranger.call("other")).await?;
+        ensure!(stranger.call("server").await.is_err(), "the server answers who may not call");
+        client.call("other").await?;
+        ensure!(client.call("wrong").await.is_err(), "the client takes another for the server");
+        ensure!(client.serial().await? != stranger.serial().await?);
+
+        server.restart().await?;
+        eventually("the restarted server answers", SOON, || client.call("server")).await?;
+        ensure!(kept.call().await.is_err(), "a connection outlived the server");
+        ensure!(client.svids_refused().await? + client.bundles_refused().await? == 0);
+        Ok(())
     });
 }

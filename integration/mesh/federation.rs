@@ -1,12 +1,14 @@
 //! Two agents, each the other's peer, and the services that west exports to east.
 
 use crate::agent::{Agent, AgentOptions};
+use crate::process::Signal;
 use crate::wait::eventually;
 use crate::workload::FEDERATE;
 use crate::world::Domain;
 use anyhow::{Context, Result, bail, ensure};
 use kube::api::{DeleteParams, DynamicObject};
 use serde_json::{Value, json};
+use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
 
 const API: &str = "entente.dev/v1alpha1";
@@ -70,7 +72,7 @@ impl Exported {
 
 /// The agents of both sides. Dropped before the domains are.
 pub(crate) struct Agents {
-    east: Agent,
+    east: Mutex<Agent>,
     west: Agent,
 }
 
@@ -78,8 +80,9 @@ impl Agents {
     /// Starts them, makes each the peer of the other, and waits until both are Ready.
     pub(crate) async fn start(east: &Domain, west: &Domain) -> Result<Self> {
         let options = || AgentOptions { args: TIMING.map(str::to_owned).to_vec(), ..AgentOptions::default() };
-        let mut agents = Self { east: Agent::start(east, options())?, west: Agent::start(west, options())? };
-        tokio::try_join!(agents.east.ready(SOON), agents.west.ready(SOON))?;
+        let (mut of_east, mut of_west) = (Agent::start(east, options())?, Agent::start(west, options())?);
+        tokio::try_join!(of_east.ready(SOON), of_west.ready(SOON))?;
+        let agents = Self { east: Mutex::new(of_east), west: of_west };
         for (here, there) in [(east, west), (west, east)] {
             here.kubernetes.apply(&peer(there).await?).await?;
         }
@@ -88,6 +91,28 @@ impl Agents {
         }
         Ok(agents)
     }
+
+    /// Has east's agent stand still, or go on.
+    pub(crate) fn signal_east(&self, signal: Signal) -> Result<()> {
+        self.east.lock().unwrap_or_else(PoisonError::into_inner).process.signal(signal)
+    }
+}
+
+/// Ends west's relationship with east by the command; what it said.
+pub(crate) async fn end(agents: &Agents, how: &[&str]) -> Result<String> {
+    let args = [&["peer", "end", "east.example", "--yes", "--by", "bob@west"], how].concat();
+    let (code, said, error) = agents.west.command(&args).await?;
+    ensure!(code == 0, "{said}{error}");
+    Ok(said)
+}
+
+/// Begins it again, and waits until both are Ready.
+pub(crate) async fn begin_again(east: &Domain, west: &Domain) -> Result<()> {
+    west.kubernetes.apply(&peer(east).await?).await?;
+    for (here, there) in [(west, east), (east, west)] {
+        says(here, "TrustDomainPeer", None, there.trust_domain().as_str(), "Ready").await?;
+    }
+    Ok(())
 }
 
 async fn peer(there: &Domain) -> Result<Value> {

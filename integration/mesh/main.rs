@@ -17,6 +17,8 @@
 mod agent;
 #[path = "../cluster/crds.rs"]
 mod crds;
+#[path = "../cluster/envoy.rs"]
+mod envoy;
 #[path = "../cluster/http.rs"]
 mod http;
 #[path = "../cluster/kubernetes.rs"]
@@ -39,6 +41,7 @@ mod wait;
 mod world;
 
 mod configuration;
+mod ending;
 mod federation;
 mod istiod;
 mod meshes;

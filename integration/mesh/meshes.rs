@@ -76,6 +76,10 @@ impl Meshes {
         &self.parts.workloads
     }
 
+    pub(crate) const fn agents(&self) -> &Agents {
+        &self.parts.agents
+    }
+
     pub(crate) const fn east_istiod(&self) -> &Istiod {
         &self.parts.istiods[0]
     }

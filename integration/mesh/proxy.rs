@@ -1,19 +1,18 @@
 //! A real Envoy as sidecar or gateway: configured by istiod as Istio's own proxy is, with certificates from SPIRE.
 
+use crate::envoy::{Admin, grpc_at};
 use crate::network::Member;
 use crate::process::{Process, Spec};
-use crate::tools::Tools;
-use crate::wait::eventually;
-use anyhow::{Context, Result, bail, ensure};
+use anyhow::{Context, Result, ensure};
 use serde_json::{Value, json};
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
-use tokio::io::{AsyncReadExt, AsyncWriteExt};
-use tokio::net::{TcpStream, UnixListener, UnixStream};
+use tokio::net::{TcpStream, UnixListener};
 use tokio::task::JoinHandle;
 
-const LIVE_DEADLINE: Duration = Duration::from_secs(30);
+/// How long connections of a listener that was changed go on: Istio gives its proxies 45 s.
+pub(crate) const DRAIN: Duration = Duration::from_secs(5);
 
 /// A Unix socket that leads to istiod: from inside a namespace no TCP port of the machine can be reached.
 #[derive(Debug)]
@@ -66,19 +65,9 @@ pub(crate) struct Identity<'a> {
 /// An Envoy that runs. Dropped, it is gone.
 pub(crate) struct Proxy {
     process: Process,
-    admin: PathBuf,
+    admin: Admin,
     /// `name.namespace`, as istiod's debug pages have it.
     short_name: String,
-}
-
-/// A path of Envoy's program that no other workload has, since SPIRE tells workloads apart by it.
-pub(crate) fn own_program(dir: &Path, name: &str) -> Result<PathBuf> {
-    let program = Tools::get()?.program("envoy")?;
-    let path = dir.join(format!("envoy-{name}"));
-    if std::fs::hard_link(&program, &path).is_err() {
-        std::fs::copy(&program, &path).with_context(|| format!("copying {}", program.display()))?;
-    }
-    Ok(path)
 }
 
 impl Proxy {
@@ -129,8 +118,11 @@ impl Proxy {
         let file = dir.join(format!("{name}.json"));
         std::fs::write(&file, serde_json::to_vec_pretty(&bootstrap)?)?;
         let file = file.display().to_string();
+        let drain = DRAIN.as_secs().to_string();
         let envoy_args = ["--config-path", &file, "--disable-hot-restart", "--concurrency", "1"];
-        let (entering, args) = member.inside(program, &envoy_args.map(str::to_owned))?;
+        let draining = ["--drain-time-s", &drain, "--drain-strategy", "immediate"];
+        let envoy_args: Vec<String> = envoy_args.into_iter().chain(draining).map(str::to_owned).collect();
+        let (entering, args) = member.inside(program, &envoy_args)?;
         let mut process = Process::new(Spec {
             name: format!("envoy {node}"),
             program: entering,
@@ -140,7 +132,7 @@ impl Proxy {
             log: dir.join(format!("{name}.log")),
         });
         process.start()?;
-        Ok(Self { process, admin, short_name: format!("{name}.{}", identity.namespace) })
+        Ok(Self { process, admin: Admin::at(admin), short_name: format!("{name}.{}", identity.namespace) })
     }
 
     /// Its name at istiod.
@@ -148,85 +140,31 @@ impl Proxy {
         &self.short_name
     }
 
-    /// Waits until it has taken its first whole configuration.
+    /// See [`Admin::live`].
     pub(crate) async fn live(&self) -> Result<()> {
-        eventually(&format!("{} is live", self.process.name()), LIVE_DEADLINE, || async {
-            match self.get("/ready").await? {
-                (200, _) => Ok(()),
-                (status, body) => bail!("/ready: {status}: {body}"),
-            }
-        })
-        .await
-        .with_context(|| self.process.log_tail())
+        self.admin.live(&self.process).await
     }
 
     /// The whole configuration that it runs with, endpoints included.
     pub(crate) async fn config(&self) -> Result<Config> {
-        let (status, body) = self.get("/config_dump?include_eds").await?;
+        let (status, body) = self.admin.get("/config_dump?include_eds").await?;
         ensure!(status == 200, "/config_dump: {status}");
         Ok(Config(serde_json::from_str(&body)?))
     }
 
-    /// A counter or gauge; 0 where there is none of this name.
+    /// See [`Admin::stat`].
     pub(crate) async fn stat(&self, name: &str) -> Result<u64> {
-        let (_, body) = self.get("/stats?usedonly").await?;
-        let line = body.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(": "));
-        Ok(line.map(str::parse).transpose()?.unwrap_or_default())
+        self.admin.stat(name).await
     }
 
-    /// All counters and gauges whose name holds `part`, as they are printed.
+    /// See [`Admin::stats`].
     pub(crate) async fn stats(&self, part: &str) -> Result<String> {
-        let (_, body) = self.get("/stats?usedonly").await?;
-        Ok(body.lines().filter(|line| line.contains(part)).collect::<Vec<_>>().join("\n"))
+        self.admin.stats(part).await
     }
 
     pub(crate) fn log_tail(&self) -> String {
         self.process.log_tail()
     }
-
-    async fn get(&self, path: &str) -> Result<(u16, String)> {
-        let mut stream = UnixStream::connect(&self.admin).await?;
-        let request = format!("GET {path} HTTP/1.1\r\nHost: admin\r\nConnection: close\r\n\r\n");
-        stream.write_all(request.as_bytes()).await?;
-        let mut bytes = Vec::new();
-        stream.read_to_end(&mut bytes).await?;
-        let text = String::from_utf8(bytes)?;
-        let (head, body) = text.split_once("\r\n\r\n").context("no HTTP answer")?;
-        let status = head.split_whitespace().nth(1).context("no HTTP status")?.parse()?;
-        let chunked = head.to_ascii_lowercase().contains("transfer-encoding: chunked");
-        Ok((status, if chunked { unchunked(body)? } else { body.to_owned() }))
-    }
-}
-
-fn unchunked(mut body: &str) -> Result<String> {
-    let mut whole = String::new();
-    loop {
-        let (size, rest) = body.split_once("\r\n").context("a chunk without size")?;
-        let size = usize::from_str_radix(size.trim(), 16)?;
-        if size == 0 {
-            return Ok(whole);
-        }
-        whole.push_str(rest.get(..size).context("a cut chunk")?);
-        body = rest.get(size + 2..).context("a cut chunk")?;
-    }
-}
-
-fn grpc_at(name: &str, socket: &Path) -> Value {
-    json!({
-        "name": name,
-        "type": "STATIC",
-        "connect_timeout": "5s",
-        "typed_extension_protocol_options": {
-            "envoy.extensions.upstreams.http.v3.HttpProtocolOptions": {
-                "@type": "type.googleapis.com/envoy.extensions.upstreams.http.v3.HttpProtocolOptions",
-                "explicit_http_config": {"http2_protocol_options": {}},
-            },
-        },
-        "load_assignment": {
-            "cluster_name": name,
-            "endpoints": [{"lb_endpoints": [{"endpoint": {"address": {"pipe": {"path": socket}}}}]}],
-        },
-    })
 }
 
 /// What an Envoy runs with.

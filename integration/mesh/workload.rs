@@ -1,10 +1,11 @@
 //! Workloads: each a Pod and a registration entry by name, and in place of its containers a namespace, an Envoy as
 //! sidecar, and for some a server.
 
+use crate::envoy::own_program;
 use crate::istiod::set_status;
 use crate::network::{Member, Network, which};
 use crate::process::{Process, Spec};
-use crate::proxy::{Door, Identity, Proxy, own_program};
+use crate::proxy::{Door, Identity, Proxy};
 use crate::wait::eventually;
 use crate::world::Domain;
 use anyhow::{Context, Result, ensure};
@@ -21,12 +22,12 @@ const ANSWER_DEADLINE: Duration = Duration::from_secs(10);
 pub(crate) const FEDERATE: &str = "federate";
 /// The label that no two Pods share.
 const POD: &str = "pod";
-/// Says its name to everyone who connects and says something.
+/// Says its name to everyone who connects, whenever they say something.
 const SERVER: &str = "
 import socketserver, sys
 class Handler(socketserver.BaseRequestHandler):
     def handle(self):
-        if self.request.recv(100):
+        while self.request.recv(100):
             self.request.sendall(sys.argv[1].encode())
 class Server(socketserver.ThreadingTCPServer):
     allow_reuse_address = True
@@ -42,6 +43,24 @@ with socket.create_connection((sys.argv[1], int(sys.argv[2])), timeout=5) as con
         print(connection.recv(100).decode(), end='')
     except ConnectionError:
         pass
+";
+
+/// Prints a line for each answer of a server on one connection, five a second; in the end, that it was closed.
+const HOLDER: &str = "
+import socket, sys, time
+with socket.create_connection((sys.argv[1], int(sys.argv[2])), timeout=5) as connection:
+    connection.settimeout(5)
+    try:
+        while True:
+            connection.sendall(b'hello')
+            heard = connection.recv(100).decode()
+            if not heard:
+                break
+            print('heard', heard, flush=True)
+            time.sleep(0.2)
+    except OSError:
+        pass
+print('closed', flush=True)
 ";
 
 /// What a workload is.
@@ -122,6 +141,18 @@ impl Workload {
         Ok(Self { proxy, member, server })
     }
 
+    /// Holds a connection from beside this sidecar to `address:port`, and uses it all the time; `log` is its file's name.
+    pub(crate) fn holds(&self, domain: &Domain, log: &str, address: &str, port: u16) -> Result<Held> {
+        let args = ["-c", HOLDER, address, &port.to_string()].map(str::to_owned);
+        let (program, args) = self.member.inside(&which("python3")?, &args)?;
+        let dir = domain.dir().join("w");
+        let log = dir.join(format!("{log}.log"));
+        let name = format!("{} to {address}:{port}", log.display());
+        let mut process = Process::new(Spec { name, program, args, env: Vec::new(), dir, log });
+        process.start()?;
+        Ok(Held(process))
+    }
+
     /// What a client beside this sidecar hears from `address:port`; empty where the connection is closed on it.
     pub(crate) async fn hears(&self, address: &str, port: u16) -> Result<String> {
         let args = ["-c", CLIENT, address, &port.to_string()].map(str::to_owned);
@@ -131,6 +162,21 @@ impl Workload {
         let errors = String::from_utf8_lossy(&output.stderr).into_owned();
         ensure!(output.status.success(), "{}", errors.lines().last().unwrap_or_default());
         Ok(String::from_utf8(output.stdout)?)
+    }
+}
+
+/// A connection that is held. Dropped, it is closed.
+pub(crate) struct Held(Process);
+
+impl Held {
+    /// How often it was answered.
+    pub(crate) fn answers(&self) -> usize {
+        self.0.log().lines().filter(|line| line.starts_with("heard")).count()
+    }
+
+    /// Whether someone else closed it.
+    pub(crate) fn is_closed(&self) -> bool {
+        self.0.log().lines().any(|line| line == "closed")
     }
 }
 

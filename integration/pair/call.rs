@@ -1,7 +1,7 @@
 //! A call from one trust domain to the other, and what it rests on: only what the agents wrote.
 
 use entente::devkit::demo::CallError;
-use entente::model::trust::SpireAction;
+use entente::model::trust::{BundleRemoval, SpireAction};
 use entente::spire::SpireServer;
 use serde_json::json;
 
@@ -81,7 +81,10 @@ async fn without_the_bundle_the_call_fails() {
     pair.east.stop_agent().await.unwrap();
     strip(&pair.east, WEST).await;
     let server = SpireServer::connect_unix(&pair.east.spire().server_socket);
-    for action in [SpireAction::DeleteRelationship(td(WEST)), SpireAction::DeleteBundle(td(WEST))] {
+    for action in [
+        SpireAction::DeleteRelationship(td(WEST)),
+        SpireAction::DeleteBundle(td(WEST), BundleRemoval::Restrict),
+    ] {
         server.act(&td(EAST), &action).await.unwrap();
     }
     assert!(matches!(pair.fails().await, CallError::ServerRefused(_)));

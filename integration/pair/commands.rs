@@ -1,10 +1,10 @@
 //! `entente status` and `entente render`, as commands, on the directories of a pair.
 
-use std::process::{Command, Output};
+use std::process::{Command, Output, Stdio};
 
 use serde_json::Value;
 
-use crate::world::{EAST, HOST, Pair, says};
+use crate::world::{EAST, HOST, PEERS, Pair, WEST, federating, says};
 
 fn entente(arguments: &[&str]) -> Output {
     Command::new(env!("CARGO_BIN_EXE_entente")).args(arguments).output().unwrap()
@@ -51,4 +51,50 @@ async fn render_prints_what_the_agent_wrote() {
             assert!(printed.contains(spec.trim_end()), "{} is not in\n{printed}", path.display());
         }
     }
+}
+
+/// The command asks on a terminal or wants `--yes`; it writes who ends it into the manifest, removes that once the agent has
+/// read it, and follows the end. The other side is told by whom, and how.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn peer_end_ends_a_relationship_and_says_by_whom() {
+    for how in [None, Some("--now")] {
+        let pair = Pair::serving().await;
+        let store = format!("dir:{}", pair.east.store().display());
+        let ask = ["peer", "end", WEST, "--store", &store, "--by", "alice\u{1b}@east"];
+        let asked =
+            Command::new(env!("CARGO_BIN_EXE_entente")).args(ask).stdin(Stdio::null()).output().unwrap();
+        assert_eq!(asked.status.code(), Some(2), "{}", text(&asked.stderr));
+        assert!(text(&asked.stdout).contains(HOST), "it says what stops: {}", text(&asked.stdout));
+        assert!(text(&asked.stderr).contains("--yes"), "{}", text(&asked.stderr));
+        assert!(!pair.east.conditions(PEERS, WEST).is_empty());
+
+        let arguments: Vec<String> = ask.into_iter().chain(["--yes"]).chain(how).map(str::to_owned).collect();
+        let run = move || entente(&arguments.iter().map(String::as_str).collect::<Vec<_>>());
+        let done = tokio::task::spawn_blocking(run).await.unwrap();
+        let said = text(&done.stdout);
+        assert!(done.status.success(), "{said}{}", text(&done.stderr));
+        assert!(said.contains("has ended"), "{said}");
+        assert!(pair.east.conditions(PEERS, WEST).is_empty());
+        let state = pair.east.spire_state().await.unwrap();
+        assert!(state.relationships.is_empty() && state.bundles.is_empty(), "{state:?}");
+        assert!(federating(&pair.east, WEST).await.is_empty());
+        says(&pair.west, "Reciprocal", "False", "PeerEnded").await;
+        let [.., message] = pair.west.condition(PEERS, EAST, "Reciprocal").unwrap();
+        let words =
+            if how.is_none() { "ended by alice @east" } else { "ended at once, trust first, by alice @east" };
+        assert!(message.contains(words), "{message}");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn peer_end_names_what_it_cannot_end() {
+    let pair = Pair::strangers().await;
+    let store = format!("dir:{}", pair.east.store().display());
+    let done = entente(&["peer", "end", "north.example", "--yes", "--store", &store]);
+    assert_eq!(done.status.code(), Some(1));
+    assert!(
+        text(&done.stderr).contains("no TrustDomainPeer describes north.example"),
+        "{}",
+        text(&done.stderr)
+    );
 }

@@ -137,7 +137,7 @@ async fn a_registration_that_is_not_selected_holds_the_bundle_back_and_is_named(
     pair.east.remove(&peer_file(&pair.west)).unwrap();
     until("the end waits for it, and names it", async || {
         let [_, _, reason, message] = pair.east.condition(PEERS, WEST, "Ready")?;
-        ensure!(reason == "Ending" && message.contains("by-hand"), "{reason}: {message}");
+        ensure!(reason == "EndingHeldBack" && message.contains("by-hand"), "{reason}: {message}");
         Ok(())
     })
     .await;

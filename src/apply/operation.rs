@@ -6,7 +6,7 @@ use std::fmt;
 use super::Targets;
 use serde_json::Value;
 
-use crate::model::trust::SpireAction;
+use crate::model::trust::{BundleRemoval, SpireAction};
 use crate::model::{ObjectKey, TrustDomain};
 use crate::plan::diff::Write;
 use crate::plan::{Patch, Plan, StatusWrite, Transition};
@@ -98,7 +98,7 @@ impl Operation {
         match action {
             SpireAction::CreateRelationship(relationship, _)
             | SpireAction::UpdateRelationship(relationship, _) => Some(&relationship.trust_domain),
-            SpireAction::DeleteRelationship(trust_domain) | SpireAction::DeleteBundle(trust_domain) => {
+            SpireAction::DeleteRelationship(trust_domain) | SpireAction::DeleteBundle(trust_domain, _) => {
                 Some(trust_domain)
             }
             SpireAction::SetBundle(bundle) => Some(bundle.trust_domain()),
@@ -209,7 +209,12 @@ impl fmt::Display for Operation {
                     write!(f, "give SPIRE the verified bundle of {}", bundle.trust_domain())
                 }
                 SpireAction::RefreshBundle(td) => write!(f, "have SPIRE refresh the bundle of {td}"),
-                SpireAction::DeleteBundle(td) => write!(f, "delete SPIRE's bundle of {td}"),
+                SpireAction::DeleteBundle(td, BundleRemoval::Restrict) => {
+                    write!(f, "delete SPIRE's bundle of {td}")
+                }
+                SpireAction::DeleteBundle(td, BundleRemoval::Dissociate) => {
+                    write!(f, "delete SPIRE's bundle of {td}, and take it out of every entry")
+                }
             },
         }
     }

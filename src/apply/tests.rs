@@ -7,7 +7,7 @@ use tokio::time::sleep;
 use super::*;
 use crate::model::change::Precondition;
 use crate::model::object::Kind;
-use crate::model::trust::SpireAction;
+use crate::model::trust::{BundleRemoval, SpireAction};
 use crate::model::{Bundle, Object, SpiffeId};
 use crate::plan::StatusWrite;
 use crate::plan::diff::Write;
@@ -43,8 +43,13 @@ impl Stand {
         };
         let cancel = CancellationToken::new();
         // it has no identity, so it reads nothing
-        let (spire_watch, _) =
-            SpireWatch::spawn(server.clone(), watch::channel(None).1, Intervals::default(), cancel.clone());
+        let (spire_watch, _) = SpireWatch::spawn(
+            server.clone(),
+            crate::spire::replicas::Replicas::none(),
+            watch::channel(None).1,
+            Intervals::default(),
+            cancel.clone(),
+        );
         let metrics = Arc::new(Metrics::default());
         let targets = Targets {
             store: Store::Directory(
@@ -132,7 +137,7 @@ async fn a_slow_refresh_holds_up_nothing_and_is_tried_again_after_it_ended() {
 #[tokio::test(start_paused = true)]
 async fn a_refresh_is_broken_off_by_what_outdates_it() {
     let stand = Stand::new();
-    let bundle = SpireAction::DeleteBundle(td("east.test"));
+    let bundle = SpireAction::DeleteBundle(td("east.test"), BundleRemoval::Restrict);
     stand.wants(with(SpireAction::RefreshBundle(td("east.test")), Plan::default()));
     sleep(MOMENT).await;
     stand.wants(with(bundle, Plan::default()));
@@ -148,7 +153,10 @@ async fn a_refresh_is_broken_off_by_what_outdates_it() {
 async fn who_lost_the_lead_writes_nothing_more() {
     let stand = Stand::new();
     // SPIRE does not answer for 5 s, and statuses come after it
-    stand.wants(with(SpireAction::DeleteBundle(td("east.test")), status("north", "a")));
+    stand.wants(with(
+        SpireAction::DeleteBundle(td("east.test"), BundleRemoval::Restrict),
+        status("north", "a"),
+    ));
     sleep(Duration::from_secs(1)).await;
     stand.leading.send_replace(false);
     sleep(Duration::from_secs(60)).await;

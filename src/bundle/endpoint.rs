@@ -1,7 +1,7 @@
 //! Fetching a bundle from its endpoint, by either profile, with every rule of SPIFFE Federation, section 5.
 
 use std::error::Error;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use jiff::Timestamp;
@@ -15,10 +15,11 @@ use tracing::info;
 
 use super::document;
 use super::tls::{EndpointVerifier, Refusal, Trust, client_config};
+use crate::devkit::document::read_as_spire;
 use crate::identity::tls::provider;
 use crate::identity::verify::SvidError;
 use crate::model::endpoint::{BundleEndpoint, EndpointProfile, EndpointUrl, FetchFailure, FetchProblem};
-use crate::model::{Bundle, TrustDomain};
+use crate::model::{Bundle, BundleDigest, SpiffeId, TrustDomain};
 
 /// Most redirects that are followed, of which none is remembered.
 const MAX_REDIRECTS: usize = 3;
@@ -28,6 +29,37 @@ const MAX_REDIRECTS: usize = 3;
 pub struct Fetched {
     pub bundle: Bundle,
     pub ignored: Vec<String>,
+}
+
+/// A bundle that was fetched to see how its endpoint does.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Probed {
+    pub fetched: Fetched,
+    /// Why SPIRE's own reader refuses the document, where it does: one key that it does not know costs it the whole.
+    pub spire_refuses: Option<String>,
+}
+
+/// A fetch that failed, and how far it came.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct FailedProbe {
+    pub failure: FetchFailure,
+    /// The failure's parts: what happened, and what to do.
+    pub cause: String,
+    pub advice: String,
+    /// Whether the endpoint had proved who it is.
+    pub is_authenticated: bool,
+    /// The SPIFFE ID that its certificate names, whoever signed it.
+    pub presented: Option<SpiffeId>,
+}
+
+/// Why a first bundle was not had.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum FirstFetchError {
+    #[error("{}", .0.message)]
+    Endpoint(FetchFailure),
+    /// Whoever answers is not believed in anything else that it says.
+    #[error("what {url} serves has another fingerprint than was told")]
+    Fingerprint { url: EndpointUrl, served: BundleDigest },
 }
 
 /// Fetches bundles. Keeps nothing from one fetch to the next: no connection, session, cookie or redirect.
@@ -86,29 +118,95 @@ impl EndpointClient {
         verify_with: Option<&Bundle>,
         now: Timestamp,
     ) -> Result<Fetched, FetchFailure> {
+        self.probe(trust_domain, endpoint, verify_with, now)
+            .await
+            .map(|probed| probed.fetched)
+            .map_err(|failed| failed.failure)
+    }
+
+    /// As [`Self::fetch`], telling more of what was seen on the way.
+    ///
+    /// # Errors
+    /// [`FailedProbe`].
+    pub async fn probe(
+        &self,
+        trust_domain: &TrustDomain,
+        endpoint: &BundleEndpoint,
+        verify_with: Option<&Bundle>,
+        now: Timestamp,
+    ) -> Result<Probed, FailedProbe> {
+        let verifier = self.trust(endpoint, verify_with).map(|trust| EndpointVerifier::new(trust, unix(now)));
         let attempt = async {
-            let verifier = EndpointVerifier::new(self.trust(endpoint, verify_with)?, unix(now));
-            let fetch = self.get(&verifier, endpoint);
+            let verifier = verifier.as_ref().map_err(Clone::clone)?;
+            let fetch = self.get(verifier, endpoint);
             let body = tokio::time::timeout(self.total_timeout, fetch).await.map_err(|_| {
                 Problem::unreachable(format!("it gave no whole answer within {:?}", self.total_timeout))
             })??;
-            document::parse(trust_domain, &body)
-                .map_err(|e| Problem::new(FetchProblem::BundleUnparseable, e.to_string()))
+            let parsed = document::parse(trust_domain, &body)
+                .map_err(|e| Problem::new(FetchProblem::BundleUnparseable, e.to_string()))?;
+            Ok::<_, Problem>((parsed, read_as_spire(trust_domain, &body).err()))
         };
         match attempt.await {
-            Ok(parsed) => {
+            Ok((parsed, spire_refuses)) => {
                 info!(%trust_domain, url = %endpoint.url, sequence = parsed.bundle.sequence,
                     authorities = parsed.bundle.len(), digest = %parsed.bundle.digest(), ignored = ?parsed.ignored,
                     "bundle fetched");
-                Ok(Fetched { bundle: parsed.bundle, ignored: parsed.ignored })
+                let fetched = Fetched { bundle: parsed.bundle, ignored: parsed.ignored };
+                Ok(Probed { fetched, spire_refuses })
             }
             Err(problem) => {
+                let (cause, advice) = (problem.cause.clone(), advice(problem.problem, &endpoint.profile));
                 let failure = problem.failure(trust_domain, endpoint);
                 info!(%trust_domain, url = %endpoint.url, reason = failure.problem.reason(),
                     message = failure.message, "bundle not fetched");
-                Err(failure)
+                let verifier = verifier.as_ref().ok();
+                Err(FailedProbe {
+                    failure,
+                    cause,
+                    advice,
+                    is_authenticated: verifier.is_some_and(|verifier| verifier.is_accepted()),
+                    presented: verifier.and_then(|verifier| verifier.presented()),
+                })
             }
         }
+    }
+
+    /// Fetches the first bundle of `trust_domain`, of which the digest is known and nothing else is held. The digest
+    /// says which authorities are right; the endpoint's certificate is then held against them, so that the rest of the
+    /// document, which no digest covers, is the endpoint's own word too. For `https_spiffe` the endpoint's ID must be
+    /// in `trust_domain`.
+    ///
+    /// # Errors
+    /// [`FirstFetchError`]
+    pub async fn fetch_first(
+        &self,
+        trust_domain: &TrustDomain,
+        endpoint: &BundleEndpoint,
+        expected: BundleDigest,
+        now: Timestamp,
+    ) -> Result<Arc<Bundle>, FirstFetchError> {
+        let failed = |problem: Problem| FirstFetchError::Endpoint(problem.failure(trust_domain, endpoint));
+        let trust = match &endpoint.profile {
+            EndpointProfile::HttpsWeb => self.trust(endpoint, None).map_err(failed)?,
+            EndpointProfile::HttpsSpiffe { endpoint_id } => {
+                Trust::Later { endpoint_id: endpoint_id.clone(), seen: Mutex::default() }
+            }
+        };
+        let verifier = EndpointVerifier::new(trust, unix(now));
+        let body = tokio::time::timeout(self.total_timeout, self.get(&verifier, endpoint)).await;
+        let late =
+            || Problem::unreachable(format!("it gave no whole answer within {:?}", self.total_timeout));
+        let body = body.unwrap_or_else(|_| Err(late())).map_err(failed)?;
+        let parsed = document::parse(trust_domain, &body)
+            .map_err(|e| failed(Problem::new(FetchProblem::BundleUnparseable, e.to_string())))?;
+        let bundle = Arc::new(parsed.bundle);
+        let served = bundle.digest();
+        info!(%trust_domain, url = %endpoint.url, digest = %served, %expected, "first bundle fetched");
+        if served != expected {
+            return Err(FirstFetchError::Fingerprint { url: endpoint.url.clone(), served });
+        }
+        verifier.judge_seen(&bundle).map_err(|refusal| failed(Problem::of_refusal(refusal)))?;
+        Ok(bundle)
     }
 
     fn trust(&self, endpoint: &BundleEndpoint, verify_with: Option<&Bundle>) -> Result<Trust, Problem> {
@@ -199,6 +297,7 @@ fn unix(now: Timestamp) -> UnixTime {
 }
 
 /// A problem with its cause in words, before it is told as one of an endpoint.
+#[derive(Clone, Debug)]
 struct Problem {
     problem: FetchProblem,
     cause: String,

@@ -2,7 +2,7 @@
 //!
 //! rustls passes a verifier's refusal on as text, so the verifier keeps its own verdict for who asked.
 
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use rustls::client::danger::{ServerCertVerified, ServerCertVerifier};
 use rustls::client::{Resumption, WebPkiServerVerifier};
@@ -10,7 +10,7 @@ use rustls::pki_types::{CertificateDer, ServerName, UnixTime};
 use rustls::{CertificateError, ClientConfig};
 
 use crate::identity::tls::provider;
-use crate::identity::verify::{Role, SvidError, verify_signatures, verify_svid};
+use crate::identity::verify::{Role, SvidError, claimed_id, verify_signatures, verify_svid};
 use crate::model::{Bundle, SpiffeId};
 
 /// What an endpoint's certificate is held against.
@@ -20,6 +20,9 @@ pub(super) enum Trust {
     Web(Arc<WebPkiServerVerifier>),
     /// `https_spiffe`: exactly this ID by exactly this bundle; the host name is not looked at.
     Spiffe { endpoint_id: SpiffeId, bundle: Arc<Bundle> },
+    /// `https_spiffe` before any bundle is held: who answers must hold its key, and its chain is kept, to be judged by
+    /// [`EndpointVerifier::judge_seen`] once a bundle is known to be the right one. Until then nothing it says counts.
+    Later { endpoint_id: SpiffeId, seen: Mutex<Vec<Vec<CertificateDer<'static>>>> },
 }
 
 /// Why an endpoint was not believed.
@@ -45,17 +48,63 @@ impl From<Refusal> for rustls::Error {
 pub(super) struct EndpointVerifier {
     trust: Trust,
     now: UnixTime,
-    refusal: Mutex<Option<Refusal>>,
+    seen: Mutex<Seen>,
+}
+
+/// What the last endpoint showed.
+#[derive(Debug, Default)]
+struct Seen {
+    leaf: Vec<u8>,
+    is_accepted: bool,
+    refusal: Option<Refusal>,
 }
 
 impl EndpointVerifier {
     pub(super) fn new(trust: Trust, now: UnixTime) -> Arc<Self> {
-        Arc::new(Self { trust, now, refusal: Mutex::new(None) })
+        Arc::new(Self { trust, now, seen: Mutex::default() })
     }
 
     /// Why the last endpoint was not believed, if so.
     pub(super) fn refusal(&self) -> Option<Refusal> {
-        self.refusal.lock().unwrap_or_else(PoisonError::into_inner).clone()
+        self.seen().refusal.clone()
+    }
+
+    /// Whether the last endpoint was believed.
+    pub(super) fn is_accepted(&self) -> bool {
+        self.seen().is_accepted
+    }
+
+    /// The SPIFFE ID that the last endpoint's certificate names, whoever signed it.
+    pub(super) fn presented(&self) -> Option<SpiffeId> {
+        claimed_id(&self.seen().leaf)
+    }
+
+    fn seen(&self) -> MutexGuard<'_, Seen> {
+        self.seen.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Judges every chain that was kept for later by this bundle: at least one, and each of the endpoint's exact ID.
+    pub(super) fn judge_seen(&self, bundle: &Arc<Bundle>) -> Result<(), Refusal> {
+        let Trust::Later { endpoint_id, seen } = &self.trust else { return Ok(()) };
+        let seen = seen.lock().unwrap_or_else(PoisonError::into_inner);
+        if seen.is_empty() {
+            return Err(Refusal::Svid(SvidError::NoCertificate));
+        }
+        seen.iter().try_for_each(|chain| self.judge_svid(chain, endpoint_id, bundle))
+    }
+
+    fn judge_svid(
+        &self,
+        chain: &[CertificateDer<'_>],
+        endpoint_id: &SpiffeId,
+        bundle: &Arc<Bundle>,
+    ) -> Result<(), Refusal> {
+        let held = |asked: &_| (asked == endpoint_id.trust_domain()).then(|| Arc::clone(bundle));
+        match verify_svid(chain, &held, Role::Server, self.now) {
+            Ok(id) if id == *endpoint_id => Ok(()),
+            Ok(id) => Err(Refusal::WrongId(id)),
+            Err(error) => Err(Refusal::Svid(error)),
+        }
     }
 
     fn judge(
@@ -73,12 +122,13 @@ impl EndpointVerifier {
             Trust::Spiffe { endpoint_id, bundle } => {
                 let chain: Vec<CertificateDer<'_>> =
                     std::iter::once(leaf).chain(intermediates).cloned().collect();
-                let held = |asked: &_| (asked == endpoint_id.trust_domain()).then(|| Arc::clone(bundle));
-                match verify_svid(&chain, &held, Role::Server, self.now) {
-                    Ok(id) if id == *endpoint_id => Ok(()),
-                    Ok(id) => Err(Refusal::WrongId(id)),
-                    Err(error) => Err(Refusal::Svid(error)),
-                }
+                self.judge_svid(&chain, endpoint_id, bundle)
+            }
+            Trust::Later { seen, .. } => {
+                let chain = std::iter::once(leaf).chain(intermediates).cloned();
+                let chain = chain.map(CertificateDer::into_owned).collect();
+                seen.lock().unwrap_or_else(PoisonError::into_inner).push(chain);
+                Ok(())
             }
         }
     }
@@ -94,16 +144,12 @@ impl ServerCertVerifier for EndpointVerifier {
         _now: UnixTime,
     ) -> Result<ServerCertVerified, rustls::Error> {
         let verdict = self.judge(end_entity, intermediates, server_name);
-        let mut refusal = self.refusal.lock().unwrap_or_else(PoisonError::into_inner);
-        match verdict {
-            Ok(()) => {
-                *refusal = None;
-                Ok(ServerCertVerified::assertion())
-            }
-            Err(why) => {
-                *refusal = Some(why.clone());
-                Err(why.into())
-            }
+        let refusal = verdict.err();
+        let leaf = end_entity.to_vec();
+        *self.seen() = Seen { leaf, is_accepted: refusal.is_none(), refusal: refusal.clone() };
+        match refusal {
+            None => Ok(ServerCertVerified::assertion()),
+            Some(why) => Err(why.into()),
         }
     }
 

@@ -81,12 +81,27 @@ fn telling(state: &LinkState) -> u8 {
 }
 
 async fn dial_one(target: &Target, address: &str, timings: Timings) -> Result<Dialled, LinkState> {
-    let peer = &target.trust_domain;
-    let unreachable = |what: &str, cause: &dyn std::fmt::Display| LinkState::Unreachable {
-        message: printable(&format!("the agent of {peer} at {address}: {what}: {cause}"), 500),
-    };
-    let late = |what: &str, limit: Duration| unreachable(what, &format!("no answer in {limit:?}"));
+    let greeted = reach(target, address, timings).await?;
+    let opening = open(greeted, &target.trust_domain, address);
+    timeout(timings.handshake, opening)
+        .await
+        .map_err(|_| late(&target.trust_domain, address, "gRPC", timings.handshake))?
+}
 
+fn unreachable(peer: &TrustDomain, address: &str, what: &str, cause: &dyn std::fmt::Display) -> LinkState {
+    let message = printable(&format!("the agent of {peer} at {address}: {what}: {cause}"), 500);
+    LinkState::Unreachable { message }
+}
+
+fn late(peer: &TrustDomain, address: &str, what: &str, limit: Duration) -> LinkState {
+    unreachable(peer, address, what, &format!("no answer in {limit:?}"))
+}
+
+/// Connects, shakes hands, and reads the first byte of what the server says once it has judged us.
+pub(super) async fn reach(target: &Target, address: &str, timings: Timings) -> Result<Greeted, LinkState> {
+    let peer = &target.trust_domain;
+    let unreachable = |what: &str, cause: &dyn std::fmt::Display| unreachable(peer, address, what, cause);
+    let late = |what: &str, limit: Duration| late(peer, address, what, limit);
     let tcp = timeout(timings.connect, TcpStream::connect(address))
         .await
         .map_err(|_| late("TCP", timings.connect))?
@@ -97,7 +112,7 @@ async fn dial_one(target: &Target, address: &str, timings: Timings) -> Result<Di
     let greeting = greet(target, address, tcp, verdict.clone());
     let outcome =
         timeout(timings.handshake, greeting).await.map_err(|_| late("TLS handshake", timings.handshake))?;
-    let greeted = outcome.map_err(|failure| match failure {
+    outcome.map_err(|failure| match failure {
         Failure::Handshake(error) => match verdict.get() {
             Some(Err(refusal)) => unverified(peer, address, &refusal),
             Some(Ok(_)) | None => unreachable("TLS handshake", &error),
@@ -105,9 +120,7 @@ async fn dial_one(target: &Target, address: &str, timings: Timings) -> Result<Di
         // only now does the server's word count: it has proved who it is
         Failure::FirstByte(error) => refusal_of(peer, address, &error)
             .unwrap_or_else(|| unreachable("the connection was closed after the handshake", &error)),
-    })?;
-    let open = open(greeted, peer, address);
-    timeout(timings.handshake, open).await.map_err(|_| late("gRPC", timings.handshake))?
+    })
 }
 
 enum Failure {
@@ -115,8 +128,9 @@ enum Failure {
     FirstByte(io::Error),
 }
 
-struct Greeted {
-    id: SpiffeId,
+/// A connection on which both sides know who the other is.
+pub(super) struct Greeted {
+    pub(super) id: SpiffeId,
     chain: Vec<CertificateDer<'static>>,
     at: UnixTime,
     stream: Replayed<tokio_rustls::client::TlsStream<TcpStream>>,
@@ -141,7 +155,7 @@ async fn greet(target: &Target, address: &str, tcp: TcpStream, verdict: Verdict)
 }
 
 /// The host is sent as SNI, for load balancers that route by it; the server's identity is its SPIFFE ID.
-fn server_name(address: &str) -> ServerName<'static> {
+pub(crate) fn server_name(address: &str) -> ServerName<'static> {
     let host = address.rsplit_once(':').map_or(address, |(host, _)| host);
     let host = host.trim_start_matches('[').trim_end_matches(']');
     ServerName::try_from(host.to_owned())

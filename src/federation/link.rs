@@ -11,9 +11,10 @@ use tokio_util::sync::{CancellationToken, DropGuard};
 use tonic::transport::Channel;
 use tonic::{Code, Status, Streaming};
 
-use super::session::{End, Heard, Session};
+use super::session::{Aside, End, Heard, Session};
 use crate::identity::verify::Role;
 use crate::model::SpiffeId;
+use crate::model::diagnosis::ToldCheck;
 use crate::model::session::{GoodbyeReason, LinkPlan};
 use crate::proto::federation::v1::Frame;
 
@@ -75,10 +76,18 @@ pub(super) enum LinkEvent {
     Open,
     /// The peer said something new.
     Heard(Box<Heard>),
+    /// The peer said something beside the exchange itself.
+    Aside(Aside),
     /// Nothing more is read.
     Ended(End),
     /// What was to be said is said, or cannot be, and the stream is gone.
     Closed,
+}
+
+/// What the actor has said on a stream, beside what its plan says.
+pub(super) enum Say {
+    Ask(u64),
+    Reply(u64, Vec<ToldCheck>),
 }
 
 /// Why a stream is to be parted, once it is to be.
@@ -89,6 +98,7 @@ pub(super) struct Link {
     pub(super) number: u64,
     pub(super) plan: watch::Receiver<Arc<LinkPlan>>,
     pub(super) parting: watch::Receiver<Parting>,
+    pub(super) say: mpsc::Receiver<Say>,
     pub(super) events: mpsc::Sender<(u64, LinkEvent)>,
     /// When the peer was last heard, in milliseconds since `origin`.
     pub(super) last_heard: Arc<AtomicU64>,
@@ -152,6 +162,10 @@ impl Link {
                     let parting = self.parting.borrow().clone();
                     if let Some((reason, text)) = parting { session.part(reason, &text) }
                 }
+                Some(say) = self.say.recv(), if ended_at.is_none() => match say {
+                    Say::Ask(id) => session.ask(id),
+                    Say::Reply(id, checks) => session.reply(id, &checks),
+                },
                 _ = tick.tick(), if ended_at.is_none() => session.on_tick(self.origin.elapsed()),
                 // the peer does not read
                 at = moment(ended_at, self.goodbye) => return at,
@@ -160,7 +174,7 @@ impl Link {
         }
     }
 
-    async fn report(&self, session: &Session, told: &mut Told) {
+    async fn report(&self, session: &mut Session, told: &mut Told) {
         let heard = u64::try_from(session.last_heard().as_millis()).unwrap_or(u64::MAX);
         self.last_heard.store(heard, Ordering::Relaxed);
         if session.is_open() && !told.open {
@@ -170,6 +184,9 @@ impl Link {
         if session.revision() != told.revision {
             told.revision = session.revision();
             self.tell(LinkEvent::Heard(Box::new(session.heard().clone()))).await;
+        }
+        while let Some(aside) = session.take_aside() {
+            self.tell(LinkEvent::Aside(aside)).await;
         }
     }
 

@@ -12,11 +12,13 @@ use tokio::task::{AbortHandle, JoinHandle, JoinSet};
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
+use super::diagnose::{Ask, AskError, PathProbe, Question, Questions};
 use super::link::{Parting, Stream};
 use super::peer::{Actor, Inputs};
 use super::rate::TokenBucket;
 use super::server::{Door, Places, serve};
 use super::session::SessionLimits;
+use crate::enrol::Desk;
 use crate::identity::peer_tls::{Authorize, server_config};
 use crate::identity::source::IdentitySource;
 use crate::model::session::{GoodbyeReason, LinkPlan, SessionState};
@@ -92,6 +94,10 @@ pub type LinkPlans = Arc<BTreeMap<TrustDomain, LinkPlan>>;
 pub struct Federation {
     pub local_addr: SocketAddr,
     pub states: watch::Receiver<PeerStates>,
+    /// Looks at the path to peers' agents, and asks them what they see.
+    pub probe: PathProbe,
+    /// What peers ask of us; unanswered where nobody reads it.
+    pub questions: Questions,
     /// Ends after cancellation, once every goodbye is flushed; or before, where the listener is lost.
     pub join: JoinHandle<()>,
 }
@@ -101,7 +107,8 @@ impl Federation {
     ///
     /// Only while `open`: a peer keeps one stream with us, so of several replicas one must hold them all; and who does
     /// not know its peers yet must refuse none. Until it is open, connections are closed before TLS, which reads as
-    /// unreachable and never as a refusal, and nothing is dialled; once it is not, every peer is told goodbye.
+    /// unreachable and never as a refusal, and nothing is dialled; once it is not, every peer is told goodbye. Joiners
+    /// are received at the `desk`, on the same port, and touch no peer's exchange.
     ///
     /// # Errors
     /// [`StartError`].
@@ -110,6 +117,7 @@ impl Federation {
         source: IdentitySource,
         plans: watch::Receiver<LinkPlans>,
         open: watch::Receiver<bool>,
+        desk: Option<Arc<Desk>>,
         cancel: CancellationToken,
     ) -> Result<Self, StartError> {
         let failed = |e| StartError::Listen(config.listen, e);
@@ -118,18 +126,21 @@ impl Federation {
         let hub = Arc::new(Hub::new(source.clone(), plans.clone()));
         let tls = server_config(&source, Arc::clone(&hub.authorize))?;
         let (states, seen) = watch::channel(PeerStates::default());
+        let (ask_us, questions) = mpsc::channel(QUEUE);
+        let probe = PathProbe { hub: Arc::clone(&hub), timings: config.timings };
         let manager = Manager {
             hub: Arc::clone(&hub),
             plans,
             open: open.clone(),
             states: States(Arc::new(states)),
+            questions: ask_us,
             timings: config.timings,
             peers: BTreeMap::new(),
             actors: JoinSet::new(),
         };
         let join = tokio::spawn(async move {
             let closing = CancellationToken::new();
-            let door = Door { listener, open, tls: Arc::new(tls) };
+            let door = Door { listener, open, tls: Arc::new(tls), desk };
             let serving = serve(door, hub, config.timings, closing.clone());
             let mut serving = std::pin::pin!(serving);
             tokio::select! {
@@ -141,7 +152,7 @@ impl Federation {
             }
             let _ = serving.await;
         });
-        Ok(Self { local_addr, states: seen, join })
+        Ok(Self { local_addr, states: seen, probe, questions, join })
     }
 }
 
@@ -153,11 +164,17 @@ pub(super) struct Hub {
     pub(super) places: Places,
     pub(super) evidence: Mutex<TokenBucket>,
     pub(super) origin: Instant,
-    doors: Mutex<BTreeMap<TrustDomain, mpsc::Sender<Stream>>>,
+    doors: Mutex<BTreeMap<TrustDomain, ActorDoor>>,
+}
+
+/// How to reach the actor of a peer.
+struct ActorDoor {
+    streams: mpsc::Sender<Stream>,
+    asks: mpsc::Sender<Ask>,
 }
 
 impl Hub {
-    fn new(source: IdentitySource, plans: watch::Receiver<LinkPlans>) -> Self {
+    pub(super) fn new(source: IdentitySource, plans: watch::Receiver<LinkPlans>) -> Self {
         let authorize = move |id: &SpiffeId| {
             plans.borrow().get(id.trust_domain()).is_some_and(|plan| plan.agent_ids.contains(id))
         };
@@ -174,10 +191,17 @@ impl Hub {
     /// Hands a stream to its peer's actor; false where there is none, or it is not done with the last ones.
     pub(super) fn hand_over(&self, trust_domain: &TrustDomain, stream: Stream) -> bool {
         let doors = self.doors.lock().unwrap_or_else(PoisonError::into_inner);
-        doors.get(trust_domain).is_some_and(|door| door.try_send(stream).is_ok())
+        doors.get(trust_domain).is_some_and(|door| door.streams.try_send(stream).is_ok())
     }
 
-    fn set_door(&self, trust_domain: &TrustDomain, door: Option<mpsc::Sender<Stream>>) {
+    /// Hands a question to its peer's actor.
+    pub(super) fn ask(&self, trust_domain: &TrustDomain, ask: Ask) -> Result<(), AskError> {
+        let doors = self.doors.lock().unwrap_or_else(PoisonError::into_inner);
+        let door = doors.get(trust_domain).ok_or(AskError::NotConnected)?;
+        door.asks.try_send(ask).map_err(|_| AskError::Busy)
+    }
+
+    fn set_door(&self, trust_domain: &TrustDomain, door: Option<ActorDoor>) {
         let mut doors = self.doors.lock().unwrap_or_else(PoisonError::into_inner);
         match door {
             Some(door) => {
@@ -232,6 +256,7 @@ struct Manager {
     plans: watch::Receiver<LinkPlans>,
     open: watch::Receiver<bool>,
     states: States,
+    questions: mpsc::Sender<Question>,
     timings: Timings,
     peers: BTreeMap<TrustDomain, PeerHandle>,
     actors: JoinSet<()>,
@@ -302,12 +327,15 @@ impl Manager {
     fn spawn(&mut self, trust_domain: &TrustDomain, plan: &LinkPlan) {
         let (plan, plans) = watch::channel(Arc::new(plan.clone()));
         let (stop, stopped) = watch::channel(None);
-        let (door, inbound) = mpsc::channel(QUEUE);
+        let (streams, inbound) = mpsc::channel(QUEUE);
+        let (asks, asked) = mpsc::channel(QUEUE);
         self.states.set(trust_domain, Some(SessionState::idle(crate::clock::now())));
-        self.hub.set_door(trust_domain, Some(door));
+        self.hub.set_door(trust_domain, Some(ActorDoor { streams, asks }));
         let task = self.actors.spawn(Actor::run(Inputs {
             plan: plans,
             inbound,
+            asks: asked,
+            questions: self.questions.clone(),
             stop: stopped,
             source: self.hub.source.clone(),
             states: self.states.clone(),

@@ -11,13 +11,14 @@
 pub mod catalogue;
 pub mod client;
 pub mod convert;
+pub mod diagnose;
 pub mod manager;
 pub mod session;
 
 mod link;
 mod peer;
-mod rate;
-mod server;
+pub(crate) mod rate;
+pub(crate) mod server;
 
 pub use manager::{Federation, FederationConfig, StartError, Timings};
 

@@ -72,6 +72,7 @@ pub(super) fn plan_for(peer: &Domain) -> LinkPlan {
         agent_ids: BTreeSet::from([id(&peer.agent)]),
         dials_first: false,
         intent: LinkIntent::Connect,
+        farewell: String::new(),
         report: TrustReport::default(),
         catalogue: catalogue(&[]),
         outcomes: BTreeMap::new(),
@@ -104,7 +105,7 @@ impl Agent {
         let cancel = CancellationToken::new();
         let config = FederationConfig { listen: "127.0.0.1:0".parse().unwrap(), timings };
         let federation =
-            Federation::start(config, source.clone(), seen, opened, cancel.clone()).await.unwrap();
+            Federation::start(config, source.clone(), seen, opened, None, cancel.clone()).await.unwrap();
         Self { domain, source, plans, open, federation, cancel }
     }
 
@@ -726,4 +727,42 @@ async fn a_silent_peer_is_unreachable_and_an_unused_connection_is_closed() {
     let mut sink = tokio::io::sink();
     let ended = tokio::time::timeout(Duration::from_secs(15), tokio::io::copy(&mut idle, &mut sink)).await;
     assert!(ended.is_ok(), "it is still open");
+}
+
+#[tokio::test]
+async fn a_peer_is_asked_what_it_sees_and_not_more_often_than_it_answers() {
+    use crate::federation::diagnose::{ANSWER_EVERY, AskError};
+    use crate::model::diagnosis::{Outcome, ToldCheck};
+    let (west, mut east) = connected_pair().await;
+    let (w, e) = (west.domain.td.clone(), east.domain.td.clone());
+    let check = |n: usize| ToldCheck {
+        step: "session".to_owned(),
+        outcome: Outcome::Passed,
+        message: format!("answer {n}"),
+        remedy: String::new(),
+    };
+    let (_gone, unread) = tokio::sync::mpsc::channel(1);
+    let mut questions = std::mem::replace(&mut east.federation.questions, unread);
+    let asker = w.clone();
+    let answering = tokio::spawn(async move {
+        let mut answered = 0;
+        while let Some(question) = questions.recv().await {
+            assert_eq!(question.peer, asker);
+            answered += 1;
+            question.reply.send(vec![check(answered)]).unwrap();
+        }
+    });
+    let start = tokio::time::Instant::now();
+    let told = west.federation.probe.ask(&e).await.unwrap();
+    assert_eq!(told[0].message, "answer 1");
+    assert!(start.elapsed() < ANSWER_EVERY, "the first is answered at once");
+    let told = west.federation.probe.ask(&e).await.unwrap();
+    assert_eq!(told[0].message, "answer 2");
+    assert!(start.elapsed() >= ANSWER_EVERY, "the second waits: {:?}", start.elapsed());
+    answering.abort();
+
+    assert_eq!(west.federation.probe.ask(&w).await, Err(AskError::NotConnected));
+    east.cancel.cancel();
+    west.until(&e, |s| !s.is_connected()).await;
+    assert_eq!(west.federation.probe.ask(&e).await, Err(AskError::NotConnected));
 }

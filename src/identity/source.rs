@@ -10,12 +10,12 @@ use tokio::sync::watch;
 use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
 use tonic::transport::{Channel, Endpoint, Uri};
-use tonic::{Code, Request, Status};
+use tonic::{Code, Request, Status, Streaming};
 
 use super::workload::{MAX_MESSAGE, Svids, WorkloadEndpoint, read};
 use crate::model::own::{Identity, WorkloadFailure};
-use crate::proto::workload::X509svidRequest;
 use crate::proto::workload::spiffe_workload_api_client::SpiffeWorkloadApiClient;
+use crate::proto::workload::{X509svidRequest, X509svidResponse};
 
 const BACKOFF_MIN: Duration = Duration::from_millis(200);
 const BACKOFF_MAX: Duration = Duration::from_secs(15);
@@ -168,13 +168,7 @@ impl Follower {
     }
 
     async fn follow(&self, answered: &mut bool) -> Result<(), Status> {
-        let channel = connect(&self.endpoint).await?;
-        let mut client = SpiffeWorkloadApiClient::new(channel).max_decoding_message_size(MAX_MESSAGE);
-        let mut request = Request::new(X509svidRequest {});
-        request
-            .metadata_mut()
-            .insert("workload.spiffe.io", tonic::metadata::MetadataValue::from_static("true"));
-        let mut stream = client.fetch_x509svid(request).await?.into_inner();
+        let mut stream = open(&self.endpoint).await?;
         while let Some(response) = stream.message().await? {
             match read(response, self.admin_hint.as_deref()) {
                 Ok(svids) => {
@@ -186,6 +180,52 @@ impl Follower {
         }
         Ok(())
     }
+}
+
+/// Why the Workload API gave no identity when it was asked once.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum AskError {
+    /// It answers, and has nothing for us that we can use.
+    Refused(String),
+    Unreachable(String),
+}
+
+/// Asks the Workload API once, beside whoever follows it: who we are now. Takes up to 5 s.
+///
+/// # Errors
+/// [`AskError`].
+pub async fn ask_once(
+    endpoint: &WorkloadEndpoint,
+    admin_hint: Option<&str>,
+) -> Result<Arc<Identity>, AskError> {
+    let of_status = |status: Status| match status.code() {
+        Code::PermissionDenied | Code::InvalidArgument | Code::Unimplemented => {
+            AskError::Refused(status.message().to_owned())
+        }
+        _ => AskError::Unreachable(status.message().to_owned()),
+    };
+    let asked = async {
+        let mut stream = open(endpoint).await?;
+        stream.message().await
+    };
+    match tokio::time::timeout(CONNECT, asked).await {
+        Ok(Ok(Some(response))) => {
+            let svids = read(response, admin_hint).map_err(|error| AskError::Refused(error.to_string()))?;
+            Ok(svids.identity)
+        }
+        Ok(Ok(None)) => Err(AskError::Unreachable("the stream ended".to_owned())),
+        Ok(Err(status)) => Err(of_status(status)),
+        Err(_) => Err(AskError::Unreachable(format!("no answer within {} s", CONNECT.as_secs()))),
+    }
+}
+
+/// Opens the stream of our SVIDs.
+async fn open(endpoint: &WorkloadEndpoint) -> Result<Streaming<X509svidResponse>, Status> {
+    let channel = connect(endpoint).await?;
+    let mut client = SpiffeWorkloadApiClient::new(channel).max_decoding_message_size(MAX_MESSAGE);
+    let mut request = Request::new(X509svidRequest {});
+    request.metadata_mut().insert("workload.spiffe.io", tonic::metadata::MetadataValue::from_static("true"));
+    Ok(client.fetch_x509svid(request).await?.into_inner())
 }
 
 async fn connect(endpoint: &WorkloadEndpoint) -> Result<Channel, Status> {

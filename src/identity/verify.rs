@@ -108,6 +108,12 @@ pub fn verify_svid(
     Ok(id)
 }
 
+/// The SPIFFE ID that a certificate names, whoever signed it: for words to an operator, never for trust.
+#[must_use]
+pub fn claimed_id(der: &[u8]) -> Option<SpiffeId> {
+    leaf_id(der).ok()
+}
+
 /// The SPIFFE ID of a leaf that keeps the rules for leaves; its chain is not looked at.
 fn leaf_id(der: &[u8]) -> Result<SpiffeId, SvidError> {
     let malformed = |e: &dyn std::fmt::Display| SvidError::Malformed(e.to_string());

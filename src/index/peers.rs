@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use super::parse;
+use crate::model::peer::Ending;
 use crate::model::world::Rejected;
 use crate::model::{Object, ObjectKey, Peer, TrustDomain};
 
@@ -23,7 +24,7 @@ pub(super) fn read<'a>(
             Ok(peer) => parsed.push((object, peer)),
             Err(why) => {
                 let last_good = before.values().find(|peer| peer.uid == why.uid && !why.uid.is_empty());
-                parsed.extend(last_good.map(|peer| (object, as_it_was(peer, &why))));
+                parsed.extend(last_good.map(|peer| (object, as_it_was(peer, &why, object))));
                 rejected.insert(object.key.clone(), why);
             }
         }
@@ -44,8 +45,9 @@ pub(super) fn read<'a>(
     (peers, rejected)
 }
 
-fn as_it_was(peer: &Peer, now: &Rejected) -> Peer {
+fn as_it_was(peer: &Peer, now: &Rejected, object: &Object) -> Peer {
     Peer {
+        ending: Ending::of_annotations(&object.meta.annotations),
         deletion: now.deletion,
         finalizers: now.finalizers.clone(),
         resource_version: now.resource_version.clone(),

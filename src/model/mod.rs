@@ -4,6 +4,7 @@ pub mod authority;
 pub mod bundle;
 pub mod change;
 pub mod condition;
+pub mod diagnosis;
 pub mod endpoint;
 pub mod import;
 pub mod name;

@@ -11,6 +11,11 @@ use super::endpoint::BundleEndpoint;
 use super::object::Kind;
 use super::{Bundle, OwnerRef, ServiceName, SpiffeId, TrustDomain};
 
+/// On a TrustDomainPeer: `now` has its deletion drop trust first and at once, as [`Ending`] says.
+pub const ANNOTATION_END: &str = "entente.dev/end";
+/// On a TrustDomainPeer: who ends the relationship, in words that the other side is told.
+pub const ANNOTATION_ENDED_BY: &str = "entente.dev/ended-by";
+
 /// A TrustDomainPeer that is well formed.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Peer {
@@ -23,6 +28,7 @@ pub struct Peer {
     /// Set once its deletion was asked for.
     pub deletion: Option<Timestamp>,
     pub finalizers: Vec<String>,
+    pub ending: Ending,
     pub trust_domain: TrustDomain,
     pub endpoint: BundleEndpoint,
     pub bootstrap: Option<Bootstrap>,
@@ -42,6 +48,30 @@ impl Peer {
     #[must_use]
     pub fn owner(&self) -> OwnerRef {
         OwnerRef { kind: Kind::TrustDomainPeer, name: self.object.clone(), uid: self.uid.clone() }
+    }
+}
+
+/// How the relationship is to end once its deletion is asked for, by annotations.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Ending {
+    /// An emergency: trust goes first and at once, whatever it breaks. Otherwise in the order in which nobody loses an
+    /// SVID.
+    pub at_once: bool,
+    /// Who ends it: printable, at most 100 characters, never empty.
+    pub by: Option<String>,
+}
+
+impl Ending {
+    /// Reads the annotations of a TrustDomainPeer.
+    #[must_use]
+    pub fn of_annotations(annotations: &BTreeMap<String, String>) -> Self {
+        const MOST: usize = 100;
+        let at_once =
+            annotations.get(ANNOTATION_END).is_some_and(|how| how.trim().eq_ignore_ascii_case("now"));
+        let by: String = annotations.get(ANNOTATION_ENDED_BY).map_or_else(String::new, |by| {
+            by.trim().chars().take(MOST).map(|c| if c.is_control() { ' ' } else { c }).collect()
+        });
+        Self { at_once, by: (!by.is_empty()).then_some(by) }
     }
 }
 

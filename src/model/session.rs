@@ -67,6 +67,8 @@ pub struct LinkPlan {
     /// Whether we are the side that dials first. The other dials only where no exchange comes about.
     pub dials_first: bool,
     pub intent: LinkIntent,
+    /// What a goodbye by `intent` says beside its reason.
+    pub farewell: String,
     pub report: TrustReport,
     pub catalogue: Arc<Catalogue>,
     /// What became of each service of the peer's catalogue `answered`.

@@ -14,7 +14,9 @@ use super::own::{Identity, OwnHistory, WorkloadFailure};
 use super::registration::Registration;
 use super::session::{HeldBundle, SessionState};
 use super::trust::SpireState;
-use super::{Bundle, BundleDigest, NamespacedName, Object, ObjectKey, Peer, Service, TrustDomain};
+use super::{
+    AuthorityId, Bundle, BundleDigest, NamespacedName, Object, ObjectKey, Peer, Service, TrustDomain,
+};
 
 /// What the operator set for this agent; constant for the life of the process.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -89,6 +91,8 @@ pub struct PeerMemory {
     pub away_since: Option<Timestamp>,
     /// Since when the peer's report names a bundle of ours that is not the newest.
     pub stale_since: Option<Timestamp>,
+    /// Our authorities that the peer gave its last receipt for, in this exchange; `None` while it gave none.
+    pub receipted: Option<BTreeSet<AuthorityId>>,
 }
 
 /// SPIRE holds another bundle than the peer's endpoint served us when last asked. Either may be ahead.
@@ -144,6 +148,8 @@ pub struct World {
     pub own_history: OwnHistory,
     /// `None` until SPIRE's server API was read once.
     pub spire: Option<Arc<SpireState>>,
+    /// Since when, in this life of the process, authorities of ours are known to be tainted.
+    pub tainted_since: BTreeMap<AuthorityId, Timestamp>,
     pub endpoints: Arc<BTreeMap<TrustDomain, EndpointState>>,
     pub sessions: Arc<BTreeMap<TrustDomain, SessionState>>,
     pub peers: BTreeMap<TrustDomain, Arc<Peer>>,
@@ -178,6 +184,7 @@ impl World {
             workload_failure: None,
             own_history: OwnHistory::default(),
             spire: None,
+            tainted_since: BTreeMap::new(),
             endpoints: Arc::default(),
             sessions: Arc::default(),
             peers: BTreeMap::new(),

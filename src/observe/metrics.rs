@@ -13,6 +13,7 @@ use serde_json::Value;
 
 use crate::model::World;
 use crate::model::object::Kind;
+use crate::plan::rotation;
 
 /// A peer's condition.
 #[derive(Clone, Debug, Hash, PartialEq, Eq, EncodeLabelSet)]
@@ -25,6 +26,12 @@ struct ConditionLabels {
 #[derive(Clone, Debug, Hash, PartialEq, Eq, EncodeLabelSet)]
 struct PeerLabels {
     trust_domain: String,
+}
+
+/// A SPIRE server of ours.
+#[derive(Clone, Debug, Hash, PartialEq, Eq, EncodeLabelSet)]
+struct ServerLabels {
+    server: String,
 }
 
 /// How a write ended.
@@ -46,6 +53,7 @@ pub struct Metrics {
     registry: Registry,
     conditions: Family<ConditionLabels, Gauge>,
     bundle_expiry: Family<PeerLabels, Gauge>,
+    activation: Family<ServerLabels, Gauge>,
     plans: Counter<u64, AtomicU64>,
     writes: Family<WriteLabels, Counter>,
     peers: Mutex<Vec<String>>,
@@ -66,6 +74,12 @@ impl Default for Metrics {
             "When the last authority of the peer's bundle in SPIRE expires",
             bundle_expiry.clone(),
         );
+        let activation = Family::default();
+        registry.register(
+            "authority_activation_timestamp_seconds",
+            "When SPIRE lets the prepared authority of a SPIRE server of ours sign by itself; absent while none is prepared",
+            activation.clone(),
+        );
         let plans = Counter::default();
         registry.register("plans", "Plans that differed from the one before", plans.clone());
         let writes = Family::default();
@@ -74,7 +88,7 @@ impl Default for Metrics {
             "Objects written, patched or deleted, and calls to SPIRE",
             writes.clone(),
         );
-        Self { registry, conditions, bundle_expiry, plans, writes, peers: Mutex::default() }
+        Self { registry, conditions, bundle_expiry, activation, plans, writes, peers: Mutex::default() }
     }
 }
 
@@ -87,6 +101,7 @@ impl Metrics {
     /// Counts a plan and takes over what the world says of the peers.
     pub fn observe(&self, world: &World) {
         self.plans.inc();
+        self.observe_activations(world);
         let mut peers = self.peers.lock().unwrap_or_else(PoisonError::into_inner);
         let now: Vec<String> = world.peers.keys().map(ToString::to_string).collect();
         if *peers != now {
@@ -115,6 +130,17 @@ impl Metrics {
             if let Some(last) = bundle.and_then(|b| b.authorities().map(|a| a.not_after()).max()) {
                 let labels = PeerLabels { trust_domain: trust_domain.to_string() };
                 self.bundle_expiry.get_or_create(&labels).set(last.as_second());
+            }
+        }
+    }
+
+    fn observe_activations(&self, world: &World) {
+        let activations = rotation::activations(world);
+        for server in world.spire.iter().flat_map(|spire| spire.servers.keys()) {
+            let labels = ServerLabels { server: server.clone() };
+            match activations.get(server.as_str()) {
+                Some(at) => drop(self.activation.get_or_create(&labels).set(at.as_second())),
+                None => drop(self.activation.remove(&labels)),
             }
         }
     }

@@ -1,5 +1,9 @@
 //! The end of a relationship, in the order in which nobody loses an SVID: goodbye, `federatesWith`, relationship, a
 //! drain, the bundle, the imports; a finalizer holds the TrustDomainPeer meanwhile.
+//!
+//! In an emergency ([`ANNOTATION_END`](crate::model::peer::ANNOTATION_END)) trust goes first and at once: `federatesWith`
+//! of all that is selected and of the agent itself, the relationship, imports and the clients of policies in one go, then
+//! the bundle out of whatever still names it; the goodbye is said beside.
 
 use jiff::Timestamp;
 
@@ -23,8 +27,12 @@ pub enum Stage {
     OwnRegistration,
     /// The relationship is still there: by its object, or in SPIRE.
     Relationship(String),
-    /// Registration entries still federate; these we did not make, and do not edit.
-    Entries(Vec<String>),
+    /// Registration entries still federate: their SPIFFE IDs, and which registrations that the agent does not edit name
+    /// it.
+    Entries {
+        ids: Vec<String>,
+        held_by: Vec<String>,
+    },
     /// SPIRE's agents are given time to follow.
     Drain(Timestamp),
     /// The bundle is still in SPIRE.
@@ -44,47 +52,88 @@ pub fn is_held(peer: &Peer) -> bool {
 #[must_use]
 pub fn stage(world: &World, peer: &Peer) -> Option<Stage> {
     peer.deletion?;
+    Some(if peer.ending.at_once { at_once(world, peer) } else { in_order(world, peer) })
+}
+
+/// Whether the end was asked for as an emergency.
+#[must_use]
+pub fn is_at_once(peer: &Peer) -> bool {
+    peer.deletion.is_some() && peer.ending.at_once
+}
+
+fn in_order(world: &World, peer: &Peer) -> Stage {
     let trust_domain = &peer.trust_domain;
     if world.sessions.get(trust_domain).is_none_or(|session| !session.parted) {
-        return Some(Stage::Goodbye);
+        return Stage::Goodbye;
     }
     let Some(spire) = &world.spire else {
-        return Some(Stage::Spire("it was not read yet".to_owned()));
+        return Stage::Spire("it was not read yet".to_owned());
     };
     if let Some(failure) = &spire.failure {
-        return Some(Stage::Spire(failure.clone()));
+        return Stage::Spire(failure.clone());
     }
     let ours = registrations::added_for(world, trust_domain);
     if !ours.workloads.is_empty() {
-        return Some(Stage::Registrations(ours.workloads));
+        return Stage::Registrations(ours.workloads);
     }
-    if ours.agent {
-        return Some(Stage::OwnRegistration);
+    if ours.own.is_some() {
+        return Stage::OwnRegistration;
     }
     if let Some(object) = relationship_object(world, peer) {
-        return Some(Stage::Relationship(object.to_string()));
+        return Stage::Relationship(object.to_string());
     }
     if super::relationship::foreign(world, peer).is_some() {
         // Someone else's relationship goes on, and its bundle with it.
-        return Some(generated_or_done(world, peer));
+        return generated_or_done(world, peer);
     }
     if spire.relationships.contains_key(trust_domain) {
-        return Some(Stage::Relationship(format!("SPIRE's relationship with {trust_domain}")));
+        return Stage::Relationship(format!("SPIRE's relationship with {trust_domain}"));
     }
-    let entries: Vec<String> = spire.federating_with(trust_domain).map(|e| e.spiffe_id.to_string()).collect();
-    if !entries.is_empty() {
-        return Some(Stage::Entries(entries));
+    let ids: Vec<String> = spire.federating_with(trust_domain).map(|e| e.spiffe_id.to_string()).collect();
+    if !ids.is_empty() {
+        return Stage::Entries { ids, held_by: registrations::not_ours(world, peer) };
     }
     let drained_since = world.memory.get(trust_domain).and_then(|m| m.drained_since);
     let until = drained_since.unwrap_or(world.now).saturating_add(world.settings.drain);
     match until {
-        Ok(until) if world.now < until => return Some(Stage::Drain(until)),
+        Ok(until) if world.now < until => return Stage::Drain(until),
         _ => {}
     }
     if spire.bundles.contains_key(trust_domain) {
-        return Some(Stage::Bundle);
+        return Stage::Bundle;
     }
-    Some(generated_or_done(world, peer))
+    generated_or_done(world, peer)
+}
+
+/// Nothing is waited for that trust need not wait for: registrations are objects, which need no SPIRE to be changed.
+fn at_once(world: &World, peer: &Peer) -> Stage {
+    let trust_domain = &peer.trust_domain;
+    let revocable = registrations::revocable(world, peer);
+    if !revocable.is_empty() {
+        return Stage::Registrations(revocable);
+    }
+    if let Some(object) = relationship_object(world, peer) {
+        return Stage::Relationship(object.to_string());
+    }
+    let Some(spire) = &world.spire else {
+        return Stage::Spire("it was not read yet".to_owned());
+    };
+    if let Some(failure) = &spire.failure {
+        return Stage::Spire(failure.clone());
+    }
+    // Someone else's relationship goes on, and its bundle with it.
+    if super::relationship::foreign(world, peer).is_none() {
+        if spire.relationships.contains_key(trust_domain) {
+            return Stage::Relationship(format!("SPIRE's relationship with {trust_domain}"));
+        }
+        if spire.bundles.contains_key(trust_domain) {
+            return Stage::Bundle;
+        }
+    }
+    if world.sessions.get(trust_domain).is_none_or(|session| !session.parted) {
+        return Stage::Goodbye;
+    }
+    generated_or_done(world, peer)
 }
 
 fn generated_or_done(world: &World, peer: &Peer) -> Stage {
@@ -113,17 +162,90 @@ fn generated_for(world: &World, peer: &Peer) -> usize {
     world.of_kind(Kind::ImportedService).map(|(_, object)| object).filter(of_peer).count()
 }
 
-impl Stage {
-    /// Whether the relationship itself is to go.
-    #[must_use]
-    pub fn drops_relationship(&self) -> bool {
-        *self >= Self::Relationship(String::new())
-    }
+/// Whether the relationship itself is to go.
+#[must_use]
+pub fn drops_relationship(world: &World, peer: &Peer) -> bool {
+    is_at_once(peer) || stage(world, peer).is_some_and(|stage| stage >= Stage::Relationship(String::new()))
+}
 
-    /// Whether what was imported is to go.
+/// Whether what was imported is to go, and the peer's clients out of the policies. That changes the listeners of the
+/// workloads, which closes the connections that still run: it comes after trust, so that they do not come back. In an
+/// emergency the policies themselves keep them out.
+#[must_use]
+pub fn drops_services(world: &World, peer: &Peer) -> bool {
+    is_at_once(peer) || stage(world, peer).is_some_and(|stage| stage >= Stage::Generated(0))
+}
+
+/// What an end changes, and what it may break: for who is about to ask for it.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Impact {
+    /// Registrations out of which the agent takes the trust domain.
+    pub stripped: Vec<String>,
+    /// Registrations that name it and that the agent does not edit. They hold back the deletion of the bundle; in an
+    /// emergency they do not, and SPIRE then refuses changes to their entries, and new entries of theirs.
+    pub not_ours: Vec<String>,
+    /// An object of someone else's that describes the relationship too: then bundle and relationship stay.
+    pub foreign: Option<String>,
+    /// Hosts that workloads here cannot call any more.
+    pub imports: Vec<String>,
+    /// FederatedServices whose clients in that trust domain are shut out.
+    pub exports: Vec<String>,
+}
+
+/// What the end of this relationship means.
+#[must_use]
+pub fn impact(world: &World, peer: &Peer) -> Impact {
+    let trust_domain = &peer.trust_domain;
+    let added = || {
+        let added = registrations::added_for(world, trust_domain);
+        added.workloads.into_iter().chain(added.own).collect()
+    };
+    let stripped = if peer.ending.at_once { registrations::revocable(world, peer) } else { added() };
+    let imported = world.imported.values().filter(|imported| imported.trust_domain == *trust_domain);
+    let exported = world.services.values().filter(|service| {
+        let to = service.exported_to.contains(trust_domain);
+        to || service.clients.iter().any(|client| client.trust_domain() == trust_domain)
+    });
+    Impact {
+        stripped,
+        not_ours: registrations::not_ours(world, peer),
+        foreign: super::relationship::foreign(world, peer).map(ToString::to_string),
+        imports: imported.filter_map(|imported| imported.service.name.host(trust_domain).ok()).collect(),
+        exports: exported.map(|service| service.object.to_string()).collect(),
+    }
+}
+
+/// What the condition says while it ends.
+#[must_use]
+pub fn message(world: &World, peer: &Peer, stage: &Stage) -> String {
+    let waits = stage.waits_for(peer);
+    if !peer.ending.at_once {
+        return format!("ending; waits {waits}");
+    }
+    let trust_domain = &peer.trust_domain;
+    let names = registrations::not_ours(world, peer);
+    let broken = if names.is_empty() {
+        String::new()
+    } else {
+        format!(
+            "; {} name {trust_domain} and are not selected in spec.federatesWith: SPIRE refuses changes to their \
+             entries, and their new workloads get no SVID, until {trust_domain} is taken out of their federatesWith",
+            names.join(", ")
+        )
+    };
+    let foreign = super::relationship::foreign(world, peer).map_or_else(String::new, |other| {
+        format!(
+            "; {other} describes {trust_domain} too and is not ours: SPIRE trusts it until that is deleted"
+        )
+    });
+    format!("ending at once, trust first; waits {waits}{broken}{foreign}")
+}
+
+impl Stage {
+    /// Whether somebody else has to act before it goes on.
     #[must_use]
-    pub fn drops_imports(&self) -> bool {
-        *self >= Self::Generated(0)
+    pub fn is_held_back(&self) -> bool {
+        matches!(self, Self::Entries { held_by, .. } if !held_by.is_empty())
     }
 
     /// What the end waits for, for the operator.
@@ -140,10 +262,16 @@ impl Stage {
                 format!("for federatesWith {trust_domain} to be taken out of the agent's own registration")
             }
             Self::Relationship(what) => format!("for {what} to be deleted"),
-            Self::Entries(ids) => format!(
-                "for registration entries that still federate with {trust_domain}: {}; where the agent did not add \
-                 that, or they are not selected any more, it does not take it away: remove {trust_domain} from their \
-                 federatesWith, or select them in spec.federatesWith",
+            Self::Entries { ids, held_by } if held_by.is_empty() => {
+                format!(
+                    "for registration entries that still federate with {trust_domain}: {}",
+                    ids.join(", ")
+                )
+            }
+            Self::Entries { ids, held_by } => format!(
+                "for {}, in which someone else put federatesWith {trust_domain}: the agent does not take it away, and \
+                 SPIRE keeps the bundle meanwhile: remove {trust_domain} there (registration entries: {})",
+                held_by.join(", "),
                 ids.join(", ")
             ),
             Self::Drain(until) => format!("until {until}, for SPIRE's agents to follow"),

@@ -73,6 +73,7 @@ pub(crate) fn peer(name: &str) -> Peer {
         created: Some(at(-100)),
         deletion: None,
         finalizers: Vec::new(),
+        ending: Default::default(),
         trust_domain: td(name),
         endpoint: BundleEndpoint {
             url: EndpointUrl::parse("https://bundle.example").unwrap(),

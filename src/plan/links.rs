@@ -37,6 +37,7 @@ pub fn links(
                 dials_first: identity.trust_domain < *trust_domain,
                 intent: intent(peer),
                 report: report(world, trust_domain, troubles.get(trust_domain)),
+                farewell: farewell(peer),
                 catalogue: Arc::new(Catalogue {
                     version: catalogue::version_of(&exported),
                     services: exported,
@@ -75,6 +76,16 @@ fn intent(peer: &Peer) -> LinkIntent {
     } else {
         LinkIntent::Connect
     }
+}
+
+/// Who ends it is told to the other side, as far as we know it.
+fn farewell(peer: &Peer) -> String {
+    let how = match (peer.deletion.is_some(), peer.ending.at_once) {
+        (false, _) => return "its operator has decided so".to_owned(),
+        (true, false) => "ended",
+        (true, true) => "ended at once, trust first,",
+    };
+    format!("{how} by {}", peer.ending.by.as_deref().unwrap_or("its operator"))
 }
 
 /// Whether the peer has answered the catalogue that it should hold now.

@@ -28,6 +28,7 @@ pub fn advance(world: &World) -> BTreeMap<TrustDomain, PeerMemory> {
         away(world, peer, &mut memory);
         notice::stored(world, peer, &mut memory);
         differ(world, peer, &mut memory);
+        super::rotation::remember(world, peer, &mut memory);
         notice::notice(world, peer, &mut memory);
         notice::receipt(world, peer, &mut memory);
         (trust_domain.clone(), memory)

@@ -7,7 +7,7 @@ pub mod ending;
 pub mod exports;
 pub mod finalizers;
 #[cfg(test)]
-mod fixtures;
+pub(crate) mod fixtures;
 pub mod generated;
 #[cfg(test)]
 mod golden;
@@ -23,6 +23,7 @@ pub mod prune;
 mod purity;
 pub mod registrations;
 pub mod relationship;
+pub mod rotation;
 pub mod selectors;
 pub mod services;
 pub mod status;
@@ -53,7 +54,7 @@ pub struct Plan {
     pub objects: BTreeMap<ObjectKey, Object>,
     /// Those of them that do not stand in the store as they should.
     pub writes: BTreeMap<ObjectKey, diff::Write>,
-    /// Generated objects to delete, by the uid they were seen with.
+    /// Generated objects to delete, and such as were handed over and replaced, by the uid they were seen with.
     pub prune: BTreeMap<ObjectKey, String>,
     /// Changes to objects that are not ours, each consented to: `federatesWith` and finalizers.
     pub patches: Vec<Patch>,
@@ -101,7 +102,7 @@ pub fn plan(world: &World) -> Plan {
     let ending: BTreeSet<TrustDomain> = world
         .peers
         .values()
-        .filter(|peer| ending::stage(world, peer).is_some_and(|stage| stage.drops_imports()))
+        .filter(|peer| ending::drops_services(world, peer))
         .map(|peer| peer.trust_domain.clone())
         .collect();
     let services = services::services(world, &ending);
@@ -117,6 +118,10 @@ pub fn plan(world: &World) -> Plan {
     let mut spire: Vec<SpireAction> =
         world.peers.values().flat_map(|peer| relationship::actions(world, peer)).collect();
     spire.extend(registrations::entry_actions(world));
+    let mut prune = prune::prune(world, &objects);
+    if world.is_read() && world.identity.is_some() {
+        prune.extend(relationship::superseded(world));
+    }
     let mut writes = diff::writes(world, &mut objects);
     let begun = |key: &ObjectKey| {
         let mut waiting =
@@ -126,7 +131,7 @@ pub fn plan(world: &World) -> Plan {
     writes.retain(|key, _| begun(key));
     Plan {
         writes,
-        prune: prune::prune(world, &objects),
+        prune,
         patches,
         spire,
         monitors: monitors::monitors(world),
@@ -147,10 +152,12 @@ fn relationships(world: &World) -> Relations {
     // What is suspended stays as it is, until its end is asked for.
     for peer in world.peers.values().filter(|peer| !peer.suspend || peer.deletion.is_some()) {
         let Some(object) = relationship::object(world, peer) else { continue };
-        if let Some(other) = relationship::foreign(world, peer) {
+        let handed_over = |key: &&ObjectKey| world.objects.get(*key).is_some_and(|o| o.is_handed_over());
+        if let Some(other) = relationship::foreign(world, peer).filter(|key| !handed_over(key)) {
             let why = format!(
-                "{other} describes {} already and is not ours: delete it, so that {} can take its place",
-                peer.trust_domain, object.key
+                "{other} describes {} already and is not ours: delete it, so that {} can take its place, or hand it over \
+                 (`entente adopt {}`)",
+                peer.trust_domain, object.key, peer.trust_domain
             );
             blocked.insert(peer.trust_domain.clone(), why);
             // What stands there stays; nothing new is put beside an object that is obeyed.
@@ -235,7 +242,8 @@ fn wake_at(world: &World, services: &services::ServicesPlan) -> Option<Timestamp
         .chain(expiries.map(after))
         .chain(rests)
         .chain(notices)
-        .chain(told::wake_at(world));
+        .chain(told::wake_at(world))
+        .chain(rotation::wake_at(world));
     all.filter(|at| *at > world.moment).min()
 }
 

@@ -22,6 +22,8 @@ pub enum Want {
     Suspend,
     /// Whatever was added is taken away: of workloads, and with `agent` of the agent itself too.
     Strip { agent: bool },
+    /// It is taken out of all that is selected, whoever wrote it there, the agent's own among them.
+    Revoke,
     /// Nothing is changed.
     Leave,
 }
@@ -30,6 +32,9 @@ pub enum Want {
 #[must_use]
 pub fn want(world: &World, peer: &Peer) -> Want {
     let trust_domain = &peer.trust_domain;
+    if ending::is_at_once(peer) {
+        return Want::Revoke;
+    }
     let Some(spire) = world.spire.as_ref().filter(|spire| spire.failure.is_none()) else {
         return Want::Leave;
     };
@@ -72,7 +77,7 @@ pub struct Added {
     /// Workloads' registrations, named for the operator.
     pub workloads: Vec<String>,
     /// The agent's own registration.
-    pub agent: bool,
+    pub own: Option<String>,
 }
 
 /// The registrations that name a trust domain by the agent's doing.
@@ -82,12 +87,11 @@ pub fn added_for(world: &World, trust_domain: &TrustDomain) -> Added {
     match world.settings.relationships {
         Relationships::ControllerManager => {
             for registration in world.registrations.values() {
-                let record = &registration.record;
-                if !record.added.contains(trust_domain) && !record.suspended.contains(trust_domain) {
+                if !is_recorded(registration, trust_domain) {
                     continue;
                 }
                 if registration.is_agent {
-                    added.agent = true;
+                    added.own = Some(registration.key.to_string());
                 } else {
                     added.workloads.push(registration.key.to_string());
                 }
@@ -97,7 +101,7 @@ pub fn added_for(world: &World, trust_domain: &TrustDomain) -> Added {
             let Some(peer) = world.peers.get(trust_domain) else { return added };
             for entry in world.spire.iter().flat_map(|spire| spire.federating_with(trust_domain)) {
                 if is_own_entry(world, entry) {
-                    added.agent = true;
+                    added.own = Some(entry.spiffe_id.to_string());
                 } else if selects_entry(world, peer, entry) {
                     added.workloads.push(entry.spiffe_id.to_string());
                 }
@@ -105,6 +109,44 @@ pub fn added_for(world: &World, trust_domain: &TrustDomain) -> Added {
         }
     }
     added
+}
+
+/// What a peer's `federatesWith` selects, the agent's own registration aside, each named for the operator.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Selected {
+    /// They name the peer.
+    pub federating: Vec<String>,
+    /// They do not.
+    pub lacking: Vec<String>,
+    /// How many registrations it does not select.
+    pub others: usize,
+}
+
+/// The registrations that the peer selects, and whether they federate with it.
+#[must_use]
+pub fn selected(world: &World, peer: &Peer) -> Selected {
+    let mut found = Selected::default();
+    let mut sort = |name: String, is_selected: bool, federates: bool| match (is_selected, federates) {
+        (false, _) => found.others += 1,
+        (true, true) => found.federating.push(name),
+        (true, false) => found.lacking.push(name),
+    };
+    match world.settings.relationships {
+        Relationships::ControllerManager => {
+            for registration in world.registrations.values().filter(|registration| !registration.is_agent) {
+                let name = registration.key.to_string();
+                sort(name, selects(peer, registration), registration.names(&peer.trust_domain));
+            }
+        }
+        Relationships::ServerApi => {
+            let entries = world.spire.iter().flat_map(|spire| spire.entries.values());
+            for entry in entries.filter(|entry| !is_own_entry(world, entry)) {
+                let federates = entry.federates_with.contains(&peer.trust_domain);
+                sort(entry.spiffe_id.to_string(), selects_entry(world, peer, entry), federates);
+            }
+        }
+    }
+    found
 }
 
 /// Registrations that name the peer though nobody gave the agent consent to edit them.
@@ -117,6 +159,40 @@ pub fn unselected(world: &World, peer: &Peer) -> Vec<String> {
         return unselected.map(|entry| entry.spiffe_id.to_string()).collect();
     }
     world.registrations.values().filter(foreign).map(|r| r.key.to_string()).collect()
+}
+
+/// Registrations that name the peer, and out of which its end does not take it: in an emergency those that are not
+/// selected; otherwise all in which the agent did not put it.
+#[must_use]
+pub fn not_ours(world: &World, peer: &Peer) -> Vec<String> {
+    let trust_domain = &peer.trust_domain;
+    if world.settings.relationships == Relationships::ServerApi {
+        return unselected(world, peer);
+    }
+    let naming = world.registrations.values().filter(|r| r.names(trust_domain));
+    let ours =
+        |r: &Registration| r.record.added.contains(trust_domain) || (peer.ending.at_once && selects(peer, r));
+    naming.filter(|r| !ours(r)).map(|r| r.key.to_string()).collect()
+}
+
+/// Registrations out of which an emergency takes the peer: to select one is consent to suspend that trust domain in it.
+#[must_use]
+pub fn revocable(world: &World, peer: &Peer) -> Vec<String> {
+    let trust_domain = &peer.trust_domain;
+    if world.settings.relationships == Relationships::ServerApi {
+        let federating = world.spire.iter().flat_map(|spire| spire.federating_with(trust_domain));
+        let selected = federating.filter(|entry| selects_entry(world, peer, entry));
+        return selected.map(|entry| entry.spiffe_id.to_string()).collect();
+    }
+    let is_revocable = |r: &&std::sync::Arc<Registration>| {
+        is_recorded(r, trust_domain) || (r.names(trust_domain) && selects(peer, r))
+    };
+    world.registrations.values().filter(is_revocable).map(|r| r.key.to_string()).collect()
+}
+
+fn is_recorded(registration: &Registration, trust_domain: &TrustDomain) -> bool {
+    let record = &registration.record;
+    record.added.contains(trust_domain) || record.suspended.contains(trust_domain)
 }
 
 /// Selected registrations in which someone else took away what the agent had added. It does not fight.
@@ -183,6 +259,12 @@ fn edit(registration: &Registration, peer: &Peer, want: Want, names: &mut Vec<St
         Want::Leave => {}
         Want::Strip { agent } if agent || !registration.is_agent => forget(names, record),
         Want::Strip { .. } => {}
+        Want::Revoke => {
+            let recorded = record.suspended.remove(trust_domain) | record.added.remove(trust_domain);
+            if recorded || selected {
+                names.retain(|n| n != name);
+            }
+        }
         Want::Federate | Want::Suspend if !selected => forget(names, record),
         Want::Suspend => {
             if named {
@@ -250,7 +332,7 @@ pub fn entry_actions(world: &World) -> Vec<SpireAction> {
                     names.insert(peer.trust_domain.clone());
                 }
                 Want::Strip { agent: false } if is_own_entry(world, entry) => {}
-                Want::Suspend | Want::Strip { .. } => {
+                Want::Suspend | Want::Revoke | Want::Strip { .. } => {
                     names.remove(&peer.trust_domain);
                 }
             }

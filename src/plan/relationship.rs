@@ -12,7 +12,7 @@ use crate::bundle::document;
 use crate::model::endpoint::{EndpointProfile, EndpointState};
 use crate::model::object::{Kind, ObjectKey};
 use crate::model::peer::Bootstrap;
-use crate::model::trust::{Relationship, SpireAction};
+use crate::model::trust::{BundleRemoval, Relationship, SpireAction};
 use crate::model::world::Relationships;
 use crate::model::{Bundle, Object, Peer, TrustDomain, World};
 
@@ -69,6 +69,34 @@ pub fn why_there_is_none(world: &World, peer: &Peer) -> String {
         Some(failure) => format!("{key} is not there, and cannot be written: {failure}"),
         None => format!("{key} is not there; the agent writes it"),
     }
+}
+
+/// Objects of another name that their owner has handed over, and that ours have taken the place of: to be deleted, by
+/// the uid they were seen with.
+///
+/// spire-controller-manager obeys the older of two, and finds the younger one in its place once that is gone: so ours
+/// is put beside it first, and SPIRE's relationship is there all the time. One that comes back is younger than ours,
+/// and is left alone.
+#[must_use]
+pub fn superseded(world: &World) -> Vec<(ObjectKey, String)> {
+    let running = world.peers.values().filter(|peer| peer.deletion.is_none() && !peer.suspend);
+    let handed_over = running.filter_map(|peer| {
+        let other = world.objects.get(foreign(world, peer)?)?;
+        let ours = world.objects.get(&key(&peer.trust_domain))?;
+        let stands =
+            ours.is_generated_by(&world.settings.instance) && describes_same(ours, &object(world, peer)?);
+        let deletable = stands && other.is_handed_over() && other.meta.deletion.is_none();
+        deletable.then(|| (other.key.clone(), other.meta.uid.clone()))
+    });
+    handed_over.collect()
+}
+
+/// Whether spire-controller-manager makes the same of both: it compares these alone.
+fn describes_same(one: &Object, other: &Object) -> bool {
+    ["trustDomain", "bundleEndpointURL", "bundleEndpointProfile", "className"].iter().all(|field| {
+        let of = |object: &Object| object.spec().and_then(|spec| spec.get(*field)).cloned();
+        of(one) == of(other)
+    })
 }
 
 /// The bootstrap bundle, where it is given and could be read.
@@ -178,10 +206,10 @@ pub fn ahead_of_spire(world: &World, peer: &Peer) -> Option<Arc<Bundle>> {
 /// The relationship's object; `None` until there is something to make it of, and once it is to end.
 #[must_use]
 pub fn object(world: &World, peer: &Peer) -> Option<Object> {
-    if let Some(stage) = ending::stage(world, peer) {
+    if peer.deletion.is_some() {
         // An ending that starts over, after a restart say, does not bring back what had gone.
         let gone = !world.objects.contains_key(&key(&peer.trust_domain));
-        if gone || stage.drops_relationship() {
+        if gone || ending::drops_relationship(world, peer) {
             return None;
         }
     }
@@ -231,14 +259,18 @@ pub fn actions(world: &World, peer: &Peer) -> Vec<SpireAction> {
     let related = spire.relationships.get(trust_domain);
     let mut actions = Vec::new();
     if let Some(stage) = ending::stage(world, peer) {
-        if world.settings.relationships == Relationships::ServerApi
-            && stage.drops_relationship()
-            && related.is_some()
-        {
+        // In an emergency spire-controller-manager is not waited for: its object is gone already.
+        let ours = world.settings.relationships == Relationships::ServerApi
+            || (ending::is_at_once(peer)
+                && matches!(stage, ending::Stage::Relationship(_))
+                && !stands(world, peer));
+        if ours && ending::drops_relationship(world, peer) && related.is_some() {
             actions.push(SpireAction::DeleteRelationship(trust_domain.clone()));
         }
         if stage == ending::Stage::Bundle {
-            actions.push(SpireAction::DeleteBundle(trust_domain.clone()));
+            let at_once = ending::is_at_once(peer);
+            let removal = if at_once { BundleRemoval::Dissociate } else { BundleRemoval::Restrict };
+            actions.push(SpireAction::DeleteBundle(trust_domain.clone(), removal));
         }
         return actions;
     }
@@ -252,6 +284,10 @@ pub fn actions(world: &World, peer: &Peer) -> Vec<SpireAction> {
     let behind = ahead_of_spire(world, peer).filter(|_| related.is_some());
     actions.extend(behind.map(|served| catch_up(world, stored, served)));
     actions
+}
+
+fn stands(world: &World, peer: &Peer) -> bool {
+    world.objects.contains_key(&key(&peer.trust_domain))
 }
 
 /// SPIRE need not wait for its own next poll. Where what it holds could not verify the endpoint, it is given what we

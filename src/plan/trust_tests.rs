@@ -19,9 +19,12 @@ use crate::model::object::{Kind, ObjectKey};
 use crate::model::peer::RegistrationSelection;
 use crate::model::registration::{Record, Registration};
 use crate::model::session::{GoodbyeReason, HeldBundle, LinkState, Refusal, SessionState, TrustReport};
-use crate::model::trust::{Entry, Relationship, SpireAction, SpireState};
+use crate::model::trust::{
+    BundleRemoval, Entry, LocalAuthorities, LocalAuthority, LocalServer, Relationship, SpireAction,
+    SpireState,
+};
 use crate::model::world::Relationships;
-use crate::model::{Bundle, Peer, World};
+use crate::model::{AuthorityId, Bundle, Peer, World};
 
 const EAST: &str = "east.example";
 
@@ -510,7 +513,7 @@ fn a_relationship_ends_in_the_safe_order() {
     assert_eq!(relationship::object(&scene.world, &scene.peer()), None, "what has gone does not come back");
     assert!(matches!(stage(&scene.world, &scene.peer()), Some(Stage::Relationship(_))));
     scene.spire(|spire, _| spire.relationships.clear());
-    assert!(matches!(stage(&scene.world, &scene.peer()), Some(Stage::Entries(_))));
+    assert!(matches!(stage(&scene.world, &scene.peer()), Some(Stage::Entries { .. })));
     scene.pass(100);
     scene.spire(|spire, _| spire.entries.clear());
     scene.pass(1);
@@ -518,13 +521,135 @@ fn a_relationship_ends_in_the_safe_order() {
     assert_eq!(relationship::actions(&scene.world, &scene.peer()), []);
     scene.pass(30);
     assert_eq!(stage(&scene.world, &scene.peer()), Some(Stage::Bundle));
-    assert_eq!(relationship::actions(&scene.world, &scene.peer()), [SpireAction::DeleteBundle(td(EAST))]);
+    assert_eq!(
+        relationship::actions(&scene.world, &scene.peer()),
+        [SpireAction::DeleteBundle(td(EAST), BundleRemoval::Restrict)]
+    );
     assert_eq!(finalizers::patches(&scene.world), []);
     scene.spire(|spire, _| spire.bundles.clear());
     assert_eq!(stage(&scene.world, &scene.peer()), Some(Stage::Done));
     let release = finalizers::patches(&scene.world);
     let op = PatchOp::Add { path: "/metadata/finalizers".to_owned(), value: json!([]) };
     assert_eq!(release.into_iter().map(|p| p.ops).collect::<Vec<_>>(), [vec![op]]);
+}
+
+/// Everything that speaks for trust goes in one plan, of the agent and of what the user wrote in what is selected too;
+/// then the bundle, out of whatever still names it; the goodbye is waited for last.
+#[test]
+fn in_an_emergency_trust_goes_first_and_at_once() {
+    let mut scene = Scene::related();
+    let (mut by_user, mut theirs) = (registration("by-user", false), registration("theirs", false));
+    by_user.federates_with = vec![EAST.to_owned(), "north.example".to_owned()];
+    by_user.labels = BTreeMap::from([("federate".to_owned(), "true".to_owned())]);
+    theirs.federates_with = vec![EAST.to_owned()];
+    scene.register(by_user.clone());
+    scene.write_patches();
+    scene.register(theirs);
+    let object = relationship::object(&scene.world, &scene.peer()).unwrap();
+    scene.world = scene.world.clone().with_object(object.clone());
+    // What SPIRE has of it cannot even be read: objects need no SPIRE.
+    scene.spire(|spire, _| {
+        let entry = Entry {
+            id: "e".to_owned(),
+            spiffe_id: id("spiffe://west.example/ns/shop/sa/theirs"),
+            federates_with: BTreeSet::from([td(EAST)]),
+        };
+        spire.entries.insert(entry.id.clone(), entry);
+        spire.failure = Some("no answer".to_owned());
+    });
+    scene.change_peer(|peer| {
+        let selection = peer.federates_with.as_mut().unwrap();
+        selection.selector.match_labels = by_user.labels.clone();
+        peer.deletion = Some(now());
+        peer.finalizers = vec![FINALIZER.to_owned()];
+        peer.ending = crate::model::peer::Ending { at_once: true, by: None };
+    });
+    scene.link(LinkState::Connected, None);
+
+    let key = |name| ObjectKey::cluster(Kind::ClusterStaticEntry, name).to_string();
+    let stripped = Stage::Registrations(["agent", "by-user", "cart"].map(key).to_vec());
+    assert_eq!(stage(&scene.world, &scene.peer()), Some(stripped));
+    let first = plan(&scene.world);
+    assert!(first.prune.contains_key(&object.key), "the relationship goes with federatesWith");
+    let told = first.statuses.values().next().unwrap().status.to_string();
+    assert!(told.contains("theirs") && told.contains("get no SVID"), "what breaks is said before: {told}");
+    assert!(first.statuses.values().next().unwrap().transitions.iter().any(|t| t.message.contains("theirs")));
+    scene.write_patches();
+    assert_eq!(scene.names("by-user"), ["north.example"]);
+    assert_eq!(scene.names("theirs"), [EAST], "not selected: not edited");
+    assert!(scene.names("agent").is_empty() && scene.names("cart").is_empty());
+
+    assert!(matches!(stage(&scene.world, &scene.peer()), Some(Stage::Relationship(_))));
+    scene.world.objects.remove(&object.key);
+    assert!(matches!(stage(&scene.world, &scene.peer()), Some(Stage::Spire(_))));
+    scene.spire(|spire, _| spire.failure = None);
+    assert!(matches!(stage(&scene.world, &scene.peer()), Some(Stage::Relationship(_))));
+    assert_eq!(scene.actions(), [SpireAction::DeleteRelationship(td(EAST))], "nobody else is waited for");
+    scene.spire(|spire, _| spire.relationships.clear());
+    assert_eq!(stage(&scene.world, &scene.peer()), Some(Stage::Bundle), "entries do not hold it back");
+    assert_eq!(scene.actions(), [SpireAction::DeleteBundle(td(EAST), BundleRemoval::Dissociate)]);
+    scene.spire(|spire, _| spire.bundles.clear());
+    assert_eq!(stage(&scene.world, &scene.peer()), Some(Stage::Goodbye));
+    Arc::make_mut(&mut scene.world.sessions).get_mut(&td(EAST)).unwrap().parted = true;
+    assert_eq!(stage(&scene.world, &scene.peer()), Some(Stage::Done));
+}
+
+#[test]
+fn who_holds_the_bundle_back_is_named_and_told_once() {
+    let mut scene = Scene::related();
+    let mut theirs = registration("theirs", false);
+    theirs.federates_with = vec![EAST.to_owned()];
+    scene.register(theirs);
+    scene.spire(|spire, _| {
+        spire.relationships.clear();
+        let spiffe_id = id("spiffe://west.example/ns/shop/sa/theirs");
+        let entry = Entry { id: "e".to_owned(), spiffe_id, federates_with: BTreeSet::from([td(EAST)]) };
+        spire.entries.insert(entry.id.clone(), entry);
+    });
+    scene.change_peer(|peer| peer.deletion = Some(now()));
+    scene.link(LinkState::Idle, None);
+    let key = ObjectKey::cluster(Kind::TrustDomainPeer, &scene.peer().object);
+    let told = |scene: &mut Scene| -> Vec<(String, String)> {
+        let Some(write) = plan(&scene.world).statuses.remove(&key) else { return Vec::new() };
+        scene.world.statuses.insert(key.clone(), Arc::new(write.status));
+        let ready = write.transitions.into_iter().filter(|t| t.condition == "Ready");
+        ready.map(|t| (t.reason, t.message)).collect()
+    };
+    assert_eq!(told(&mut scene)[0].0, "Ending", "the goodbye comes first");
+    Arc::make_mut(&mut scene.world.sessions).get_mut(&td(EAST)).unwrap().parted = true;
+    let news = told(&mut scene);
+    let [(reason, message)] = news.as_slice() else { panic!("{news:?}") };
+    assert!(
+        reason == "EndingHeldBack" && message.contains("ClusterStaticEntry theirs"),
+        "{reason}: {message}"
+    );
+    scene.pass(60);
+    assert_eq!(told(&mut scene), [], "it is told once");
+    assert_eq!(super::ending::impact(&scene.world, &scene.peer()).not_ours, ["ClusterStaticEntry theirs"]);
+}
+
+#[test]
+fn what_a_peer_said_of_its_end_stands_over_a_restart() {
+    let mut scene = Scene::related();
+    let message = "ended by alice@east".to_owned();
+    scene.link(LinkState::Parted { reason: GoodbyeReason::RelationshipEnded, message }, None);
+    let key = ObjectKey::cluster(Kind::TrustDomainPeer, &scene.peer().object);
+    let reciprocal = |scene: &mut Scene| {
+        if let Some(write) = plan(&scene.world).statuses.remove(&key) {
+            scene.world.statuses.insert(key.clone(), Arc::new(write.status));
+        }
+        let status = scene.world.statuses[&key].to_string();
+        let at = status.find("\"reason\":\"PeerEnded\"");
+        (at.is_some(), status.contains("ended by alice@east"))
+    };
+    assert_eq!(reciprocal(&mut scene), (true, true));
+    let east = Arc::clone(&scene.east);
+    Arc::make_mut(scene.world.identity.as_mut().unwrap()).federated.insert(td(EAST), east);
+    scene.link(LinkState::Refused { by: Refusal::NotAccepted, message: String::new() }, None);
+    scene.pass(60);
+    assert_eq!(reciprocal(&mut scene), (true, true));
+    scene.link(LinkState::Connected, Some(TrustReport::default()));
+    assert_eq!(reciprocal(&mut scene), (false, false), "it is back");
 }
 
 #[test]
@@ -621,12 +746,19 @@ fn a_report_is_believed_and_a_stale_bundle_is_forgiven_for_two_intervals() {
     scene.link(LinkState::Connected, Some(report(&old)));
     scene.world.memory = BTreeMap::new();
     let signing = ours.authorities().next().unwrap().id().clone();
-    scene.spire(|spire, _| spire.active_authority = Some(signing));
+    scene.spire(|spire, _| signs_with(spire, signing));
     assert_eq!(
         scene.verdict(),
         Some((Truth::False, Reason::PeerHoldsStaleBundle)),
         "it lacks what signs now"
     );
+}
+
+fn signs_with(spire: &mut SpireState, id: AuthorityId) {
+    let active = LocalAuthority { id, expires_at: now(), upstream: None };
+    let authorities = LocalAuthorities { active, prepared: None, old: None };
+    let server = LocalServer { authorities: Some(authorities), failure: None };
+    spire.servers.insert("unix:///spire.sock".to_owned(), server);
 }
 
 #[test]

@@ -7,7 +7,7 @@ use tonic::Code;
 use super::client::{CALL_TIMEOUT, REFRESH_TIMEOUT};
 use super::convert::{bundle_to_proto, relationship_to_proto};
 use super::{SpireError, SpireServer};
-use crate::model::trust::{Relationship, SpireAction};
+use crate::model::trust::{BundleRemoval, Relationship, SpireAction};
 use crate::model::{Bundle, TrustDomain};
 use crate::proto::spire::server::{bundle, entry, trustdomain};
 use crate::proto::spire::types;
@@ -33,7 +33,9 @@ impl SpireServer {
             }
             SpireAction::SetBundle(bundle) => self.set_bundle(own, bundle).await,
             SpireAction::RefreshBundle(trust_domain) => self.refresh_bundle(trust_domain).await,
-            SpireAction::DeleteBundle(trust_domain) => self.delete_bundle(trust_domain).await,
+            SpireAction::DeleteBundle(trust_domain, removal) => {
+                self.delete_bundle(trust_domain, *removal).await
+            }
         }
     }
 
@@ -117,10 +119,17 @@ impl SpireServer {
         self.call("RefreshBundle", REFRESH_TIMEOUT, self.trust_domains().refresh_bundle(request)).await
     }
 
-    async fn delete_bundle(&self, trust_domain: &TrustDomain) -> Result<(), SpireError> {
+    async fn delete_bundle(
+        &self,
+        trust_domain: &TrustDomain,
+        removal: BundleRemoval,
+    ) -> Result<(), SpireError> {
+        use bundle::v1::batch_delete_federated_bundle_request::Mode;
         const CALL: &str = "BatchDeleteFederatedBundle";
-        // The other modes delete registration entries, or unlink them behind their owner's back.
-        let mode = bundle::v1::batch_delete_federated_bundle_request::Mode::Restrict;
+        let mode = match removal {
+            BundleRemoval::Restrict => Mode::Restrict,
+            BundleRemoval::Dissociate => Mode::Dissociate,
+        };
         let request = bundle::v1::BatchDeleteFederatedBundleRequest {
             trust_domains: vec![trust_domain.to_string()],
             mode: mode.into(),
@@ -183,7 +192,7 @@ fn refuse_own(own: &TrustDomain, action: &SpireAction) -> Result<(), SpireError>
         }
         SpireAction::SetBundle(bundle) => ("setting a bundle", bundle.trust_domain() == own),
         SpireAction::RefreshBundle(td) => ("refreshing a bundle", td == own),
-        SpireAction::DeleteBundle(td) => ("deleting a bundle", td == own),
+        SpireAction::DeleteBundle(td, _) => ("deleting a bundle", td == own),
     };
     if names { Err(SpireError::OwnTrustDomain { call, trust_domain: own.to_string() }) } else { Ok(()) }
 }

@@ -11,7 +11,7 @@ use tonic::{Code, Request, Response, Status};
 use super::*;
 use crate::devkit::{Authority, Settings};
 use crate::model::TrustDomain;
-use crate::model::trust::SpireAction;
+use crate::model::trust::{BundleRemoval, SpireAction};
 use crate::proto::spire::server::bundle::v1::bundle_server::{Bundle, BundleServer};
 use crate::proto::spire::server::entry::v1::entry_server::{Entry, EntryServer};
 use crate::proto::spire::server::trustdomain::v1::trust_domain_server::{
@@ -263,7 +263,7 @@ async fn a_bad_item_harms_only_itself() {
     assert!(mixed.authorities().all(|a| a.tainted));
     assert_eq!(state.entries.keys().collect::<Vec<_>>(), ["good"]);
     assert_eq!(state.entries["good"].federates_with, [domain("east.example")].into());
-    assert_eq!(state.active_authority, None);
+    assert_eq!(server.read_authorities().await.unwrap(), None);
 }
 
 #[tokio::test]
@@ -308,7 +308,7 @@ async fn what_was_not_said_to_be_done_is_an_error() {
         SpireAction::CreateRelationship(held, None),
         SpireAction::DeleteRelationship(east.clone()),
         SpireAction::SetFederatesWith { entry: "good".to_owned(), federates_with: [east.clone()].into() },
-        SpireAction::DeleteBundle(east.clone()),
+        SpireAction::DeleteBundle(east.clone(), BundleRemoval::Restrict),
     ];
     let (_dir, server) = serve(Mood::NoResults).await;
     for action in &actions {

@@ -134,7 +134,10 @@ fn an_entry_of_someone_else_holds_the_bundle_back() {
         eventually("the condition names the entry", SOON, || async {
             let peer = found(east, PEER, None, "west.example").await?;
             let (status, reason, message) = condition(&peer, "Ready")?;
-            ensure!(status == "False" && reason == "Ending" && message.contains(&id), "{reason}: {message}");
+            ensure!(
+                status == "False" && reason == "EndingHeldBack" && message.contains(&id),
+                "{reason}: {message}"
+            );
             Ok(())
         })
         .await?;

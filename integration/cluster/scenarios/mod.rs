@@ -8,6 +8,8 @@ mod one_sided;
 mod poison;
 mod push;
 mod restart;
+mod revocation;
+mod rotation;
 mod services;
 mod verdict;
 
@@ -24,8 +26,9 @@ use std::time::Duration;
 const SOON: Duration = Duration::from_secs(30);
 const READY: Duration = Duration::from_secs(30);
 /// Short times for all that an agent waits for.
-const TIMING: [&str; 7] = [
+const TIMING: [&str; 8] = [
     "--drain-seconds=2",
+    "--agent-follow-seconds=2",
     "--bundle-poll-min-seconds=1",
     "--bundle-poll-max-seconds=2",
     "--spire-poll-seconds=4",

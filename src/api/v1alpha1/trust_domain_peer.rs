@@ -18,7 +18,7 @@ use super::{Condition, LabelSelector, limits};
     category = "entente",
     status = "TrustDomainPeerStatus",
     derive = "PartialEq",
-    doc = "A foreign trust domain that this one federates with: its bundle endpoint, its agent, which workloads federate with it and which of its services are admitted.",
+    doc = "A foreign trust domain that this one federates with: its bundle endpoint, its agent, which workloads federate with it and which of its services are admitted. To delete it ends the relationship, in the order in which no workload loses its SVID. In an emergency, the annotation `entente.dev/end: now`, before or after the deletion, drops trust first and at once: whatever names the trust domain and is not selected in `federatesWith` is then refused by SPIRE until it does not. What the annotation `entente.dev/ended-by` says is told to the other side.",
     printcolumn = r#"{"name":"Trust Domain","type":"string","jsonPath":".spec.trustDomain","description":"The foreign trust domain"}"#,
     printcolumn = r#"{"name":"Connected","type":"string","jsonPath":".status.conditions[?(@.type==\"Connected\")].status","description":"Whether the two agents talk"}"#,
     printcolumn = r#"{"name":"Reciprocal","type":"string","jsonPath":".status.conditions[?(@.type==\"Reciprocal\")].status","description":"Whether the peer, by its own word, holds our bundle and federates with us"}"#,

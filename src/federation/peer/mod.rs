@@ -11,11 +11,12 @@ use std::sync::atomic::AtomicU64;
 use std::time::Duration;
 
 use tokio::sync::{mpsc, watch};
-use tokio::task::JoinSet;
+use tokio::task::{AbortHandle, JoinSet};
 use tokio::time::{Instant, sleep_until};
 
 use super::client::{Dialled, Target, dial};
-use super::link::{Connection, LinkEvent, Parting, Proof, Stream};
+use super::diagnose::{Ask, Question};
+use super::link::{Connection, LinkEvent, Parting, Proof, Say, Stream};
 use super::manager::{States, Timings};
 use super::session::Heard;
 use crate::identity::peer_tls::Authorize;
@@ -25,14 +26,20 @@ use crate::model::own::Identity;
 use crate::model::session::{GoodbyeReason, LinkIntent, LinkPlan, LinkState, SessionState};
 use crate::model::{SpiffeId, TrustDomain};
 
+mod diagnose;
 mod streams;
 
+/// What may wait to be said on a stream beside the plan.
+const SAID: usize = 8;
 const ANOTHER_STREAM: &str = "another stream is kept";
 
 /// What the actor is given at its start.
 pub(super) struct Inputs {
     pub(super) plan: watch::Receiver<Arc<LinkPlan>>,
     pub(super) inbound: mpsc::Receiver<Stream>,
+    /// What we want to know of the peer, and where what it wants to know of us goes.
+    pub(super) asks: mpsc::Receiver<Ask>,
+    pub(super) questions: mpsc::Sender<Question>,
     /// Set once the actor is to end, with what the peer is told.
     pub(super) stop: watch::Receiver<Parting>,
     pub(super) source: IdentitySource,
@@ -44,6 +51,7 @@ pub(super) struct Inputs {
 struct LinkHandle {
     proof: Proof,
     parting: watch::Sender<Parting>,
+    say: mpsc::Sender<Say>,
     last_heard: Arc<AtomicU64>,
     opened: Option<Instant>,
     heard: Heard,
@@ -72,16 +80,22 @@ pub(super) struct Actor {
     failures: u32,
     next_dial: Instant,
     stopping: Parting,
+    asked: BTreeMap<u64, diagnose::Asked>,
+    next_question: u64,
+    questions: mpsc::Sender<Question>,
+    next_answer: Instant,
+    answering: Option<AbortHandle>,
 }
 
 impl Actor {
     /// Runs until told to stop and everything said is flushed.
     pub(super) async fn run(inputs: Inputs) {
-        let Inputs { plan: plans, mut inbound, mut stop, source, states, timings } = inputs;
+        let Inputs { plan: plans, mut inbound, mut asks, questions, mut stop, source, states, timings } =
+            inputs;
         let mut identity = source.subscribe();
         let mut new_plans = plans.clone();
         let (events, mut happened) = mpsc::channel(16);
-        let mut actor = Self::new(plans, source, states, timings, events);
+        let mut actor = Self::new(plans, source, states, timings, events, questions);
         loop {
             actor.act();
             if actor.stopping.is_some() && actor.links.is_empty() {
@@ -99,6 +113,7 @@ impl Actor {
                     actor.on_identity(now.as_deref());
                 }
                 Some(stream) = inbound.recv() => actor.on_inbound(stream),
+                Some(ask) = asks.recv() => actor.on_ask(ask),
                 Some((number, event)) = happened.recv() => actor.on_event(number, event),
                 result = dialled(&mut actor.dialling) => actor.on_dialled(result),
                 Some(_) = actor.tasks.join_next(), if !actor.tasks.is_empty() => {}
@@ -113,6 +128,7 @@ impl Actor {
         states: States,
         timings: Timings,
         events: mpsc::Sender<(u64, LinkEvent)>,
+        questions: mpsc::Sender<Question>,
     ) -> Self {
         let plan = plans.borrow().clone();
         let now = Instant::now();
@@ -135,6 +151,11 @@ impl Actor {
             failures: 0,
             next_dial: now + wait,
             stopping: None,
+            asked: BTreeMap::new(),
+            next_question: 1,
+            questions,
+            next_answer: now,
+            answering: None,
         }
     }
 
@@ -161,7 +182,7 @@ impl Actor {
     fn parting(&self) -> Parting {
         self.stopping.clone().or_else(|| match self.plan.intent {
             LinkIntent::Connect => None,
-            LinkIntent::Part(reason) => Some((reason, "its operator has decided so".to_owned())),
+            LinkIntent::Part(reason) => Some((reason, self.plan.farewell.clone())),
         })
     }
 

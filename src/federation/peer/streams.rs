@@ -4,12 +4,12 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
-use tokio::sync::watch;
+use tokio::sync::{mpsc, watch};
 use tokio::time::Instant;
 
-use super::{ANOTHER_STREAM, Actor, LinkHandle};
+use super::{ANOTHER_STREAM, Actor, LinkHandle, SAID};
 use crate::federation::link::{Link, LinkEvent, Parting, Proof, Stream};
-use crate::federation::session::{End, Heard, Session};
+use crate::federation::session::{Aside, End, Heard, Session};
 use crate::identity::peer_tls::{PeerRefusal, judge};
 use crate::identity::verify::Role;
 use crate::model::session::{GoodbyeReason, LinkState};
@@ -76,10 +76,12 @@ impl Actor {
         self.next_number += 1;
         let parting = watch::Sender::new(refusal);
         let last_heard = Arc::new(AtomicU64::new(0));
+        let (say, said) = mpsc::channel(SAID);
         let link = Link {
             number,
             plan: self.planned.subscribe(),
             parting: parting.subscribe(),
+            say: said,
             events: self.events.clone(),
             last_heard: Arc::clone(&last_heard),
             origin: self.origin,
@@ -88,8 +90,10 @@ impl Actor {
         };
         let proof = stream.proof.clone();
         let heard = Heard::default();
-        self.links
-            .insert(number, LinkHandle { proof, parting, last_heard, opened: None, heard, ended: false });
+        self.links.insert(
+            number,
+            LinkHandle { proof, parting, say, last_heard, opened: None, heard, ended: false },
+        );
         self.tasks.spawn(link.run(stream, session));
     }
 
@@ -119,7 +123,12 @@ impl Actor {
                     self.publish_heard(number);
                 }
             }
-            LinkEvent::Ended(end) => self.on_end(number, end),
+            LinkEvent::Aside(Aside::Asked(id)) => self.on_question(number, id),
+            LinkEvent::Aside(Aside::Told(id, checks)) => self.on_told(id, checks),
+            LinkEvent::Ended(end) => {
+                self.forget_asked(number);
+                self.on_end(number, end);
+            }
             LinkEvent::Closed => {
                 self.links.remove(&number);
             }

@@ -10,19 +10,22 @@ use crate::federation::convert::{
     goodbye_from_proto, goodbye_to_proto, message, outcome_from_proto, outcome_to_proto, printable,
     report_from_proto, report_to_proto,
 };
+use crate::federation::diagnose::{checks_from_proto, reply_to_proto};
 use crate::federation::rate::TokenBucket;
+use crate::model::diagnosis::ToldCheck;
 use crate::model::session::{
     Acknowledgement, Catalogue, CatalogueVersion, GoodbyeReason, LinkPlan, LinkState, Refusal, TrustReport,
 };
 use crate::model::{ServiceName, TrustDomain, service::Outcome};
 use crate::proto::federation::v1::{
-    CatalogueAck, CatalogueSnapshot, Frame, Heartbeat, Hello, ServiceOutcome, frame::Body,
+    CatalogueAck, CatalogueSnapshot, DiagnoseReply, DiagnoseRequest, Frame, Heartbeat, Hello, ServiceOutcome,
+    frame::Body,
 };
 
 mod skew;
 mod terms;
 
-pub use terms::{End, Heard, SessionLimits};
+pub use terms::{Aside, End, Heard, SessionLimits};
 
 /// The version of the protocol that is spoken here.
 pub const PROTOCOL_VERSION: u32 = 1;
@@ -40,6 +43,8 @@ struct Outgoing {
     frames: Option<Frames>,
     answer: bool,
     answer_frames: VecDeque<CatalogueAck>,
+    question: Option<u64>,
+    reply: Option<DiagnoseReply>,
 }
 
 /// One exchange. `now` is the time since any fixed moment, the same in all calls.
@@ -72,6 +77,9 @@ pub struct Session {
     answers: Option<Acknowledgement>,
     heard: Heard,
     revision: u64,
+    /// Our question that the peer has not answered, and what it said beside the exchange itself: the last of each kind.
+    question: Option<u64>,
+    asides: [Option<Aside>; 2],
     end: Option<End>,
 }
 
@@ -105,6 +113,8 @@ impl Session {
             answers: None,
             heard: Heard::default(),
             revision: 0,
+            question: None,
+            asides: [None, None],
             end: None,
         }
     }
@@ -159,6 +169,22 @@ impl Session {
             self.outcomes = plan.outcomes.clone();
             self.outgoing.answer = true;
         }
+    }
+
+    /// Asks the peer what it sees of the path; only the last question is waited for.
+    pub fn ask(&mut self, id: u64) {
+        self.question = Some(id);
+        self.outgoing.question = Some(id);
+    }
+
+    /// Answers the peer's question.
+    pub fn reply(&mut self, id: u64, checks: &[ToldCheck]) {
+        self.outgoing.reply = Some(reply_to_proto(id, checks));
+    }
+
+    /// What the peer said beside the exchange itself, once.
+    pub fn take_aside(&mut self) -> Option<Aside> {
+        self.asides.iter_mut().find_map(Option::take)
     }
 
     /// Ends the exchange with a goodbye.
@@ -218,7 +244,14 @@ impl Session {
                 self.compare_clocks(heartbeat.unix_millis);
                 Ok(())
             }
-            (Some(Body::DiagnoseRequest(_) | Body::DiagnoseReply(_)), true) => Ok(()),
+            (Some(Body::DiagnoseRequest(request)), true) => {
+                self.hear_aside(Aside::Asked(request.id));
+                Ok(())
+            }
+            (Some(Body::DiagnoseReply(reply)), true) => {
+                self.on_reply(&reply);
+                Ok(())
+            }
         };
         if let Err(cause) = result {
             self.refuse(&cause);
@@ -254,6 +287,12 @@ impl Session {
         }
         if std::mem::take(&mut self.outgoing.report) {
             return Some(Body::TrustReport(report_to_proto(&self.report)));
+        }
+        if let Some(id) = self.outgoing.question.take() {
+            return Some(Body::DiagnoseRequest(DiagnoseRequest { id }));
+        }
+        if let Some(reply) = self.outgoing.reply.take() {
+            return Some(Body::DiagnoseReply(reply));
         }
         if let Some(answer) = self.next_answer() {
             return Some(Body::CatalogueAck(answer));
@@ -359,6 +398,22 @@ impl Session {
             self.hear(|heard| heard.acknowledged = Some(answers));
         }
         Ok(())
+    }
+
+    /// A reply to what we did not ask, or no longer wait for, is passed over.
+    fn on_reply(&mut self, reply: &DiagnoseReply) {
+        if self.question == Some(reply.id) {
+            self.question = None;
+            self.hear_aside(Aside::Told(reply.id, checks_from_proto(&reply.checks)));
+        }
+    }
+
+    fn hear_aside(&mut self, aside: Aside) {
+        let [asked, told] = &mut self.asides;
+        match aside {
+            Aside::Asked(_) => *asked = Some(aside),
+            Aside::Told(..) => *told = Some(aside),
+        }
     }
 
     fn on_goodbye(&mut self, reason: GoodbyeReason, text: &str) {

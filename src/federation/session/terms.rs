@@ -3,6 +3,7 @@
 use std::sync::Arc;
 use std::time::Duration;
 
+use crate::model::diagnosis::ToldCheck;
 use crate::model::session::{Acknowledgement, Catalogue, GoodbyeReason, LinkState, TrustReport};
 
 /// The times and rates of an exchange.
@@ -38,6 +39,15 @@ pub struct Heard {
     pub acknowledged: Option<Acknowledgement>,
     /// See [`SessionState::skew`](crate::model::session::SessionState::skew).
     pub skew: Option<i64>,
+}
+
+/// What a peer says beside the exchange itself.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Aside {
+    /// It asks what we see of the path.
+    Asked(u64),
+    /// It answers what we asked.
+    Told(u64, Vec<ToldCheck>),
 }
 
 /// How an exchange ended, as far as the peer is concerned.

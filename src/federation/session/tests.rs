@@ -366,3 +366,46 @@ fn a_malformed_report_ends_the_exchange_and_a_good_one_is_kept() {
     assert!(session.end().is_some());
     assert!(session.heard().remote.is_some());
 }
+
+#[test]
+fn a_question_is_asked_and_answered_beside_the_exchange() {
+    use crate::model::diagnosis::{Outcome, ToldCheck};
+    let plan = plan();
+    let mut asker = open(&plan);
+    asker.ask(7);
+    let bodies = said(&mut asker, s(100));
+    assert_eq!(kinds(&bodies), ["diagnose request"]);
+
+    let mut asked = open(&plan);
+    asked.on_frame(frame(bodies[0].clone()), s(101));
+    assert_eq!((asked.take_aside(), asked.take_aside()), (Some(Aside::Asked(7)), None));
+    assert_eq!(kinds(&said(&mut asked, s(101))), [] as [&str; 0], "nothing is answered by itself");
+    let check = ToldCheck {
+        step: "bundle-in-spire".to_owned(),
+        outcome: Outcome::Failed,
+        message: "none".to_owned(),
+        remedy: "set one".to_owned(),
+    };
+    asked.reply(7, std::slice::from_ref(&check));
+    let bodies = said(&mut asked, s(101));
+    assert_eq!(kinds(&bodies), ["diagnose reply"]);
+
+    let revision = asker.revision();
+    let other = frame(Body::DiagnoseReply(DiagnoseReply { id: 6, checks: Vec::new() }));
+    asker.on_frame(other, s(102));
+    assert_eq!(asker.take_aside(), None, "what was not asked is not read");
+    asker.on_frame(frame(bodies[0].clone()), s(102));
+    assert_eq!(asker.take_aside(), Some(Aside::Told(7, vec![check])));
+    asker.on_frame(frame(bodies[0].clone()), s(103));
+    assert_eq!(asker.take_aside(), None, "once");
+    assert_eq!(asker.revision(), revision, "what is told of the path is not part of the exchange");
+}
+
+#[test]
+fn of_many_questions_the_last_waits() {
+    let mut session = open(&plan());
+    for id in 0..100 {
+        session.on_frame(frame(Body::DiagnoseRequest(DiagnoseRequest { id })), s(101));
+    }
+    assert_eq!((session.take_aside(), session.take_aside()), (Some(Aside::Asked(99)), None));
+}

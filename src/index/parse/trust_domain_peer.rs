@@ -14,7 +14,7 @@ use crate::api::v1alpha1::trust_domain_peer::{
 use crate::bundle::document;
 use crate::model::endpoint::{BundleEndpoint, EndpointProfile, EndpointUrl};
 use crate::model::name::dns_trust_domain;
-use crate::model::peer::{Bootstrap, Imports, OnDisconnect, RegistrationSelection, ServicePattern};
+use crate::model::peer::{Bootstrap, Ending, Imports, OnDisconnect, RegistrationSelection, ServicePattern};
 use crate::model::world::Rejected;
 use crate::model::{Object, Peer, TrustDomain};
 
@@ -63,6 +63,7 @@ fn read(object: &Object, own: Option<&TrustDomain>) -> Result<Peer, Problem> {
         created: object.meta.created,
         deletion: object.meta.deletion,
         finalizers: object.meta.finalizers.clone(),
+        ending: Ending::of_annotations(&object.meta.annotations),
         endpoint: endpoint(&spec.bundle_endpoint)?,
         bootstrap: spec.bootstrap_bundle.as_ref().map(|given| bootstrap(given, &trust_domain)).transpose()?,
         agent_addresses: field::each("spec.agent.addresses", &spec.agent.addresses, field::host_port)?,

@@ -16,7 +16,7 @@ use serde_json::{Map, Value, json};
 use super::ending;
 use super::services::ServicesPlan;
 use super::{StatusWrite, Transition};
-use crate::api::v1alpha1::conditions::ReadyReason;
+use crate::api::v1alpha1::conditions::{ReadyReason, ReciprocalReason};
 use crate::model::condition::{Condition, Truth};
 use crate::model::object::{Kind, ObjectKey};
 use crate::model::session::LinkPlan;
@@ -56,6 +56,9 @@ pub fn merge(
     (stored != Some(&status)).then_some(status)
 }
 
+/// Reasons that are told even where the condition was False already: somebody has to act.
+const NEWS: [&str; 2] = [ReadyReason::EndingHeldBack.as_str(), ReciprocalReason::PeerEnded.as_str()];
+
 /// The write of a status over the one that stands there.
 #[must_use]
 pub fn written(uid: &str, stored: Option<&Value>, status: Value) -> StatusWrite {
@@ -69,7 +72,9 @@ pub fn written(uid: &str, stored: Option<&Value>, status: Value) -> StatusWrite 
             let last = before.iter().find(|c| field(c, "type") == Some(get("type")));
             let was = last.and_then(|c| field(c, "status")).unwrap_or("Unknown");
             // What is not known yet, and what is lost sight of, is in the condition; an Event is for what is known.
-            let is_news = was != get("status") && get("status") != "Unknown";
+            let turned = was != get("status") && get("status") != "Unknown";
+            let because = last.and_then(|c| field(c, "reason"));
+            let is_news = turned || (NEWS.contains(&get("reason")) && because != Some(get("reason")));
             is_news.then(|| Transition {
                 is_warning: get("status") == "False",
                 condition: get("type").to_owned(),
@@ -139,7 +144,7 @@ fn ending_of_rejected(world: &World, key: &ObjectKey, rejected: &Rejected) -> Op
     }
     let peer = world.peers.values().find(|peer| peer.uid == rejected.uid);
     match peer.and_then(|peer| Some((peer, ending::stage(world, peer)?))) {
-        Some((peer, stage)) => Some(format!("ending; waits {}", stage.waits_for(peer))),
+        Some((peer, stage)) => Some(ending::message(world, peer, &stage)),
         None => Some(format!(
             "it is to be deleted, but cannot be read ({}): mend it, so that the relationship can be ended in order",
             rejected.message

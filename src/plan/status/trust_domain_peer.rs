@@ -15,7 +15,7 @@ use crate::model::service::Outcome;
 use crate::model::session::{LinkPlan, LinkState, Refusal, SessionState, Trouble};
 use crate::model::{Peer, World};
 use crate::plan::services::ServicesPlan;
-use crate::plan::{StatusWrite, ending, links, memory, registrations, relationship, told, verdict};
+use crate::plan::{StatusWrite, ending, links, memory, registrations, relationship, rotation, told, verdict};
 
 /// Everything that the status of a peer is computed from.
 #[derive(Debug, Clone, Copy)]
@@ -125,7 +125,7 @@ fn distribution(Subject { world, peer, blocked, .. }: Subject<'_>) -> (Truth, &'
         return (Truth::Unknown, BundleDistributedReason::SpireUnavailable.as_str(), failure.clone());
     }
     if let Some(stage) = ending::stage(world, peer) {
-        let message = format!("the relationship ends; it waits {}", stage.waits_for(peer));
+        let message = ending::message(world, peer, &stage);
         return (Truth::False, BundleDistributedReason::Ending.as_str(), message);
     }
     if let Some(blocked) = blocked {
@@ -220,7 +220,7 @@ fn connected(subject: Subject<'_>, stored: Option<&Value>) -> Condition {
     let trust_domain = &peer.trust_domain;
     let because = |truth: Truth, reason, message: String| Condition::new(KIND, truth, reason, message);
     if let Some(stage) = ending::stage(world, peer) {
-        let message = format!("the relationship ends; it waits {}", stage.waits_for(peer));
+        let message = ending::message(world, peer, &stage);
         return because(Truth::False, ConnectedReason::Ending.as_str(), message);
     }
     if peer.suspend {
@@ -294,7 +294,19 @@ fn keep(
 
 fn reciprocal(subject: Subject<'_>, stored: Option<&Value>) -> Condition {
     const KIND: &str = "Reciprocal";
-    match verdict::reciprocal(subject.world, subject.peer) {
+    // What a peer said of its end stands until it comes back, over a restart of this agent too.
+    let ended =
+        stored_condition(stored, KIND).filter(|(_, why, _)| why == ReciprocalReason::PeerEnded.as_str());
+    let is_back = session(subject).is_some_and(SessionState::is_connected);
+    let verdict = verdict::reciprocal(subject.world, subject.peer);
+    let tells_less = verdict.as_ref().is_none_or(|verdict| {
+        use ReciprocalReason::{AwaitingPeer, PeerRefusesUs, PeerUnreachable};
+        matches!(verdict.reason, AwaitingPeer | PeerRefusesUs | PeerUnreachable)
+    });
+    if let (Some((truth, reason, message)), true) = (ended, tells_less && !is_back) {
+        return Condition::new(KIND, truth, reason, message);
+    }
+    match verdict {
         Some(verdict) => Condition::new(KIND, verdict.truth, verdict.reason.as_str(), verdict.message),
         None => keep(
             stored,
@@ -318,39 +330,14 @@ fn is_settling(subject: Subject<'_>) -> bool {
 fn rotation_safe(subject: Subject<'_>, stored: Option<&Value>) -> Condition {
     const KIND: &str = "RotationSafe";
     let trust_domain = &subject.peer.trust_domain;
-    let ours = subject.world.identity.as_ref().map(|identity| identity.bundle.authority_ids());
-    let held = session(subject)
-        .filter(|session| session.is_connected())
-        .and_then(|session| session.remote.as_ref())
-        .and_then(|remote| remote.held.as_ref());
-    let (Some(ours), Some(held)) = (ours, held) else {
-        let message = format!("{trust_domain} has not said which of our authorities it holds");
-        if is_settling(subject) {
-            return keep(stored, KIND, Truth::Unknown, RotationSafeReason::Unknown.as_str(), &message);
-        }
-        return Condition::new(KIND, Truth::Unknown, RotationSafeReason::Unknown.as_str(), message);
-    };
-    let missing: Vec<String> = ours.difference(&held.authority_ids).map(ToString::to_string).collect();
-    let cannot_fetch = told::cannot_fetch_ours(subject.world, subject.peer);
-    if missing.is_empty() {
-        let Some(words) = cannot_fetch else {
-            let message = format!("{trust_domain} holds every authority of ours");
-            return Condition::new(KIND, true, RotationSafeReason::PeersHoldAuthorities.as_str(), message);
-        };
-        let message = format!(
-            "{trust_domain} says that it cannot fetch our bundle, so that it learns of no new authority; see to our \
-             bundle endpoint, and to the network between ({words})"
-        );
-        let reason = RotationSafeReason::PeerCannotFetchOurBundle.as_str();
-        return Condition::new(KIND, false, reason, message);
+    if let Some(judged) = rotation::judge(subject.world, subject.peer) {
+        return Condition::new(KIND, judged.truth, judged.reason.as_str(), judged.message);
     }
-    let why = cannot_fetch.map(|words| format!("; it says that it cannot fetch our bundle ({words})"));
-    let message = format!(
-        "{trust_domain} does not hold our authority {} yet: do not activate or rely on it before{}",
-        missing.join(", "),
-        why.unwrap_or_default()
-    );
-    Condition::new(KIND, false, RotationSafeReason::PeerLacksAuthority.as_str(), message)
+    let message = format!("{trust_domain} has not said which of our authorities it holds");
+    if is_settling(subject) {
+        return keep(stored, KIND, Truth::Unknown, RotationSafeReason::Unknown.as_str(), &message);
+    }
+    Condition::new(KIND, Truth::Unknown, RotationSafeReason::Unknown.as_str(), message)
 }
 
 fn services_synced(subject: Subject<'_>, stored: Option<&Value>) -> Condition {
@@ -383,8 +370,9 @@ fn ready(subject: Subject<'_>, others: &[Condition]) -> Condition {
     const KIND: &str = "Ready";
     let Subject { world, peer, .. } = subject;
     if let Some(stage) = ending::stage(world, peer) {
-        let message = format!("ending; waits {}", stage.waits_for(peer));
-        return Condition::new(KIND, false, ReadyReason::Ending.as_str(), message);
+        let reason = if stage.is_held_back() { ReadyReason::EndingHeldBack } else { ReadyReason::Ending };
+        let message = ending::message(world, peer, &stage);
+        return Condition::new(KIND, false, reason.as_str(), message);
     }
     if peer.suspend {
         let message = "spec.suspend is set: nothing is changed, and nothing is exchanged".to_owned();

@@ -1,7 +1,8 @@
 //! Objects in a directory, for SPIRE without Kubernetes, for GitOps, and for trying it out.
 //!
 //! ```text
-//! PATH/manifests/**            what users want: .yaml, .yml and .json, several documents a file. Never written here
+//! PATH/manifests/**            what users want: .yaml, .yml and .json, several documents a file. Never changed here; a
+//!                              new file is put there only where an operator asked for the object (`entente join`)
 //! PATH/generated/<plural>/     what the agent made: <namespace>_<name>.yaml, or <name>.yaml
 //! PATH/status/<plural>/        of each object: uid, creation, generation, finalizers, status, and what was last read
 //! PATH/status/epoch            how many objects were deleted so far; part of each new uid
@@ -29,6 +30,7 @@ mod tests;
 mod watch;
 mod write;
 
+use std::collections::BTreeMap;
 use std::path::Path;
 use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 use std::time::Duration;
@@ -53,6 +55,13 @@ use crate::model::{Object, ObjectKey};
 /// What to tell the file's owner.
 pub fn read_document(path: &Path) -> Result<Value, String> {
     files::read(path).and_then(|text| manifest::from_yaml_as(&text))
+}
+
+/// The annotations of an object as the agent that follows the directory last read them; `None` where none has.
+#[must_use]
+pub fn kept_annotations(root: &Path, key: &ObjectKey) -> Option<BTreeMap<String, String>> {
+    let text = files::read(&root.join(STATUS).join(files::place(key))).ok()?;
+    record::Record::parse(&text).ok().map(|record| record.definition.annotations)
 }
 
 /// How a directory is watched.
@@ -128,6 +137,17 @@ impl DirectoryStore {
         Self { shared: Arc::new(shared) }
     }
 
+    /// The file under `manifests` that defines an object, where one does.
+    #[must_use]
+    pub fn manifest(&self, key: &ObjectKey) -> Option<std::path::PathBuf> {
+        let source = self.shared.with_state(|state| {
+            state.ensure_scanned(clock::now());
+            state.records.get(key).map(|record| record.source.clone())
+        })?;
+        let path = self.shared.root.join(&source);
+        (Path::new(&source).starts_with(MANIFESTS) && path.is_file()).then_some(path)
+    }
+
     pub(super) fn watch(&self, kinds: &[Kind]) -> mpsc::Receiver<Event> {
         let (events, receiver) = mpsc::channel(WATCH_CAPACITY);
         self.shared.scanner.get_or_init(|| {
@@ -151,6 +171,11 @@ impl DirectoryStore {
     ) -> Result<Object, StoreError> {
         let (desired, precondition) = (object.clone(), precondition.clone());
         self.with("apply", &object.key, move |state| state.apply(&desired, &precondition, clock::now())).await
+    }
+
+    pub(super) async fn create_for_operator(&self, object: &Object) -> Result<Object, StoreError> {
+        let created = object.clone();
+        self.with("create", &object.key, move |state| state.create_manifest(&created, clock::now())).await
     }
 
     pub(super) async fn delete(&self, key: &ObjectKey, uid: &str) -> Result<(), StoreError> {

@@ -1,0 +1,369 @@
+//! `entente peer end`: says what the end of a relationship means, asks for it, and follows it until nothing is left.
+
+use std::collections::BTreeMap;
+use std::io::{BufRead as _, IsTerminal as _, Write as _};
+use std::process::ExitCode;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use anyhow::{Context as _, bail};
+use clap::Args;
+use serde_json::{Value, json};
+use tokio::sync::mpsc;
+
+use super::manifest;
+use crate::clock;
+use crate::config::StoreArg;
+use crate::index::Index;
+use crate::model::change::{PatchOp, pointer};
+use crate::model::object::Kind;
+use crate::model::peer::{ANNOTATION_END, ANNOTATION_ENDED_BY};
+use crate::model::world::{Relationships, Settings};
+use crate::model::{Object, ObjectKey, Peer, TrustDomain};
+use crate::plan::ending::{self, Impact};
+use crate::store::{DirectoryStore, DirectoryTimings, Event, KubernetesStore, Store};
+
+/// How long the store is given to be read.
+const PATIENCE: Duration = Duration::from_secs(15);
+/// The most names in one line of what will happen.
+const NAMES: usize = 20;
+/// What has to be read to say what an end means.
+const KINDS: [Kind; 6] = [
+    Kind::TrustDomainPeer,
+    Kind::FederatedService,
+    Kind::ImportedService,
+    Kind::ClusterFederatedTrustDomain,
+    Kind::ClusterSpiffeId,
+    Kind::ClusterStaticEntry,
+];
+
+#[derive(Args, Debug)]
+pub(in crate::cli) struct EndArgs {
+    /// The foreign trust domain.
+    trust_domain: String,
+
+    /// An emergency: trust goes first and at once, whatever that breaks.
+    #[arg(long)]
+    now: bool,
+
+    /// Do not ask.
+    #[arg(short, long)]
+    yes: bool,
+
+    /// Do not wait for the end.
+    #[arg(long)]
+    no_wait: bool,
+
+    /// How many seconds to wait for the end; it goes on by itself afterwards.
+    #[arg(long, default_value_t = 600, value_name = "SECONDS", conflicts_with = "no_wait")]
+    timeout: u64,
+
+    /// Who ends it: the other side is told. By default the user and host that this runs as.
+    #[arg(long, env = "ENTENTE_ENDED_BY", value_name = "WHO")]
+    by: Option<String>,
+
+    #[arg(long, env = "USER", hide = true, default_value = "")]
+    user: String,
+
+    /// Where objects are: `kubernetes` (by KUBECONFIG), or `dir:PATH`.
+    #[arg(long, env = "ENTENTE_STORE", default_value = "kubernetes")]
+    store: StoreArg,
+
+    /// The agent's namespace.
+    #[arg(long, env = "ENTENTE_NAMESPACE", default_value = "entente-system")]
+    namespace: String,
+
+    /// What the agent marks as its own, as its own option says.
+    #[arg(long, env = "ENTENTE_INSTANCE", default_value = "entente")]
+    instance: String,
+
+    /// `className` of the objects that spire-controller-manager follows, as the agent's option says.
+    #[arg(long, env = "ENTENTE_SPIRE_CLASS_NAME", default_value = "")]
+    spire_class_name: String,
+}
+
+/// Exit codes: 0 ended (or, with `--no-wait`, asked for); 1 it failed, was not confirmed, or is not done in time; 2 it was
+/// not confirmed for want of a terminal.
+pub(super) async fn run(args: EndArgs) -> anyhow::Result<ExitCode> {
+    let trust_domain = TrustDomain::new(args.trust_domain.as_str())?;
+    let store = open(&args).await?;
+    let reading = Reading::start(&store, &args, &trust_domain);
+    let mut reading = tokio::time::timeout(PATIENCE, reading).await.map_err(|_| {
+        anyhow::anyhow!(
+            "{}: not read within {} s; may you list every kind that `entente crds` defines, and those of SPIRE?",
+            args.store,
+            PATIENCE.as_secs()
+        )
+    })??;
+    say(&describe(&reading.peer, &reading.impact, &args))?;
+    if !args.yes {
+        if !std::io::stdin().is_terminal() {
+            complain("nothing was changed: there is no terminal to ask at; give --yes")?;
+            return Ok(ExitCode::from(2));
+        }
+        if !confirmed(&trust_domain)? {
+            complain("nothing was changed")?;
+            return Ok(ExitCode::FAILURE);
+        }
+    }
+    ask(&store, &args, &reading).await?;
+    if args.no_wait {
+        say("asked for; `entente status` says what it waits for\n")?;
+        return Ok(ExitCode::SUCCESS);
+    }
+    let following = follow(&mut reading);
+    match tokio::time::timeout(Duration::from_secs(args.timeout), following).await {
+        Ok(ended) => ended.map(|()| ExitCode::SUCCESS),
+        Err(_) => bail!(
+            "it has not ended within {} s, and goes on by itself: see what it waits for above, or by `entente status`; where \
+             nothing is said above, no agent follows {}",
+            args.timeout,
+            args.store
+        ),
+    }
+}
+
+async fn open(args: &EndArgs) -> anyhow::Result<Store> {
+    Ok(match &args.store {
+        StoreArg::Kubernetes => {
+            Store::Kubernetes(KubernetesStore::connect(&args.namespace, "entente").await?)
+        }
+        StoreArg::Directory(path) => {
+            Store::Directory(DirectoryStore::open_read_only(path, DirectoryTimings::default()))
+        }
+    })
+}
+
+/// The store as it was read, and what comes next from it.
+struct Reading {
+    events: mpsc::Receiver<Event>,
+    peer: Arc<Peer>,
+    key: ObjectKey,
+    impact: Impact,
+}
+
+impl Reading {
+    async fn start(store: &Store, args: &EndArgs, trust_domain: &TrustDomain) -> anyhow::Result<Self> {
+        let mut index = Index::new(settings(args), clock::now());
+        let mut events = store.watch(&KINDS);
+        let mut missing: std::collections::BTreeSet<Kind> = KINDS.into();
+        while !missing.is_empty() {
+            let event = events.recv().await.context("the store ended")?;
+            match &event {
+                Event::Absent(Kind::TrustDomainPeer) => bail!(
+                    "the API server does not know the kind TrustDomainPeer: is this the cluster that you mean?"
+                ),
+                Event::Reset { kind, .. } | Event::Absent(kind) => {
+                    missing.remove(kind);
+                }
+                _ => {}
+            }
+            index.store(event);
+        }
+        let world = index.world();
+        let Some(peer) = world.peers.get(trust_domain) else {
+            let unread = world.rejected.iter().find(|(_, r)| r.trust_domain.as_ref() == Some(trust_domain));
+            match unread {
+                Some((key, rejected)) => bail!("{key} cannot be read: {}: mend it first", rejected.message),
+                None => bail!("no TrustDomainPeer describes {trust_domain}"),
+            }
+        };
+        let mut as_asked = peer.as_ref().clone();
+        as_asked.ending.at_once |= args.now;
+        Ok(Self {
+            events,
+            key: ObjectKey::cluster(Kind::TrustDomainPeer, &peer.object),
+            impact: ending::impact(world, &as_asked),
+            peer: Arc::new(as_asked),
+        })
+    }
+}
+
+fn settings(args: &EndArgs) -> Arc<Settings> {
+    Arc::new(Settings {
+        instance: args.instance.clone(),
+        namespace: args.namespace.clone(),
+        spire_class_name: args.spire_class_name.clone(),
+        relationships: match args.store {
+            StoreArg::Kubernetes => Relationships::ControllerManager,
+            StoreArg::Directory(_) => Relationships::ServerApi,
+        },
+        drain: Duration::ZERO,
+        agent_follow: Duration::ZERO,
+        poll_interval: Duration::ZERO,
+        good_fetches: 1,
+    })
+}
+
+/// What will happen, and what it may break.
+fn describe(peer: &Peer, impact: &Impact, args: &EndArgs) -> String {
+    let there = &peer.trust_domain;
+    let at_once = peer.ending.at_once;
+    let order = if at_once {
+        "AT ONCE, TRUST FIRST: federatesWith, relationship and bundle go without waiting for anyone. Workloads refuse its \
+         SVIDs within some 15 s"
+    } else {
+        "in order: goodbye, federatesWith, relationship, a pause for SPIRE's agents, bundle, imports and policies"
+    };
+    let mut text =
+        format!("This ends the relationship with {there} (TrustDomainPeer {}), {order}.\n", peer.object);
+    let mut line = |what: &str, names: &[String]| {
+        if !names.is_empty() {
+            text.push_str(&format!("  {what}: {}\n", listed(names)));
+        }
+    };
+    line("federatesWith is taken out of", &impact.stripped);
+    line("not callable from here any more", &impact.imports);
+    line("closed to clients of there, whose connections are cut", &impact.exports);
+    if matches!(args.store, StoreArg::Directory(_)) {
+        let ids = peer.federates_with.iter().flat_map(|selection| &selection.spiffe_ids);
+        line("SPIRE's entries that are selected", &ids.map(ToString::to_string).collect::<Vec<_>>());
+        text.push_str(&format!(
+            "  SPIRE's own entries are not read here: see `spire-server entry show -federatesWith {there}`\n"
+        ));
+    }
+    if let Some(other) = &impact.foreign {
+        text.push_str(&format!(
+            "{other} describes {there} too and is not ours: bundle and relationship stay until that is deleted.\n"
+        ));
+    }
+    if !impact.not_ours.is_empty() {
+        let names = listed(&impact.not_ours);
+        let what = if at_once {
+            format!(
+                "What this breaks: {names} name {there} and are not ours to edit. They lose it with the bundle; from then on \
+                 SPIRE refuses changes to their entries, and their new workloads get no SVID, until {there} is taken out \
+                 of their federatesWith.\n"
+            )
+        } else {
+            format!(
+                "What holds it back: {names} name {there}, and the agent did not put it there. The bundle stays, and what \
+                 they register goes on trusting {there}, until it is taken out of their federatesWith.\n"
+            )
+        };
+        text.push_str(&what);
+    }
+    text
+}
+
+fn listed(names: &[String]) -> String {
+    let shown: Vec<&str> = names.iter().take(NAMES).map(String::as_str).collect();
+    let more = names.len() - shown.len();
+    let rest = if more > 0 { format!(" and {more} more") } else { String::new() };
+    format!("{}{rest}", shown.join(", "))
+}
+
+fn confirmed(trust_domain: &TrustDomain) -> anyhow::Result<bool> {
+    say("Type the trust domain to go on: ")?;
+    let mut answer = String::new();
+    std::io::stdin().lock().read_line(&mut answer)?;
+    Ok(answer.trim() == trust_domain.as_str())
+}
+
+/// Says who ends it and how in the object's annotations, then deletes it.
+async fn ask(store: &Store, args: &EndArgs, reading: &Reading) -> anyhow::Result<()> {
+    let annotations = annotations(args, &reading.peer);
+    if let StoreArg::Directory(root) = &args.store {
+        return manifest::end(store, root, &reading.key, &annotations).await;
+    }
+    // The agent writes finalizer and status meanwhile.
+    for _ in 0..5 {
+        let Some(object) = store.get(&reading.key).await? else { return Ok(()) };
+        if object.meta.uid != reading.peer.uid {
+            bail!("{} was made anew meanwhile: look at it again", reading.key);
+        }
+        let ops = annotate(&object, &annotations);
+        if ops.is_empty() {
+            break;
+        }
+        match store.patch_json(&reading.key, &object.meta.resource_version, ops).await {
+            Ok(_) => break,
+            Err(crate::store::StoreError::Conflict { .. }) => {}
+            Err(error) => return Err(error.into()),
+        }
+    }
+    Ok(store.delete(&reading.key, &reading.peer.uid).await?)
+}
+
+fn annotations(args: &EndArgs, peer: &Peer) -> BTreeMap<&'static str, String> {
+    let mut all = BTreeMap::new();
+    let by = args.by.clone().or_else(|| whoami(&args.user));
+    if let Some(by) = by.filter(|_| peer.ending.by.is_none() || args.by.is_some()) {
+        all.insert(ANNOTATION_ENDED_BY, by);
+    }
+    if args.now {
+        all.insert(ANNOTATION_END, "now".to_owned());
+    }
+    all
+}
+
+fn whoami(user: &str) -> Option<String> {
+    let host = std::fs::read_to_string("/proc/sys/kernel/hostname").unwrap_or_default();
+    match (user, host.trim()) {
+        ("", "") => None,
+        ("", host) => Some(host.to_owned()),
+        (user, "") => Some(user.to_owned()),
+        (user, host) => Some(format!("{user}@{host}")),
+    }
+}
+
+fn annotate(object: &Object, annotations: &BTreeMap<&'static str, String>) -> Vec<PatchOp> {
+    let there = &object.meta.annotations;
+    let mut ops: Vec<PatchOp> = annotations
+        .iter()
+        .filter(|(name, value)| there.get(**name) != Some(*value))
+        .map(|(name, value)| PatchOp::Add {
+            path: pointer(&["metadata", "annotations", name]),
+            value: json!(value),
+        })
+        .collect();
+    if there.is_empty() && !ops.is_empty() {
+        ops.insert(0, PatchOp::Add { path: "/metadata/annotations".to_owned(), value: json!({}) });
+    }
+    ops
+}
+
+/// Prints what the end waits for, as it changes, until the object is gone.
+async fn follow(reading: &mut Reading) -> anyhow::Result<()> {
+    let mut last = String::new();
+    let begun = Instant::now();
+    loop {
+        let object = match reading.events.recv().await.context("the store ended")? {
+            Event::Applied(object) if object.key == reading.key => object,
+            Event::Deleted(key) if key == reading.key => break,
+            Event::Reset { kind: Kind::TrustDomainPeer, objects } => {
+                match objects.into_iter().find(|object| object.key == reading.key) {
+                    Some(object) => object,
+                    None => break,
+                }
+            }
+            _ => continue,
+        };
+        if object.meta.uid != reading.peer.uid {
+            break;
+        }
+        if let Some(message) = progress(&object).filter(|message| *message != last) {
+            say(&format!("{:>5.1} s  {message}\n", begun.elapsed().as_secs_f64()))?;
+            last = message;
+        }
+    }
+    let there = &reading.peer.trust_domain;
+    say(&format!("{:>5.1} s  the relationship with {there} has ended\n", begun.elapsed().as_secs_f64()))
+}
+
+fn progress(object: &Object) -> Option<String> {
+    let conditions = object.status()?.get("conditions")?.as_array()?;
+    let text = |c: &Value, field: &str| c.get(field).and_then(Value::as_str).unwrap_or_default().to_owned();
+    let ready = conditions.iter().find(|c| text(c, "type") == "Ready")?;
+    text(ready, "reason").starts_with("Ending").then(|| text(ready, "message"))
+}
+
+fn say(text: &str) -> anyhow::Result<()> {
+    let mut out = std::io::stdout().lock();
+    out.write_all(text.as_bytes())?;
+    Ok(out.flush()?)
+}
+
+fn complain(text: &str) -> anyhow::Result<()> {
+    Ok(writeln!(std::io::stderr().lock(), "entente: {text}")?)
+}

@@ -219,8 +219,13 @@ fn spawn_sources(
     let (monitors, targets) = watch::channel(Arc::default());
     let client = EndpointClient::new(roots(args)?);
     let limits = poll_limits(args);
-    let (endpoints, endpoint_task, ask_again) =
-        crate::bundle::watch::spawn(client.clone(), limits, targets, Arc::new(clock::now), cancel.clone());
+    let (endpoints, endpoint_task, ask_again) = crate::bundle::watch::spawn(
+        client.clone(),
+        limits,
+        targets,
+        Arc::new(clock::precise),
+        cancel.clone(),
+    );
     supervise(tasks, endpoint_task);
     Ok(Sources { identity, server, replicas, spire, client, endpoints, monitors, ask_again })
 }
@@ -273,7 +278,7 @@ impl Planning {
             metrics: self.metrics,
         };
         let index = Index::new(self.settings, clock::now());
-        tasks.spawn(index::run::run(index, inputs, outputs, clock::now, cancel.clone()));
+        tasks.spawn(index::run::run(index, inputs, outputs, clock::precise, cancel.clone()));
         let following = index::bootstrap::follow(self.store, wanted, found_sender, cancel.clone());
         tasks.spawn(async move {
             following.await;

@@ -197,7 +197,7 @@ pub struct EndpointState {
     pub descends_from: Option<BundleDigest>,
     /// How often in a row the endpoint served the same bundle again.
     pub unchanged: u32,
-    /// When the last fetch that ended had begun.
+    /// The moment when the last fetch that ended had begun.
     pub asked_at: Option<Timestamp>,
     /// Since when `failure` is set, or since when it is not.
     pub since: Option<Timestamp>,

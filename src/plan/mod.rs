@@ -246,7 +246,7 @@ fn wake_at(world: &World, services: &services::ServicesPlan) -> Option<Timestamp
         .chain(notices)
         .chain(told::wake_at(world))
         .chain(rotation::wake_at(world));
-    all.filter(|at| *at > world.now).min()
+    all.filter(|at| *at > world.moment).min()
 }
 
 /// The endpoints of which more has to be known than they were last asked.

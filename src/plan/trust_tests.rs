@@ -137,6 +137,7 @@ impl Scene {
     /// Time goes by, and the memory with it.
     fn pass(&mut self, seconds: i64) {
         self.world.now = Timestamp::from_second(self.world.now.as_second() + seconds).unwrap();
+        self.world.moment = self.world.now;
         self.world.memory = memory::advance(&self.world);
     }
 

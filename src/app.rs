@@ -33,6 +33,7 @@ use crate::model::world::{Relationships, Settings};
 use crate::model::{ObjectKey, TrustDomain};
 use crate::observe::{admin, metrics::Metrics};
 use crate::plan::Plan;
+use crate::spire::replicas::{Connect, Replicas};
 use crate::spire::watch::{Intervals, SpireWatch};
 use crate::spire::{ServerAddress, SpireServer, tcp};
 use crate::store::{DirectoryStore, DirectoryTimings, KubernetesStore, Leadership, LeaseTimings, Store};
@@ -127,6 +128,7 @@ pub async fn start(args: &AgentArgs, cancel: CancellationToken) -> anyhow::Resul
     };
     let targets = sources.targets(store.clone(), metrics);
     let (server, client) = (sources.server.clone(), sources.client.clone());
+    let (replicas, spire_watch) = (sources.replicas.clone(), sources.spire.clone());
     let (plans, failures) = planning.spawn(&mut tasks, sources, &cancel);
     let diagnoser = Diagnoser {
         worlds: worlds.clone(),
@@ -145,8 +147,16 @@ pub async fn start(args: &AgentArgs, cancel: CancellationToken) -> anyhow::Resul
         Ok(())
     });
     if !args.control.as_os_str().is_empty() {
-        let (leading, replica) = (leadership.leading(), replica.clone());
-        let control = Control { worlds, leading, replica, diagnoser, enrolment };
+        let control = Control {
+            worlds,
+            leading: leadership.leading(),
+            replica: replica.clone(),
+            diagnoser,
+            enrolment,
+            replicas,
+            spire: spire_watch,
+            rotating: Arc::default(),
+        };
         let serving = control::serve(&args.control, control, cancel.clone()).await.context("--control")?;
         supervise(&mut tasks, serving);
     }
@@ -167,6 +177,7 @@ pub async fn start(args: &AgentArgs, cancel: CancellationToken) -> anyhow::Resul
 struct Sources {
     identity: IdentitySource,
     server: SpireServer,
+    replicas: Replicas,
     spire: SpireWatch,
     client: EndpointClient,
     endpoints: watch::Receiver<Arc<BTreeMap<TrustDomain, EndpointState>>>,
@@ -197,9 +208,12 @@ fn spawn_sources(
         IdentitySource::spawn(endpoint, Some(args.admin_hint.clone()), cancel.clone());
     supervise(tasks, identity_task);
 
-    let server = spire_server(args, &identity)?;
+    let (server, addresses, connect) = spire_servers(args, &identity)?;
+    let intervals = Intervals::default();
+    let (replicas, replicas_task) = Replicas::spawn(addresses, connect, intervals.bundles, cancel.clone());
+    supervise(tasks, replicas_task);
     let (spire, spire_task) =
-        SpireWatch::spawn(server.clone(), identity.subscribe(), Intervals::default(), cancel.clone());
+        SpireWatch::spawn(server.clone(), replicas.clone(), identity.subscribe(), intervals, cancel.clone());
     supervise(tasks, spire_task);
 
     let (monitors, targets) = watch::channel(Arc::default());
@@ -208,7 +222,7 @@ fn spawn_sources(
     let (endpoints, endpoint_task, ask_again) =
         crate::bundle::watch::spawn(client.clone(), limits, targets, Arc::new(clock::now), cancel.clone());
     supervise(tasks, endpoint_task);
-    Ok(Sources { identity, server, spire, client, endpoints, monitors, ask_again })
+    Ok(Sources { identity, server, replicas, spire, client, endpoints, monitors, ask_again })
 }
 
 /// What the planning is made of, beside the sources.
@@ -363,14 +377,24 @@ async fn open_store(args: &AgentArgs) -> anyhow::Result<Store> {
     }
 }
 
-fn spire_server(args: &AgentArgs, identity: &IdentitySource) -> anyhow::Result<SpireServer> {
-    match ServerAddress::parse(&args.spire_server).context("--spire-server")? {
+/// The first SPIRE server, where all are, and how each is reached.
+fn spire_servers(
+    args: &AgentArgs,
+    identity: &IdentitySource,
+) -> anyhow::Result<(SpireServer, Vec<ServerAddress>, Connect)> {
+    let parsed = args.spire_server.iter().map(|text| ServerAddress::parse(text));
+    let addresses: Vec<ServerAddress> = parsed.collect::<Result<_, _>>().context("--spire-server")?;
+    let identity = identity.clone();
+    let connect: Connect = Arc::new(move |address| match address {
         ServerAddress::Unix(path) => Ok(SpireServer::connect_unix(path)),
         ServerAddress::Tcp(address) => {
-            let configs = tcp::admin_configs(identity.clone()).context("--spire-server")?;
-            SpireServer::connect_tcp(&address, configs).context("--spire-server")
+            let configs = tcp::admin_configs(identity.clone())?;
+            SpireServer::connect_tcp(address, configs)
         }
-    }
+    });
+    let first = addresses.first().context("--spire-server: name at least one SPIRE server")?;
+    let server = connect(first).context("--spire-server")?;
+    Ok((server, addresses, connect))
 }
 
 fn roots(args: &AgentArgs) -> anyhow::Result<rustls::RootCertStore> {

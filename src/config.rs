@@ -20,9 +20,11 @@ pub struct AgentArgs {
     #[arg(long, env = "SPIFFE_ENDPOINT_SOCKET")]
     pub workload_api: String,
 
-    /// SPIRE's server API: `unix:///path`, or `host:port` with an admin SVID.
-    #[arg(long, env = "ENTENTE_SPIRE_SERVER")]
-    pub spire_server: String,
+    /// SPIRE's server API: `unix:///path`, or `host:port` with an admin SVID. Where there are several SPIRE servers, all of
+    /// them, separated by commas, or a name that resolves to all: relationships, bundles and entries, which they share, are
+    /// kept at the first; each is asked for the authorities that it signs with.
+    #[arg(long, env = "ENTENTE_SPIRE_SERVER", value_delimiter = ',', required = true)]
+    pub spire_server: Vec<String>,
 
     /// Where peers' agents reach us.
     #[arg(long, env = "ENTENTE_LISTEN", default_value = "0.0.0.0:7443")]

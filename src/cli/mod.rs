@@ -11,6 +11,7 @@ mod invite;
 mod join;
 mod peer;
 mod render;
+mod rotate;
 mod status;
 
 use std::process::ExitCode;
@@ -43,6 +44,8 @@ enum Command {
     Render(render::RenderArgs),
     /// Show the peers and services of a trust domain.
     Status(status::StatusArgs),
+    /// Change the authorities that SPIRE signs with, once every peer holds the new ones.
+    Rotate(rotate::RotateArgs),
     /// What is done to one relationship.
     #[command(subcommand)]
     Peer(peer::PeerCommand),
@@ -84,6 +87,7 @@ async fn run(command: Command) -> anyhow::Result<ExitCode> {
         Command::Agent(args) => agent::run(*args).await.map(|()| ExitCode::SUCCESS),
         Command::Render(args) => render::run(&args).await.map(|()| ExitCode::SUCCESS),
         Command::Status(args) => status::run(&args).await,
+        Command::Rotate(args) => rotate::run(&args).await,
         Command::Peer(command) => peer::run(command).await,
         Command::About(args) => about::run(&args).await.map(|()| ExitCode::SUCCESS),
         Command::Diagnose(args) => diagnose::run(&args).await,

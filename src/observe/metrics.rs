@@ -1,7 +1,8 @@
 //! Metrics, read off what the agent knows: each condition of each peer, plans, writes.
 
+use std::collections::BTreeSet;
 use std::sync::atomic::AtomicU64;
-use std::sync::{Mutex, PoisonError};
+use std::sync::{Arc, Mutex, PoisonError};
 
 use prometheus_client::encoding::text::encode;
 use prometheus_client::encoding::{EncodeLabelSet, EncodeLabelValue};
@@ -11,8 +12,9 @@ use prometheus_client::metrics::gauge::Gauge;
 use prometheus_client::registry::Registry;
 use serde_json::Value;
 
-use crate::model::World;
 use crate::model::object::Kind;
+use crate::model::{Peer, TrustDomain, World};
+use crate::plan::{alarms, rotation};
 
 /// A peer's condition.
 #[derive(Clone, Debug, Hash, PartialEq, Eq, EncodeLabelSet)]
@@ -25,6 +27,19 @@ struct ConditionLabels {
 #[derive(Clone, Debug, Hash, PartialEq, Eq, EncodeLabelSet)]
 struct PeerLabels {
     trust_domain: String,
+}
+
+/// A SPIRE server of ours.
+#[derive(Clone, Debug, Hash, PartialEq, Eq, EncodeLabelSet)]
+struct ServerLabels {
+    server: String,
+}
+
+/// An alarm of a peer's bundle.
+#[derive(Clone, Debug, Hash, PartialEq, Eq, PartialOrd, Ord, EncodeLabelSet)]
+struct AlarmLabels {
+    trust_domain: String,
+    alarm: String,
 }
 
 /// How a write ended.
@@ -46,9 +61,12 @@ pub struct Metrics {
     registry: Registry,
     conditions: Family<ConditionLabels, Gauge>,
     bundle_expiry: Family<PeerLabels, Gauge>,
+    activation: Family<ServerLabels, Gauge>,
+    bundle_alarms: Family<AlarmLabels, Gauge>,
     plans: Counter<u64, AtomicU64>,
     writes: Family<WriteLabels, Counter>,
     peers: Mutex<Vec<String>>,
+    raised: Mutex<BTreeSet<AlarmLabels>>,
 }
 
 impl Default for Metrics {
@@ -66,6 +84,18 @@ impl Default for Metrics {
             "When the last authority of the peer's bundle in SPIRE expires",
             bundle_expiry.clone(),
         );
+        let activation = Family::default();
+        registry.register(
+            "authority_activation_timestamp_seconds",
+            "When SPIRE lets the prepared authority of a SPIRE server of ours sign by itself; absent while none is prepared",
+            activation.clone(),
+        );
+        let bundle_alarms = Family::default();
+        registry.register(
+            "peer_bundle_alarm",
+            "1 for each alarm of a peer's bundle that stands: the reasons of BundleEndpointHealthy",
+            bundle_alarms.clone(),
+        );
         let plans = Counter::default();
         registry.register("plans", "Plans that differed from the one before", plans.clone());
         let writes = Family::default();
@@ -74,7 +104,17 @@ impl Default for Metrics {
             "Objects written, patched or deleted, and calls to SPIRE",
             writes.clone(),
         );
-        Self { registry, conditions, bundle_expiry, plans, writes, peers: Mutex::default() }
+        Self {
+            registry,
+            conditions,
+            bundle_expiry,
+            bundle_alarms,
+            activation,
+            plans,
+            writes,
+            peers: Mutex::default(),
+            raised: Mutex::default(),
+        }
     }
 }
 
@@ -84,9 +124,31 @@ impl Metrics {
         self.writes.get_or_create(&WriteLabels { result }).inc();
     }
 
+    /// Only what stands is shown: an alarm that ended is taken out.
+    fn observe_alarms(&self, world: &World) {
+        let of_peer = |(trust_domain, peer): (&TrustDomain, &Arc<Peer>)| {
+            let raised = alarms::alarms(world, peer).into_iter().map(|alarm| alarm.reason.to_string());
+            let trust_domain = trust_domain.to_string();
+            raised
+                .map(move |alarm| AlarmLabels { trust_domain: trust_domain.clone(), alarm })
+                .collect::<Vec<_>>()
+        };
+        let now: BTreeSet<AlarmLabels> = world.peers.iter().flat_map(of_peer).collect();
+        let mut raised = self.raised.lock().unwrap_or_else(PoisonError::into_inner);
+        for ended in raised.difference(&now) {
+            self.bundle_alarms.remove(ended);
+        }
+        for begun in now.difference(&raised) {
+            self.bundle_alarms.get_or_create(begun).set(1);
+        }
+        *raised = now;
+    }
+
     /// Counts a plan and takes over what the world says of the peers.
     pub fn observe(&self, world: &World) {
         self.plans.inc();
+        self.observe_activations(world);
+        self.observe_alarms(world);
         let mut peers = self.peers.lock().unwrap_or_else(PoisonError::into_inner);
         let now: Vec<String> = world.peers.keys().map(ToString::to_string).collect();
         if *peers != now {
@@ -115,6 +177,17 @@ impl Metrics {
             if let Some(last) = bundle.and_then(|b| b.authorities().map(|a| a.not_after()).max()) {
                 let labels = PeerLabels { trust_domain: trust_domain.to_string() };
                 self.bundle_expiry.get_or_create(&labels).set(last.as_second());
+            }
+        }
+    }
+
+    fn observe_activations(&self, world: &World) {
+        let activations = rotation::activations(world);
+        for server in world.spire.iter().flat_map(|spire| spire.servers.keys()) {
+            let labels = ServerLabels { server: server.clone() };
+            match activations.get(server.as_str()) {
+                Some(at) => drop(self.activation.get_or_create(&labels).set(at.as_second())),
+                None => drop(self.activation.remove(&labels)),
             }
         }
     }

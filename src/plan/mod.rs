@@ -2,6 +2,7 @@
 
 pub mod admission;
 pub mod adoption;
+pub mod alarms;
 pub mod authorization;
 pub mod diff;
 pub mod ending;
@@ -19,11 +20,13 @@ pub mod memory;
 pub mod monitors;
 pub mod notice;
 pub mod pace;
+pub mod poison;
 pub mod prune;
 #[cfg(test)]
 mod purity;
 pub mod registrations;
 pub mod relationship;
+pub mod rotation;
 pub mod selectors;
 pub mod services;
 pub mod status;
@@ -226,14 +229,12 @@ fn statuses(
 
 fn wake_at(world: &World, services: &services::ServicesPlan) -> Option<Timestamp> {
     let verdicts = world.peers.values().filter_map(|peer| verdict::wake_at(world, peer));
-    let drains = world.peers.values().filter_map(|peer| match ending::stage(world, peer) {
-        Some(ending::Stage::Drain(until)) => Some(until),
-        _ => None,
-    });
+    let drains = world.peers.values().filter_map(|peer| ending::wake_at(world, peer));
     // Bundles become unusable by time alone.
     let bundles = world.spire.iter().flat_map(|spire| spire.bundles.values());
     let expiries = bundles.flat_map(|bundle| bundle.authorities().map(|a| a.not_after()));
     let rests = world.memory.values().filter_map(|memory| memory.quiet_until);
+    let alarms = world.peers.values().filter_map(|peer| alarms::wake_at(world, peer));
     let notices = world.memory.values().filter_map(|memory| notice::wake_at(world, memory));
     let after = |at: Timestamp| at.saturating_add(Duration::from_secs(1)).unwrap_or(at);
     let all = verdicts
@@ -241,8 +242,10 @@ fn wake_at(world: &World, services: &services::ServicesPlan) -> Option<Timestamp
         .chain(services.wake_at)
         .chain(expiries.map(after))
         .chain(rests)
+        .chain(alarms)
         .chain(notices)
-        .chain(told::wake_at(world));
+        .chain(told::wake_at(world))
+        .chain(rotation::wake_at(world));
     all.filter(|at| *at > world.now).min()
 }
 

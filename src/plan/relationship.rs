@@ -8,6 +8,7 @@ use serde_json::json;
 
 use super::ending;
 use super::generated;
+use super::poison;
 use crate::bundle::document;
 use crate::model::endpoint::{EndpointProfile, EndpointState};
 use crate::model::object::{Kind, ObjectKey};
@@ -127,14 +128,15 @@ pub fn freshest(world: &World, peer: &Peer) -> Option<Arc<Bundle>> {
     };
     let state = world.endpoints.get(&peer.trust_domain).filter(descends);
     let fetched = state.and_then(|state| state.latest_usable.clone());
-    let is_usable = |bundle: &Arc<Bundle>| bundle.is_usable_at(world.now);
+    let is_usable = |bundle: &Arc<Bundle>| poison::harm(world, peer, bundle).is_none();
     if fetched.as_ref().is_some_and(is_usable) {
         return fetched;
     }
     let kept = persisted(world, peer);
     let usable = [&kept, &given].into_iter().flatten().find(|bundle| is_usable(bundle)).cloned();
-    // Where all have expired meanwhile, nothing better is known.
-    usable.or(fetched).or(kept).or(given)
+    // Where all have expired meanwhile, nothing better is known; another's authority is never taken.
+    let known = usable.or(fetched).or(kept).or(given);
+    known.filter(|bundle| poison::shared(world, peer, bundle).is_none())
 }
 
 /// What the endpoint serves now, as far as is known, if that is usable: it may be given to SPIRE where that holds none
@@ -142,7 +144,7 @@ pub fn freshest(world: &World, peer: &Peer) -> Option<Arc<Bundle>> {
 #[must_use]
 pub fn served(world: &World, peer: &Peer) -> Option<Arc<Bundle>> {
     let state = world.endpoints.get(&peer.trust_domain)?;
-    let latest = state.latest.as_ref().filter(|bundle| bundle.is_usable_at(world.now))?;
+    let latest = state.latest.as_ref().filter(|bundle| poison::harm(world, peer, bundle).is_none())?;
     state.failure.is_none().then(|| Arc::clone(latest))
 }
 
@@ -189,8 +191,8 @@ pub fn object(world: &World, peer: &Peer) -> Option<Object> {
         return None;
     }
     let bundle = freshest(world, peer);
-    // SPIRE can fetch the first bundle itself only where the web's authorities verify the endpoint.
-    if bundle.is_none() && peer.endpoint.profile != EndpointProfile::HttpsWeb {
+    // SPIRE can fetch the first bundle itself only where the web's authorities verify the endpoint. What stands, stays.
+    if bundle.is_none() && !stands(world, peer) && peer.endpoint.profile != EndpointProfile::HttpsWeb {
         return None;
     }
     let profile = match &peer.endpoint.profile {
@@ -218,6 +220,9 @@ pub fn object(world: &World, peer: &Peer) -> Option<Object> {
     let mut object =
         generated::object(world, key(&peer.trust_domain), spec, vec![peer.owner()], &sources, trust_domain);
     object.meta.annotations.insert(ANNOTATION_BOOTSTRAP.to_owned(), bootstrap_digest(world, peer));
+    if let Some(kept) = poison::annotation(world, peer) {
+        object.meta.annotations.insert(poison::ANNOTATION_POISONED.to_owned(), kept);
+    }
     Some(object)
 }
 
@@ -254,7 +259,8 @@ pub fn actions(world: &World, peer: &Peer) -> Vec<SpireAction> {
     }
     let stored = spire.bundles.get(trust_domain);
     let behind = ahead_of_spire(world, peer).filter(|_| related.is_some());
-    actions.extend(behind.map(|served| catch_up(world, stored, served)));
+    let refused = world.endpoints.get(trust_domain).is_some_and(|state| state.refused_by_spire.is_some());
+    actions.extend(behind.map(|served| catch_up(world, stored, served, refused)));
     actions
 }
 
@@ -262,13 +268,13 @@ fn stands(world: &World, peer: &Peer) -> bool {
     world.objects.contains_key(&key(&peer.trust_domain))
 }
 
-/// SPIRE need not wait for its own next poll. Where what it holds could not verify the endpoint, it is given what we
-/// verified: it has nothing usable, or nothing in common with what is served.
-fn catch_up(world: &World, stored: Option<&Arc<Bundle>>, served: Arc<Bundle>) -> SpireAction {
+/// SPIRE need not wait for its own next poll. Where it cannot fetch, it is given what we verified: it has nothing usable to
+/// verify the endpoint with, or nothing in common with what is served, or its reader refuses the document.
+fn catch_up(world: &World, stored: Option<&Arc<Bundle>>, served: Arc<Bundle>, refused: bool) -> SpireAction {
     let usable = stored.filter(|bundle| bundle.is_usable_at(world.now));
     let common =
         usable.is_some_and(|stored| stored.fingerprints().any(|f| served.fingerprints().any(|g| f == g)));
-    if common {
+    if common && !refused {
         SpireAction::RefreshBundle(served.trust_domain().clone())
     } else {
         SpireAction::SetBundle(served)

@@ -84,6 +84,7 @@ fn what_was_made_by_hand_is_adopted_and_nothing_flaps() {
         spire_holds(west, east).await?;
         let cart = east.register_test_process("cart", "/ns/shop/sa/cart", &[], &["west.example"]).await?;
         let agents = Agents::start(pair).await?;
+        let logged = [east, west].map(|domain| domain.spire.controller_manager.log().len());
         let stop = tokio_util::sync::CancellationToken::new();
         let watching = watch(pair, &cart, &stop);
         let adopting = async {
@@ -93,6 +94,12 @@ fn what_was_made_by_hand_is_adopted_and_nothing_flaps() {
         let (watched, adopted) = tokio::join!(watching, adopting);
         let looks = adopted.and(watched)?;
         ensure!(looks > 20, "only {looks} looks");
+        // What is gone for less than a look is in its maker's log.
+        for (domain, before) in [east, west].into_iter().zip(logged) {
+            let log = domain.spire.controller_manager.log().split_off(before);
+            let changed = log.lines().find(|line| line.contains("d federation relationship"));
+            ensure!(changed.is_none(), "the relationship was changed: {changed:?}");
+        }
 
         // The end takes the names out that were recorded, and so the bundle goes too.
         delete(east, PEER, None, "west.example").await?;

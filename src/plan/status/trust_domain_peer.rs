@@ -13,9 +13,12 @@ use crate::model::object::{Kind, ObjectKey};
 use crate::model::peer::Bootstrap;
 use crate::model::service::Outcome;
 use crate::model::session::{LinkPlan, LinkState, Refusal, SessionState, Trouble};
+use crate::model::world::Harm;
 use crate::model::{Peer, World};
 use crate::plan::services::ServicesPlan;
-use crate::plan::{StatusWrite, ending, links, memory, registrations, relationship, told, verdict};
+use crate::plan::{
+    StatusWrite, alarms, ending, links, poison, registrations, relationship, rotation, told, verdict,
+};
 
 /// Everything that the status of a peer is computed from.
 #[derive(Debug, Clone, Copy)]
@@ -87,16 +90,9 @@ fn endpoint_healthy(Subject { world, peer, .. }: Subject<'_>, stored: Option<&Va
     let Some(state) = world.endpoints.get(&peer.trust_domain) else {
         return keep(stored, KIND, Truth::Unknown, awaiting, &unasked);
     };
-    if let Some(failure) = &state.failure {
-        return Condition::new(KIND, false, failure.problem.reason(), failure.message.clone());
-    }
-    if let Some(alarm) = state.alarms.first() {
-        let message = format!(
-            "the bundle endpoint {url} serves what its operator must explain: {alarm:?}; ask the operator of {} \
-             before trusting it further",
-            peer.trust_domain
-        );
-        return Condition::new(KIND, false, alarm.reason(), message);
+    let alarms = alarms::alarms(world, peer);
+    if let Some(worst) = alarms.first() {
+        return Condition::new(KIND, false, worst.reason.as_str(), alarms::in_words(&alarms));
     }
     if state.latest.is_none() {
         return keep(stored, KIND, Truth::Unknown, awaiting, &unasked);
@@ -132,15 +128,30 @@ fn distribution(Subject { world, peer, blocked, .. }: Subject<'_>) -> (Truth, &'
         return (Truth::False, BundleDistributedReason::ObjectNotOurs.as_str(), blocked.to_owned());
     }
     let remembered = world.memory.get(trust_domain);
-    if let Some((memory, poisoned)) = remembered.and_then(|m| m.poisoned.as_ref().map(|p| (m, p))) {
+    if peer.withdraw {
         let message = format!(
-            "federatesWith {trust_domain} is suspended since {}: {}; it would make every local workload that \
-             federates refuse its own new SVID. It comes back after {} good fetches in a row",
+            "spec.withdraw is set: no registration federates with {trust_domain}, and what is imported from it does not \
+             work, until it is unset"
+        );
+        return (Truth::False, BundleDistributedReason::Withdrawn.as_str(), message);
+    }
+    if let Some((memory, poisoned)) = remembered.and_then(|m| m.poisoned.as_ref().map(|p| (m, p))) {
+        let (reason, risk) = match poisoned.harm {
+            Harm::NoUsableAuthority => (
+                BundleDistributedReason::SuspendedUnusableBundle,
+                "it would make every local workload that federates refuse its own new SVID",
+            ),
+            Harm::SharedAuthority { .. } => {
+                (BundleDistributedReason::SuspendedSharedAuthority, "who has its key could speak for both")
+            }
+        };
+        let message = format!(
+            "federatesWith {trust_domain} is suspended since {}: {}; {risk}. It comes back after {} good fetches in a row",
             poisoned.since,
             poisoned.cause,
-            memory::good_fetches_needed(world, memory)
+            poison::good_fetches_needed(world, memory)
         );
-        return (Truth::False, BundleDistributedReason::SuspendedUnusableBundle.as_str(), message);
+        return (Truth::False, reason.as_str(), message);
     }
     if relationship::freshest(world, peer).is_none() && !spire.bundles.contains_key(trust_domain) {
         let message = format!(
@@ -225,6 +236,10 @@ fn connected(subject: Subject<'_>, stored: Option<&Value>) -> Condition {
     }
     if peer.suspend {
         let message = "spec.suspend is set; unset it to go on".to_owned();
+        return because(Truth::False, ConnectedReason::Suspended.as_str(), message);
+    }
+    if peer.withdraw {
+        let message = "spec.withdraw is set; unset it to go on".to_owned();
         return because(Truth::False, ConnectedReason::Suspended.as_str(), message);
     }
     let awaiting = ConnectedReason::AwaitingPeer.as_str();
@@ -330,36 +345,14 @@ fn is_settling(subject: Subject<'_>) -> bool {
 fn rotation_safe(subject: Subject<'_>, stored: Option<&Value>) -> Condition {
     const KIND: &str = "RotationSafe";
     let trust_domain = &subject.peer.trust_domain;
-    if let Some(words) = told::cannot_fetch_ours(subject.world, subject.peer) {
-        let message = format!(
-            "{trust_domain} says that it cannot fetch our bundle ({words}): it learns of no new authority; see to \
-             our bundle endpoint, and to the network between"
-        );
-        let reason = RotationSafeReason::PeerCannotFetchOurBundle.as_str();
-        return Condition::new(KIND, false, reason, message);
+    if let Some(judged) = rotation::judge(subject.world, subject.peer) {
+        return Condition::new(KIND, judged.truth, judged.reason.as_str(), judged.message);
     }
-    let ours = subject.world.identity.as_ref().map(|identity| identity.bundle.authority_ids());
-    let held = session(subject)
-        .filter(|session| session.is_connected())
-        .and_then(|session| session.remote.as_ref())
-        .and_then(|remote| remote.held.as_ref());
-    let (Some(ours), Some(held)) = (ours, held) else {
-        let message = format!("{trust_domain} has not said which of our authorities it holds");
-        if is_settling(subject) {
-            return keep(stored, KIND, Truth::Unknown, RotationSafeReason::Unknown.as_str(), &message);
-        }
-        return Condition::new(KIND, Truth::Unknown, RotationSafeReason::Unknown.as_str(), message);
-    };
-    let missing: Vec<String> = ours.difference(&held.authority_ids).map(ToString::to_string).collect();
-    if missing.is_empty() {
-        let message = format!("{trust_domain} holds every authority of ours");
-        return Condition::new(KIND, true, RotationSafeReason::PeersHoldAuthorities.as_str(), message);
+    let message = format!("{trust_domain} has not said which of our authorities it holds");
+    if is_settling(subject) {
+        return keep(stored, KIND, Truth::Unknown, RotationSafeReason::Unknown.as_str(), &message);
     }
-    let message = format!(
-        "{trust_domain} does not hold our authority {} yet: do not activate or rely on it before",
-        missing.join(", ")
-    );
-    Condition::new(KIND, false, RotationSafeReason::PeerLacksAuthority.as_str(), message)
+    Condition::new(KIND, Truth::Unknown, RotationSafeReason::Unknown.as_str(), message)
 }
 
 fn services_synced(subject: Subject<'_>, stored: Option<&Value>) -> Condition {

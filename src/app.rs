@@ -111,12 +111,7 @@ pub async fn start(args: &AgentArgs, cancel: CancellationToken) -> anyhow::Resul
     let (peers, questions) = (federation.probe, federation.questions);
     supervise(&mut tasks, federation.join);
 
-    let (admin, admin_task) =
-        admin::serve(args.admin_listen, ready.clone(), Arc::clone(&metrics), cancel.clone())
-            .await
-            .with_context(|| format!("--admin-listen {}", args.admin_listen))?;
-    supervise(&mut tasks, admin_task);
-
+    let admin = serve_admin(&mut tasks, args, ready.clone(), Arc::clone(&metrics), cancel.clone()).await?;
     let planning = Planning {
         store: store.clone(),
         settings: Arc::clone(&settings),
@@ -142,24 +137,18 @@ pub async fn start(args: &AgentArgs, cancel: CancellationToken) -> anyhow::Resul
     };
     supervise(&mut tasks, tokio::spawn(diagnoser.clone().serve(questions, cancel.clone())));
     let following = enrolment.invites.clone().follow(leadership.leading(), cancel.clone());
-    tasks.spawn(async move {
-        following.await;
-        Ok(())
-    });
-    if !args.control.as_os_str().is_empty() {
-        let control = Control {
-            worlds,
-            leading: leadership.leading(),
-            replica: replica.clone(),
-            diagnoser,
-            enrolment,
-            replicas,
-            spire: spire_watch,
-            rotating: Arc::default(),
-        };
-        let serving = control::serve(&args.control, control, cancel.clone()).await.context("--control")?;
-        supervise(&mut tasks, serving);
-    }
+    supervise(&mut tasks, tokio::spawn(following));
+    let control = Control {
+        worlds,
+        leading: leadership.leading(),
+        replica: replica.clone(),
+        diagnoser,
+        enrolment,
+        replicas,
+        spire: spire_watch,
+        rotating: Arc::default(),
+    };
+    serve_control(&mut tasks, args, control, cancel.clone()).await?;
     spawn_writer(
         &mut tasks,
         Applier::new(targets, plans.clone(), leadership.leading(), failures),
@@ -171,6 +160,33 @@ pub async fn start(args: &AgentArgs, cancel: CancellationToken) -> anyhow::Resul
 
     tracing::info!(%listen, %admin, store = %args.store, version = env!("CARGO_PKG_VERSION"), "the agent runs");
     Ok(Agent { listen, admin, ready, plans, cancel, tasks })
+}
+
+/// Health and metrics; the address that was bound.
+async fn serve_admin(
+    tasks: &mut JoinSet<anyhow::Result<()>>,
+    args: &AgentArgs,
+    ready: watch::Receiver<bool>,
+    metrics: Arc<Metrics>,
+    cancel: CancellationToken,
+) -> anyhow::Result<SocketAddr> {
+    let serving = admin::serve(args.admin_listen, ready, metrics, cancel).await;
+    let (address, task) = serving.with_context(|| format!("--admin-listen {}", args.admin_listen))?;
+    supervise(tasks, task);
+    Ok(address)
+}
+
+/// The control socket, where one is wanted.
+async fn serve_control(
+    tasks: &mut JoinSet<anyhow::Result<()>>,
+    args: &AgentArgs,
+    control: Control,
+    cancel: CancellationToken,
+) -> anyhow::Result<()> {
+    if !args.control.as_os_str().is_empty() {
+        supervise(tasks, control::serve(&args.control, control, cancel).await.context("--control")?);
+    }
+    Ok(())
 }
 
 /// What is followed beside the store and the peers.
@@ -219,8 +235,13 @@ fn spawn_sources(
     let (monitors, targets) = watch::channel(Arc::default());
     let client = EndpointClient::new(roots(args)?);
     let limits = poll_limits(args);
-    let (endpoints, endpoint_task, ask_again) =
-        crate::bundle::watch::spawn(client.clone(), limits, targets, Arc::new(clock::now), cancel.clone());
+    let (endpoints, endpoint_task, ask_again) = crate::bundle::watch::spawn(
+        client.clone(),
+        limits,
+        targets,
+        Arc::new(clock::precise),
+        cancel.clone(),
+    );
     supervise(tasks, endpoint_task);
     Ok(Sources { identity, server, replicas, spire, client, endpoints, monitors, ask_again })
 }
@@ -273,7 +294,7 @@ impl Planning {
             metrics: self.metrics,
         };
         let index = Index::new(self.settings, clock::now());
-        tasks.spawn(index::run::run(index, inputs, outputs, clock::now, cancel.clone()));
+        tasks.spawn(index::run::run(index, inputs, outputs, clock::precise, cancel.clone()));
         let following = index::bootstrap::follow(self.store, wanted, found_sender, cancel.clone());
         tasks.spawn(async move {
             following.await;

@@ -41,7 +41,7 @@ impl Side {
             latest: Some(Arc::clone(other)),
             latest_usable: Some(Arc::clone(other)),
             since: Some(world.now),
-            asked_at: Some(world.now),
+            asked_at: world.now.saturating_add(SignedDuration::from_secs(3600)).ok(),
             ..EndpointState::default()
         };
         world.endpoints = Arc::new(BTreeMap::from([(foreign.clone(), state)]));
@@ -50,6 +50,7 @@ impl Side {
 
     fn pass(&mut self, seconds: i64) {
         self.world.now = self.world.now.saturating_add(SignedDuration::from_secs(seconds)).unwrap();
+        self.world.moment = self.world.now;
         self.world.memory = memory::advance(&self.world);
     }
 

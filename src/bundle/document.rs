@@ -26,6 +26,8 @@ const MAX_IGNORED: usize = 32;
 pub struct Parsed {
     pub bundle: Bundle,
     pub ignored: Vec<String>,
+    /// Why SPIRE's own reader refuses the whole document, where it does (as SPIRE 1.15 and the JOSE library below it).
+    pub refused_by_spire: Option<String>,
 }
 
 /// Why bytes are no bundle document.
@@ -87,7 +89,7 @@ pub fn parse(trust_domain: &TrustDomain, bytes: &[u8]) -> Result<Parsed, Documen
     if keys.left_out > MAX_IGNORED {
         keys.ignored.push(format!("and {} more keys", keys.left_out - MAX_IGNORED));
     }
-    Ok(Parsed { bundle, ignored: keys.ignored })
+    Ok(Parsed { bundle, ignored: keys.ignored, refused_by_spire: keys.refused_by_spire })
 }
 
 #[derive(Default)]
@@ -98,6 +100,7 @@ struct Keys {
     left_out: usize,
     /// Why the first `x509-svid` key that is broken is so.
     broken: Option<String>,
+    refused_by_spire: Option<String>,
 }
 
 impl Keys {
@@ -109,6 +112,9 @@ impl Keys {
     }
 
     fn read(&mut self, index: usize, key: &Value) {
+        if let (None, Some(why)) = (&self.refused_by_spire, refused_by_spire(key)) {
+            self.refused_by_spire = Some(format!("keys[{index}]: {why}"));
+        }
         let Some(key) = key.as_object() else {
             return self.ignore(index, "not an object");
         };
@@ -161,6 +167,43 @@ impl Keys {
             }
             Err(cause) => self.ignore(index, &format!("a jwt-svid key: {cause}")),
         }
+    }
+}
+
+/// Why this key makes SPIRE refuse the document that it stands in.
+fn refused_by_spire(key: &Value) -> Option<String> {
+    let Some(key) = key.as_object() else { return Some("not an object".to_owned()) };
+    let text = |name: &str| key.get(name).and_then(Value::as_str).unwrap_or_default();
+    match text("kty") {
+        "EC" | "RSA" | "OKP" => {
+            if let Err(cause) = jwk::public_members(key) {
+                return Some(cause);
+            }
+        }
+        "oct" => {}
+        other => return Some(format!("unknown kty {:?}", excerpt(other))),
+    }
+    let certificates = key.get("x5c").and_then(Value::as_array).map(Vec::as_slice).unwrap_or_default();
+    for certificate in certificates {
+        let der = certificate.as_str().and_then(|text| STANDARD.decode(text).ok());
+        let Some(members) = der.as_deref().and_then(jwk::of_certificate) else {
+            return Some("x5c holds something else than certificates".to_owned());
+        };
+        if Some(certificate) == certificates.first()
+            && jwk::public_members(key).is_ok_and(|own| own != members)
+        {
+            return Some("its public key is not that of its certificate".to_owned());
+        }
+    }
+    match text("use") {
+        "x509-svid" if certificates.len() != 1 => {
+            Some(format!("{} certificates in x5c, where there must be one", certificates.len()))
+        }
+        "x509-svid" => None,
+        "jwt-svid" | "wit-svid" if text("kid").is_empty() => Some("no kid".to_owned()),
+        "jwt-svid" | "wit-svid" => None,
+        "" => Some("no use".to_owned()),
+        other => Some(format!("unknown use {:?}", excerpt(other))),
     }
 }
 
@@ -253,7 +296,7 @@ pub fn parse_bootstrap(trust_domain: &TrustDomain, text: &str) -> Result<Parsed,
         let parsed = parse(trust_domain, text.as_bytes())?;
         if parsed.bundle.is_empty() { Err(DocumentError::Empty) } else { Ok(parsed) }
     } else if text.contains("-----BEGIN ") {
-        Ok(Parsed { bundle: parse_pem(trust_domain, text)?, ignored: Vec::new() })
+        Ok(Parsed { bundle: parse_pem(trust_domain, text)?, ignored: Vec::new(), refused_by_spire: None })
     } else {
         Err(DocumentError::UnknownFormat)
     }

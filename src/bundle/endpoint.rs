@@ -15,7 +15,6 @@ use tracing::info;
 
 use super::document;
 use super::tls::{EndpointVerifier, Refusal, Trust, client_config};
-use crate::devkit::document::read_as_spire;
 use crate::identity::tls::provider;
 use crate::identity::verify::SvidError;
 use crate::model::endpoint::{BundleEndpoint, EndpointProfile, EndpointUrl, FetchFailure, FetchProblem};
@@ -29,14 +28,8 @@ const MAX_REDIRECTS: usize = 3;
 pub struct Fetched {
     pub bundle: Bundle,
     pub ignored: Vec<String>,
-}
-
-/// A bundle that was fetched to see how its endpoint does.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Probed {
-    pub fetched: Fetched,
-    /// Why SPIRE's own reader refuses the document, where it does: one key that it does not know costs it the whole.
-    pub spire_refuses: Option<String>,
+    /// Why SPIRE's own reader refuses the document, where it does.
+    pub refused_by_spire: Option<String>,
 }
 
 /// A fetch that failed, and how far it came.
@@ -118,10 +111,7 @@ impl EndpointClient {
         verify_with: Option<&Bundle>,
         now: Timestamp,
     ) -> Result<Fetched, FetchFailure> {
-        self.probe(trust_domain, endpoint, verify_with, now)
-            .await
-            .map(|probed| probed.fetched)
-            .map_err(|failed| failed.failure)
+        self.probe(trust_domain, endpoint, verify_with, now).await.map_err(|failed| failed.failure)
     }
 
     /// As [`Self::fetch`], telling more of what was seen on the way.
@@ -134,7 +124,7 @@ impl EndpointClient {
         endpoint: &BundleEndpoint,
         verify_with: Option<&Bundle>,
         now: Timestamp,
-    ) -> Result<Probed, FailedProbe> {
+    ) -> Result<Fetched, FailedProbe> {
         let verifier = self.trust(endpoint, verify_with).map(|trust| EndpointVerifier::new(trust, unix(now)));
         let attempt = async {
             let verifier = verifier.as_ref().map_err(Clone::clone)?;
@@ -142,17 +132,19 @@ impl EndpointClient {
             let body = tokio::time::timeout(self.total_timeout, fetch).await.map_err(|_| {
                 Problem::unreachable(format!("it gave no whole answer within {:?}", self.total_timeout))
             })??;
-            let parsed = document::parse(trust_domain, &body)
-                .map_err(|e| Problem::new(FetchProblem::BundleUnparseable, e.to_string()))?;
-            Ok::<_, Problem>((parsed, read_as_spire(trust_domain, &body).err()))
+            document::parse(trust_domain, &body)
+                .map_err(|e| Problem::new(FetchProblem::BundleUnparseable, e.to_string()))
         };
         match attempt.await {
-            Ok((parsed, spire_refuses)) => {
+            Ok(parsed) => {
                 info!(%trust_domain, url = %endpoint.url, sequence = parsed.bundle.sequence,
                     authorities = parsed.bundle.len(), digest = %parsed.bundle.digest(), ignored = ?parsed.ignored,
                     "bundle fetched");
-                let fetched = Fetched { bundle: parsed.bundle, ignored: parsed.ignored };
-                Ok(Probed { fetched, spire_refuses })
+                Ok(Fetched {
+                    bundle: parsed.bundle,
+                    ignored: parsed.ignored,
+                    refused_by_spire: parsed.refused_by_spire,
+                })
             }
             Err(problem) => {
                 let (cause, advice) = (problem.cause.clone(), advice(problem.problem, &endpoint.profile));

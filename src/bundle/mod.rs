@@ -1,5 +1,7 @@
 //! Trust bundles of other trust domains: their documents, the endpoints that serve them, and what watching them shows.
 
+#[cfg(test)]
+mod alarm_tests;
 pub mod document;
 pub mod endpoint;
 mod jwk;

@@ -302,8 +302,13 @@ impl Poll {
             .client
             .fetch(&target.trust_domain, &target.endpoint, verify_with.as_deref(), whole(begun))
             .await;
+        let refused_by_spire = match &fetched {
+            Ok(fetched) => fetched.refused_by_spire.clone(),
+            Err(_) => self.state.refused_by_spire.clone(),
+        };
         let fetched = fetched.map(|fetched| fetched.bundle);
         let mut state = observe(&self.state, fetched, whole((self.shared.clock)()));
+        state.refused_by_spire = refused_by_spire;
         state.asked_at = Some(begun);
         if !in_turn {
             state.good_in_a_row = state.good_in_a_row.min(self.state.good_in_a_row);

@@ -3,7 +3,7 @@
 use std::net::SocketAddr;
 use std::sync::Arc;
 
-use crate::bundle::endpoint::{FailedProbe, Probed};
+use crate::bundle::endpoint::{FailedProbe, Fetched};
 use crate::model::diagnosis::ToldCheck;
 use crate::model::own::Identity;
 use crate::model::session::LinkState;
@@ -30,7 +30,7 @@ pub struct EndpointSeen {
     pub dns: Option<Result<Vec<SocketAddr>, String>>,
     /// The address that took the connection.
     pub tcp: Option<Result<SocketAddr, TcpFailure>>,
-    pub fetch: Option<Result<Probed, FailedProbe>>,
+    pub fetch: Option<Result<Fetched, FailedProbe>>,
 }
 
 /// A TCP connection that did not come about.

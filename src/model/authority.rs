@@ -4,7 +4,9 @@ use std::fmt;
 
 use jiff::Timestamp;
 use sha2::{Digest, Sha256};
-use x509_parser::prelude::{FromDer, ParsedExtension, X509Certificate};
+use x509_parser::prelude::{FromDer, GeneralName, ParsedExtension, X509Certificate};
+
+use super::TrustDomain;
 
 /// Names an authority as SPIRE does: the subject key identifier in lower-case hex; the SHA-256 of the certificate
 /// where it has none.
@@ -47,6 +49,8 @@ impl fmt::Debug for AuthorityId {
 pub struct Authority {
     id: AuthorityId,
     fingerprint: [u8; 32],
+    key: [u8; 32],
+    names: Option<TrustDomain>,
     der: Vec<u8>,
     not_before: Timestamp,
     not_after: Timestamp,
@@ -93,6 +97,8 @@ impl Authority {
         Ok(Self {
             id: AuthorityId(key_id.unwrap_or_else(|| hex::encode(fingerprint))),
             fingerprint,
+            key: Sha256::digest(certificate.public_key().raw).into(),
+            names: named(&certificate),
             der: der.to_vec(),
             not_before: at(certificate.validity().not_before.timestamp())?,
             not_after: at(certificate.validity().not_after.timestamp())?,
@@ -109,6 +115,19 @@ impl Authority {
     #[must_use]
     pub fn fingerprint(&self) -> [u8; 32] {
         self.fingerprint
+    }
+
+    /// SHA-256 of its public key (SubjectPublicKeyInfo): what signs, in whatever certificate it stands.
+    #[must_use]
+    pub fn key(&self) -> [u8; 32] {
+        self.key
+    }
+
+    /// The trust domain that the certificate itself says it signs for (X509-SVID 3.1: `spiffe://` and no path), as
+    /// SPIRE's do.
+    #[must_use]
+    pub fn names(&self) -> Option<&TrustDomain> {
+        self.names.as_ref()
     }
 
     #[must_use]
@@ -131,6 +150,17 @@ impl Authority {
     pub fn is_valid_at(&self, now: Timestamp) -> bool {
         self.not_before <= now && now <= self.not_after
     }
+}
+
+fn named(certificate: &X509Certificate<'_>) -> Option<TrustDomain> {
+    let names = certificate.subject_alternative_name().ok().flatten()?;
+    let mut uris = names.value.general_names.iter().filter_map(|name| match name {
+        GeneralName::URI(uri) => Some(*uri),
+        _ => None,
+    });
+    let (uri, more) = (uris.next()?, uris.next());
+    let name = uri.strip_prefix("spiffe://").filter(|_| more.is_none())?;
+    TrustDomain::new(name.strip_suffix('/').unwrap_or(name)).ok()
 }
 
 impl fmt::Debug for Authority {

@@ -189,6 +189,9 @@ pub struct EndpointState {
     /// What the last successful fetches showed; kept until a fetch shows otherwise, or the same bundle was served often
     /// enough to be what the peer means.
     pub alarms: Vec<BundleAlarm>,
+    /// Why SPIRE's own reader refuses the last document that was fetched, where it does: ours leaves out what the
+    /// specification says to ignore, SPIRE's refuses the whole.
+    pub refused_by_spire: Option<String>,
     /// Successful fetches of a usable bundle since the last one that was not.
     pub good_in_a_row: u32,
     /// The bootstrap bundle under which all of this was fetched.

@@ -41,6 +41,8 @@ pub struct Peer {
     pub imports: Imports,
     pub on_disconnect: OnDisconnect,
     pub suspend: bool,
+    /// No registration federates with it: the user's own hold on what it could reach.
+    pub withdraw: bool,
 }
 
 impl Peer {

@@ -67,18 +67,29 @@ pub struct Rejected {
 pub struct PeerMemory {
     /// Set while the peer's bundle would harm local workloads, and until it has been good for long enough.
     pub poisoned: Option<Poisoned>,
-    /// Whether what an earlier life of the agent had suspended was looked at.
+    /// Whether what an earlier life of the agent wrote down was looked at.
     pub recalled: bool,
-    /// How often it was poisoned in this life of the process; holds the restoration back longer each time.
+    /// How often it was poisoned, over restarts, with less than a day in between; holds the restoration back longer each
+    /// time.
     pub flaps: u32,
+    /// When it was poisoned last.
+    pub last_flap: Option<Timestamp>,
+    /// Keys in the peer's bundles that are another's.
+    pub disputed: Disputed,
     /// Since when, while ending, no registration entry federates any more.
     pub drained_since: Option<Timestamp>,
+    /// Since when, while ending, entries in SPIRE federate though no registration names the peer.
+    pub lingering_since: Option<Timestamp>,
     /// Until when the pace at which SPIRE's bundle may be found not to be what the endpoint serves is used up.
     pub turning: Option<Timestamp>,
     /// Until when such changes are left alone.
     pub quiet_until: Option<Timestamp>,
     /// Set while SPIRE and the peer's endpoint differ.
     pub differs: Option<Difference>,
+    /// Since when they have differed, whatever either held meanwhile.
+    pub differs_since: Option<Timestamp>,
+    /// Since when the peer's own word on its bundle has not been what its endpoint serves.
+    pub doubted_since: Option<Timestamp>,
     /// What SPIRE holds, since it was last seen to change.
     pub stored: Option<StoredBundle>,
     /// Set while the peer tells of a bundle that neither its endpoint served nor SPIRE holds.
@@ -132,6 +143,33 @@ pub struct Poisoned {
     pub cause: String,
     /// The endpoint's good fetches in a row when it was seen: those before it do not count.
     pub good_before: u32,
+    pub harm: Harm,
+}
+
+/// Public keys (by the SHA-256 of their SubjectPublicKeyInfo) in bundles of a trust domain whose authorities they are not,
+/// and whose they are.
+pub type Disputed = BTreeMap<[u8; 32], TrustDomain>;
+
+/// Why a bundle must not reach a workload.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Harm {
+    /// None that is valid now: Envoy refuses its own new SVID with it.
+    NoUsableAuthority,
+    /// One authority for two trust domains: who has its key speaks for both.
+    SharedAuthority { authority: AuthorityId, with: TrustDomain },
+}
+
+impl Harm {
+    /// What the bundle of `trust_domain` is, for a message: "a bundle ...".
+    #[must_use]
+    pub fn in_words(&self, trust_domain: &TrustDomain) -> String {
+        match self {
+            Self::NoUsableAuthority => format!("a bundle of {trust_domain} without a usable X.509 authority"),
+            Self::SharedAuthority { authority, with } => {
+                format!("a bundle of {trust_domain} with the authority {authority}, which is that of {with}")
+            }
+        }
+    }
 }
 
 /// Everything that is known. Two equal worlds give equal plans.

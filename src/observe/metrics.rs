@@ -1,7 +1,8 @@
 //! Metrics, read off what the agent knows: each condition of each peer, plans, writes.
 
+use std::collections::BTreeSet;
 use std::sync::atomic::AtomicU64;
-use std::sync::{Mutex, PoisonError};
+use std::sync::{Arc, Mutex, PoisonError};
 
 use prometheus_client::encoding::text::encode;
 use prometheus_client::encoding::{EncodeLabelSet, EncodeLabelValue};
@@ -11,9 +12,9 @@ use prometheus_client::metrics::gauge::Gauge;
 use prometheus_client::registry::Registry;
 use serde_json::Value;
 
-use crate::model::World;
 use crate::model::object::Kind;
-use crate::plan::rotation;
+use crate::model::{Peer, TrustDomain, World};
+use crate::plan::{alarms, rotation};
 
 /// A peer's condition.
 #[derive(Clone, Debug, Hash, PartialEq, Eq, EncodeLabelSet)]
@@ -32,6 +33,13 @@ struct PeerLabels {
 #[derive(Clone, Debug, Hash, PartialEq, Eq, EncodeLabelSet)]
 struct ServerLabels {
     server: String,
+}
+
+/// An alarm of a peer's bundle.
+#[derive(Clone, Debug, Hash, PartialEq, Eq, PartialOrd, Ord, EncodeLabelSet)]
+struct AlarmLabels {
+    trust_domain: String,
+    alarm: String,
 }
 
 /// How a write ended.
@@ -54,9 +62,11 @@ pub struct Metrics {
     conditions: Family<ConditionLabels, Gauge>,
     bundle_expiry: Family<PeerLabels, Gauge>,
     activation: Family<ServerLabels, Gauge>,
+    bundle_alarms: Family<AlarmLabels, Gauge>,
     plans: Counter<u64, AtomicU64>,
     writes: Family<WriteLabels, Counter>,
     peers: Mutex<Vec<String>>,
+    raised: Mutex<BTreeSet<AlarmLabels>>,
 }
 
 impl Default for Metrics {
@@ -80,6 +90,12 @@ impl Default for Metrics {
             "When SPIRE lets the prepared authority of a SPIRE server of ours sign by itself; absent while none is prepared",
             activation.clone(),
         );
+        let bundle_alarms = Family::default();
+        registry.register(
+            "peer_bundle_alarm",
+            "1 for each alarm of a peer's bundle that stands: the reasons of BundleEndpointHealthy",
+            bundle_alarms.clone(),
+        );
         let plans = Counter::default();
         registry.register("plans", "Plans that differed from the one before", plans.clone());
         let writes = Family::default();
@@ -88,7 +104,17 @@ impl Default for Metrics {
             "Objects written, patched or deleted, and calls to SPIRE",
             writes.clone(),
         );
-        Self { registry, conditions, bundle_expiry, activation, plans, writes, peers: Mutex::default() }
+        Self {
+            registry,
+            conditions,
+            bundle_expiry,
+            bundle_alarms,
+            activation,
+            plans,
+            writes,
+            peers: Mutex::default(),
+            raised: Mutex::default(),
+        }
     }
 }
 
@@ -98,10 +124,31 @@ impl Metrics {
         self.writes.get_or_create(&WriteLabels { result }).inc();
     }
 
+    /// Only what stands is shown: an alarm that ended is taken out.
+    fn observe_alarms(&self, world: &World) {
+        let of_peer = |(trust_domain, peer): (&TrustDomain, &Arc<Peer>)| {
+            let raised = alarms::alarms(world, peer).into_iter().map(|alarm| alarm.reason.to_string());
+            let trust_domain = trust_domain.to_string();
+            raised
+                .map(move |alarm| AlarmLabels { trust_domain: trust_domain.clone(), alarm })
+                .collect::<Vec<_>>()
+        };
+        let now: BTreeSet<AlarmLabels> = world.peers.iter().flat_map(of_peer).collect();
+        let mut raised = self.raised.lock().unwrap_or_else(PoisonError::into_inner);
+        for ended in raised.difference(&now) {
+            self.bundle_alarms.remove(ended);
+        }
+        for begun in now.difference(&raised) {
+            self.bundle_alarms.get_or_create(begun).set(1);
+        }
+        *raised = now;
+    }
+
     /// Counts a plan and takes over what the world says of the peers.
     pub fn observe(&self, world: &World) {
         self.plans.inc();
         self.observe_activations(world);
+        self.observe_alarms(world);
         let mut peers = self.peers.lock().unwrap_or_else(PoisonError::into_inner);
         let now: Vec<String> = world.peers.keys().map(ToString::to_string).collect();
         if *peers != now {

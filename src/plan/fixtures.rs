@@ -93,6 +93,7 @@ pub(crate) fn peer(name: &str) -> Peer {
         },
         on_disconnect: OnDisconnect::Keep,
         suspend: false,
+        withdraw: false,
     }
 }
 

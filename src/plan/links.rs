@@ -71,7 +71,7 @@ pub fn report(world: &World, trust_domain: &TrustDomain, troubles: Option<&Vec<T
 fn intent(peer: &Peer) -> LinkIntent {
     if peer.deletion.is_some() {
         LinkIntent::Part(GoodbyeReason::RelationshipEnded)
-    } else if peer.suspend {
+    } else if peer.suspend || peer.withdraw {
         LinkIntent::Part(GoodbyeReason::Suspended)
     } else {
         LinkIntent::Connect

@@ -1,6 +1,8 @@
 //! From what is known to what should be: pure, total, deterministic.
 
 pub mod admission;
+pub mod adoption;
+pub mod alarms;
 pub mod authorization;
 pub mod diff;
 pub mod ending;
@@ -18,6 +20,7 @@ pub mod memory;
 pub mod monitors;
 pub mod notice;
 pub mod pace;
+pub mod poison;
 pub mod prune;
 #[cfg(test)]
 mod purity;
@@ -120,7 +123,7 @@ pub fn plan(world: &World) -> Plan {
     spire.extend(registrations::entry_actions(world));
     let mut prune = prune::prune(world, &objects);
     if world.is_read() && world.identity.is_some() {
-        prune.extend(relationship::superseded(world));
+        prune.extend(adoption::superseded(world));
     }
     let mut writes = diff::writes(world, &mut objects);
     let begun = |key: &ObjectKey| {
@@ -226,14 +229,12 @@ fn statuses(
 
 fn wake_at(world: &World, services: &services::ServicesPlan) -> Option<Timestamp> {
     let verdicts = world.peers.values().filter_map(|peer| verdict::wake_at(world, peer));
-    let drains = world.peers.values().filter_map(|peer| match ending::stage(world, peer) {
-        Some(ending::Stage::Drain(until)) => Some(until),
-        _ => None,
-    });
+    let drains = world.peers.values().filter_map(|peer| ending::wake_at(world, peer));
     // Bundles become unusable by time alone.
     let bundles = world.spire.iter().flat_map(|spire| spire.bundles.values());
     let expiries = bundles.flat_map(|bundle| bundle.authorities().map(|a| a.not_after()));
     let rests = world.memory.values().filter_map(|memory| memory.quiet_until);
+    let alarms = world.peers.values().filter_map(|peer| alarms::wake_at(world, peer));
     let notices = world.memory.values().filter_map(|memory| notice::wake_at(world, memory));
     let after = |at: Timestamp| at.saturating_add(Duration::from_secs(1)).unwrap_or(at);
     let all = verdicts
@@ -241,6 +242,7 @@ fn wake_at(world: &World, services: &services::ServicesPlan) -> Option<Timestamp
         .chain(services.wake_at)
         .chain(expiries.map(after))
         .chain(rests)
+        .chain(alarms)
         .chain(notices)
         .chain(told::wake_at(world))
         .chain(rotation::wake_at(world));

@@ -7,6 +7,7 @@ use serde_json::json;
 
 use super::Patch;
 use super::ending::{self, Stage};
+use super::poison;
 use crate::model::change::{PatchOp, pointer};
 use crate::model::registration::{ANNOTATION_RECORD, Record, Registration};
 use crate::model::trust::{Entry, SpireAction};
@@ -49,10 +50,15 @@ pub fn want(world: &World, peer: &Peer) -> Want {
     if world.memory.get(trust_domain).is_some_and(|memory| memory.poisoned.is_some()) {
         return Want::Suspend;
     }
+    // So is what the user wants withdrawn.
+    if peer.withdraw {
+        return Want::Suspend;
+    }
     if peer.suspend || !ending::is_held(peer) {
         return Want::Leave;
     }
-    let usable = spire.bundles.get(trust_domain).is_some_and(|bundle| bundle.is_usable_at(world.now));
+    let usable =
+        spire.bundles.get(trust_domain).is_some_and(|bundle| poison::harm(world, peer, bundle).is_none());
     match (usable, spire.relationships.contains_key(trust_domain)) {
         (true, true) => Want::Federate,
         // SPIRE holds none, and none can be given to it: an entry that names it would get no SVID at all.

@@ -8,6 +8,7 @@ use serde_json::json;
 
 use super::ending;
 use super::generated;
+use super::poison;
 use crate::bundle::document;
 use crate::model::endpoint::{EndpointProfile, EndpointState};
 use crate::model::object::{Kind, ObjectKey};
@@ -71,34 +72,6 @@ pub fn why_there_is_none(world: &World, peer: &Peer) -> String {
     }
 }
 
-/// Objects of another name that their owner has handed over, and that ours have taken the place of: to be deleted, by
-/// the uid they were seen with.
-///
-/// spire-controller-manager obeys the older of two, and finds the younger one in its place once that is gone: so ours
-/// is put beside it first, and SPIRE's relationship is there all the time. One that comes back is younger than ours,
-/// and is left alone.
-#[must_use]
-pub fn superseded(world: &World) -> Vec<(ObjectKey, String)> {
-    let running = world.peers.values().filter(|peer| peer.deletion.is_none() && !peer.suspend);
-    let handed_over = running.filter_map(|peer| {
-        let other = world.objects.get(foreign(world, peer)?)?;
-        let ours = world.objects.get(&key(&peer.trust_domain))?;
-        let stands =
-            ours.is_generated_by(&world.settings.instance) && describes_same(ours, &object(world, peer)?);
-        let deletable = stands && other.is_handed_over() && other.meta.deletion.is_none();
-        deletable.then(|| (other.key.clone(), other.meta.uid.clone()))
-    });
-    handed_over.collect()
-}
-
-/// Whether spire-controller-manager makes the same of both: it compares these alone.
-fn describes_same(one: &Object, other: &Object) -> bool {
-    ["trustDomain", "bundleEndpointURL", "bundleEndpointProfile", "className"].iter().all(|field| {
-        let of = |object: &Object| object.spec().and_then(|spec| spec.get(*field)).cloned();
-        of(one) == of(other)
-    })
-}
-
 /// The bootstrap bundle, where it is given and could be read.
 #[must_use]
 pub fn bootstrap(world: &World, peer: &Peer) -> Option<Arc<Bundle>> {
@@ -155,14 +128,15 @@ pub fn freshest(world: &World, peer: &Peer) -> Option<Arc<Bundle>> {
     };
     let state = world.endpoints.get(&peer.trust_domain).filter(descends);
     let fetched = state.and_then(|state| state.latest_usable.clone());
-    let is_usable = |bundle: &Arc<Bundle>| bundle.is_usable_at(world.now);
+    let is_usable = |bundle: &Arc<Bundle>| poison::harm(world, peer, bundle).is_none();
     if fetched.as_ref().is_some_and(is_usable) {
         return fetched;
     }
     let kept = persisted(world, peer);
     let usable = [&kept, &given].into_iter().flatten().find(|bundle| is_usable(bundle)).cloned();
-    // Where all have expired meanwhile, nothing better is known.
-    usable.or(fetched).or(kept).or(given)
+    // Where all have expired meanwhile, nothing better is known; another's authority is never taken.
+    let known = usable.or(fetched).or(kept).or(given);
+    known.filter(|bundle| poison::shared(world, peer, bundle).is_none())
 }
 
 /// What the endpoint serves now, as far as is known, if that is usable: it may be given to SPIRE where that holds none
@@ -170,7 +144,7 @@ pub fn freshest(world: &World, peer: &Peer) -> Option<Arc<Bundle>> {
 #[must_use]
 pub fn served(world: &World, peer: &Peer) -> Option<Arc<Bundle>> {
     let state = world.endpoints.get(&peer.trust_domain)?;
-    let latest = state.latest.as_ref().filter(|bundle| bundle.is_usable_at(world.now))?;
+    let latest = state.latest.as_ref().filter(|bundle| poison::harm(world, peer, bundle).is_none())?;
     state.failure.is_none().then(|| Arc::clone(latest))
 }
 
@@ -217,8 +191,8 @@ pub fn object(world: &World, peer: &Peer) -> Option<Object> {
         return None;
     }
     let bundle = freshest(world, peer);
-    // SPIRE can fetch the first bundle itself only where the web's authorities verify the endpoint.
-    if bundle.is_none() && peer.endpoint.profile != EndpointProfile::HttpsWeb {
+    // SPIRE can fetch the first bundle itself only where the web's authorities verify the endpoint. What stands, stays.
+    if bundle.is_none() && !stands(world, peer) && peer.endpoint.profile != EndpointProfile::HttpsWeb {
         return None;
     }
     let profile = match &peer.endpoint.profile {
@@ -246,6 +220,9 @@ pub fn object(world: &World, peer: &Peer) -> Option<Object> {
     let mut object =
         generated::object(world, key(&peer.trust_domain), spec, vec![peer.owner()], &sources, trust_domain);
     object.meta.annotations.insert(ANNOTATION_BOOTSTRAP.to_owned(), bootstrap_digest(world, peer));
+    if let Some(kept) = poison::annotation(world, peer) {
+        object.meta.annotations.insert(poison::ANNOTATION_POISONED.to_owned(), kept);
+    }
     Some(object)
 }
 
@@ -282,7 +259,8 @@ pub fn actions(world: &World, peer: &Peer) -> Vec<SpireAction> {
     }
     let stored = spire.bundles.get(trust_domain);
     let behind = ahead_of_spire(world, peer).filter(|_| related.is_some());
-    actions.extend(behind.map(|served| catch_up(world, stored, served)));
+    let refused = world.endpoints.get(trust_domain).is_some_and(|state| state.refused_by_spire.is_some());
+    actions.extend(behind.map(|served| catch_up(world, stored, served, refused)));
     actions
 }
 
@@ -290,13 +268,13 @@ fn stands(world: &World, peer: &Peer) -> bool {
     world.objects.contains_key(&key(&peer.trust_domain))
 }
 
-/// SPIRE need not wait for its own next poll. Where what it holds could not verify the endpoint, it is given what we
-/// verified: it has nothing usable, or nothing in common with what is served.
-fn catch_up(world: &World, stored: Option<&Arc<Bundle>>, served: Arc<Bundle>) -> SpireAction {
+/// SPIRE need not wait for its own next poll. Where it cannot fetch, it is given what we verified: it has nothing usable to
+/// verify the endpoint with, or nothing in common with what is served, or its reader refuses the document.
+fn catch_up(world: &World, stored: Option<&Arc<Bundle>>, served: Arc<Bundle>, refused: bool) -> SpireAction {
     let usable = stored.filter(|bundle| bundle.is_usable_at(world.now));
     let common =
         usable.is_some_and(|stored| stored.fingerprints().any(|f| served.fingerprints().any(|g| f == g)));
-    if common {
+    if common && !refused {
         SpireAction::RefreshBundle(served.trust_domain().clone())
     } else {
         SpireAction::SetBundle(served)

@@ -9,9 +9,9 @@ use serde_json::json;
 use super::ending::{FINALIZER, Stage, stage};
 use super::fixtures::{WorldExt as _, id, peer, td, world};
 use super::registrations::{Want, patches, reverted, want};
-use super::{finalizers, memory, plan, relationship, verdict};
+use super::{finalizers, memory, plan, poison, relationship, verdict};
 use crate::api::v1alpha1::conditions::ReciprocalReason as Reason;
-use crate::bundle::testing::{Ca, NOW};
+use crate::bundle::testing::{Ca, NOW, ca_params};
 use crate::model::change::PatchOp;
 use crate::model::condition::Truth;
 use crate::model::endpoint::{EndpointState, FetchFailure, FetchProblem};
@@ -375,6 +375,40 @@ fn what_stands_is_not_pruned_for_someone_elses_object() {
 }
 
 #[test]
+fn what_was_handed_over_under_another_name_goes_once_ours_stands_beside_it() {
+    let mut scene = Scene::related();
+    let mut theirs = relationship::object(&scene.world, &scene.peer()).unwrap();
+    theirs.key.name = "by-hand".to_owned();
+    theirs.meta = crate::model::object::Meta { uid: "theirs".to_owned(), ..Default::default() };
+    theirs.meta.created = Timestamp::from_second(now().as_second() - 10).ok();
+    let planned = |scene: &mut Scene, theirs: &crate::model::Object| {
+        scene.world = scene.world.clone().with_object(theirs.clone());
+        scene.pass(1);
+        plan(&scene.world)
+    };
+    let before = planned(&mut scene, &theirs);
+    assert!(before.writes.is_empty() && before.prune.is_empty(), "it was not handed over");
+    theirs.meta.annotations.insert("entente.dev/adopt".to_owned(), "true".to_owned());
+    let first = planned(&mut scene, &theirs);
+    let wrote: Vec<_> = first.writes.values().map(|write| write.object.clone()).collect();
+    assert!(wrote.len() == 1 && first.prune.is_empty(), "ours first, and nothing goes before it stands");
+    let mut ours = wrote[0].clone();
+    ours.meta.created = Some(now());
+    ours.meta.uid = "ours".to_owned();
+    scene.world = scene.world.clone().with_object(ours.clone());
+    let then = planned(&mut scene, &theirs);
+    assert_eq!(then.prune, BTreeMap::from([(theirs.key.clone(), "theirs".to_owned())]));
+    // Someone's tool brings it back: it is younger, is not obeyed, and is not fought.
+    theirs.meta.created = Timestamp::from_second(now().as_second() + 10).ok();
+    assert!(planned(&mut scene, &theirs).prune.is_empty());
+    // Ours says something else than the peer wants now: it is written first.
+    theirs.meta.created = Timestamp::from_second(now().as_second() - 10).ok();
+    ours.body["spec"]["bundleEndpointURL"] = json!("https://elsewhere.example");
+    scene.world = scene.world.clone().with_object(ours);
+    assert!(planned(&mut scene, &theirs).prune.is_empty());
+}
+
+#[test]
 fn nothing_is_begun_before_the_finalizer_stands() {
     let mut scene = Scene::related();
     scene.change_peer(|peer| peer.finalizers.clear());
@@ -415,6 +449,219 @@ fn another_object_of_the_trust_domain_blocks_ours_and_is_named() {
     assert!(plan.writes.is_empty());
     let status = plan.statuses.values().next().unwrap().status.to_string();
     assert!(status.contains("ObjectNotOurs") && status.contains("by-hand"), "{status}");
+}
+
+/// The peers east, and north after it; what each one's endpoint and SPIRE hold of it.
+fn with_north(scene: &mut Scene, north: &Arc<Bundle>, created: i64) {
+    let mut peer = peer("north.example");
+    peer.created = Timestamp::from_second(now().as_second() + created).ok();
+    scene.world = scene.world.clone().with_peer(peer);
+    let state = EndpointState {
+        latest: Some(Arc::clone(north)),
+        latest_usable: Some(Arc::clone(north)),
+        since: Some(now()),
+        ..EndpointState::default()
+    };
+    Arc::make_mut(&mut scene.world.endpoints).insert(td("north.example"), state);
+    let bundle = Arc::clone(north);
+    scene.spire(|spire, _| {
+        spire.bundles.insert(td("north.example"), bundle);
+    });
+}
+
+fn harms(scene: &Scene) -> Vec<String> {
+    let poisoned = scene.world.memory.iter().filter(|(_, memory)| memory.poisoned.is_some());
+    poisoned.map(|(trust_domain, _)| trust_domain.to_string()).collect()
+}
+
+/// The bundle of east, with an authority of someone else's.
+fn stolen(scene: &Scene, from: &Bundle) -> Arc<Bundle> {
+    let both = scene.east.authorities().chain(from.authorities()).cloned();
+    Arc::new(Bundle::new(td(EAST), both))
+}
+
+#[test]
+fn who_serves_our_authority_is_suspended_and_spire_is_not_given_it() {
+    let mut scene = Scene::related();
+    scene.pass(1);
+    scene.write_patches();
+    let own = Arc::clone(&scene.world.identity.as_ref().unwrap().bundle);
+    let bad = stolen(&scene, &own);
+    scene.serves(bad, 900);
+    assert_eq!(scene.actions(), []);
+    assert_eq!(harms(&scene), [EAST]);
+    assert_eq!(scene.write_patches(), 2);
+    assert!(scene.names("cart").is_empty());
+    let status = plan(&scene.world).statuses.into_values().next().unwrap().status.to_string();
+    assert!(status.contains("SuspendedSharedAuthority") && status.contains("west.example"), "{status}");
+    // Good fetches before and during it do not count.
+    for (good, restored) in [(901, 0), (902, 0), (903, 2)] {
+        scene.serves(Arc::clone(&scene.east), good);
+        scene.pass(1);
+        assert_eq!(scene.write_patches(), restored, "{good}");
+    }
+}
+
+#[test]
+fn nobody_throws_another_out_by_serving_its_authority() {
+    let north = Ca::new().bundle("north.example");
+    // North was there later, but what was kept of it has the authority.
+    let mut scene = Scene::related();
+    with_north(&mut scene, &north, 100);
+    let mut kept = relationship::object(&scene.world, &scene.world.peers[&td("north.example")]).unwrap();
+    kept.meta.uid = "kept".to_owned();
+    scene.world = scene.world.clone().with_object(kept);
+    let bad = stolen(&scene, &north);
+    scene.serves(bad, 5);
+    scene.pass(1);
+    assert_eq!(harms(&scene), [EAST]);
+    let good = Arc::clone(&scene.east);
+    assert_ne!(
+        relationship::freshest(&scene.world, &scene.peer()).map(|b| b.digest()),
+        Some(stolen(&scene, &north).digest())
+    );
+    scene.serves(good, 9);
+    scene.pass(1);
+    assert!(harms(&scene).is_empty());
+
+    // Nothing is kept of either: the older TrustDomainPeer has it.
+    for (created, suspended) in [(-1_000_000_000, EAST), (100, "north.example")] {
+        let mut scene = Scene::related();
+        with_north(&mut scene, &north, created);
+        let bad = stolen(&scene, &north);
+        scene.serves(bad, 5);
+        scene.pass(1);
+        assert_eq!(harms(&scene), [suspended]);
+    }
+}
+
+#[test]
+fn an_authority_is_that_of_the_trust_domain_that_it_names() {
+    let mut params = ca_params();
+    params.subject_alt_names = vec![rcgen::SanType::URI("spiffe://north.example".try_into().unwrap())];
+    let named = Ca::with(params).bundle("north.example");
+    // East is older, and saw it first.
+    let mut scene = Scene::related();
+    let bad = stolen(&scene, &named);
+    scene.serves(Arc::clone(&bad), 5);
+    let kept = relationship::object(&scene.world, &scene.peer()).unwrap();
+    scene.world = scene.world.clone().with_object(kept);
+    with_north(&mut scene, &named, 100);
+    scene.pass(1);
+    assert_eq!(harms(&scene), [EAST]);
+}
+
+#[test]
+fn the_object_of_a_relationship_outlives_the_loss_of_every_bundle() {
+    let mut scene = Scene::related();
+    let object = relationship::object(&scene.world, &scene.peer()).unwrap();
+    scene.world = scene.world.clone().with_object(object);
+    scene.change_peer(|peer| {
+        peer.endpoint.profile = crate::model::endpoint::EndpointProfile::HttpsSpiffe {
+            endpoint_id: id("spiffe://east.example/endpoint"),
+        };
+    });
+    let identity = Arc::make_mut(scene.world.identity.as_mut().unwrap());
+    identity.bundle = Arc::clone(&scene.east);
+    scene.pass(1);
+    assert_eq!(relationship::freshest(&scene.world, &scene.peer()), None);
+    assert!(plan(&scene.world).prune.is_empty());
+}
+
+#[test]
+fn flaps_are_remembered_over_a_restart_and_forgiven_after_a_day() {
+    let mut scene = Scene::related();
+    scene.pass(1);
+    assert_eq!(poison::annotation(&scene.world, &scene.peer()), None, "nothing is written of a good peer");
+    let restarted = |scene: &mut Scene, suspended: bool| {
+        let object = relationship::object(&scene.world, &scene.peer()).unwrap();
+        let text = object.meta.annotations[poison::ANNOTATION_POISONED].clone();
+        assert!(text.contains(&format!("\"suspended\":{suspended}")), "{text}");
+        scene.world = scene.world.clone().with_object(object);
+        scene.world.memory.clear();
+        scene.serves(Arc::clone(&scene.east), 1);
+        scene.pass(1);
+        assert_eq!(
+            relationship::object(&scene.world, &scene.peer()).unwrap().meta.annotations
+                [poison::ANNOTATION_POISONED],
+            text
+        );
+    };
+    let poisoned = |scene: &mut Scene| {
+        scene.serves(empty(), 0);
+        scene.pass(1);
+    };
+    let restored_after = |scene: &mut Scene, fetches: u32| {
+        for good in 1..fetches {
+            scene.serves(Arc::clone(&scene.east), good);
+            scene.pass(1);
+            assert_eq!(harms(scene), [EAST], "{good}");
+        }
+        scene.serves(Arc::clone(&scene.east), fetches);
+        scene.pass(1);
+        assert!(harms(scene).is_empty());
+    };
+    poisoned(&mut scene);
+    restored_after(&mut scene, 3);
+    restarted(&mut scene, false);
+    poisoned(&mut scene);
+    // It goes down while suspended, and goes on with the same hold-back.
+    restarted(&mut scene, true);
+    assert_eq!(harms(&scene), [EAST]);
+    restored_after(&mut scene, 6);
+    restarted(&mut scene, false);
+    poisoned(&mut scene);
+    restored_after(&mut scene, 12);
+    // A day later, with another authority: those of tests live for an hour.
+    scene.world.now = Timestamp::from_second(scene.world.now.as_second() + 86_401).unwrap();
+    let mut params = ca_params();
+    crate::bundle::testing::valid(&mut params, 0, 1_000_000);
+    scene.east = Ca::with(params).bundle(EAST);
+    let east = Arc::clone(&scene.east);
+    scene.spire(|spire, _| {
+        spire.bundles.insert(td(EAST), east);
+    });
+    poisoned(&mut scene);
+    restored_after(&mut scene, 3);
+}
+
+#[test]
+fn what_the_user_withdraws_no_registration_names_until_it_is_unset() {
+    let mut scene = Scene::related();
+    let mut cart = registration("cart", false);
+    cart.federates_with = vec![EAST.to_owned()];
+    scene.register(cart);
+    scene.pass(1);
+    scene.write_patches();
+    scene.change_peer(|peer| peer.withdraw = true);
+    scene.pass(1);
+    assert_eq!(scene.write_patches(), 2);
+    assert!(scene.names("cart").is_empty() && scene.names("agent").is_empty());
+    let status = plan(&scene.world).statuses.into_values().next().unwrap().status.to_string();
+    assert!(status.contains("\"Withdrawn\""), "{status}");
+    // A restart meanwhile takes it for nothing else, and it holds over any good fetch.
+    scene.world.memory.clear();
+    for good in [5, 900] {
+        scene.serves(Arc::clone(&scene.east), good);
+        scene.pass(1);
+        assert_eq!(scene.write_patches(), 0);
+    }
+    scene.change_peer(|peer| peer.withdraw = false);
+    scene.pass(1);
+    assert_eq!(scene.write_patches(), 2);
+    assert_eq!((scene.names("cart"), scene.names("agent")), (vec![EAST.to_owned()], vec![EAST.to_owned()]));
+}
+
+#[test]
+fn spire_is_given_what_its_reader_refuses() {
+    let mut scene = Scene::related();
+    let both = Bundle::new(td(EAST), scene.east.authorities().cloned().chain([Ca::new().authority()]));
+    let both = Arc::new(both);
+    scene.serves(Arc::clone(&both), 5);
+    let state = Arc::make_mut(&mut scene.world.endpoints).get_mut(&td(EAST)).unwrap();
+    state.refused_by_spire = Some("keys[1]: no use".to_owned());
+    assert_eq!(scene.actions(), [SpireAction::SetBundle(both)]);
+    assert!(harms(&scene).is_empty(), "SPIRE keeps what it has: nobody is suspended");
 }
 
 #[test]
@@ -513,7 +760,7 @@ fn a_relationship_ends_in_the_safe_order() {
     assert_eq!(relationship::object(&scene.world, &scene.peer()), None, "what has gone does not come back");
     assert!(matches!(stage(&scene.world, &scene.peer()), Some(Stage::Relationship(_))));
     scene.spire(|spire, _| spire.relationships.clear());
-    assert!(matches!(stage(&scene.world, &scene.peer()), Some(Stage::Entries { .. })));
+    assert!(matches!(stage(&scene.world, &scene.peer()), Some(Stage::Entries(_))));
     scene.pass(100);
     scene.spire(|spire, _| spire.entries.clear());
     scene.pass(1);
@@ -626,6 +873,35 @@ fn who_holds_the_bundle_back_is_named_and_told_once() {
     scene.pass(60);
     assert_eq!(told(&mut scene), [], "it is told once");
     assert_eq!(super::ending::impact(&scene.world, &scene.peer()).not_ours, ["ClusterStaticEntry theirs"]);
+}
+
+/// Entries that were made by hand in SPIRE are in no object: they are named once nothing else can explain them.
+#[test]
+fn entries_that_nothing_explains_are_named_after_a_minute() {
+    let mut scene = Scene::related();
+    scene.spire(|spire, _| {
+        spire.relationships.clear();
+        let spiffe_id = id("spiffe://west.example/by-hand");
+        let entry = Entry { id: "e".to_owned(), spiffe_id, federates_with: BTreeSet::from([td(EAST)]) };
+        spire.entries.insert(entry.id.clone(), entry);
+    });
+    scene.change_peer(|peer| peer.deletion = Some(now()));
+    scene.link(LinkState::Idle, None);
+    Arc::make_mut(&mut scene.world.sessions).get_mut(&td(EAST)).unwrap().parted = true;
+    scene.pass(1);
+    let said = |scene: &Scene| {
+        let at = stage(&scene.world, &scene.peer()).unwrap();
+        (at.is_held_back(), at.waits_for(&scene.peer()))
+    };
+    let (held_back, message) = said(&scene);
+    assert!(!held_back && message.contains("spiffe://west.example/by-hand"), "{message}");
+    assert!(super::ending::wake_at(&scene.world, &scene.peer()).is_some());
+    scene.pass(60);
+    let (held_back, message) = said(&scene);
+    assert!(held_back && message.contains("by hand in SPIRE"), "{message}");
+    scene.spire(|spire, _| spire.entries.clear());
+    scene.pass(1);
+    assert!(matches!(stage(&scene.world, &scene.peer()), Some(Stage::Drain(_))));
 }
 
 #[test]

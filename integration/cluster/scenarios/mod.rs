@@ -2,10 +2,14 @@
 
 mod admin;
 mod behaviour;
+mod diagnose;
 mod ending;
+mod enrol;
 mod federation;
 mod one_sided;
 mod poison;
+#[cfg(target_os = "linux")]
+mod proxies;
 mod push;
 mod restart;
 mod revocation;

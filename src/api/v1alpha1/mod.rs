@@ -10,6 +10,7 @@
     reason = "the derive of KubeSchema declares a copy of each struct within a function"
 )]
 
+pub mod bundle_audit;
 pub mod condition;
 pub mod conditions;
 pub mod federated_service;
@@ -60,6 +61,9 @@ pub mod limits {
     pub const REGISTRATIONS: usize = 256;
     /// Bytes of an inline bootstrap bundle.
     pub const BUNDLE: usize = 1_048_576;
+    /// Bundles in the audit trail of a peer, and authorities that one of them names.
+    pub const AUDIT: usize = 20;
+    pub const AUDIT_AUTHORITIES: usize = 32;
     /// Bytes of a SPIFFE ID or an `https` URL (SPIFFE-ID 2.3).
     pub const SPIFFE_ID: usize = 2_048;
 }

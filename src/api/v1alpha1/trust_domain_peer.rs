@@ -5,6 +5,7 @@ use kube::{CustomResource, KubeSchema};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
+use super::bundle_audit::AuditEntry;
 use super::{Condition, LabelSelector, limits};
 
 /// What to share with one foreign trust domain, and with whom there to talk.
@@ -64,6 +65,11 @@ pub struct TrustDomainPeerSpec {
     /// Stop, and keep what is: the agents part, nothing new is exchanged, and what was federated stays so. Default false.
     #[serde(default)]
     pub suspend: bool,
+    /// Hold all trust in it back: no registration federates with it until this is unset, the agent's own among them, and the
+    /// agents part; then what federated before does again. What was imported stays, and does not work meanwhile. Default
+    /// false.
+    #[serde(default)]
+    pub withdraw: bool,
 }
 
 /// Where and how a bundle is fetched, as in a ClusterFederatedTrustDomain.
@@ -276,6 +282,11 @@ pub struct TrustDomainPeerStatus {
     /// The freshest verified bundle of the trust domain.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub bundle: Option<BundleStatus>,
+    /// The bundles that the trust domain has had, newest first, at most 20: when each was first seen, what it changed, and
+    /// who confirmed it.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    #[schemars(length(max = limits::AUDIT))]
+    pub audit: Vec<AuditEntry>,
     /// What the peer said, last, that it holds of our bundle.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub remote_view: Option<RemoteView>,

@@ -1,7 +1,7 @@
 //! The peer's bundle endpoint, and what it serves.
 
 use super::View;
-use crate::bundle::endpoint::{FailedProbe, Probed};
+use crate::bundle::endpoint::{FailedProbe, Fetched};
 use crate::diagnose::check::{Finding, Side};
 use crate::model::endpoint::{BundleAlarm, EndpointProfile, FetchProblem};
 
@@ -45,7 +45,7 @@ pub(super) fn tcp(view: View<'_>) -> Finding {
     }
 }
 
-fn fetch(view: View<'_>) -> Result<&Result<Probed, FailedProbe>, Finding> {
+fn fetch(view: View<'_>) -> Result<&Result<Fetched, FailedProbe>, Finding> {
     view.evidence.endpoint.fetch.as_ref().ok_or_else(|| Finding::skipped(NOT_TRIED))
 }
 
@@ -167,7 +167,7 @@ pub(super) fn document(view: View<'_>) -> Finding {
             format!("what {url} serves is no bundle: {}", failed.cause),
             format!("{}; the field is spec.bundleEndpoint.url of {}", failed.advice, view.object()),
         ),
-        Ok(Ok(probed)) => match &probed.spire_refuses {
+        Ok(Ok(fetched)) => match &fetched.refused_by_spire {
             Some(cause) => Finding::failed(
                 Side::Theirs,
                 format!("SPIRE's own reader refuses the whole bundle that {url} serves: {cause}"),
@@ -183,8 +183,8 @@ pub(super) fn document(view: View<'_>) -> Finding {
 }
 
 pub(super) fn authorities(view: View<'_>) -> Finding {
-    let Ok(Ok(probed)) = fetch(view) else { return Finding::skipped("no bundle was fetched") };
-    let bundle = &probed.fetched.bundle;
+    let Ok(Ok(fetched)) = fetch(view) else { return Finding::skipped("no bundle was fetched") };
+    let bundle = &fetched.bundle;
     if bundle.is_usable_at(view.world.now) {
         return Finding::passed(format!("bundle {} of {} authorities", bundle.digest(), bundle.len()));
     }

@@ -5,7 +5,7 @@ use crate::diagnose::check::{Finding, Side};
 use crate::model::ObjectKey;
 use crate::model::object::LABEL_AGENT;
 use crate::model::world::Relationships;
-use crate::plan::{memory, registrations as planned};
+use crate::plan::{poison, registrations as planned};
 
 /// Most names in one message.
 const NAMED: usize = 5;
@@ -83,8 +83,12 @@ fn of_object(view: View<'_>, object: &ObjectKey, message: &str) -> Finding {
     Finding::failed(Side::Ours, message, remedy)
 }
 
-/// Set while a poisoned bundle suspends `federatesWith`.
+/// Set while the user, or a bundle that would harm, keeps the peer out of `federatesWith`.
 fn suspended(view: View<'_>) -> Option<Finding> {
+    if view.peer.withdraw {
+        let message = format!("spec.withdraw of {} is set: nothing federates with it", view.object());
+        return Some(Finding::failed(Side::Ours, message, "unset spec.withdraw to go on".to_owned()));
+    }
     let remembered = view.world.memory.get(&view.peer.trust_domain)?;
     let poisoned = remembered.poisoned.as_ref()?;
     Some(Finding::failed(
@@ -95,7 +99,7 @@ fn suspended(view: View<'_>) -> Option<Finding> {
         ),
         format!(
             "it comes back by itself after {} good fetches in a row",
-            memory::good_fetches_needed(view.world, remembered)
+            poison::good_fetches_needed(view.world, remembered)
         ),
     ))
 }

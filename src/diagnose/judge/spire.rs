@@ -118,8 +118,8 @@ fn maker(view: View<'_>) -> String {
 
 /// The usable bundle that the endpoint served just now.
 fn served(view: View<'_>) -> Option<&Bundle> {
-    let probed = view.evidence.endpoint.fetch.as_ref()?.as_ref().ok()?;
-    Some(&probed.fetched.bundle).filter(|bundle| bundle.is_usable_at(view.world.now))
+    let fetched = view.evidence.endpoint.fetch.as_ref()?.as_ref().ok()?;
+    Some(&fetched.bundle).filter(|bundle| bundle.is_usable_at(view.world.now))
 }
 
 pub(super) fn bundle(view: View<'_>) -> Finding {

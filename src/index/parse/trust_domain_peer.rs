@@ -74,6 +74,7 @@ fn read(object: &Object, own: Option<&TrustDomain>) -> Result<Peer, Problem> {
         imports,
         on_disconnect: on_disconnect(&spec.on_disconnect)?,
         suspend: spec.suspend,
+        withdraw: spec.withdraw,
         trust_domain,
     })
 }

@@ -1,6 +1,7 @@
 //! Statuses: what an operator reads. A status is written only where it differs, and a transition time changes only
 //! with its condition's status.
 
+pub(crate) mod audit;
 pub mod federated_service;
 pub mod imported_service;
 mod peer_details;

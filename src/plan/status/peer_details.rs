@@ -4,6 +4,7 @@ use std::collections::BTreeSet;
 
 use serde_json::{Map, Value, json};
 
+use super::audit;
 use super::trust_domain_peer::{Subject, counts, session};
 use crate::api::v1alpha1::trust_domain_peer::{AuthorityStatus, BundleStatus, RemoteView, ServiceCounts};
 use crate::model::session::{LinkState, TrustReport};
@@ -13,6 +14,7 @@ use crate::model::{AuthorityId, Bundle, World};
 pub(super) fn details(subject: Subject<'_>, stored: Option<&Value>) -> Map<String, Value> {
     let Subject { world, peer, .. } = subject;
     let trust_domain = &peer.trust_domain;
+    let audit = audit::trail(world, peer, stored);
     let stored = |name: &str| stored.and_then(|status| status.get(name)).cloned();
     let mut details = Map::new();
     let mut set = |name: &str, value: Option<Value>| {
@@ -23,6 +25,7 @@ pub(super) fn details(subject: Subject<'_>, stored: Option<&Value>) -> Map<Strin
     let held = world.spire.as_ref().and_then(|spire| spire.bundles.get(trust_domain));
     let served = world.endpoints.get(trust_domain).and_then(|state| state.latest.as_deref());
     set("bundle", held.map(|bundle| json!(bundle_status(bundle, served))));
+    set("audit", audit);
     let remote = session(subject).and_then(|session| session.remote.as_ref());
     let view = match remote {
         Some(remote) => remote_view(world, remote).map(|view| json!(view)),

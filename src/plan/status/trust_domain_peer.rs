@@ -13,9 +13,12 @@ use crate::model::object::{Kind, ObjectKey};
 use crate::model::peer::Bootstrap;
 use crate::model::service::Outcome;
 use crate::model::session::{LinkPlan, LinkState, Refusal, SessionState, Trouble};
+use crate::model::world::Harm;
 use crate::model::{Peer, World};
 use crate::plan::services::ServicesPlan;
-use crate::plan::{StatusWrite, ending, links, memory, registrations, relationship, rotation, told, verdict};
+use crate::plan::{
+    StatusWrite, alarms, ending, links, poison, registrations, relationship, rotation, told, verdict,
+};
 
 /// Everything that the status of a peer is computed from.
 #[derive(Debug, Clone, Copy)]
@@ -87,16 +90,9 @@ fn endpoint_healthy(Subject { world, peer, .. }: Subject<'_>, stored: Option<&Va
     let Some(state) = world.endpoints.get(&peer.trust_domain) else {
         return keep(stored, KIND, Truth::Unknown, awaiting, &unasked);
     };
-    if let Some(failure) = &state.failure {
-        return Condition::new(KIND, false, failure.problem.reason(), failure.message.clone());
-    }
-    if let Some(alarm) = state.alarms.first() {
-        let message = format!(
-            "the bundle endpoint {url} serves what its operator must explain: {alarm:?}; ask the operator of {} \
-             before trusting it further",
-            peer.trust_domain
-        );
-        return Condition::new(KIND, false, alarm.reason(), message);
+    let alarms = alarms::alarms(world, peer);
+    if let Some(worst) = alarms.first() {
+        return Condition::new(KIND, false, worst.reason.as_str(), alarms::in_words(&alarms));
     }
     if state.latest.is_none() {
         return keep(stored, KIND, Truth::Unknown, awaiting, &unasked);
@@ -132,15 +128,30 @@ fn distribution(Subject { world, peer, blocked, .. }: Subject<'_>) -> (Truth, &'
         return (Truth::False, BundleDistributedReason::ObjectNotOurs.as_str(), blocked.to_owned());
     }
     let remembered = world.memory.get(trust_domain);
-    if let Some((memory, poisoned)) = remembered.and_then(|m| m.poisoned.as_ref().map(|p| (m, p))) {
+    if peer.withdraw {
         let message = format!(
-            "federatesWith {trust_domain} is suspended since {}: {}; it would make every local workload that \
-             federates refuse its own new SVID. It comes back after {} good fetches in a row",
+            "spec.withdraw is set: no registration federates with {trust_domain}, and what is imported from it does not \
+             work, until it is unset"
+        );
+        return (Truth::False, BundleDistributedReason::Withdrawn.as_str(), message);
+    }
+    if let Some((memory, poisoned)) = remembered.and_then(|m| m.poisoned.as_ref().map(|p| (m, p))) {
+        let (reason, risk) = match poisoned.harm {
+            Harm::NoUsableAuthority => (
+                BundleDistributedReason::SuspendedUnusableBundle,
+                "it would make every local workload that federates refuse its own new SVID",
+            ),
+            Harm::SharedAuthority { .. } => {
+                (BundleDistributedReason::SuspendedSharedAuthority, "who has its key could speak for both")
+            }
+        };
+        let message = format!(
+            "federatesWith {trust_domain} is suspended since {}: {}; {risk}. It comes back after {} good fetches in a row",
             poisoned.since,
             poisoned.cause,
-            memory::good_fetches_needed(world, memory)
+            poison::good_fetches_needed(world, memory)
         );
-        return (Truth::False, BundleDistributedReason::SuspendedUnusableBundle.as_str(), message);
+        return (Truth::False, reason.as_str(), message);
     }
     if relationship::freshest(world, peer).is_none() && !spire.bundles.contains_key(trust_domain) {
         let message = format!(
@@ -225,6 +236,10 @@ fn connected(subject: Subject<'_>, stored: Option<&Value>) -> Condition {
     }
     if peer.suspend {
         let message = "spec.suspend is set; unset it to go on".to_owned();
+        return because(Truth::False, ConnectedReason::Suspended.as_str(), message);
+    }
+    if peer.withdraw {
+        let message = "spec.withdraw is set; unset it to go on".to_owned();
         return because(Truth::False, ConnectedReason::Suspended.as_str(), message);
     }
     let awaiting = ConnectedReason::AwaitingPeer.as_str();

@@ -132,7 +132,16 @@ mod tests {
         for alarm in &alarms {
             assert_eq!(BundleEndpointReason::from(alarm).as_str(), alarm.reason());
         }
-        assert_eq!(BundleEndpointReason::ALL.len(), 2 + problems.len() + alarms.len());
+        // what no fetch alone can show
+        let of_the_plan = [
+            BundleEndpointReason::AuthorityShared,
+            BundleEndpointReason::AuthorityNearExpiry,
+            BundleEndpointReason::RefusedBySpire,
+            BundleEndpointReason::SpireDiffersFromEndpoint,
+            BundleEndpointReason::PeerDiffersFromEndpoint,
+        ];
+        let all = 2 + problems.len() + alarms.len() + of_the_plan.len();
+        assert_eq!(BundleEndpointReason::ALL.len(), all);
     }
 
     #[test]

@@ -25,39 +25,54 @@ reasons! {
 }
 
 reasons! {
-    /// Whether the bundle endpoint serves a bundle that can be used (SPIFFE Federation 5; Trust Domain and Bundle 4).
+    /// Whether the bundle endpoint serves a bundle that can be used (SPIFFE Federation 5; Trust Domain and Bundle 4). Where
+    /// several things are wrong, the reason is the worst, in this order, and the message lists all.
     BundleEndpointReason of BundleEndpointHealthy {
         /// True: the last fetch gave a bundle with usable authorities.
         Healthy,
         /// Unknown: no fetch has ended yet. Wait for it.
         AwaitingFirstFetch,
-        /// DNS, TCP, or no answer in time. Check the URL, the network and the peer's SPIRE server.
-        EndpointUnreachable,
+        /// The bundle has no X.509 authority that is valid now: by the specification every SVID of the trust domain is invalid.
+        /// Federation is suspended, and comes back by itself once the endpoint serves authorities again.
+        NoUsableAuthority,
+        /// An authority of the bundle is ours, or that of another TrustDomainPeer: who has its key could speak for both. The
+        /// bundle is not used, and federation suspended. Ask both operators whose it is; the other must take it out.
+        AuthorityShared,
+        /// No authority of the last bundle is in this one. Ask the peer's operator, by a way you trust, whether that was meant.
+        AuthoritiesSubstituted,
+        /// A good SVID of another SPIFFE ID than `endpointSPIFFEID`. Ask the peer's operator which is right.
+        WrongEndpointSpiffeId,
         /// Its certificate does not chain to the bundle (`https_spiffe`) or to the Web PKI (`https_web`). If the peer changed its
         /// root of trust, get its bundle by a way you trust and put it into `bootstrapBundle`; else someone is in between.
         EndpointCertificateUntrusted,
         /// Its certificate has expired, or one of the clocks is wrong. The peer's operator must renew it.
         EndpointCertificateExpired,
-        /// A good SVID of another SPIFFE ID than `endpointSPIFFEID`. Ask the peer's operator which is right.
-        WrongEndpointSpiffeId,
         /// Nothing to verify the endpoint with. Give `bootstrapBundle`; for an endpoint in another trust domain, create a
         /// TrustDomainPeer of that one.
         NoBundleToVerifyEndpoint,
-        /// An HTTP status other than 200, or a redirect that must not be followed. Check the path of the URL.
-        BadResponse,
-        /// The answer is longer than 1 MiB. It is not a bundle endpoint, or is hostile.
-        BundleTooLarge,
         /// Not a SPIFFE bundle document. Check the URL; tell the peer's operator.
         BundleUnparseable,
-        /// The bundle has no X.509 authority that is valid now: by the specification every SVID of the trust domain is invalid.
-        /// Federation is suspended, and comes back by itself once the endpoint serves authorities again.
-        NoUsableAuthority,
+        /// The answer is longer than 1 MiB. It is not a bundle endpoint, or is hostile.
+        BundleTooLarge,
+        /// An HTTP status other than 200, or a redirect that must not be followed. Check the path of the URL.
+        BadResponse,
+        /// DNS, TCP, or no answer in time. Check the URL, the network and the peer's SPIRE server.
+        EndpointUnreachable,
+        /// The last authority expires soon, and the peer publishes no next one. Its operator must see why its SPIRE does not
+        /// rotate.
+        AuthorityNearExpiry,
         /// The sequence number went back: an old bundle is served, or the peer's SPIRE database was rebuilt. Ask which.
         SequenceWentBack,
         /// Other authorities under the same sequence number. Ask the peer's operator which servers answer at this URL.
         ContentChangedUnderSequence,
-        /// No authority of the last bundle is in this one. Ask the peer's operator, by a way you trust, whether that was meant.
-        AuthoritiesSubstituted,
+        /// SPIRE's own reader refuses the whole document for one key of it. The agent gives SPIRE what can be read of it; the
+        /// peer's operator must mend the key that the message names.
+        RefusedBySpire,
+        /// SPIRE has held another bundle than the endpoint serves us for longer than two poll intervals. See its log.
+        SpireDiffersFromEndpoint,
+        /// The peer's agent has said for longer than two poll intervals that its bundle is another than its endpoint serves us.
+        /// Ask its operator what stands in front of the endpoint.
+        PeerDiffersFromEndpoint,
     }
 }
 
@@ -109,6 +124,11 @@ reasons! {
         /// The bundle has no usable authority and would stop our workloads from renewing their SVIDs: `federatesWith` is
         /// suspended for this trust domain until three fetches have been good.
         SuspendedUnusableBundle,
+        /// The bundle has an authority that is ours or another peer's: `federatesWith` is suspended for this trust domain until
+        /// three fetches have been good. See BundleEndpointHealthy.
+        SuspendedSharedAuthority,
+        /// `withdraw` is set: no registration federates with the trust domain. Unset it to go on.
+        Withdrawn,
         /// Someone else takes `federatesWith` back each time, so the agent stopped. Find out who manages the registration.
         RegistrationContested,
         /// A ClusterFederatedTrustDomain of the trust domain is there and is not ours. Delete it, or hand it over with the
@@ -146,7 +166,7 @@ reasons! {
         WrongPeerId,
         /// The peer said goodbye; the message says why.
         PeerParted,
-        /// `suspend` is set here.
+        /// `suspend` or `withdraw` is set here.
         Suspended,
         /// The relationship is being ended.
         Ending,

@@ -1,0 +1,165 @@
+//! `entente peer history`: the bundles that a trust domain has had, from the store alone.
+
+use std::io::Write as _;
+use std::process::ExitCode;
+use std::time::Duration;
+
+use anyhow::Context as _;
+use clap::{Args, ValueEnum};
+use serde_json::json;
+
+use crate::api::v1alpha1::bundle_audit::{AuditEntry, Witness};
+use crate::config::StoreArg;
+use crate::model::object::Kind;
+use crate::model::{Object, TrustDomain};
+use crate::plan::status::audit;
+use crate::store::{DirectoryStore, DirectoryTimings, Event, KubernetesStore, Store};
+
+/// How long the store is given to be read.
+const PATIENCE: Duration = Duration::from_secs(10);
+/// As much of a digest or an authority's ID as tells it from others, in a table.
+const SHORT: usize = 16;
+
+#[derive(Args, Debug)]
+pub(in crate::cli) struct HistoryArgs {
+    /// The foreign trust domain.
+    trust_domain: String,
+
+    /// Where objects are: `kubernetes` (by KUBECONFIG), or `dir:PATH`.
+    #[arg(long, env = "ENTENTE_STORE", default_value = "kubernetes")]
+    store: StoreArg,
+
+    /// The agent's namespace.
+    #[arg(long, env = "ENTENTE_NAMESPACE", default_value = "entente-system")]
+    namespace: String,
+
+    #[arg(short, long, default_value = "table")]
+    output: Output,
+}
+
+#[derive(Clone, Copy, Debug, ValueEnum)]
+enum Output {
+    Table,
+    Json,
+}
+
+/// Prints it, newest first. Exit codes: 0 well; 1 it failed, or there is no such peer.
+pub(super) async fn run(args: HistoryArgs) -> anyhow::Result<ExitCode> {
+    let trust_domain = TrustDomain::new(args.trust_domain.as_str())?;
+    let store = match &args.store {
+        StoreArg::Kubernetes => {
+            Store::Kubernetes(KubernetesStore::connect(&args.namespace, "entente").await?)
+        }
+        StoreArg::Directory(path) => {
+            Store::Directory(DirectoryStore::open_read_only(path, DirectoryTimings::default()))
+        }
+    };
+    let peers = tokio::time::timeout(PATIENCE, peers(&store))
+        .await
+        .map_err(|_| anyhow::anyhow!("{}: no answer within {} s", args.store, PATIENCE.as_secs()))??;
+    let names = |peer: &&Object| {
+        let named = peer.spec().and_then(|spec| spec.get("trustDomain"));
+        named.and_then(|name| name.as_str()) == Some(trust_domain.as_str())
+    };
+    let peer = peers.iter().find(names).with_context(|| {
+        format!("{}: no TrustDomainPeer is of {trust_domain}; `entente status` lists them", args.store)
+    })?;
+    let trail = audit::read(peer.status());
+    let mut out = std::io::stdout().lock();
+    match args.output {
+        Output::Json => {
+            writeln!(out, "{:#}", json!({ "trustDomain": trust_domain.as_str(), "audit": trail }))?
+        }
+        Output::Table => write!(out, "{}", table(&trail))?,
+    }
+    Ok(ExitCode::SUCCESS)
+}
+
+async fn peers(store: &Store) -> anyhow::Result<Vec<Object>> {
+    let mut events = store.watch(&[Kind::TrustDomainPeer]);
+    loop {
+        match events.recv().await {
+            Some(Event::Reset { objects, .. }) => return Ok(objects),
+            Some(Event::Absent(kind)) => anyhow::bail!(
+                "the API server does not know the kind {kind}: apply the output of `entente crds`"
+            ),
+            Some(_) => {}
+            None => anyhow::bail!("the store ended"),
+        }
+    }
+}
+
+/// One line a bundle; a longer one than fits says all in JSON.
+fn table(trail: &[AuditEntry]) -> String {
+    if trail.is_empty() {
+        return "no bundle of it has been seen yet\n".to_owned();
+    }
+    let header = ["FIRST SEEN", "SEQUENCE", "DIGEST", "ADDED", "REMOVED", "CONFIRMED BY"].map(str::to_owned);
+    let rows: Vec<[String; 6]> = std::iter::once(header).chain(trail.iter().map(row)).collect();
+    let width = |column: usize| {
+        let cells = rows.iter().filter_map(|row| row.get(column));
+        cells.map(|cell| cell.chars().count()).max().unwrap_or_default()
+    };
+    let widths: Vec<usize> = (0..6).map(width).collect();
+    let mut text = String::new();
+    for row in &rows {
+        let cells: Vec<String> =
+            row.iter().zip(&widths).map(|(cell, width)| format!("{cell:width$}")).collect();
+        text.push_str(cells.join("  ").trim_end());
+        text.push('\n');
+    }
+    text
+}
+
+fn row(entry: &AuditEntry) -> [String; 6] {
+    let short = |text: &String| text.chars().take(SHORT).collect::<String>();
+    let list = |ids: &[String]| match ids {
+        [] => "-".to_owned(),
+        ids => ids.iter().map(short).collect::<Vec<_>>().join(","),
+    };
+    let by: Vec<&str> = entry.confirmed_by.iter().map(|witness| name(*witness)).collect();
+    [
+        entry.time.to_string(),
+        entry.sequence.map_or("-".to_owned(), |sequence| sequence.to_string()),
+        short(&entry.digest),
+        list(&entry.added),
+        list(&entry.removed),
+        if by.is_empty() { "-".to_owned() } else { by.join(", ") },
+    ]
+}
+
+const fn name(witness: Witness) -> &'static str {
+    match witness {
+        Witness::BundleEndpoint => "bundle endpoint",
+        Witness::Bootstrap => "bootstrap bundle",
+        Witness::Spire => "SPIRE",
+        Witness::Peer => "the peer's word",
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_trail_is_a_table() {
+        let entry = |second: i64, added: &[&str], confirmed_by: Vec<Witness>| AuditEntry {
+            time: jiff::Timestamp::from_second(second).unwrap(),
+            sequence: (second > 0).then_some(second),
+            digest: "d".repeat(64),
+            authorities: Vec::new(),
+            added: added.iter().map(|id| (*id).to_owned()).collect(),
+            removed: Vec::new(),
+            confirmed_by,
+        };
+        let newer = entry(60, &["aa", "bb"], vec![Witness::BundleEndpoint, Witness::Peer]);
+        let text = table(&[newer, entry(0, &["0123456789abcdef0123"], vec![])]);
+        let expected = "\
+FIRST SEEN            SEQUENCE  DIGEST            ADDED             REMOVED  CONFIRMED BY
+1970-01-01T00:01:00Z  60        dddddddddddddddd  aa,bb             -        bundle endpoint, the peer's word
+1970-01-01T00:00:00Z  -         dddddddddddddddd  0123456789abcdef  -        -
+";
+        assert_eq!(text, expected);
+        assert_eq!(table(&[]), "no bundle of it has been seen yet\n");
+    }
+}

@@ -4,6 +4,7 @@ mod admin;
 mod behaviour;
 mod ending;
 mod federation;
+mod health;
 mod poison;
 #[cfg(target_os = "linux")]
 mod proxies;

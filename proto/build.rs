@@ -3,6 +3,7 @@
 fn main() -> Result<(), Box<dyn std::error::Error>> {
     let files = [
         "proto/federation.proto",
+        "proto/enrol.proto",
         "proto/workload.proto",
         "proto/spire/types.proto",
         "proto/spire/trustdomain.proto",

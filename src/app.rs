@@ -16,12 +16,14 @@ use crate::bundle::monitor::PollLimits;
 use crate::bundle::watch::RefreshHandle;
 use crate::clock;
 use crate::config::{AgentArgs, StoreArg};
-use crate::control::{self, Control};
+use crate::control::{self, Control, Enrolment};
 use crate::diagnose::Diagnoser;
+use crate::enrol::join::Joiner;
+use crate::enrol::{Desk, Invites};
 use crate::federation::{Federation, FederationConfig, Timings};
 use crate::identity::source::IdentitySource;
 use crate::identity::workload::WorkloadEndpoint;
-use crate::index::run::{Inputs, Outputs, WorldHandle};
+use crate::index::run::{Ask, Inputs, Outputs, WorldHandle};
 use crate::index::{self, Index};
 use crate::leases;
 use crate::model::endpoint::{EndpointState, MonitorTarget};
@@ -31,6 +33,7 @@ use crate::model::world::{Relationships, Settings};
 use crate::model::{ObjectKey, TrustDomain};
 use crate::observe::{admin, metrics::Metrics};
 use crate::plan::Plan;
+use crate::spire::replicas::{Connect, Replicas};
 use crate::spire::watch::{Intervals, SpireWatch};
 use crate::spire::{ServerAddress, SpireServer, tcp};
 use crate::store::{DirectoryStore, DirectoryTimings, KubernetesStore, Leadership, LeaseTimings, Store};
@@ -90,11 +93,16 @@ pub async fn start(args: &AgentArgs, cancel: CancellationToken) -> anyhow::Resul
     let (link_sender, links) = watch::channel(Arc::default());
     let (open_sender, open) = watch::channel(false);
     tasks.spawn(open_to_peers(leadership.leading(), ready.clone(), open_sender, cancel.clone()));
+    let (worlds, asks) = WorldHandle::new();
+    let enrolment = enrolment(args, &store, &sources);
+    let desk = Desk::new(&sources.identity, enrolment.invites.clone(), store.clone(), worlds.clone())
+        .map(Arc::new)?;
     let federation = Federation::start(
         federation_config(args),
         sources.identity.clone(),
         links.clone(),
         open,
+        Some(desk),
         cancel.clone(),
     )
     .await
@@ -116,10 +124,12 @@ pub async fn start(args: &AgentArgs, cancel: CancellationToken) -> anyhow::Resul
         links: link_sender,
         ready: ready_sender,
         metrics: Arc::clone(&metrics),
+        asks,
     };
     let targets = sources.targets(store.clone(), metrics);
     let (server, client) = (sources.server.clone(), sources.client.clone());
-    let (plans, failures, worlds) = planning.spawn(&mut tasks, sources, &cancel);
+    let (replicas, spire_watch) = (sources.replicas.clone(), sources.spire.clone());
+    let (plans, failures) = planning.spawn(&mut tasks, sources, &cancel);
     let diagnoser = Diagnoser {
         worlds: worlds.clone(),
         leading: leadership.leading(),
@@ -131,8 +141,22 @@ pub async fn start(args: &AgentArgs, cancel: CancellationToken) -> anyhow::Resul
         peers,
     };
     supervise(&mut tasks, tokio::spawn(diagnoser.clone().serve(questions, cancel.clone())));
+    let following = enrolment.invites.clone().follow(leadership.leading(), cancel.clone());
+    tasks.spawn(async move {
+        following.await;
+        Ok(())
+    });
     if !args.control.as_os_str().is_empty() {
-        let control = Control { worlds, leading: leadership.leading(), replica: replica.clone(), diagnoser };
+        let control = Control {
+            worlds,
+            leading: leadership.leading(),
+            replica: replica.clone(),
+            diagnoser,
+            enrolment,
+            replicas,
+            spire: spire_watch,
+            rotating: Arc::default(),
+        };
         let serving = control::serve(&args.control, control, cancel.clone()).await.context("--control")?;
         supervise(&mut tasks, serving);
     }
@@ -153,6 +177,7 @@ pub async fn start(args: &AgentArgs, cancel: CancellationToken) -> anyhow::Resul
 struct Sources {
     identity: IdentitySource,
     server: SpireServer,
+    replicas: Replicas,
     spire: SpireWatch,
     client: EndpointClient,
     endpoints: watch::Receiver<Arc<BTreeMap<TrustDomain, EndpointState>>>,
@@ -183,9 +208,12 @@ fn spawn_sources(
         IdentitySource::spawn(endpoint, Some(args.admin_hint.clone()), cancel.clone());
     supervise(tasks, identity_task);
 
-    let server = spire_server(args, &identity)?;
+    let (server, addresses, connect) = spire_servers(args, &identity)?;
+    let intervals = Intervals::default();
+    let (replicas, replicas_task) = Replicas::spawn(addresses, connect, intervals.bundles, cancel.clone());
+    supervise(tasks, replicas_task);
     let (spire, spire_task) =
-        SpireWatch::spawn(server.clone(), identity.subscribe(), Intervals::default(), cancel.clone());
+        SpireWatch::spawn(server.clone(), replicas.clone(), identity.subscribe(), intervals, cancel.clone());
     supervise(tasks, spire_task);
 
     let (monitors, targets) = watch::channel(Arc::default());
@@ -194,7 +222,7 @@ fn spawn_sources(
     let (endpoints, endpoint_task, ask_again) =
         crate::bundle::watch::spawn(client.clone(), limits, targets, Arc::new(clock::now), cancel.clone());
     supervise(tasks, endpoint_task);
-    Ok(Sources { identity, server, spire, client, endpoints, monitors, ask_again })
+    Ok(Sources { identity, server, replicas, spire, client, endpoints, monitors, ask_again })
 }
 
 /// What the planning is made of, beside the sources.
@@ -205,24 +233,24 @@ struct Planning {
     links: watch::Sender<Arc<BTreeMap<TrustDomain, LinkPlan>>>,
     ready: watch::Sender<bool>,
     metrics: Arc<Metrics>,
+    asks: mpsc::Receiver<Ask>,
 }
 
 /// What cannot be written, by object.
 type Failures = Arc<BTreeMap<ObjectKey, String>>;
 
 impl Planning {
-    /// The plans, where the writer tells what failed, and whom to ask for what is known.
+    /// The plans, and where the writer tells what failed.
     fn spawn(
         self,
         tasks: &mut JoinSet<anyhow::Result<()>>,
         sources: Sources,
         cancel: &CancellationToken,
-    ) -> (watch::Receiver<Arc<Plan>>, watch::Sender<Failures>, WorldHandle) {
+    ) -> (watch::Receiver<Arc<Plan>>, watch::Sender<Failures>) {
         let (plan_sender, plans) = watch::channel(Arc::new(Plan::default()));
         let (failure_sender, failures) = watch::channel(Failures::default());
         let (wanted_sender, wanted) = watch::channel(BTreeMap::new());
         let (found_sender, found) = mpsc::channel(4);
-        let (worlds, asks) = WorldHandle::new();
         let inputs = Inputs {
             store: self.store.watch(&Kind::WATCHED),
             identity: sources.identity.subscribe(),
@@ -232,7 +260,7 @@ impl Planning {
             sessions: self.sessions,
             bootstraps: found,
             failures,
-            asks,
+            asks: self.asks,
             asked: Vec::new(),
         };
         let outputs = Outputs {
@@ -251,7 +279,19 @@ impl Planning {
             following.await;
             Ok(())
         });
-        (plans, failure_sender, worlds)
+        (plans, failure_sender)
+    }
+}
+
+fn enrolment(args: &AgentArgs, store: &Store, sources: &Sources) -> Enrolment {
+    Enrolment {
+        invites: Invites::new(store.clone(), &args.namespace, &args.instance),
+        joiner: Joiner {
+            store: store.clone(),
+            source: sources.identity.clone(),
+            endpoints: sources.client.clone(),
+        },
+        reach: args.reach.clone(),
     }
 }
 
@@ -337,14 +377,24 @@ async fn open_store(args: &AgentArgs) -> anyhow::Result<Store> {
     }
 }
 
-fn spire_server(args: &AgentArgs, identity: &IdentitySource) -> anyhow::Result<SpireServer> {
-    match ServerAddress::parse(&args.spire_server).context("--spire-server")? {
+/// The first SPIRE server, where all are, and how each is reached.
+fn spire_servers(
+    args: &AgentArgs,
+    identity: &IdentitySource,
+) -> anyhow::Result<(SpireServer, Vec<ServerAddress>, Connect)> {
+    let parsed = args.spire_server.iter().map(|text| ServerAddress::parse(text));
+    let addresses: Vec<ServerAddress> = parsed.collect::<Result<_, _>>().context("--spire-server")?;
+    let identity = identity.clone();
+    let connect: Connect = Arc::new(move |address| match address {
         ServerAddress::Unix(path) => Ok(SpireServer::connect_unix(path)),
         ServerAddress::Tcp(address) => {
-            let configs = tcp::admin_configs(identity.clone()).context("--spire-server")?;
-            SpireServer::connect_tcp(&address, configs).context("--spire-server")
+            let configs = tcp::admin_configs(identity.clone())?;
+            SpireServer::connect_tcp(address, configs)
         }
-    }
+    });
+    let first = addresses.first().context("--spire-server: name at least one SPIRE server")?;
+    let server = connect(first).context("--spire-server")?;
+    Ok((server, addresses, connect))
 }
 
 fn roots(args: &AgentArgs) -> anyhow::Result<rustls::RootCertStore> {

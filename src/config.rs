@@ -20,9 +20,11 @@ pub struct AgentArgs {
     #[arg(long, env = "SPIFFE_ENDPOINT_SOCKET")]
     pub workload_api: String,
 
-    /// SPIRE's server API: `unix:///path`, or `host:port` with an admin SVID.
-    #[arg(long, env = "ENTENTE_SPIRE_SERVER")]
-    pub spire_server: String,
+    /// SPIRE's server API: `unix:///path`, or `host:port` with an admin SVID. Where there are several SPIRE servers, all of
+    /// them, separated by commas, or a name that resolves to all: relationships, bundles and entries, which they share, are
+    /// kept at the first; each is asked for the authorities that it signs with.
+    #[arg(long, env = "ENTENTE_SPIRE_SERVER", value_delimiter = ',', required = true)]
+    pub spire_server: Vec<String>,
 
     /// Where peers' agents reach us.
     #[arg(long, env = "ENTENTE_LISTEN", default_value = "0.0.0.0:7443")]
@@ -61,7 +63,49 @@ pub struct AgentArgs {
     pub web_roots: Option<PathBuf>,
 
     #[command(flatten)]
+    pub reach: ReachArgs,
+
+    #[command(flatten)]
     pub timing: TimingArgs,
+}
+
+/// How other trust domains reach us: what invites and joins tell them.
+#[derive(Args, Clone, Debug, Default)]
+pub struct ReachArgs {
+    /// Where the agents of other trust domains reach ours, as they see it: `host:port`, several separated by commas.
+    #[arg(long, env = "ENTENTE_ADVERTISE", value_delimiter = ',')]
+    pub advertise: Vec<String>,
+
+    /// Where our trust domain's bundle is served, as others see it.
+    #[arg(long, env = "ENTENTE_BUNDLE_ENDPOINT_URL")]
+    pub bundle_endpoint_url: Option<String>,
+
+    /// How that endpoint proves that it may. Default `https_spiffe`.
+    #[arg(long, env = "ENTENTE_BUNDLE_ENDPOINT_PROFILE")]
+    pub bundle_endpoint_profile: Option<ProfileArg>,
+
+    /// Its SPIFFE ID, with `https_spiffe`. Default SPIRE's: `spiffe://<trust domain>/spire/server`.
+    #[arg(long, env = "ENTENTE_BUNDLE_ENDPOINT_SPIFFE_ID")]
+    pub bundle_endpoint_spiffe_id: Option<String>,
+}
+
+/// The profile of a bundle endpoint.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum ProfileArg {
+    HttpsWeb,
+    HttpsSpiffe,
+}
+
+impl std::str::FromStr for ProfileArg {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, Self::Err> {
+        match text {
+            "https_web" => Ok(Self::HttpsWeb),
+            "https_spiffe" | "" => Ok(Self::HttpsSpiffe),
+            _ => Err(format!("{text:?} is neither `https_web` nor `https_spiffe`")),
+        }
+    }
 }
 
 /// Times, in seconds. The defaults fit SPIRE's; tests shorten them.

@@ -31,6 +31,7 @@ pub mod config;
 pub mod control;
 pub mod devkit;
 pub mod diagnose;
+pub mod enrol;
 pub mod federation;
 pub mod identity;
 pub mod index;

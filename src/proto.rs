@@ -17,6 +17,13 @@ pub mod federation {
     }
 }
 
+/// `entente.enrol.v1`: inviting and joining.
+pub mod enrol {
+    pub mod v1 {
+        tonic::include_proto!("entente.enrol.v1");
+    }
+}
+
 /// The SPIFFE Workload API (`SpiffeWorkloadAPI`, which has no package).
 pub mod workload {
     tonic::include_proto!("_");

@@ -74,6 +74,8 @@ pub(crate) async fn all(spire: &impl Spire) {
         workload::a_change_of_federates_with_makes_a_new_svid,
         workload::the_security_header_is_wanted,
         rotation::an_authority_is_published_before_it_signs,
+        rotation::only_an_old_authority_is_tainted_and_only_a_tainted_one_revoked,
+        rotation::preparing_again_replaces_what_is_prepared,
     );
 }
 

@@ -18,7 +18,8 @@ use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream, UnixStream};
 use tokio::task::JoinHandle;
 
-const LIVE_DEADLINE: Duration = Duration::from_secs(30);
+/// Envoy asks for secrets again after up to 30 s, where spire-agent does not know the entry yet.
+const LIVE_DEADLINE: Duration = Duration::from_secs(60);
 /// How long one call may take, its handshakes included.
 const CALL_DEADLINE: Duration = Duration::from_secs(5);
 const SPIRE: &str = "spire_agent";

@@ -7,6 +7,7 @@
     clippy::expect_used,
     clippy::panic,
     clippy::print_stderr,
+    clippy::print_stdout,
     clippy::disallowed_methods,
     clippy::indexing_slicing,
     reason = "test code: a failure ends the test"
@@ -21,6 +22,7 @@ mod crds;
 mod envoy;
 mod http;
 mod kubernetes;
+mod load;
 mod pair;
 mod ports;
 mod process;

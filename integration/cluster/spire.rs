@@ -15,7 +15,7 @@ use entente::proto::spire::server::entry::v1::ListEntriesRequest;
 use entente::proto::spire::server::entry::v1::entry_client::EntryClient;
 use entente::proto::spire::server::localauthority::v1::local_authority_client::LocalAuthorityClient;
 use entente::proto::spire::server::localauthority::v1::{
-    ActivateX509AuthorityRequest, PrepareX509AuthorityRequest,
+    ActivateX509AuthorityRequest, GetX509AuthorityStateRequest, PrepareX509AuthorityRequest,
 };
 use entente::proto::spire::server::trustdomain::v1::trust_domain_client::TrustDomainClient;
 use entente::proto::spire::server::trustdomain::v1::{
@@ -80,6 +80,13 @@ pub(crate) struct Spire {
     server_data: PathBuf,
     agent_data: PathBuf,
     health: SocketAddr,
+}
+
+/// A second server of a trust domain, with authorities of its own. Killed when dropped.
+#[derive(Debug)]
+pub(crate) struct SecondServer {
+    pub(crate) process: Process,
+    pub(crate) socket: PathBuf,
 }
 
 impl Spire {
@@ -220,6 +227,52 @@ impl Spire {
             }
         };
         eventually(&what, READY_DEADLINE, look).await.with_context(|| self.controller_manager.log_tail())
+    }
+
+    /// Starts a second server of this trust domain, on the datastore of the first, with keys and a configuration of its own
+    /// in `dir`; returns once its API answers.
+    pub(crate) async fn start_second_server(&self, dir: &Path) -> Result<SecondServer> {
+        let first_dir = self.server_data.parent().context("the server has no folder")?;
+        let data = dir.join("server2");
+        std::fs::create_dir_all(&data)?;
+        let socket = dir.join("server2.sock");
+        let text = |path: &Path| path.display().to_string();
+        let changes = [
+            (
+                format!("data_dir = \"{}\"", text(&self.server_data)),
+                format!("data_dir = \"{}\"", text(&data)),
+            ),
+            (format!("{}/keys.json", text(&self.server_data)), format!("{}/keys.json", text(&data))),
+            (text(&self.server_socket), text(&socket)),
+            (self.server_address.port().to_string(), ports::free()?.port().to_string()),
+            (self.bundle_endpoint.port().to_string(), ports::free()?.port().to_string()),
+        ];
+        let mut config = std::fs::read_to_string(first_dir.join("server.conf"))?;
+        for (from, to) in changes {
+            config.contains(&from).then_some(()).with_context(|| format!("server.conf has no {from}"))?;
+            config = config.replace(&from, &to);
+        }
+        let file = dir.join("server2.conf");
+        std::fs::write(&file, config)?;
+        let mut process = Process::new(Spec {
+            name: format!("the second spire-server of {}", self.trust_domain),
+            program: Tools::get()?.program("spire-server")?,
+            args: vec!["run".into(), "-config".into(), file.into()],
+            env: vec![("HOME".to_owned(), text(dir))],
+            dir: dir.to_owned(),
+            log: dir.join("spire-server2.log"),
+        });
+        process.start()?;
+        let look = || async {
+            let request = GetX509AuthorityStateRequest {};
+            let channel = unix_channel(&socket).await?;
+            LocalAuthorityClient::new(channel).get_x509_authority_state(request).await?;
+            Ok(())
+        };
+        eventually("the second server answers", READY_DEADLINE, look)
+            .await
+            .with_context(|| process.log_tail())?;
+        Ok(SecondServer { process, socket })
     }
 
     /// Where the SPIRE Server API is.

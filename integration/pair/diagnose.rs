@@ -66,9 +66,7 @@ async fn is_well(pair: &Pair) {
 async fn a_healthy_pair_raises_nothing_twenty_times() {
     let pair = Pair::peers().await;
     for domain in [&pair.east, &pair.west] {
-        let other = if domain.trust_domain().as_str() == EAST { WEST } else { EAST };
         says(domain, "Ready", "True", "Ready").await;
-        assert!(!other.is_empty());
     }
     for turn in 0..10 {
         for (at, peer) in [(&pair.east, WEST), (&pair.west, EAST)] {
@@ -193,9 +191,12 @@ impl Drop for Meddler {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn what_someone_does_to_our_spire_is_named() {
-    let pair = Pair::peers().await;
+    let mut pair = Pair::peers().await;
     let meddler = Meddler::with(&pair.east, SpireAction::DeleteRelationship(td(WEST)));
     east_names(&pair, "relationship", "ours", "the agent makes it so").await;
+    // What is in motion is looked at for a while, and who waits is told so, where it does not spoil the JSON.
+    let (_, _, stderr) = diagnose(&pair.east, &[WEST]).await.unwrap();
+    assert!(stderr.contains("looking at the path to west.example"), "{stderr}");
     // West has it from east's own word, and names the same link.
     names(&pair.west, &[EAST], "relationship", "theirs", "says").await;
     names(&pair.west, &[EAST, "--no-peer"], "our-bundle-at-peer", "theirs", "entente diagnose west.example")
@@ -226,6 +227,12 @@ async fn what_someone_does_to_our_spire_is_named() {
 
     assert!(pair.east.spire().delete_entry(&own.id));
     east_names(&pair, "own-svid", "ours", "entente.dev/agent").await;
+    // An agent that never had an identity can be asked, too.
+    pair.east.stop_agent().await.unwrap();
+    pair.east.start_agent().await.unwrap();
+    east_names(&pair, "own-svid", "ours", "entente.dev/agent").await;
+    let (_, printed, stderr) = diagnose(&pair.east, &[WEST]).await.unwrap();
+    assert_eq!(printed["ownTrustDomain"], Value::Null, "{printed:#}\n{stderr}");
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

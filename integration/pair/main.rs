@@ -18,6 +18,7 @@ mod demo;
 mod diagnose;
 mod ending;
 mod endpoint;
+mod enrol;
 mod examples;
 mod objects;
 mod poison;

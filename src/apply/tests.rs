@@ -43,8 +43,13 @@ impl Stand {
         };
         let cancel = CancellationToken::new();
         // it has no identity, so it reads nothing
-        let (spire_watch, _) =
-            SpireWatch::spawn(server.clone(), watch::channel(None).1, Intervals::default(), cancel.clone());
+        let (spire_watch, _) = SpireWatch::spawn(
+            server.clone(),
+            crate::spire::replicas::Replicas::none(),
+            watch::channel(None).1,
+            Intervals::default(),
+            cancel.clone(),
+        );
         let metrics = Arc::new(Metrics::default());
         let targets = Targets {
             store: Store::Directory(

@@ -1,7 +1,7 @@
 //! Fetching a bundle from its endpoint, by either profile, with every rule of SPIFFE Federation, section 5.
 
 use std::error::Error;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use jiff::Timestamp;
@@ -18,7 +18,7 @@ use super::tls::{EndpointVerifier, Refusal, Trust, client_config};
 use crate::identity::tls::provider;
 use crate::identity::verify::SvidError;
 use crate::model::endpoint::{BundleEndpoint, EndpointProfile, EndpointUrl, FetchFailure, FetchProblem};
-use crate::model::{Bundle, SpiffeId, TrustDomain};
+use crate::model::{Bundle, BundleDigest, SpiffeId, TrustDomain};
 
 /// Most redirects that are followed, of which none is remembered.
 const MAX_REDIRECTS: usize = 3;
@@ -43,6 +43,16 @@ pub struct FailedProbe {
     pub is_authenticated: bool,
     /// The SPIFFE ID that its certificate names, whoever signed it.
     pub presented: Option<SpiffeId>,
+}
+
+/// Why a first bundle was not had.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum FirstFetchError {
+    #[error("{}", .0.message)]
+    Endpoint(FetchFailure),
+    /// Whoever answers is not believed in anything else that it says.
+    #[error("what {url} serves has another fingerprint than was told")]
+    Fingerprint { url: EndpointUrl, served: BundleDigest },
 }
 
 /// Fetches bundles. Keeps nothing from one fetch to the next: no connection, session, cookie or redirect.
@@ -151,6 +161,44 @@ impl EndpointClient {
                 })
             }
         }
+    }
+
+    /// Fetches the first bundle of `trust_domain`, of which the digest is known and nothing else is held. The digest
+    /// says which authorities are right; the endpoint's certificate is then held against them, so that the rest of the
+    /// document, which no digest covers, is the endpoint's own word too. For `https_spiffe` the endpoint's ID must be
+    /// in `trust_domain`.
+    ///
+    /// # Errors
+    /// [`FirstFetchError`]
+    pub async fn fetch_first(
+        &self,
+        trust_domain: &TrustDomain,
+        endpoint: &BundleEndpoint,
+        expected: BundleDigest,
+        now: Timestamp,
+    ) -> Result<Arc<Bundle>, FirstFetchError> {
+        let failed = |problem: Problem| FirstFetchError::Endpoint(problem.failure(trust_domain, endpoint));
+        let trust = match &endpoint.profile {
+            EndpointProfile::HttpsWeb => self.trust(endpoint, None).map_err(failed)?,
+            EndpointProfile::HttpsSpiffe { endpoint_id } => {
+                Trust::Later { endpoint_id: endpoint_id.clone(), seen: Mutex::default() }
+            }
+        };
+        let verifier = EndpointVerifier::new(trust, unix(now));
+        let body = tokio::time::timeout(self.total_timeout, self.get(&verifier, endpoint)).await;
+        let late =
+            || Problem::unreachable(format!("it gave no whole answer within {:?}", self.total_timeout));
+        let body = body.unwrap_or_else(|_| Err(late())).map_err(failed)?;
+        let parsed = document::parse(trust_domain, &body)
+            .map_err(|e| failed(Problem::new(FetchProblem::BundleUnparseable, e.to_string())))?;
+        let bundle = Arc::new(parsed.bundle);
+        let served = bundle.digest();
+        info!(%trust_domain, url = %endpoint.url, digest = %served, %expected, "first bundle fetched");
+        if served != expected {
+            return Err(FirstFetchError::Fingerprint { url: endpoint.url.clone(), served });
+        }
+        verifier.judge_seen(&bundle).map_err(|refusal| failed(Problem::of_refusal(refusal)))?;
+        Ok(bundle)
     }
 
     fn trust(&self, endpoint: &BundleEndpoint, verify_with: Option<&Bundle>) -> Result<Trust, Problem> {

@@ -20,6 +20,9 @@ pub(super) enum Trust {
     Web(Arc<WebPkiServerVerifier>),
     /// `https_spiffe`: exactly this ID by exactly this bundle; the host name is not looked at.
     Spiffe { endpoint_id: SpiffeId, bundle: Arc<Bundle> },
+    /// `https_spiffe` before any bundle is held: who answers must hold its key, and its chain is kept, to be judged by
+    /// [`EndpointVerifier::judge_seen`] once a bundle is known to be the right one. Until then nothing it says counts.
+    Later { endpoint_id: SpiffeId, seen: Mutex<Vec<Vec<CertificateDer<'static>>>> },
 }
 
 /// Why an endpoint was not believed.
@@ -80,6 +83,30 @@ impl EndpointVerifier {
         self.seen.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
+    /// Judges every chain that was kept for later by this bundle: at least one, and each of the endpoint's exact ID.
+    pub(super) fn judge_seen(&self, bundle: &Arc<Bundle>) -> Result<(), Refusal> {
+        let Trust::Later { endpoint_id, seen } = &self.trust else { return Ok(()) };
+        let seen = seen.lock().unwrap_or_else(PoisonError::into_inner);
+        if seen.is_empty() {
+            return Err(Refusal::Svid(SvidError::NoCertificate));
+        }
+        seen.iter().try_for_each(|chain| self.judge_svid(chain, endpoint_id, bundle))
+    }
+
+    fn judge_svid(
+        &self,
+        chain: &[CertificateDer<'_>],
+        endpoint_id: &SpiffeId,
+        bundle: &Arc<Bundle>,
+    ) -> Result<(), Refusal> {
+        let held = |asked: &_| (asked == endpoint_id.trust_domain()).then(|| Arc::clone(bundle));
+        match verify_svid(chain, &held, Role::Server, self.now) {
+            Ok(id) if id == *endpoint_id => Ok(()),
+            Ok(id) => Err(Refusal::WrongId(id)),
+            Err(error) => Err(Refusal::Svid(error)),
+        }
+    }
+
     fn judge(
         &self,
         leaf: &CertificateDer<'_>,
@@ -95,12 +122,13 @@ impl EndpointVerifier {
             Trust::Spiffe { endpoint_id, bundle } => {
                 let chain: Vec<CertificateDer<'_>> =
                     std::iter::once(leaf).chain(intermediates).cloned().collect();
-                let held = |asked: &_| (asked == endpoint_id.trust_domain()).then(|| Arc::clone(bundle));
-                match verify_svid(&chain, &held, Role::Server, self.now) {
-                    Ok(id) if id == *endpoint_id => Ok(()),
-                    Ok(id) => Err(Refusal::WrongId(id)),
-                    Err(error) => Err(Refusal::Svid(error)),
-                }
+                self.judge_svid(&chain, endpoint_id, bundle)
+            }
+            Trust::Later { seen, .. } => {
+                let chain = std::iter::once(leaf).chain(intermediates).cloned();
+                let chain = chain.map(CertificateDer::into_owned).collect();
+                seen.lock().unwrap_or_else(PoisonError::into_inner).push(chain);
+                Ok(())
             }
         }
     }

@@ -3,7 +3,7 @@
 use std::path::PathBuf;
 use std::time::Duration;
 
-use anyhow::{Context as _, bail};
+use anyhow::Context as _;
 use clap::Args;
 use reqwest::{Method, RequestBuilder};
 use serde::Serialize;
@@ -41,6 +41,23 @@ impl ControlArgs {
     }
 }
 
+/// The agent answered, and did not do what it was asked.
+#[derive(Debug, thiserror::Error)]
+#[error("{message}")]
+pub(super) struct Refusal {
+    /// The HTTP status.
+    status: u16,
+    /// Its own words.
+    message: String,
+}
+
+impl Refusal {
+    /// Whether it may do it later, asked in the same words: it is not so yet (409), or something did not answer (503).
+    pub(super) const fn may_pass(&self) -> bool {
+        matches!(self.status, 409 | 503)
+    }
+}
+
 /// Asks one agent.
 #[derive(Clone, Debug)]
 pub(super) struct ControlClient {
@@ -75,7 +92,6 @@ impl ControlClient {
     ///
     /// # Errors
     /// As [`Self::get`].
-    #[expect(dead_code, reason = "the commands that change something follow")]
     pub(super) async fn delete<T: DeserializeOwned>(&self, path: &str) -> anyhow::Result<T> {
         self.send(self.request(Method::DELETE, path)).await
     }
@@ -97,7 +113,8 @@ impl ControlClient {
         if !status.is_success() {
             let error: Option<Value> = serde_json::from_str(&text).ok();
             let error = error.as_ref().and_then(|e| e.get("error")).and_then(Value::as_str);
-            bail!("{}", error.unwrap_or(text.trim()));
+            let message = error.unwrap_or(text.trim()).to_owned();
+            return Err(Refusal { status: status.as_u16(), message }.into());
         }
         serde_json::from_str(&text).with_context(|| format!("the agent at {socket} is of another version"))
     }

@@ -6,8 +6,11 @@ mod control;
 pub(crate) mod crds;
 mod demo;
 mod diagnose;
+mod invite;
+mod join;
 mod peer;
 mod render;
+mod rotate;
 mod status;
 
 use std::process::ExitCode;
@@ -40,12 +43,18 @@ enum Command {
     Render(render::RenderArgs),
     /// Show the peers and services of a trust domain.
     Status(status::StatusArgs),
+    /// Change the authorities that SPIRE signs with, once every peer holds the new ones.
+    Rotate(rotate::RotateArgs),
     /// What is done to one relationship.
     #[command(subcommand)]
     Peer(peer::PeerCommand),
     /// Show who a running agent is.
     About(control::ControlArgs),
     Diagnose(diagnose::DiagnoseArgs),
+    /// Invite another trust domain: a token for its operator.
+    Invite(Box<invite::InviteArgs>),
+    /// Become a peer of the trust domain that gave a token.
+    Join(Box<join::JoinArgs>),
     /// Print the CustomResourceDefinitions.
     Crds,
     /// Two trust domains on this machine, with embedded authorities: see a call go through.
@@ -75,9 +84,12 @@ async fn run(command: Command) -> anyhow::Result<ExitCode> {
         Command::Agent(args) => agent::run(*args).await.map(|()| ExitCode::SUCCESS),
         Command::Render(args) => render::run(&args).await.map(|()| ExitCode::SUCCESS),
         Command::Status(args) => status::run(&args).await,
+        Command::Rotate(args) => rotate::run(&args).await,
         Command::Peer(command) => peer::run(command).await,
         Command::About(args) => about::run(&args).await.map(|()| ExitCode::SUCCESS),
         Command::Diagnose(args) => diagnose::run(&args).await,
+        Command::Invite(args) => invite::run(&args).await.map(|()| ExitCode::SUCCESS),
+        Command::Join(args) => join::run(&args).await.map(|()| ExitCode::SUCCESS),
         Command::Crds => crds::run().map(|()| ExitCode::SUCCESS),
         Command::Demo(args) => demo::run(args).await.map(|()| ExitCode::SUCCESS),
     }

@@ -3,24 +3,30 @@
 
 mod about;
 mod diagnose;
+mod enrolment;
 mod problem;
+pub mod rotation;
 
 use std::os::unix::fs::PermissionsExt as _;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 use axum::Router;
-use axum::routing::{get, post};
+use axum::routing::{delete, get, post};
 use tokio::net::{UnixListener, UnixStream};
-use tokio::sync::watch;
+use tokio::sync::{Mutex, watch};
 use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
 
 pub use about::About;
 pub use diagnose::AskDiagnosis;
+pub use enrolment::{Enrolment, Invited, JoinReport, JoinRequest, NewInvite, OpenInvite, Reach};
 pub use problem::Problem;
 
 use crate::diagnose::Diagnoser;
 use crate::index::run::WorldHandle;
+use crate::spire::replicas::Replicas;
+use crate::spire::watch::SpireWatch;
 
 /// What the routes work with.
 #[derive(Clone, Debug)]
@@ -33,6 +39,14 @@ pub struct Control {
     pub replica: String,
     /// Looks at the path to a peer.
     pub diagnoser: Diagnoser,
+    /// Inviting and joining.
+    pub enrolment: Enrolment,
+    /// The SPIRE servers, each with authorities of its own.
+    pub replicas: Replicas,
+    /// To have SPIRE read again once something was changed.
+    pub spire: SpireWatch,
+    /// Held during a step of a rotation: two that prepare at the same time would replace each other's authority.
+    pub rotating: Arc<Mutex<()>>,
 }
 
 impl Control {
@@ -40,6 +54,14 @@ impl Control {
         Router::new()
             .route("/v1/about", get(about::about))
             .route("/v1/peers/{peer}/diagnose", post(diagnose::diagnose))
+            .route("/v1/invites", get(enrolment::list).post(enrolment::invite))
+            .route("/v1/invites/{id}", delete(enrolment::withdraw))
+            .route("/v1/join", post(enrolment::join))
+            .route("/v1/rotation", get(rotation::state))
+            .route("/v1/rotation/prepare", post(rotation::prepare))
+            .route("/v1/rotation/activate", post(rotation::activate))
+            .route("/v1/rotation/taint", post(rotation::taint))
+            .route("/v1/rotation/revoke", post(rotation::revoke))
             .with_state(self)
     }
 }
@@ -89,11 +111,24 @@ pub async fn serve(
 mod tests {
     use super::*;
 
-    fn control() -> Control {
+    pub(super) fn control(folder: &Path) -> Control {
         let worlds = WorldHandle::new().0;
-        let leading = watch::channel(true).1;
-        let diagnoser = Diagnoser::idle(worlds.clone());
-        Control { worlds, leading, replica: "one".to_owned(), diagnoser }
+        let server = crate::spire::SpireServer::connect_unix("/nowhere.sock");
+        let (identity, cancel) = (watch::channel(None).1, CancellationToken::new());
+        let replicas = Replicas::none();
+        let (spire, _) =
+            SpireWatch::spawn(server, replicas.clone(), identity, Default::default(), cancel.clone());
+        cancel.cancel();
+        Control {
+            diagnoser: Diagnoser::idle(worlds.clone()),
+            worlds,
+            leading: watch::channel(true).1,
+            replica: "one".to_owned(),
+            enrolment: Enrolment::of_directory(folder),
+            replicas,
+            spire,
+            rotating: Arc::default(),
+        }
     }
 
     #[tokio::test]
@@ -101,16 +136,16 @@ mod tests {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("run/control.sock");
         let cancel = CancellationToken::new();
-        let task = serve(&path, control(), cancel.clone()).await.unwrap();
+        let task = serve(&path, control(folder.path()), cancel.clone()).await.unwrap();
         assert_eq!(std::fs::metadata(&path).unwrap().permissions().mode() & 0o777, 0o600);
-        let second = serve(&path, control(), cancel.clone()).await.unwrap_err().to_string();
+        let second = serve(&path, control(folder.path()), cancel.clone()).await.unwrap_err().to_string();
         assert!(second.contains("another process serves"), "{second}");
         cancel.cancel();
         task.await.unwrap();
         assert!(!path.exists());
         drop(std::os::unix::net::UnixListener::bind(&path).unwrap());
         let cancel = CancellationToken::new();
-        serve(&path, control(), cancel.clone()).await.unwrap();
+        serve(&path, control(folder.path()), cancel.clone()).await.unwrap();
         cancel.cancel();
     }
 }

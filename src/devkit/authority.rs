@@ -58,8 +58,12 @@ pub enum AuthorityError {
     NotPrepared,
     #[error("only Old local authorities can be tainted or revoked")]
     NotOld,
-    #[error("not possible to revoke an untainted root CA")]
+    #[error("root CA is already tainted")]
+    AlreadyTainted,
+    #[error("it is not possible to revoke an untainted root CA")]
     Untainted,
+    #[error("no root CA found with provided subject key ID")]
+    Gone,
 }
 
 /// The authorities in their slots, as SPIRE's `GetX509AuthorityState` gives them.
@@ -211,31 +215,36 @@ impl Authority {
     /// Marks the old authority as tainted: SVIDs that it signed are replaced, and it stays in the bundle.
     ///
     /// # Errors
-    /// [`AuthorityError::NotOld`] for any other authority.
+    /// [`AuthorityError::NotOld`] for any other authority, [`AuthorityError::Gone`] once it is revoked,
+    /// [`AuthorityError::AlreadyTainted`] the second time.
     pub fn taint(&mut self, id: &AuthorityId) -> Result<(), AuthorityError> {
-        if !matches!(&self.next, Next::Old(old) if old == id) {
-            return Err(AuthorityError::NotOld);
+        if self.old_in_bundle(id)?.tainted {
+            return Err(AuthorityError::AlreadyTainted);
         }
         self.published.iter_mut().filter(|a| a.id() == id).for_each(|a| a.tainted = true);
         self.publish();
         Ok(())
     }
 
-    /// Takes the old authority, which must be tainted, out of the bundle.
+    /// Takes the old authority, which must be tainted, out of the bundle. It stays in its slot, as in SPIRE.
     ///
     /// # Errors
-    /// [`AuthorityError::NotOld`] for any other authority, [`AuthorityError::Untainted`] before it is tainted.
+    /// [`AuthorityError::NotOld`] for any other authority, [`AuthorityError::Untainted`] before it is tainted,
+    /// [`AuthorityError::Gone`] the second time.
     pub fn revoke(&mut self, id: &AuthorityId) -> Result<(), AuthorityError> {
-        if !matches!(&self.next, Next::Old(old) if old == id) {
-            return Err(AuthorityError::NotOld);
-        }
-        if !self.is_tainted(id) {
+        if !self.old_in_bundle(id)?.tainted {
             return Err(AuthorityError::Untainted);
         }
         self.published.retain(|a| a.id() != id);
-        self.next = Next::Empty;
         self.publish();
         Ok(())
+    }
+
+    fn old_in_bundle(&self, id: &AuthorityId) -> Result<&model::Authority, AuthorityError> {
+        if !matches!(&self.next, Next::Old(old) if old == id) {
+            return Err(AuthorityError::NotOld);
+        }
+        self.published.iter().find(|a| a.id() == id).ok_or(AuthorityError::Gone)
     }
 
     /// Rotates by time, as SPIRE does: prepares when half of the active authority's life is left (30 days at most),

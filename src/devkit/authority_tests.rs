@@ -108,8 +108,11 @@ fn rotation_publishes_before_it_signs() {
     assert!(matches!(authority.taint(&second), Err(AuthorityError::NotOld)));
     authority.taint(&first).unwrap();
     assert!(authority.bundle().authorities().any(|a| a.tainted && *a.id() == first));
+    assert!(matches!(authority.taint(&first), Err(AuthorityError::AlreadyTainted)));
     authority.revoke(&first).unwrap();
     assert_eq!(authority.bundle().authority_ids(), [second].into());
+    assert_eq!(authority.slots().old, Some(first.clone()), "it stays in its slot");
+    assert!(matches!(authority.revoke(&first), Err(AuthorityError::Gone)));
     assert!(verify(&before, authority.bundle(), at(4)).is_err());
 }
 

@@ -229,15 +229,31 @@ pub struct Diagnosis {
     pub told: Option<Vec<ToldCheck>>,
 }
 
+/// What a peer is told to do about what is for our own operator.
+const HERE: &str = "our operator must run `entente diagnose` for you here";
+
 impl Check {
-    /// The check as a peer is told of it.
+    /// The check as a peer is told of it: no more than it needs to know whose turn it is. What passed needs no words, and
+    /// where our sockets are and what our workloads are called is for our own operator.
     #[must_use]
     pub fn to_told(&self) -> ToldCheck {
+        let (message, remedy) = match (self.outcome, self.step) {
+            (Outcome::Passed | Outcome::Skipped, _) => ("", ""),
+            (Outcome::Failed, Step::WorkloadApi) => ("the Workload API does not answer our agent", HERE),
+            (Outcome::Failed, Step::OwnSvid) => ("our agent has no SVID that is valid", HERE),
+            (Outcome::Failed, Step::SpireServer) => {
+                ("our SPIRE server's API does not answer our agent", HERE)
+            }
+            (Outcome::Failed, Step::WorkloadRegistrations) => {
+                ("not all workloads that are to federate with you do", HERE)
+            }
+            (Outcome::Failed, _) => (self.message.as_str(), self.remedy.as_deref().unwrap_or_default()),
+        };
         ToldCheck {
             step: self.step.as_str().to_owned(),
             outcome: self.outcome,
-            message: self.message.clone(),
-            remedy: self.remedy.clone().unwrap_or_default(),
+            message: message.to_owned(),
+            remedy: remedy.to_owned(),
         }
     }
 }
@@ -251,6 +267,29 @@ mod tests {
         for (at, step) in Step::ALL.iter().enumerate() {
             for needed in step.needs() {
                 assert!(Step::ALL[..at].contains(needed), "{step} needs {needed}");
+            }
+        }
+    }
+
+    #[test]
+    fn a_peer_learns_no_paths_and_no_names_of_workloads() {
+        let secret = "unix:///run/secret spiffe://east.example/workload";
+        for step in Step::ALL {
+            for outcome in [Outcome::Passed, Outcome::Failed, Outcome::Skipped] {
+                let check = Check {
+                    step: *step,
+                    outcome,
+                    message: secret.to_owned(),
+                    remedy: Some(secret.to_owned()),
+                    side: None,
+                };
+                let told = check.to_told();
+                let is_private =
+                    [Step::WorkloadApi, Step::OwnSvid, Step::SpireServer, Step::WorkloadRegistrations]
+                        .contains(step);
+                let says = told.message.contains("secret") || told.remedy.contains("secret");
+                assert_eq!(says, outcome == Outcome::Failed && !is_private, "{told:?}");
+                assert_eq!((told.step.as_str(), told.outcome), (step.as_str(), outcome));
             }
         }
     }

@@ -245,6 +245,7 @@ fn overlaid(world: &Arc<World>, workload: &WorkloadSeen, spire: &SpireSeen) -> A
     world.now = clock::now();
     if let WorkloadSeen::Delivered(identity) = workload {
         world.identity = Some(Arc::clone(identity));
+        world.workload_failure = None;
     }
     if let Ok(Some(state)) = spire {
         world.spire = Some(Arc::clone(state));

@@ -155,7 +155,7 @@ async fn greet(target: &Target, address: &str, tcp: TcpStream, verdict: Verdict)
 }
 
 /// The host is sent as SNI, for load balancers that route by it; the server's identity is its SPIFFE ID.
-fn server_name(address: &str) -> ServerName<'static> {
+pub(crate) fn server_name(address: &str) -> ServerName<'static> {
     let host = address.rsplit_once(':').map_or(address, |(host, _)| host);
     let host = host.trim_start_matches('[').trim_end_matches(']');
     ServerName::try_from(host.to_owned())

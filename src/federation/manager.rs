@@ -18,6 +18,7 @@ use super::peer::{Actor, Inputs};
 use super::rate::TokenBucket;
 use super::server::{Door, Places, serve};
 use super::session::SessionLimits;
+use crate::enrol::Desk;
 use crate::identity::peer_tls::{Authorize, server_config};
 use crate::identity::source::IdentitySource;
 use crate::model::session::{GoodbyeReason, LinkPlan, SessionState};
@@ -106,7 +107,8 @@ impl Federation {
     ///
     /// Only while `open`: a peer keeps one stream with us, so of several replicas one must hold them all; and who does
     /// not know its peers yet must refuse none. Until it is open, connections are closed before TLS, which reads as
-    /// unreachable and never as a refusal, and nothing is dialled; once it is not, every peer is told goodbye.
+    /// unreachable and never as a refusal, and nothing is dialled; once it is not, every peer is told goodbye. Joiners
+    /// are received at the `desk`, on the same port, and touch no peer's exchange.
     ///
     /// # Errors
     /// [`StartError`].
@@ -115,6 +117,7 @@ impl Federation {
         source: IdentitySource,
         plans: watch::Receiver<LinkPlans>,
         open: watch::Receiver<bool>,
+        desk: Option<Arc<Desk>>,
         cancel: CancellationToken,
     ) -> Result<Self, StartError> {
         let failed = |e| StartError::Listen(config.listen, e);
@@ -137,7 +140,7 @@ impl Federation {
         };
         let join = tokio::spawn(async move {
             let closing = CancellationToken::new();
-            let door = Door { listener, open, tls: Arc::new(tls) };
+            let door = Door { listener, open, tls: Arc::new(tls), desk };
             let serving = serve(door, hub, config.timings, closing.clone());
             let mut serving = std::pin::pin!(serving);
             tokio::select! {

@@ -17,8 +17,8 @@ pub mod session;
 
 mod link;
 mod peer;
-mod rate;
-mod server;
+pub(crate) mod rate;
+pub(crate) mod server;
 
 pub use manager::{Federation, FederationConfig, StartError, Timings};
 

@@ -17,7 +17,7 @@ use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc, watch};
 use tokio::task::JoinSet;
 use tokio::time::{Instant, Sleep, sleep, timeout};
-use tokio_rustls::TlsAcceptor;
+use tokio_rustls::LazyConfigAcceptor;
 use tokio_rustls::server::TlsStream;
 use tokio_stream::StreamExt as _;
 use tokio_stream::wrappers::ReceiverStream;
@@ -29,6 +29,7 @@ use tonic::{Request, Response, Status, Streaming};
 use super::link::{Connection, Proof, Stream};
 use super::manager::{Hub, KEEPALIVE, MAX_FRAME, QUEUE, Timings, unix_now};
 use super::rate::TokenBucket;
+use crate::enrol::{self, Desk};
 use crate::identity::peer_tls::{ALPN_HTTP2, PeerRefusal, judge};
 use crate::identity::verify::Role;
 use crate::model::TrustDomain;
@@ -52,6 +53,8 @@ pub(super) struct Door {
     /// While it is false, whoever connects is sent away before TLS.
     pub(super) open: watch::Receiver<bool>,
     pub(super) tls: Arc<ServerConfig>,
+    /// Where joiners are received, while an invite is open.
+    pub(super) desk: Option<Arc<Desk>>,
 }
 
 /// Serves until `cancel`.
@@ -63,8 +66,8 @@ pub(super) async fn serve(
 ) -> Result<(), tonic::transport::Error> {
     let (ready, connections) = mpsc::channel(16);
     let service = FederationServer::new(Exchange(Arc::clone(&hub))).max_decoding_message_size(MAX_FRAME);
-    let Door { listener, open, tls } = door;
-    let accepting = Acceptor { tls: TlsAcceptor::from(tls), open, hub, timings, ready }.run(listener);
+    let Door { listener, open, tls, desk } = door;
+    let accepting = Acceptor { tls, desk, open, hub, timings, ready }.run(listener);
     let serving = Server::builder()
         .http2_keepalive_interval(Some(KEEPALIVE))
         .http2_keepalive_timeout(Some(KEEPALIVE))
@@ -79,7 +82,8 @@ pub(super) async fn serve(
 }
 
 struct Acceptor {
-    tls: TlsAcceptor,
+    tls: Arc<ServerConfig>,
+    desk: Option<Arc<Desk>>,
     open: watch::Receiver<bool>,
     hub: Arc<Hub>,
     timings: Timings,
@@ -89,7 +93,8 @@ struct Acceptor {
 impl Acceptor {
     async fn run(self, listener: TcpListener) {
         let mut handshakes = JoinSet::new();
-        let mut sources = Sources::new(self.timings);
+        let timings = self.timings;
+        let mut sources = Sources::new(timings.connections_per_second, timings.connections_burst);
         loop {
             while handshakes.len() >= HANDSHAKES {
                 handshakes.join_next().await;
@@ -114,12 +119,13 @@ impl Acceptor {
     }
 
     fn handshake(&self, tcp: TcpStream, source: IpAddr) -> impl Future<Output = ()> + Send + 'static {
-        let (tls, hub) = (self.tls.clone(), Arc::clone(&self.hub));
+        let (tls, hub, desk) = (Arc::clone(&self.tls), Arc::clone(&self.hub), self.desk.clone());
         let (ready, timings) = (self.ready.clone(), self.timings);
         async move {
-            let accepted = timeout(timings.handshake, accept(&tls, tcp)).await;
+            let accepted = timeout(timings.handshake, accept(tls, desk, tcp, source)).await;
             let stream = match accepted.unwrap_or_else(|_| Err(io::ErrorKind::TimedOut.into())) {
-                Ok(stream) => stream,
+                Ok(Accepted::Peer(stream)) => *stream,
+                Ok(Accepted::Joiner(stream, desk)) => return desk.receive(*stream, source).await,
                 Err(cause) => return hub.evidence(source, &cause),
             };
             match PeerConnection::new(stream, &hub, timings.handshake) {
@@ -132,21 +138,51 @@ impl Acceptor {
     }
 }
 
-async fn accept(tls: &TlsAcceptor, tcp: TcpStream) -> io::Result<TlsStream<TcpStream>> {
+/// Who a handshake was made with, by the protocol that it asked for.
+enum Accepted {
+    Peer(Box<TlsStream<TcpStream>>),
+    Joiner(Box<TlsStream<TcpStream>>, Arc<Desk>),
+}
+
+async fn accept(
+    tls: Arc<ServerConfig>,
+    desk: Option<Arc<Desk>>,
+    tcp: TcpStream,
+    source: IpAddr,
+) -> io::Result<Accepted> {
     let _ = tcp.set_nodelay(true);
-    match tls.accept(tcp).into_fallible().await {
-        Ok(stream) => Ok(stream),
-        Err((cause, mut tcp)) => {
-            let _ = tcp.shutdown().await;
-            let mut rest = tcp.take(LINGER_BYTES);
-            let _ = timeout(LINGER, tokio::io::copy(&mut rest, &mut tokio::io::sink())).await;
-            Err(cause)
-        }
+    let mut hello = std::pin::pin!(LazyConfigAcceptor::new(rustls::server::Acceptor::default(), tcp));
+    let start = match hello.as_mut().await {
+        Ok(start) => start,
+        Err(cause) => return part(cause, hello.take_io()).await,
+    };
+    let joins = start.client_hello().alpn().is_some_and(|mut protocols| protocols.any(|p| p == enrol::ALPN));
+    // Without an open invite, that protocol is as unknown here as any other.
+    let desk = desk.filter(|desk| joins && desk.is_open());
+    if desk.as_ref().is_some_and(|desk| !desk.admits(source)) {
+        return Err(io::Error::other("too many joiners"));
+    }
+    let config = desk.as_ref().map_or(tls, |desk| desk.config());
+    match (start.into_stream(config).into_fallible().await, desk) {
+        (Ok(stream), None) => Ok(Accepted::Peer(Box::new(stream))),
+        (Ok(stream), Some(desk)) => Ok(Accepted::Joiner(Box::new(stream), desk)),
+        (Err((cause, tcp)), _) => part(cause, Some(tcp)).await,
     }
 }
 
+/// Lets a client that was refused read why.
+async fn part<T>(cause: io::Error, tcp: Option<TcpStream>) -> io::Result<T> {
+    if let Some(mut tcp) = tcp {
+        let _ = tcp.shutdown().await;
+        let mut rest = tcp.take(LINGER_BYTES);
+        let _ = timeout(LINGER, tokio::io::copy(&mut rest, &mut tokio::io::sink())).await;
+    }
+    Err(cause)
+}
+
 /// How often each source may connect.
-struct Sources {
+#[derive(Debug)]
+pub(crate) struct Sources {
     origin: Instant,
     per_second: u32,
     burst: u32,
@@ -154,12 +190,12 @@ struct Sources {
 }
 
 impl Sources {
-    fn new(timings: Timings) -> Self {
-        let (per_second, burst) = (timings.connections_per_second, timings.connections_burst);
+    pub(crate) fn new(per_second: u32, burst: u32) -> Self {
         Self { origin: Instant::now(), per_second, burst, buckets: BTreeMap::new() }
     }
 
-    fn allow(&mut self, source: IpAddr) -> bool {
+    /// Whether one more is within the rate of its source.
+    pub(crate) fn allow(&mut self, source: IpAddr) -> bool {
         let now = self.origin.elapsed();
         let source = network(source);
         if self.buckets.len() >= SOURCES && !self.buckets.contains_key(&source) {
@@ -335,8 +371,7 @@ mod tests {
 
     #[test]
     fn a_source_is_a_network_and_cannot_crowd_out_another() {
-        let mut sources =
-            Sources::new(Timings { connections_per_second: 1, connections_burst: 3, ..Timings::default() });
+        let mut sources = Sources::new(1, 3);
         let ip = |text: &str| text.parse::<IpAddr>().unwrap();
         assert_eq!((0..10).filter(|n| sources.allow(ip(&format!("2001:db8::{n}")))).count(), 3);
         assert!(sources.allow(ip("2001:db8:0:1::1")));

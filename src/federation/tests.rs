@@ -105,7 +105,7 @@ impl Agent {
         let cancel = CancellationToken::new();
         let config = FederationConfig { listen: "127.0.0.1:0".parse().unwrap(), timings };
         let federation =
-            Federation::start(config, source.clone(), seen, opened, cancel.clone()).await.unwrap();
+            Federation::start(config, source.clone(), seen, opened, None, cancel.clone()).await.unwrap();
         Self { domain, source, plans, open, federation, cancel }
     }
 

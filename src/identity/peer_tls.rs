@@ -90,7 +90,7 @@ pub fn server_config(source: &IdentitySource, authorize: Authorize) -> Result<Se
     let mut config = ServerConfig::builder_with_provider(provider())
         .with_protocol_versions(&[&rustls::version::TLS13])?
         .with_client_cert_verifier(Arc::new(verifier))
-        .with_cert_resolver(Arc::new(OwnSvid(source.clone())));
+        .with_cert_resolver(Arc::new(OwnSvid::new(source)));
     config.session_storage = Arc::new(NoServerSessionStorage {});
     config.send_tls13_tickets = 0;
     config.alpn_protocols = vec![ALPN_HTTP2.to_vec()];
@@ -111,7 +111,7 @@ pub fn client_config(
         .with_protocol_versions(&[&rustls::version::TLS13])?
         .dangerous()
         .with_custom_certificate_verifier(Arc::new(verifier))
-        .with_client_cert_resolver(Arc::new(OwnSvid(source.clone())));
+        .with_client_cert_resolver(Arc::new(OwnSvid::new(source)));
     config.resumption = rustls::client::Resumption::disabled();
     config.alpn_protocols = vec![ALPN_HTTP2.to_vec()];
     Ok(config)
@@ -119,9 +119,13 @@ pub fn client_config(
 
 /// Presents our SVID as it is at the time of the handshake.
 #[derive(Debug)]
-struct OwnSvid(IdentitySource);
+pub(crate) struct OwnSvid(IdentitySource);
 
 impl OwnSvid {
+    pub(crate) fn new(source: &IdentitySource) -> Self {
+        Self(source.clone())
+    }
+
     fn key(&self) -> Option<Arc<CertifiedKey>> {
         self.0.current().map(|svids| Arc::clone(&svids.peer_facing))
     }

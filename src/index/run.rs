@@ -27,7 +27,8 @@ const GATHER: Duration = Duration::from_millis(20);
 #[derive(Clone, Debug)]
 pub struct WorldHandle(mpsc::Sender<Ask>);
 
-type Ask = oneshot::Sender<Arc<World>>;
+/// A question for the world, to be answered with it.
+pub type Ask = oneshot::Sender<Arc<World>>;
 
 impl WorldHandle {
     /// A handle, and where its questions come in.
@@ -113,6 +114,7 @@ pub async fn run(
         let told_again = index.time(clock());
         let world = index.world_mut();
         world.memory = plan::memory::advance(world);
+        world.tainted_since = plan::rotation::tainted_since(world);
         let plan = plan::plan(world);
         wake_at = plan.wake_at.into_iter().chain(told_again).min();
         publish(&index, plan, &outputs);

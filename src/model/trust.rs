@@ -3,6 +3,8 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
+use jiff::Timestamp;
+
 use super::endpoint::BundleEndpoint;
 use super::{AuthorityId, Bundle, SpiffeId, TrustDomain};
 
@@ -21,6 +23,50 @@ pub struct Entry {
     pub federates_with: BTreeSet<TrustDomain>,
 }
 
+/// One SPIRE server. In a trust domain of several, each signs with authorities of its own.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct LocalServer {
+    /// As last read; `None` where the server has never told: it is older than SPIRE 1.11, denies it, or has not answered.
+    pub authorities: Option<LocalAuthorities>,
+    /// Set while it cannot be read.
+    pub failure: Option<String>,
+}
+
+/// The X.509 authorities of one SPIRE server (`LocalAuthority.GetX509AuthorityState`).
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct LocalAuthorities {
+    /// What it signs with.
+    pub active: LocalAuthority,
+    /// What it will sign with next; published already.
+    pub prepared: Option<LocalAuthority>,
+    /// What it signed with last. It stays here once it is revoked, until the next one is prepared.
+    pub old: Option<LocalAuthority>,
+}
+
+/// An authority in a slot of a SPIRE server.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct LocalAuthority {
+    pub id: AuthorityId,
+    pub expires_at: Timestamp,
+    /// The authority that signed it, where there is an upstream one: then that is what peers hold.
+    pub upstream: Option<AuthorityId>,
+}
+
+impl LocalAuthority {
+    /// What others must hold to accept what it signs.
+    #[must_use]
+    pub fn anchor(&self) -> &AuthorityId {
+        self.upstream.as_ref().unwrap_or(&self.id)
+    }
+}
+
+impl LocalAuthorities {
+    /// Those in its slots.
+    pub fn all(&self) -> impl Iterator<Item = &LocalAuthority> {
+        std::iter::once(&self.active).chain(&self.prepared).chain(&self.old)
+    }
+}
+
 /// One reading of SPIRE's server API.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct SpireState {
@@ -33,8 +79,8 @@ pub struct SpireState {
     pub entries: BTreeMap<String, Entry>,
     /// Our own trust domain's bundle.
     pub own: Option<Arc<Bundle>>,
-    /// The authority that signs now, where the server told.
-    pub active_authority: Option<AuthorityId>,
+    /// Every SPIRE server that is addressed, by its address, with its own authorities.
+    pub servers: BTreeMap<String, LocalServer>,
     /// Set while the server API cannot be read; the rest is then what was last read.
     pub failure: Option<String>,
 }

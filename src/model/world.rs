@@ -78,6 +78,8 @@ pub struct PeerMemory {
     pub disputed: Disputed,
     /// Since when, while ending, no registration entry federates any more.
     pub drained_since: Option<Timestamp>,
+    /// Since when, while ending, entries in SPIRE federate though no registration names the peer.
+    pub lingering_since: Option<Timestamp>,
     /// Until when the pace at which SPIRE's bundle may be found not to be what the endpoint serves is used up.
     pub turning: Option<Timestamp>,
     /// Until when such changes are left alone.
@@ -100,6 +102,8 @@ pub struct PeerMemory {
     pub away_since: Option<Timestamp>,
     /// Since when the peer's report names a bundle of ours that is not the newest.
     pub stale_since: Option<Timestamp>,
+    /// Our authorities that the peer gave its last receipt for, in this exchange; `None` while it gave none.
+    pub receipted: Option<BTreeSet<AuthorityId>>,
 }
 
 /// SPIRE holds another bundle than the peer's endpoint served us when last asked. Either may be ahead.
@@ -179,6 +183,8 @@ pub struct World {
     pub own_history: OwnHistory,
     /// `None` until SPIRE's server API was read once.
     pub spire: Option<Arc<SpireState>>,
+    /// Since when, in this life of the process, authorities of ours are known to be tainted.
+    pub tainted_since: BTreeMap<AuthorityId, Timestamp>,
     pub endpoints: Arc<BTreeMap<TrustDomain, EndpointState>>,
     pub sessions: Arc<BTreeMap<TrustDomain, SessionState>>,
     pub peers: BTreeMap<TrustDomain, Arc<Peer>>,
@@ -212,6 +218,7 @@ impl World {
             workload_failure: None,
             own_history: OwnHistory::default(),
             spire: None,
+            tainted_since: BTreeMap::new(),
             endpoints: Arc::default(),
             sessions: Arc::default(),
             peers: BTreeMap::new(),

@@ -14,7 +14,7 @@ use serde_json::Value;
 
 use crate::model::object::Kind;
 use crate::model::{Peer, TrustDomain, World};
-use crate::plan::alarms;
+use crate::plan::{alarms, rotation};
 
 /// A peer's condition.
 #[derive(Clone, Debug, Hash, PartialEq, Eq, EncodeLabelSet)]
@@ -27,6 +27,12 @@ struct ConditionLabels {
 #[derive(Clone, Debug, Hash, PartialEq, Eq, EncodeLabelSet)]
 struct PeerLabels {
     trust_domain: String,
+}
+
+/// A SPIRE server of ours.
+#[derive(Clone, Debug, Hash, PartialEq, Eq, EncodeLabelSet)]
+struct ServerLabels {
+    server: String,
 }
 
 /// An alarm of a peer's bundle.
@@ -55,6 +61,7 @@ pub struct Metrics {
     registry: Registry,
     conditions: Family<ConditionLabels, Gauge>,
     bundle_expiry: Family<PeerLabels, Gauge>,
+    activation: Family<ServerLabels, Gauge>,
     bundle_alarms: Family<AlarmLabels, Gauge>,
     plans: Counter<u64, AtomicU64>,
     writes: Family<WriteLabels, Counter>,
@@ -77,6 +84,12 @@ impl Default for Metrics {
             "When the last authority of the peer's bundle in SPIRE expires",
             bundle_expiry.clone(),
         );
+        let activation = Family::default();
+        registry.register(
+            "authority_activation_timestamp_seconds",
+            "When SPIRE lets the prepared authority of a SPIRE server of ours sign by itself; absent while none is prepared",
+            activation.clone(),
+        );
         let bundle_alarms = Family::default();
         registry.register(
             "peer_bundle_alarm",
@@ -96,6 +109,7 @@ impl Default for Metrics {
             conditions,
             bundle_expiry,
             bundle_alarms,
+            activation,
             plans,
             writes,
             peers: Mutex::default(),
@@ -133,6 +147,7 @@ impl Metrics {
     /// Counts a plan and takes over what the world says of the peers.
     pub fn observe(&self, world: &World) {
         self.plans.inc();
+        self.observe_activations(world);
         self.observe_alarms(world);
         let mut peers = self.peers.lock().unwrap_or_else(PoisonError::into_inner);
         let now: Vec<String> = world.peers.keys().map(ToString::to_string).collect();
@@ -162,6 +177,17 @@ impl Metrics {
             if let Some(last) = bundle.and_then(|b| b.authorities().map(|a| a.not_after()).max()) {
                 let labels = PeerLabels { trust_domain: trust_domain.to_string() };
                 self.bundle_expiry.get_or_create(&labels).set(last.as_second());
+            }
+        }
+    }
+
+    fn observe_activations(&self, world: &World) {
+        let activations = rotation::activations(world);
+        for server in world.spire.iter().flat_map(|spire| spire.servers.keys()) {
+            let labels = ServerLabels { server: server.clone() };
+            match activations.get(server.as_str()) {
+                Some(at) => drop(self.activation.get_or_create(&labels).set(at.as_second())),
+                None => drop(self.activation.remove(&labels)),
             }
         }
     }

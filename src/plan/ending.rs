@@ -5,11 +5,13 @@
 //! of all that is selected and of the agent itself, the relationship, imports and the clients of policies in one go, then
 //! the bundle out of whatever still names it; the goodbye is said beside.
 
+use std::time::Duration;
+
 use jiff::Timestamp;
 
 use super::registrations;
 use crate::model::object::Kind;
-use crate::model::{ObjectKey, Peer, World};
+use crate::model::{ObjectKey, Peer, TrustDomain, World};
 
 /// The finalizer on a TrustDomainPeer.
 pub const FINALIZER: &str = "entente.dev/relationship";
@@ -27,12 +29,8 @@ pub enum Stage {
     OwnRegistration,
     /// The relationship is still there: by its object, or in SPIRE.
     Relationship(String),
-    /// Registration entries still federate: their SPIFFE IDs, and which registrations that the agent does not edit name
-    /// it.
-    Entries {
-        ids: Vec<String>,
-        held_by: Vec<String>,
-    },
+    /// Registration entries still federate.
+    Entries(Federating),
     /// SPIRE's agents are given time to follow.
     Drain(Timestamp),
     /// The bundle is still in SPIRE.
@@ -40,6 +38,21 @@ pub enum Stage {
     /// Imports and what was generated are still there.
     Generated(usize),
     Done,
+}
+
+/// How long spire-controller-manager is given to take a trust domain out of SPIRE's entries. It looks every 10 s by itself.
+const FOLLOWS: Duration = Duration::from_secs(60);
+/// The most names in one message.
+const NAMES: usize = 10;
+
+/// The entries that federate still.
+#[derive(Clone, Debug, Default, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Federating {
+    pub spiffe_ids: Vec<String>,
+    /// Registrations that name the peer, and that the agent does not edit.
+    pub held_by: Vec<String>,
+    /// Set where no registration names it, and the entries should have followed by now.
+    pub is_overdue: bool,
 }
 
 /// Whether the finalizer stands: nothing is begun for a peer that could go without an ending.
@@ -91,7 +104,9 @@ fn in_order(world: &World, peer: &Peer) -> Stage {
     }
     let ids: Vec<String> = spire.federating_with(trust_domain).map(|e| e.spiffe_id.to_string()).collect();
     if !ids.is_empty() {
-        return Stage::Entries { ids, held_by: registrations::not_ours(world, peer) };
+        let held_by = registrations::not_ours(world, peer);
+        let is_overdue = overdue_at(world, peer).is_some_and(|at| at <= world.now);
+        return Stage::Entries(Federating { spiffe_ids: ids, held_by, is_overdue });
     }
     let drained_since = world.memory.get(trust_domain).and_then(|m| m.drained_since);
     let until = drained_since.unwrap_or(world.now).saturating_add(world.settings.drain);
@@ -103,6 +118,21 @@ fn in_order(world: &World, peer: &Peer) -> Stage {
         return Stage::Bundle;
     }
     generated_or_done(world, peer)
+}
+
+fn overdue_at(world: &World, peer: &Peer) -> Option<Timestamp> {
+    let since = world.memory.get(&peer.trust_domain).and_then(|memory| memory.lingering_since)?;
+    since.saturating_add(FOLLOWS).ok()
+}
+
+/// When the end goes on, or something else is to be said of it, by time alone.
+#[must_use]
+pub fn wake_at(world: &World, peer: &Peer) -> Option<Timestamp> {
+    match stage(world, peer)? {
+        Stage::Drain(until) => Some(until),
+        Stage::Entries(_) => overdue_at(world, peer),
+        _ => None,
+    }
 }
 
 /// Nothing is waited for that trust need not wait for: registrations are objects, which need no SPIRE to be changed.
@@ -230,7 +260,7 @@ pub fn message(world: &World, peer: &Peer, stage: &Stage) -> String {
         format!(
             "; {} name {trust_domain} and are not selected in spec.federatesWith: SPIRE refuses changes to their \
              entries, and their new workloads get no SVID, until {trust_domain} is taken out of their federatesWith",
-            names.join(", ")
+            listed(&names, NAMES)
         )
     };
     let foreign = super::relationship::foreign(world, peer).map_or_else(String::new, |other| {
@@ -245,7 +275,7 @@ impl Stage {
     /// Whether somebody else has to act before it goes on.
     #[must_use]
     pub fn is_held_back(&self) -> bool {
-        matches!(self, Self::Entries { held_by, .. } if !held_by.is_empty())
+        matches!(self, Self::Entries(entries) if !entries.held_by.is_empty() || entries.is_overdue)
     }
 
     /// What the end waits for, for the operator.
@@ -256,28 +286,47 @@ impl Stage {
             Self::Goodbye => format!("for the goodbye to reach the agent of {trust_domain}"),
             Self::Spire(failure) => format!("for SPIRE's server API to answer: {failure}"),
             Self::Registrations(names) => {
-                format!("for federatesWith {trust_domain} to be taken out of {}", names.join(", "))
+                format!("for federatesWith {trust_domain} to be taken out of {}", listed(names, NAMES))
             }
             Self::OwnRegistration => {
                 format!("for federatesWith {trust_domain} to be taken out of the agent's own registration")
             }
             Self::Relationship(what) => format!("for {what} to be deleted"),
-            Self::Entries { ids, held_by } if held_by.is_empty() => {
-                format!(
-                    "for registration entries that still federate with {trust_domain}: {}",
-                    ids.join(", ")
-                )
-            }
-            Self::Entries { ids, held_by } => format!(
-                "for {}, in which someone else put federatesWith {trust_domain}: the agent does not take it away, and \
-                 SPIRE keeps the bundle meanwhile: remove {trust_domain} there (registration entries: {})",
-                held_by.join(", "),
-                ids.join(", ")
-            ),
+            Self::Entries(entries) => entries.waits_for(trust_domain),
             Self::Drain(until) => format!("until {until}, for SPIRE's agents to follow"),
             Self::Bundle => format!("for SPIRE to delete the bundle of {trust_domain}"),
             Self::Generated(count) => format!("for {count} generated objects to be deleted"),
             Self::Done => "for nothing".to_owned(),
         }
     }
+}
+
+impl Federating {
+    fn waits_for(&self, trust_domain: &TrustDomain) -> String {
+        let entries = listed(&self.spiffe_ids, NAMES);
+        if !self.held_by.is_empty() {
+            return format!(
+                "for {}, in which someone else put federatesWith {trust_domain}: the agent does not take it away, and \
+                 SPIRE keeps the bundle meanwhile: remove {trust_domain} there (registration entries: {entries})",
+                listed(&self.held_by, NAMES)
+            );
+        }
+        if self.is_overdue {
+            return format!(
+                "for registration entries that federate with {trust_domain} though no registration names it: {entries}; \
+                 they were made by hand in SPIRE (`spire-server entry update` takes it away), or \
+                 spire-controller-manager does not follow: see its log"
+            );
+        }
+        format!("for registration entries that still federate with {trust_domain}: {entries}")
+    }
+}
+
+/// Names for a message: the first `most` of them.
+#[must_use]
+pub fn listed(names: &[String], most: usize) -> String {
+    let shown: Vec<&str> = names.iter().take(most).map(String::as_str).collect();
+    let more = names.len().saturating_sub(shown.len());
+    let rest = if more > 0 { format!(" and {more} more") } else { String::new() };
+    format!("{}{rest}", shown.join(", "))
 }

@@ -27,6 +27,7 @@ pub fn advance(world: &World) -> BTreeMap<TrustDomain, PeerMemory> {
         away(world, peer, &mut memory);
         notice::stored(world, peer, &mut memory);
         differ(world, peer, &mut memory);
+        super::rotation::remember(world, peer, &mut memory);
         doubt(world, peer, &mut memory);
         notice::notice(world, peer, &mut memory);
         notice::receipt(world, peer, &mut memory);
@@ -35,12 +36,14 @@ pub fn advance(world: &World) -> BTreeMap<TrustDomain, PeerMemory> {
     world.peers.iter().map(&mut step).collect()
 }
 
-/// While a relationship ends: since when no registration entry federates any more.
+/// While a relationship ends: since when no registration entry federates any more, or some do that nothing explains.
 fn drain(world: &World, peer: &Peer, memory: &mut PeerMemory) {
-    let readable = world.spire.as_ref().filter(|spire| spire.failure.is_none());
-    let drained = peer.deletion.is_some()
-        && readable.is_some_and(|spire| spire.federating_with(&peer.trust_domain).next().is_none());
-    memory.drained_since = drained.then(|| memory.drained_since.unwrap_or(world.now));
+    let readable = world.spire.as_ref().filter(|spire| spire.failure.is_none() && peer.deletion.is_some());
+    let federates = readable.map(|spire| spire.federating_with(&peer.trust_domain).next().is_some());
+    memory.drained_since = (federates == Some(false)).then(|| memory.drained_since.unwrap_or(world.now));
+    let named = world.registrations.values().any(|registration| registration.names(&peer.trust_domain));
+    let lingers = federates == Some(true) && !named;
+    memory.lingering_since = lingers.then(|| memory.lingering_since.unwrap_or(world.now));
 }
 
 /// SPIRE polls on its own, and may be ahead of us: nothing is concluded before the endpoint was asked after SPIRE had

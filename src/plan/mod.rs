@@ -25,6 +25,7 @@ pub mod prune;
 mod purity;
 pub mod registrations;
 pub mod relationship;
+pub mod rotation;
 pub mod selectors;
 pub mod services;
 pub mod status;
@@ -55,7 +56,7 @@ pub struct Plan {
     pub objects: BTreeMap<ObjectKey, Object>,
     /// Those of them that do not stand in the store as they should.
     pub writes: BTreeMap<ObjectKey, diff::Write>,
-    /// Generated objects to delete, by the uid they were seen with.
+    /// Generated objects to delete, and such as were handed over and replaced, by the uid they were seen with.
     pub prune: BTreeMap<ObjectKey, String>,
     /// Changes to objects that are not ours, each consented to: `federatesWith` and finalizers.
     pub patches: Vec<Patch>,
@@ -119,6 +120,10 @@ pub fn plan(world: &World) -> Plan {
     let mut spire: Vec<SpireAction> =
         world.peers.values().flat_map(|peer| relationship::actions(world, peer)).collect();
     spire.extend(registrations::entry_actions(world));
+    let mut prune = prune::prune(world, &objects);
+    if world.is_read() && world.identity.is_some() {
+        prune.extend(relationship::superseded(world));
+    }
     let mut writes = diff::writes(world, &mut objects);
     let begun = |key: &ObjectKey| {
         let mut waiting =
@@ -128,7 +133,7 @@ pub fn plan(world: &World) -> Plan {
     writes.retain(|key, _| begun(key));
     Plan {
         writes,
-        prune: prune::prune(world, &objects),
+        prune,
         patches,
         spire,
         monitors: monitors::monitors(world),
@@ -149,10 +154,12 @@ fn relationships(world: &World) -> Relations {
     // What is suspended stays as it is, until its end is asked for.
     for peer in world.peers.values().filter(|peer| !peer.suspend || peer.deletion.is_some()) {
         let Some(object) = relationship::object(world, peer) else { continue };
-        if let Some(other) = relationship::foreign(world, peer) {
+        let handed_over = |key: &&ObjectKey| world.objects.get(*key).is_some_and(|o| o.is_handed_over());
+        if let Some(other) = relationship::foreign(world, peer).filter(|key| !handed_over(key)) {
             let why = format!(
-                "{other} describes {} already and is not ours: delete it, so that {} can take its place",
-                peer.trust_domain, object.key
+                "{other} describes {} already and is not ours: delete it, so that {} can take its place, or hand it over \
+                 (`entente adopt {}`)",
+                peer.trust_domain, object.key, peer.trust_domain
             );
             blocked.insert(peer.trust_domain.clone(), why);
             // What stands there stays; nothing new is put beside an object that is obeyed.
@@ -221,10 +228,7 @@ fn statuses(
 
 fn wake_at(world: &World, services: &services::ServicesPlan) -> Option<Timestamp> {
     let verdicts = world.peers.values().filter_map(|peer| verdict::wake_at(world, peer));
-    let drains = world.peers.values().filter_map(|peer| match ending::stage(world, peer) {
-        Some(ending::Stage::Drain(until)) => Some(until),
-        _ => None,
-    });
+    let drains = world.peers.values().filter_map(|peer| ending::wake_at(world, peer));
     // Bundles become unusable by time alone.
     let bundles = world.spire.iter().flat_map(|spire| spire.bundles.values());
     let expiries = bundles.flat_map(|bundle| bundle.authorities().map(|a| a.not_after()));
@@ -239,7 +243,8 @@ fn wake_at(world: &World, services: &services::ServicesPlan) -> Option<Timestamp
         .chain(rests)
         .chain(alarms)
         .chain(notices)
-        .chain(told::wake_at(world));
+        .chain(told::wake_at(world))
+        .chain(rotation::wake_at(world));
     all.filter(|at| *at > world.now).min()
 }
 

@@ -19,9 +19,12 @@ use crate::model::object::{Kind, ObjectKey};
 use crate::model::peer::RegistrationSelection;
 use crate::model::registration::{Record, Registration};
 use crate::model::session::{GoodbyeReason, HeldBundle, LinkState, Refusal, SessionState, TrustReport};
-use crate::model::trust::{BundleRemoval, Entry, Relationship, SpireAction, SpireState};
+use crate::model::trust::{
+    BundleRemoval, Entry, LocalAuthorities, LocalAuthority, LocalServer, Relationship, SpireAction,
+    SpireState,
+};
 use crate::model::world::Relationships;
-use crate::model::{Bundle, Peer, World};
+use crate::model::{AuthorityId, Bundle, Peer, World};
 
 const EAST: &str = "east.example";
 
@@ -722,7 +725,7 @@ fn a_relationship_ends_in_the_safe_order() {
     assert_eq!(relationship::object(&scene.world, &scene.peer()), None, "what has gone does not come back");
     assert!(matches!(stage(&scene.world, &scene.peer()), Some(Stage::Relationship(_))));
     scene.spire(|spire, _| spire.relationships.clear());
-    assert!(matches!(stage(&scene.world, &scene.peer()), Some(Stage::Entries { .. })));
+    assert!(matches!(stage(&scene.world, &scene.peer()), Some(Stage::Entries(_))));
     scene.pass(100);
     scene.spire(|spire, _| spire.entries.clear());
     scene.pass(1);
@@ -835,6 +838,35 @@ fn who_holds_the_bundle_back_is_named_and_told_once() {
     scene.pass(60);
     assert_eq!(told(&mut scene), [], "it is told once");
     assert_eq!(super::ending::impact(&scene.world, &scene.peer()).not_ours, ["ClusterStaticEntry theirs"]);
+}
+
+/// Entries that were made by hand in SPIRE are in no object: they are named once nothing else can explain them.
+#[test]
+fn entries_that_nothing_explains_are_named_after_a_minute() {
+    let mut scene = Scene::related();
+    scene.spire(|spire, _| {
+        spire.relationships.clear();
+        let spiffe_id = id("spiffe://west.example/by-hand");
+        let entry = Entry { id: "e".to_owned(), spiffe_id, federates_with: BTreeSet::from([td(EAST)]) };
+        spire.entries.insert(entry.id.clone(), entry);
+    });
+    scene.change_peer(|peer| peer.deletion = Some(now()));
+    scene.link(LinkState::Idle, None);
+    Arc::make_mut(&mut scene.world.sessions).get_mut(&td(EAST)).unwrap().parted = true;
+    scene.pass(1);
+    let said = |scene: &Scene| {
+        let at = stage(&scene.world, &scene.peer()).unwrap();
+        (at.is_held_back(), at.waits_for(&scene.peer()))
+    };
+    let (held_back, message) = said(&scene);
+    assert!(!held_back && message.contains("spiffe://west.example/by-hand"), "{message}");
+    assert!(super::ending::wake_at(&scene.world, &scene.peer()).is_some());
+    scene.pass(60);
+    let (held_back, message) = said(&scene);
+    assert!(held_back && message.contains("by hand in SPIRE"), "{message}");
+    scene.spire(|spire, _| spire.entries.clear());
+    scene.pass(1);
+    assert!(matches!(stage(&scene.world, &scene.peer()), Some(Stage::Drain(_))));
 }
 
 #[test]
@@ -955,12 +987,19 @@ fn a_report_is_believed_and_a_stale_bundle_is_forgiven_for_two_intervals() {
     scene.link(LinkState::Connected, Some(report(&old)));
     scene.world.memory = BTreeMap::new();
     let signing = ours.authorities().next().unwrap().id().clone();
-    scene.spire(|spire, _| spire.active_authority = Some(signing));
+    scene.spire(|spire, _| signs_with(spire, signing));
     assert_eq!(
         scene.verdict(),
         Some((Truth::False, Reason::PeerHoldsStaleBundle)),
         "it lacks what signs now"
     );
+}
+
+fn signs_with(spire: &mut SpireState, id: AuthorityId) {
+    let active = LocalAuthority { id, expires_at: now(), upstream: None };
+    let authorities = LocalAuthorities { active, prepared: None, old: None };
+    let server = LocalServer { authorities: Some(authorities), failure: None };
+    spire.servers.insert("unix:///spire.sock".to_owned(), server);
 }
 
 #[test]

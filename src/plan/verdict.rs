@@ -12,6 +12,7 @@ use crate::api::v1alpha1::conditions::ReciprocalReason as Reason;
 use crate::model::condition::Truth;
 use crate::model::session::{GoodbyeReason, LinkState, Refusal, SessionState, TrustReport};
 use crate::model::{Peer, World};
+use crate::plan::rotation;
 
 /// How long after a start, or after a peer appeared, nothing is concluded from silence.
 const SETTLE: Duration = Duration::from_secs(15);
@@ -145,8 +146,7 @@ fn by_report(world: &World, peer: &Peer, remote: &TrustReport) -> Verdict {
         return Verdict::new(Truth::False, Reason::PeerRefusesUs, message);
     }
     let ours = world.identity.as_ref().map(|identity| identity.bundle.digest());
-    let signing = world.spire.as_ref().and_then(|spire| spire.active_authority.as_ref());
-    let lacks_signing = signing.filter(|id| !held.authority_ids.contains(*id));
+    let lacks_signing = rotation::signing_without(world, &held.authority_ids).into_iter().next();
     // Only we can say which of two bundles of ours is older. After a restart, since when we know that it is not ours.
     let superseded = world.own_history.superseded_at(&held.digest);
     let noticed = world.memory.get(trust_domain).and_then(|memory| memory.stale_since);

@@ -11,6 +11,9 @@ use super::AddressError;
 pub enum SpireError {
     #[error(transparent)]
     Address(#[from] AddressError),
+    /// No TLS configuration can be made.
+    #[error("no TLS to a SPIRE server: {0}")]
+    Tls(String),
     /// The call as a whole failed; the words are SPIRE's, or the transport's.
     #[error("SPIRE server {server}: {call} failed: {message} ({code:?}){}", hint(*.code))]
     Call { server: String, call: &'static str, code: Code, message: String },
@@ -31,6 +34,12 @@ pub enum SpireError {
     OwnTrustDomain { call: &'static str, trust_domain: String },
 }
 
+impl From<rustls::Error> for SpireError {
+    fn from(error: rustls::Error) -> Self {
+        Self::Tls(error.to_string())
+    }
+}
+
 impl SpireError {
     /// The gRPC code, where SPIRE or the transport gave one.
     #[must_use]
@@ -38,6 +47,7 @@ impl SpireError {
         match self {
             Self::Call { code, .. } | Self::Item { code, .. } => Some(*code),
             Self::Address(_)
+            | Self::Tls(_)
             | Self::Timeout { .. }
             | Self::TooMany { .. }
             | Self::Answer { .. }

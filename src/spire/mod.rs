@@ -6,11 +6,13 @@
 
 mod act;
 mod address;
+mod authorities;
 mod client;
 mod convert;
 mod error;
 mod jwk;
 mod read;
+pub mod replicas;
 pub mod tcp;
 pub mod watch;
 

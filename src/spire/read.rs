@@ -3,14 +3,12 @@
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
-use tonic::Code;
-
 use super::client::CALL_TIMEOUT;
 use super::convert::{bundle_from_proto, relationship_from_proto};
 use super::{SpireError, SpireServer};
 use crate::model::trust::{Entry, SpireState};
-use crate::model::{AuthorityId, Bundle, SpiffeId, TrustDomain};
-use crate::proto::spire::server::{bundle, entry, localauthority, trustdomain};
+use crate::model::{Bundle, SpiffeId, TrustDomain};
+use crate::proto::spire::server::{bundle, entry, trustdomain};
 use crate::proto::spire::types;
 
 /// Items asked for in a page: few enough that a page of bundles stays far below the message limit.
@@ -23,7 +21,8 @@ const MAX_ITEMS: usize = 10_000;
 const MAX_ENTRIES: usize = 100_000;
 
 impl SpireServer {
-    /// Reads everything: [`read_bundles`](Self::read_bundles) and [`read_entries`](Self::read_entries).
+    /// Reads what is the same at every server: [`read_bundles`](Self::read_bundles) and
+    /// [`read_entries`](Self::read_entries).
     ///
     /// # Errors
     /// [`SpireError`] if any listing failed or was over its limit: a partial state is never returned.
@@ -33,24 +32,18 @@ impl SpireServer {
         Ok(SpireState { entries: entries?, ..state })
     }
 
-    /// Reads relationships, federated bundles, our own bundle and active authority; `entries` is left empty. Cheap
-    /// enough to be called every second. What does not parse is in `unreadable`, or left out and logged once.
+    /// Reads relationships, federated bundles and our own bundle; `entries` and `servers` are left empty. Cheap enough
+    /// to be called every second. What does not parse is in `unreadable`, or left out and logged once.
     ///
     /// # Errors
     /// [`SpireError`] if a listing failed or was over its limit, or the server is of another trust domain than `own`.
     pub async fn read_bundles(&self, own: &TrustDomain) -> Result<SpireState, SpireError> {
         // Each is waited for: where several fail, the first in this order is told, not the first in time, or a lasting
         // failure would read as a new one at every turn.
-        let (relationships, bundles, own_bundle, active_authority) = tokio::join!(
-            self.list_relationships(),
-            self.list_bundles(),
-            self.own_bundle(own),
-            self.active_authority(),
-        );
+        let (relationships, bundles, own_bundle) =
+            tokio::join!(self.list_relationships(), self.list_bundles(), self.own_bundle(own));
         let (relationships, bundles) = (relationships?, bundles?);
-        let own_bundle = Some(Arc::new(own_bundle?));
-        let mut state =
-            SpireState { own: own_bundle, active_authority: active_authority?, ..SpireState::default() };
+        let mut state = SpireState { own: Some(Arc::new(own_bundle?)), ..SpireState::default() };
         for proto in relationships {
             match relationship_from_proto(&proto) {
                 Ok(relationship) => {
@@ -165,23 +158,6 @@ impl SpireServer {
             Ok(bundle)
         } else {
             Err(self.nonsense(CALL, format!("it serves {}, we are of {own}", bundle.trust_domain())))
-        }
-    }
-
-    /// The authority that signs now. `None` where the server does not tell: before 1.11, or denied by its policy.
-    async fn active_authority(&self) -> Result<Option<AuthorityId>, SpireError> {
-        const CALL: &str = "GetX509AuthorityState";
-        let request = localauthority::v1::GetX509AuthorityStateRequest {};
-        let answer =
-            self.call(CALL, CALL_TIMEOUT, self.authorities().get_x509_authority_state(request)).await;
-        match answer {
-            Ok(state) => Ok(state.active.and_then(|a| {
-                AuthorityId::parse(&a.authority_id)
-                    .inspect_err(|e| self.complain(format!("active authority {:?}: {e}", a.authority_id)))
-                    .ok()
-            })),
-            Err(e) if matches!(e.code(), Some(Code::Unimplemented | Code::PermissionDenied)) => Ok(None),
-            Err(e) => Err(e),
         }
     }
 }

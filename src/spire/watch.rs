@@ -7,6 +7,7 @@ use tokio::sync::{Notify, watch};
 use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
 
+use super::replicas::{Known, Replicas};
 use super::{SpireError, SpireServer};
 use crate::model::TrustDomain;
 use crate::model::own::Identity;
@@ -32,27 +33,32 @@ impl Default for Intervals {
 pub struct SpireWatch {
     states: watch::Receiver<Option<Arc<SpireState>>>,
     now: Arc<Notify>,
+    replicas: Replicas,
 }
 
 impl SpireWatch {
-    /// Starts to read. Nothing is read before the Workload API told which trust domain is ours.
+    /// Starts to read. Nothing is read before the Workload API told which trust domain is ours, and nothing told before
+    /// every one of `replicas` was asked once for its authorities.
     #[must_use]
     pub fn spawn(
         server: SpireServer,
+        replicas: Replicas,
         identity: watch::Receiver<Option<Arc<Identity>>>,
         intervals: Intervals,
         cancel: CancellationToken,
     ) -> (Self, JoinHandle<()>) {
         let (sender, states) = watch::channel(None);
         let now = Arc::new(Notify::new());
-        let reader = Reader { server, identity, intervals, sender, now: Arc::clone(&now), complaint: None };
+        let known = replicas.subscribe();
+        let reader =
+            Reader { server, known, identity, intervals, sender, now: Arc::clone(&now), complaint: None };
         let task = tokio::spawn(async move {
             tokio::select! {
                 () = cancel.cancelled() => {}
                 () = reader.run() => {}
             }
         });
-        (Self { states, now }, task)
+        (Self { states, now, replicas }, task)
     }
 
     /// Follows the state; `None` until it was read once.
@@ -64,11 +70,13 @@ impl SpireWatch {
     /// Reads everything now: something was changed.
     pub fn refresh(&self) {
         self.now.notify_one();
+        self.replicas.refresh();
     }
 }
 
 struct Reader {
     server: SpireServer,
+    known: watch::Receiver<Known>,
     identity: watch::Receiver<Option<Arc<Identity>>>,
     intervals: Intervals,
     sender: watch::Sender<Option<Arc<SpireState>>>,
@@ -80,6 +88,9 @@ struct Reader {
 impl Reader {
     async fn run(mut self) {
         let Some(own) = self.own().await else { return };
+        if self.known.wait_for(Known::is_settled).await.is_err() {
+            return;
+        }
         let mut entries_due = tokio::time::Instant::now();
         loop {
             let with_entries = tokio::time::Instant::now() >= entries_due;
@@ -93,11 +104,36 @@ impl Reader {
                 }
                 Err(error) => self.publish_failure(&error),
             }
-            tokio::select! {
-                () = tokio::time::sleep(self.intervals.bundles) => {}
-                () = self.now.notified() => entries_due = tokio::time::Instant::now(),
+            let pause = tokio::time::sleep(self.intervals.bundles);
+            tokio::pin!(pause);
+            loop {
+                tokio::select! {
+                    () = &mut pause => break,
+                    () = self.now.notified() => {
+                        entries_due = tokio::time::Instant::now();
+                        break;
+                    }
+                    changed = self.known.changed() => {
+                        if changed.is_err() {
+                            return;
+                        }
+                        self.publish_servers();
+                    }
+                }
             }
         }
+    }
+
+    /// Tells what changed of the servers' authorities beside what was read of the first.
+    fn publish_servers(&mut self) {
+        let servers = self.known.borrow_and_update().servers.clone();
+        self.sender.send_if_modified(|last| match last {
+            Some(state) if state.servers != servers => {
+                Arc::make_mut(state).servers = servers;
+                true
+            }
+            _ => false,
+        });
     }
 
     async fn own(&mut self) -> Option<TrustDomain> {
@@ -107,6 +143,7 @@ impl Reader {
 
     async fn read(&self, own: &TrustDomain, with_entries: bool) -> Result<SpireState, SpireError> {
         let mut state = self.server.read_bundles(own).await?;
+        state.servers = self.known.borrow().servers.clone();
         state.entries = if with_entries {
             self.server.read_entries().await?
         } else {

@@ -131,6 +131,15 @@ impl Store {
         either!(self, store => store.apply(object, precondition).await)
     }
 
+    /// Makes an object that is its operator's from then on, and of no other owner: the agent neither changes nor
+    /// prunes it. In a directory it is a manifest, as the operator would have written it.
+    ///
+    /// # Errors
+    /// [`StoreError::AlreadyExists`] where one of that name is there.
+    pub async fn create_for_operator(&self, object: &Object) -> Result<Object, StoreError> {
+        either!(self, store => store.create_for_operator(object).await)
+    }
+
     /// Deletes the object with this uid. One that is not there is deleted.
     ///
     /// # Errors

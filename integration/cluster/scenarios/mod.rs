@@ -2,6 +2,7 @@
 
 mod admin;
 mod behaviour;
+mod diagnose;
 mod ending;
 mod federation;
 mod health;
@@ -11,6 +12,7 @@ mod proxies;
 mod push;
 mod restart;
 mod revocation;
+mod rotation;
 mod services;
 mod verdict;
 
@@ -27,8 +29,9 @@ use std::time::Duration;
 const SOON: Duration = Duration::from_secs(30);
 const READY: Duration = Duration::from_secs(30);
 /// Short times for all that an agent waits for.
-const TIMING: [&str; 7] = [
+const TIMING: [&str; 8] = [
     "--drain-seconds=2",
+    "--agent-follow-seconds=2",
     "--bundle-poll-min-seconds=1",
     "--bundle-poll-max-seconds=2",
     "--spire-poll-seconds=4",

@@ -20,6 +20,8 @@ use std::time::{Duration, Instant};
 const SVID_TTL: Duration = Duration::from_secs(16);
 /// From the command on.
 const REFUSED_WITHIN: Duration = Duration::from_secs(60);
+/// A workload that someone registers with the trust domain that has ended.
+const NEW: &str = "spiffe://east.example/ns/web/sa/new";
 const END: [&str; 7] = ["peer", "end", "west.example", "--yes", "--by", "alice@east", "--timeout=120"];
 
 /// SPIRE's own default times, and SVIDs that are renewed often.
@@ -287,14 +289,29 @@ async fn breaks_and_mends(pair: &Pair, theirs: &str) -> Result<()> {
         Ok::<_, anyhow::Error>(entry.hint.clone())
     };
     merge(east, STATIC_ENTRY, None, "theirs", json!({"spec": {"hint": "changed"}})).await?;
+    let new = json!({
+        "apiVersion": STATIC_ENTRY.0,
+        "kind": STATIC_ENTRY.1,
+        "metadata": {"name": "new"},
+        "spec": {
+            "spiffeID": NEW,
+            "parentID": "spiffe://east.example/node",
+            "selectors": ["unix:uid:4711"],
+            "federatesWith": ["west.example"],
+        },
+    });
+    east.kubernetes.apply(&new).await?;
     crate::wait::always("a change of it is refused", Duration::from_secs(4), || async {
         ensure!(hint().await?.is_empty(), "it was taken");
         Ok(())
     })
     .await?;
-    merge(east, STATIC_ENTRY, None, "theirs", json!({"spec": {"federatesWith": null}})).await?;
+    ensure!(!east.spire.entries().await?.contains_key(NEW), "a new entry of theirs was taken");
+    for name in ["theirs", "new"] {
+        merge(east, STATIC_ENTRY, None, name, json!({"spec": {"federatesWith": null}})).await?;
+    }
     eventually("the change is taken", SOON, || async {
-        ensure!(hint().await? == "changed", "not yet");
+        ensure!(hint().await? == "changed" && east.spire.entries().await?.contains_key(NEW), "not yet");
         Ok(())
     })
     .await?;

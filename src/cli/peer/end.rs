@@ -209,7 +209,7 @@ fn describe(peer: &Peer, impact: &Impact, args: &EndArgs) -> String {
         format!("This ends the relationship with {there} (TrustDomainPeer {}), {order}.\n", peer.object);
     let mut line = |what: &str, names: &[String]| {
         if !names.is_empty() {
-            text.push_str(&format!("  {what}: {}\n", listed(names)));
+            text.push_str(&format!("  {what}: {}\n", ending::listed(names, NAMES)));
         }
     };
     line("federatesWith is taken out of", &impact.stripped);
@@ -228,7 +228,7 @@ fn describe(peer: &Peer, impact: &Impact, args: &EndArgs) -> String {
         ));
     }
     if !impact.not_ours.is_empty() {
-        let names = listed(&impact.not_ours);
+        let names = ending::listed(&impact.not_ours, NAMES);
         let what = if at_once {
             format!(
                 "What this breaks: {names} name {there} and are not ours to edit. They lose it with the bundle; from then on \
@@ -244,13 +244,6 @@ fn describe(peer: &Peer, impact: &Impact, args: &EndArgs) -> String {
         text.push_str(&what);
     }
     text
-}
-
-fn listed(names: &[String]) -> String {
-    let shown: Vec<&str> = names.iter().take(NAMES).map(String::as_str).collect();
-    let more = names.len() - shown.len();
-    let rest = if more > 0 { format!(" and {more} more") } else { String::new() };
-    format!("{}{rest}", shown.join(", "))
 }
 
 fn confirmed(trust_domain: &TrustDomain) -> anyhow::Result<bool> {

@@ -12,7 +12,7 @@ use tokio_util::sync::CancellationToken;
 use super::manifests;
 use crate::app;
 use crate::bundle::document;
-use crate::config::{AgentArgs, StoreArg, TimingArgs};
+use crate::config::{AgentArgs, ReachArgs, StoreArg, TimingArgs};
 use crate::devkit::{EmbeddedConfig, EmbeddedSpire, NewEntry};
 use crate::model::trust::SpireState;
 use crate::model::{SpiffeId, TrustDomain};
@@ -35,6 +35,8 @@ pub struct DomainConfig {
     pub timing: TimingArgs,
     /// Lifetime of SVIDs.
     pub svid_ttl: Duration,
+    /// Sockets of more SPIRE servers that the agent addresses.
+    pub more_servers: Vec<PathBuf>,
 }
 
 impl DomainConfig {
@@ -51,7 +53,8 @@ impl DomainConfig {
             lease_seconds: 3,
             ..TimingArgs::standard()
         };
-        Self { trust_domain, root: root.to_owned(), timing, svid_ttl: Duration::from_secs(60 * 60) }
+        let svid_ttl = Duration::from_secs(60 * 60);
+        Self { trust_domain, root: root.to_owned(), timing, svid_ttl, more_servers: Vec::new() }
     }
 }
 
@@ -127,7 +130,7 @@ impl Domain {
         AgentArgs {
             store: StoreArg::Directory(self.store.clone()),
             workload_api: format!("unix://{}", self.agent_socket.display()),
-            spire_server: format!("unix://{}", self.spire.server_socket.display()),
+            spire_server: self.spire_servers(),
             listen: self.listen,
             admin_listen: SocketAddr::from(([127, 0, 0, 1], 0)),
             control: self.control_socket(),
@@ -137,8 +140,24 @@ impl Domain {
             spire_class_name: String::new(),
             admin_hint: "entente-admin".to_owned(),
             web_roots: None,
+            reach: self.reach(),
             timing: self.config.timing.clone(),
         }
+    }
+
+    /// What the agent tells of itself in invites and joins. Its port is known once it has run.
+    fn reach(&self) -> ReachArgs {
+        let listens = self.listen.port() != 0;
+        ReachArgs {
+            advertise: listens.then(|| self.listen.to_string()).into_iter().collect(),
+            bundle_endpoint_url: self.spire.bundle_endpoint().ok().map(|endpoint| endpoint.url.to_string()),
+            ..ReachArgs::default()
+        }
+    }
+
+    fn spire_servers(&self) -> Vec<String> {
+        let sockets = std::iter::once(&self.spire.server_socket).chain(&self.config.more_servers);
+        sockets.map(|socket| format!("unix://{}", socket.display())).collect()
     }
 
     /// The control socket of the agent.

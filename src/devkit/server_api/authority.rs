@@ -67,4 +67,56 @@ impl LocalAuthority for ServerApi {
             Err(error) => Err(Status::invalid_argument(error.to_string())),
         }
     }
+
+    async fn taint_x509_authority(
+        &self,
+        request: Request<api::TaintX509AuthorityRequest>,
+    ) -> Result<Response<api::TaintX509AuthorityResponse>, Status> {
+        let id = request.into_inner().authority_id;
+        let tainted = self.shared.change(|held, _| {
+            let slots = held.authority.slots();
+            let parsed = match AuthorityId::parse(&id) {
+                _ if id.is_empty() => return Err(Status::invalid_argument("no authority ID provided")),
+                Ok(parsed) if parsed == slots.active => {
+                    return Err(Status::invalid_argument("unable to taint current local authority"));
+                }
+                Ok(parsed) if slots.prepared.as_ref() == Some(&parsed) => {
+                    let words = "only Old local authorities can be tainted: unsupported local authority status: PREPARED";
+                    return Err(Status::invalid_argument(words));
+                }
+                Ok(parsed) if slots.old.as_ref() == Some(&parsed) => parsed,
+                _ => return Err(Status::invalid_argument("unexpected authority ID")),
+            };
+            held.authority
+                .taint(&parsed)
+                .map_err(|cause| Status::internal(format!("failed to taint X.509 authority: {cause}")))?;
+            Ok(state(&held.authority, &parsed))
+        })?;
+        Ok(Response::new(api::TaintX509AuthorityResponse { tainted_authority: Some(tainted) }))
+    }
+
+    async fn revoke_x509_authority(
+        &self,
+        request: Request<api::RevokeX509AuthorityRequest>,
+    ) -> Result<Response<api::RevokeX509AuthorityResponse>, Status> {
+        let id = request.into_inner().authority_id;
+        self.shared.change(|held, _| {
+            let slots = held.authority.slots();
+            let invalid = |why: &str| Status::invalid_argument(format!("invalid authority ID: {why}"));
+            let parsed = match AuthorityId::parse(&id) {
+                _ if id.is_empty() => return Err(invalid("no authority ID provided")),
+                Ok(parsed) if parsed == slots.active => {
+                    return Err(invalid("unable to use current authority"));
+                }
+                Ok(parsed) if slots.old.as_ref() == Some(&parsed) => parsed,
+                _ => return Err(invalid("only Old local authority can be revoked")),
+            };
+            held.authority
+                .revoke(&parsed)
+                .map_err(|cause| Status::internal(format!("failed to revoke X.509 authority: {cause}")))
+        })?;
+        // SPIRE names the authority and nothing else of it.
+        let revoked = api::AuthorityState { authority_id: id, ..Default::default() };
+        Ok(Response::new(api::RevokeX509AuthorityResponse { revoked_authority: Some(revoked) }))
+    }
 }

@@ -198,7 +198,7 @@ pub(super) fn session(view: View<'_>) -> Finding {
         Some(LinkState::Parted { reason: GoodbyeReason::RelationshipEnded, message }) => Finding::failed(
             Side::Theirs,
             format!("{trust_domain} ended the relationship: {message}"),
-            format!("delete {} too, or {ask_there} to begin it again", view.object()),
+            format!("`entente peer end {trust_domain}`, or {ask_there} to begin it again"),
         ),
         Some(LinkState::Idle) | None if view.peer.agent_addresses.is_empty() => Finding::failed(
             Side::Theirs,

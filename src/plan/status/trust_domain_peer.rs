@@ -16,7 +16,9 @@ use crate::model::session::{LinkPlan, LinkState, Refusal, SessionState, Trouble}
 use crate::model::world::Harm;
 use crate::model::{Peer, World};
 use crate::plan::services::ServicesPlan;
-use crate::plan::{StatusWrite, alarms, ending, links, poison, registrations, relationship, told, verdict};
+use crate::plan::{
+    StatusWrite, alarms, ending, links, poison, registrations, relationship, rotation, told, verdict,
+};
 
 /// Everything that the status of a peer is computed from.
 #[derive(Debug, Clone, Copy)]
@@ -343,36 +345,14 @@ fn is_settling(subject: Subject<'_>) -> bool {
 fn rotation_safe(subject: Subject<'_>, stored: Option<&Value>) -> Condition {
     const KIND: &str = "RotationSafe";
     let trust_domain = &subject.peer.trust_domain;
-    if let Some(words) = told::cannot_fetch_ours(subject.world, subject.peer) {
-        let message = format!(
-            "{trust_domain} says that it cannot fetch our bundle ({words}): it learns of no new authority; see to \
-             our bundle endpoint, and to the network between"
-        );
-        let reason = RotationSafeReason::PeerCannotFetchOurBundle.as_str();
-        return Condition::new(KIND, false, reason, message);
+    if let Some(judged) = rotation::judge(subject.world, subject.peer) {
+        return Condition::new(KIND, judged.truth, judged.reason.as_str(), judged.message);
     }
-    let ours = subject.world.identity.as_ref().map(|identity| identity.bundle.authority_ids());
-    let held = session(subject)
-        .filter(|session| session.is_connected())
-        .and_then(|session| session.remote.as_ref())
-        .and_then(|remote| remote.held.as_ref());
-    let (Some(ours), Some(held)) = (ours, held) else {
-        let message = format!("{trust_domain} has not said which of our authorities it holds");
-        if is_settling(subject) {
-            return keep(stored, KIND, Truth::Unknown, RotationSafeReason::Unknown.as_str(), &message);
-        }
-        return Condition::new(KIND, Truth::Unknown, RotationSafeReason::Unknown.as_str(), message);
-    };
-    let missing: Vec<String> = ours.difference(&held.authority_ids).map(ToString::to_string).collect();
-    if missing.is_empty() {
-        let message = format!("{trust_domain} holds every authority of ours");
-        return Condition::new(KIND, true, RotationSafeReason::PeersHoldAuthorities.as_str(), message);
+    let message = format!("{trust_domain} has not said which of our authorities it holds");
+    if is_settling(subject) {
+        return keep(stored, KIND, Truth::Unknown, RotationSafeReason::Unknown.as_str(), &message);
     }
-    let message = format!(
-        "{trust_domain} does not hold our authority {} yet: do not activate or rely on it before",
-        missing.join(", ")
-    );
-    Condition::new(KIND, false, RotationSafeReason::PeerLacksAuthority.as_str(), message)
+    Condition::new(KIND, Truth::Unknown, RotationSafeReason::Unknown.as_str(), message)
 }
 
 fn services_synced(subject: Subject<'_>, stored: Option<&Value>) -> Condition {

@@ -1,7 +1,8 @@
 //! Objects in a directory, for SPIRE without Kubernetes, for GitOps, and for trying it out.
 //!
 //! ```text
-//! PATH/manifests/**            what users want: .yaml, .yml and .json, several documents a file. Never written here
+//! PATH/manifests/**            what users want: .yaml, .yml and .json, several documents a file. Never changed here; a
+//!                              new file is put there only where an operator asked for the object (`entente join`)
 //! PATH/generated/<plural>/     what the agent made: <namespace>_<name>.yaml, or <name>.yaml
 //! PATH/status/<plural>/        of each object: uid, creation, generation, finalizers, status, and what was last read
 //! PATH/status/epoch            how many objects were deleted so far; part of each new uid
@@ -170,6 +171,11 @@ impl DirectoryStore {
     ) -> Result<Object, StoreError> {
         let (desired, precondition) = (object.clone(), precondition.clone());
         self.with("apply", &object.key, move |state| state.apply(&desired, &precondition, clock::now())).await
+    }
+
+    pub(super) async fn create_for_operator(&self, object: &Object) -> Result<Object, StoreError> {
+        let created = object.clone();
+        self.with("create", &object.key, move |state| state.create_manifest(&created, clock::now())).await
     }
 
     pub(super) async fn delete(&self, key: &ObjectKey, uid: &str) -> Result<(), StoreError> {

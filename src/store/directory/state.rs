@@ -331,6 +331,12 @@ impl State {
     }
 
     /// Writes the manifest of a generated object.
+    /// Where a manifest lies that an operator has made by the agent.
+    pub(super) fn manifest_at(&self, key: &ObjectKey) -> PathBuf {
+        let name = files::place(key);
+        self.root.join(MANIFESTS).join(name.file_name().unwrap_or(name.as_os_str()))
+    }
+
     pub(super) fn write_generated(&self, definition: &Definition) -> std::io::Result<()> {
         let path = self.root.join(Self::generated_at(&definition.key));
         let private = definition.key.kind == Kind::Secret;

@@ -3,6 +3,7 @@
 use jiff::Timestamp;
 use serde_json::{Map, Value, json};
 
+use super::files::{self, Manner};
 use super::manifest::{self, Definition};
 use super::record::Record;
 use super::state::{State, is_generated};
@@ -48,6 +49,24 @@ impl State {
             self.try_keep(key).map_err(|error| failed("apply", key, &error))?;
         }
         self.read(key).ok_or_else(|| conflict(key, "it is gone"))
+    }
+
+    /// Writes a new manifest, as a user would, and reads it.
+    pub(super) fn create_manifest(&mut self, object: &Object, now: Timestamp) -> Result<Object, StoreError> {
+        let key = &object.key;
+        self.check_writable("create", key)?;
+        check_name(key)?;
+        // another process, or the user, may have made it since the directory was read
+        self.scan(now);
+        let path = self.manifest_at(key);
+        if self.records.contains_key(key) || path.exists() {
+            return Err(StoreError::AlreadyExists { object: key.to_string() });
+        }
+        let content = manifest::manifest_of(object);
+        files::write(&path, &content, Manner { private: false, durable: true })
+            .map_err(|error| failed("create", key, &error))?;
+        self.scan(now);
+        self.read(key).ok_or_else(|| conflict(key, "what was written is not read"))
     }
 
     pub(super) fn remove(&mut self, key: &ObjectKey, uid: &str, now: Timestamp) -> Result<(), StoreError> {

@@ -16,7 +16,8 @@ const NO_RESOURCE_VERSION: &str = "1";
 pub(super) fn to_object(kind: Kind, object: DynamicObject) -> Object {
     let metadata = object.metadata;
     let mut annotations = metadata.annotations.unwrap_or_default();
-    annotations.remove(LAST_APPLIED);
+    // its name stays, so that a patch does not take the object for one without annotations
+    annotations.entry(LAST_APPLIED.to_owned()).and_modify(String::clear);
     let owners = metadata.owner_references.unwrap_or_default();
     let meta = Meta {
         labels: metadata.labels.unwrap_or_default(),
@@ -55,16 +56,28 @@ pub(super) fn owner_reference(owner: &OwnerRef) -> Value {
 
 /// What is applied: of the object with this uid, or of one that must not be there yet.
 pub(super) fn to_apply(object: &Object, uid: Option<&str>) -> Value {
+    let precondition = match uid {
+        Some(uid) => ("uid", json!(uid)),
+        None => ("resourceVersion", json!(NO_RESOURCE_VERSION)),
+    };
+    content(object, Some(precondition))
+}
+
+/// What is created.
+pub(super) fn to_create(object: &Object) -> Value {
+    content(object, None)
+}
+
+fn content(object: &Object, precondition: Option<(&str, Value)>) -> Value {
     let mut metadata = Map::new();
     let mut set = |name: &str, value: Value| metadata.insert(name.to_owned(), value);
     set("name", json!(object.key.name));
     if let Some(namespace) = &object.key.namespace {
         set("namespace", json!(namespace));
     }
-    match uid {
-        Some(uid) => set("uid", json!(uid)),
-        None => set("resourceVersion", json!(NO_RESOURCE_VERSION)),
-    };
+    if let Some((name, value)) = precondition {
+        set(name, value);
+    }
     if !object.meta.labels.is_empty() {
         set("labels", json!(object.meta.labels));
     }

@@ -19,7 +19,9 @@ mod tests;
 use std::time::Duration;
 
 use kube::Client;
-use kube::api::{Api, ApiResource, DeleteParams, DynamicObject, Patch, PatchParams, Preconditions};
+use kube::api::{
+    Api, ApiResource, DeleteParams, DynamicObject, Patch, PatchParams, PostParams, Preconditions,
+};
 use kube::core::GroupVersionKind;
 use serde_json::{Value, json};
 use tokio::sync::mpsc;
@@ -117,6 +119,16 @@ impl KubernetesStore {
             }
             (Err(error), _) => Err(error),
         }
+    }
+
+    pub(super) async fn create_for_operator(&self, object: &Object) -> Result<Object, StoreError> {
+        let key = &object.key;
+        let content: DynamicObject = serde_json::from_value(convert::to_create(object))
+            .map_err(|error| StoreError::Invalid { object: key.to_string(), message: error.to_string() })?;
+        let params = PostParams { field_manager: Some(FIELD_MANAGER.to_owned()), ..PostParams::default() };
+        let api = self.api(key);
+        let created = bounded("create", key, api.create(&params, &content)).await?;
+        Ok(convert::to_object(key.kind, created))
     }
 
     pub(super) async fn delete(&self, key: &ObjectKey, uid: &str) -> Result<(), StoreError> {

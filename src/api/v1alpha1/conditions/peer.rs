@@ -204,11 +204,18 @@ reasons! {
     RotationSafeReason of RotationSafe {
         /// True: the peer holds every authority of ours, by its own word.
         PeersHoldAuthorities,
-        /// The peer lacks an authority of ours: do not let it sign yet. The message names it.
+        /// The peer lacks an authority of ours that does not sign yet: do not let it. The message names it, and when SPIRE lets it
+        /// sign by itself. Its operator must see why it does not follow our bundle endpoint.
         PeerLacksAuthority,
         /// The peer says that it cannot fetch our bundle: it would learn of no new authority. See to our bundle endpoint, and to the
         /// network between; the message has the peer's own words.
         PeerCannotFetchOurBundle,
+        /// The peer lacks a prepared authority of ours, and SPIRE lets it sign before the peer has fetched three times more. See to
+        /// it now: from that moment on the peer refuses our workloads.
+        ActivationNear,
+        /// The peer lacks an authority that signs already, as that of a new SPIRE server or after a forced rotation: it refuses what
+        /// is signed by it. It follows at its next fetch; its operator can have it refresh now.
+        PeerLacksSigningAuthority,
         /// Unknown: the peer has not said what it holds. See Reciprocal.
         Unknown,
     }

@@ -1,0 +1,105 @@
+//! `entente join`: becomes a peer of the trust domain that invites.
+
+use std::io::{Read as _, Write as _};
+use std::path::PathBuf;
+
+use anyhow::Context as _;
+use clap::{Args, ValueEnum};
+
+use super::control::ControlArgs;
+use super::invite::{reach, tell};
+use crate::config::ReachArgs;
+use crate::control::{JoinReport, JoinRequest};
+use crate::enrol::token::{MAX_TOKEN, Token};
+
+#[derive(Args, Debug)]
+pub(super) struct JoinArgs {
+    /// The token that `entente invite` printed at the other side; `-`: read it from standard input.
+    #[arg(required_unless_present = "file", conflicts_with = "file")]
+    token: Option<String>,
+
+    /// A file that holds the token.
+    #[arg(long)]
+    file: Option<PathBuf>,
+
+    /// Check everything up to the point at which the token would be used, and print what would be made.
+    #[arg(long, conflicts_with = "accepted")]
+    dry_run: bool,
+
+    /// The other side has accepted already, and its answer was lost: make our side without asking again.
+    #[arg(long)]
+    accepted: bool,
+
+    #[arg(short, long, default_value = "text")]
+    output: Output,
+
+    #[command(flatten)]
+    reach: ReachArgs,
+
+    #[command(flatten)]
+    control: ControlArgs,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+enum Output {
+    Text,
+    Json,
+}
+
+/// Prints what was made, or would be, to standard output as manifests; the rest to standard error.
+pub(super) async fn run(args: &JoinArgs) -> anyhow::Result<()> {
+    let token = read(args)?;
+    // What is wrong with the text itself is said without asking anyone.
+    Token::parse(&token)?;
+    let request =
+        JoinRequest { token, dry_run: args.dry_run, accepted: args.accepted, reach: reach(&args.reach) };
+    let report: JoinReport = args.control.client()?.post("/v1/join", &request).await?;
+    let mut out = std::io::stdout().lock();
+    if args.output == Output::Json {
+        writeln!(out, "{:#}", serde_json::to_value(&report)?)?;
+    } else if args.dry_run {
+        writeln!(out, "# would be made here, in {}", report.trust_domain)?;
+        write!(out, "---\n{}", report.here)?;
+        writeln!(out, "# would be made by {}", report.inviter)?;
+        write!(out, "---\n{}", report.there)?;
+    } else {
+        write!(out, "---\n{}", report.here)?;
+    }
+    out.flush()?;
+    tell(&summary(&report))
+}
+
+fn summary(report: &JoinReport) -> String {
+    let JoinReport { trust_domain, inviter, fingerprint, own_fingerprint, .. } = report;
+    let agent = report.agent_spiffe_id.as_deref().map_or_else(String::new, |id| format!(" It is {id}."));
+    let done = if report.joined {
+        format!(
+            "{trust_domain} has joined {inviter}.{agent} Each side has a TrustDomainPeer of the other, which imports nothing \
+             and selects no workload yet: that is yours to widen. See `entente status`."
+        )
+    } else {
+        format!("Nothing was made: the secret was not shown to {inviter}.{agent}")
+    };
+    format!(
+        "{done}\nCompare by voice: the fingerprint of {inviter}'s bundle is\n  {fingerprint}\nand of {trust_domain}'s, as \
+         {inviter} has it on its TrustDomainPeer ({annotation}),\n  {own_fingerprint}",
+        annotation = crate::enrol::offer::ANNOTATION_FINGERPRINT,
+    )
+}
+
+fn read(args: &JoinArgs) -> anyhow::Result<String> {
+    let limit = u64::try_from(MAX_TOKEN).unwrap_or(u64::MAX).saturating_add(1);
+    let mut text = String::new();
+    match (&args.file, args.token.as_deref()) {
+        (Some(path), _) => {
+            let file = std::fs::File::open(path);
+            let file = file.with_context(|| format!("{} cannot be read", path.display()))?;
+            file.take(limit).read_to_string(&mut text).context("the file holds no text")?;
+        }
+        (None, Some("-")) => {
+            std::io::stdin().take(limit).read_to_string(&mut text).context("standard input holds no text")?;
+        }
+        (None, token) => token.unwrap_or_default().clone_into(&mut text),
+    }
+    Ok(text)
+}

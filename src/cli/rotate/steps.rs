@@ -1,0 +1,265 @@
+//! The steps of a rotation, each waited for.
+
+use std::collections::BTreeMap;
+use std::time::Duration;
+
+use anyhow::Context as _;
+
+use super::X509Args;
+use super::report::{Outcome, Report, ServerReport};
+use super::words;
+use crate::cli::control::{ControlClient, Refusal};
+use crate::control::rotation::{AuthorityState, RotationState, ServerState, StepDone, StepRequest};
+
+/// How often the agent is asked.
+const LOOK: Duration = Duration::from_millis(500);
+/// How long an authority that was just prepared may not be seen yet.
+const UNSEEN: u32 = 20;
+/// How long the agent is given for the last look, after all is over.
+const LAST_LOOK: Duration = Duration::from_secs(5);
+
+/// A rotation that runs.
+pub(super) struct Rotation<'a> {
+    args: &'a X509Args,
+    client: ControlClient,
+    state: RotationState,
+    servers: BTreeMap<String, ServerReport>,
+    /// What was said last of the progress.
+    said: String,
+}
+
+impl<'a> Rotation<'a> {
+    /// Nothing is done yet.
+    ///
+    /// # Errors
+    /// Where it cannot be done as it was asked for.
+    pub(super) fn new(
+        args: &'a X509Args,
+        client: ControlClient,
+        state: RotationState,
+    ) -> anyhow::Result<Self> {
+        let mut servers = BTreeMap::new();
+        for (name, server) in words::targets(args, &state)? {
+            let replaced = if args.finish { &server.old } else { &server.active };
+            let upstream = replaced.as_ref().and_then(|authority| authority.upstream.as_ref());
+            if let Some(upstream) = upstream.filter(|_| args.taint || args.revoke) {
+                anyhow::bail!(
+                    "what the SPIRE server {name} signs with is signed by the upstream authority {upstream}: it is \
+                     tainted and revoked there (spire-server upstreamauthority); rotate without --taint and --revoke"
+                );
+            }
+            let report = ServerReport {
+                replaced: replaced.as_ref().map(|authority| authority.id.clone()),
+                left_out: words::out_of_reach(server),
+                ..ServerReport::default()
+            };
+            servers.insert(name.to_owned(), report);
+        }
+        Ok(Self { args, client, state, servers, said: String::new() })
+    }
+
+    /// Takes every step. It can be dropped between any two: what is left is safe.
+    pub(super) async fn run(&mut self) -> anyhow::Result<()> {
+        for (name, report) in &self.servers {
+            if let Some(why) = &report.left_out {
+                tell(&format!("SPIRE server {name} is left out: {why}"));
+            }
+        }
+        let names: Vec<String> =
+            self.servers.iter().filter(|(_, s)| s.left_out.is_none()).map(|(n, _)| n.clone()).collect();
+        anyhow::ensure!(!names.is_empty(), "no SPIRE server can be rotated now");
+        if self.state.peers.is_empty() {
+            tell("there are no peers: nobody has to be waited for");
+        }
+        if !self.args.finish {
+            for name in &names {
+                self.prepare(name).await?;
+            }
+            self.wait_for_peers(&names).await?;
+            for name in &names {
+                self.activate(name).await?;
+            }
+        }
+        if self.args.taint || self.args.revoke {
+            for name in &names {
+                self.taint(name).await?;
+            }
+        }
+        if self.args.revoke {
+            for name in &names {
+                self.revoke(name).await?;
+            }
+        }
+        Ok(())
+    }
+
+    /// What came of it, and how things are left.
+    pub(super) async fn report(mut self, outcome: Outcome, cause: Option<String>) -> Report {
+        // Where the agent does not answer, what it said last is the best that is known.
+        let looked = tokio::time::timeout(LAST_LOOK, self.look()).await;
+        let mut notes = words::left(&self.servers, &self.state);
+        if !matches!(looked, Ok(Ok(()))) {
+            notes.push("the agent does not answer any more: this is as it was last seen".to_owned());
+        }
+        Report { outcome, cause, servers: self.servers, notes, in_the_way: false, state: self.state }
+    }
+
+    async fn prepare(&mut self, name: &str) -> anyhow::Result<()> {
+        let server = self.server(name)?;
+        let (taken, lost) = (server.prepared.is_some(), words::unfinished(server));
+        let done = self.step("prepare", name, String::new()).await?;
+        if let Some(lost) = lost {
+            tell(&format!(
+                "SPIRE server {name}: SPIRE can no longer taint or revoke {lost}; it stays valid until it expires"
+            ));
+        }
+        let how = if taken { "was prepared already, and is taken" } else { "is prepared" };
+        tell(&format!("SPIRE server {name}: authority {} {how}", done.authority));
+        self.report_of(name)?.authority = Some(done.authority);
+        Ok(())
+    }
+
+    /// Waits until every peer holds what every server has prepared.
+    async fn wait_for_peers(&mut self, names: &[String]) -> anyhow::Result<()> {
+        let mut unseen = 0;
+        loop {
+            let mut waits = Vec::new();
+            let mut is_unseen = false;
+            if let Err(error) = self.look().await {
+                waits.push(passing(error)?);
+            }
+            for name in names {
+                let wanted = self.report_of(name)?.authority.clone().context("nothing was prepared")?;
+                let server = self.server(name)?;
+                let is = |slot: &Option<AuthorityState>| slot.as_ref().is_some_and(|a| a.id == wanted);
+                match &server.prepared {
+                    _ if is(&server.active) => {}
+                    Some(prepared) if prepared.id == wanted => waits.extend(lacking(name, prepared)),
+                    _ => {
+                        is_unseen = true;
+                        anyhow::ensure!(
+                            unseen < UNSEEN,
+                            "authority {wanted} is no longer prepared on the SPIRE server {name}: someone prepared \
+                             another, or the server was restarted; run this again"
+                        );
+                        waits.push(format!("for the SPIRE server {name} to tell of authority {wanted}"));
+                    }
+                }
+            }
+            unseen = if is_unseen { unseen + 1 } else { 0 };
+            if waits.is_empty() {
+                return Ok(());
+            }
+            self.say(&format!("waiting {}", waits.join("; ")));
+            tokio::time::sleep(LOOK).await;
+        }
+    }
+
+    async fn activate(&mut self, name: &str) -> anyhow::Result<()> {
+        let wanted = self.report_of(name)?.authority.clone().context("nothing was prepared")?;
+        let active = self.server(name)?.active.as_ref().is_some_and(|active| active.id == wanted);
+        if active {
+            tell(&format!("SPIRE server {name}: SPIRE activated {wanted} by itself"));
+        } else {
+            self.step("activate", name, wanted.clone()).await?;
+            tell(&format!("SPIRE server {name}: authority {wanted} signs from now on"));
+        }
+        self.report_of(name)?.activated = true;
+        Ok(())
+    }
+
+    async fn taint(&mut self, name: &str) -> anyhow::Result<()> {
+        let Some(old) = self.old(name).await? else { return Ok(()) };
+        if !old.tainted {
+            self.step("taint", name, old.id.clone()).await?;
+            tell(&format!("SPIRE server {name}: {} is tainted, what it signed is replaced", old.id));
+        }
+        self.report_of(name)?.tainted = true;
+        Ok(())
+    }
+
+    async fn revoke(&mut self, name: &str) -> anyhow::Result<()> {
+        let Some(old) = self.old(name).await? else { return Ok(()) };
+        self.step("revoke", name, old.id.clone()).await?;
+        tell(&format!("SPIRE server {name}: {} is revoked", old.id));
+        self.report_of(name)?.revoked = true;
+        Ok(())
+    }
+
+    /// The authority that was replaced, once the server tells of it in the slot of the old one; none where it is out of
+    /// our bundle already.
+    async fn old(&mut self, name: &str) -> anyhow::Result<Option<AuthorityState>> {
+        let Some(replaced) = self.report_of(name)?.replaced.clone() else { return Ok(None) };
+        for _ in 0..UNSEEN {
+            if let Err(error) = self.look().await {
+                let wait = passing(error)?;
+                self.say(&format!("waiting {wait}"));
+            }
+            let old = self.server(name)?.old.clone().filter(|old| old.id == replaced);
+            if let Some(old) = old {
+                return Ok(Some(old).filter(|old| old.published));
+            }
+            tokio::time::sleep(LOOK).await;
+        }
+        anyhow::bail!(
+            "the SPIRE server {name} no longer has {replaced} as its old authority: someone prepared another since; it \
+             stays valid until it expires"
+        )
+    }
+
+    /// Takes a step as soon as the agent allows it.
+    async fn step(&mut self, step: &str, server: &str, authority: String) -> anyhow::Result<StepDone> {
+        let request = StepRequest { server: server.to_owned(), authority };
+        loop {
+            match self.client.post(&format!("/v1/rotation/{step}"), &request).await {
+                Ok(done) => return Ok(done),
+                Err(error) => {
+                    let wait = passing(error)?;
+                    self.say(&format!("waiting to {step}: {wait}"));
+                }
+            }
+            tokio::time::sleep(LOOK).await;
+        }
+    }
+
+    async fn look(&mut self) -> anyhow::Result<()> {
+        self.state = self.client.get("/v1/rotation").await?;
+        Ok(())
+    }
+
+    fn server(&self, name: &str) -> anyhow::Result<&ServerState> {
+        self.state.servers.get(name).with_context(|| {
+            format!("the SPIRE server {name} is no longer addressed: its name resolves otherwise now")
+        })
+    }
+
+    fn report_of(&mut self, name: &str) -> anyhow::Result<&mut ServerReport> {
+        self.servers.get_mut(name).context("a server that was not asked for")
+    }
+
+    /// Tells of progress, once.
+    fn say(&mut self, what: &str) {
+        if self.said != what {
+            tell(what);
+            what.clone_into(&mut self.said);
+        }
+    }
+}
+
+fn lacking(server: &str, authority: &AuthorityState) -> Vec<String> {
+    let wait = |(peer, why): (&String, &String)| format!("for {peer}: {why} (SPIRE server {server})");
+    authority.lacking.iter().map(wait).collect()
+}
+
+/// What is waited for after an answer that may be another one later; the error otherwise.
+fn passing(error: anyhow::Error) -> anyhow::Result<String> {
+    match error.downcast_ref::<Refusal>() {
+        Some(refusal) if !refusal.may_pass() => Err(error),
+        _ => Ok(format!("{error:#}")),
+    }
+}
+
+#[allow(clippy::print_stderr, reason = "progress of a command, beside what it prints")]
+fn tell(what: &str) {
+    eprintln!("{what}");
+}

@@ -1,0 +1,303 @@
+//! Where a joiner comes in: what it shows is checked, in the order in which it costs a stranger most and us least.
+
+use std::fmt;
+use std::io;
+use std::net::IpAddr;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+
+use rustls::pki_types::{CertificateDer, UnixTime};
+use rustls::server::NoServerSessionStorage;
+use rustls::{DistinguishedName, ServerConfig};
+use tokio::io::AsyncWriteExt as _;
+use tokio::net::TcpStream;
+use tokio::sync::Semaphore;
+use tokio::time::{Instant, timeout};
+use tokio_rustls::server::TlsStream;
+
+use super::invites::{InviteError, Invites, Shown};
+use super::offer::Offer;
+use super::screening::{self, BundleRefusal};
+use super::token::{InviteId, Secret};
+use super::wire;
+use crate::bundle::document;
+use crate::clock;
+use crate::federation::rate::TokenBucket;
+use crate::federation::server::Sources;
+use crate::identity::peer_tls::OwnSvid;
+use crate::identity::source::IdentitySource;
+use crate::identity::tls::provider;
+use crate::identity::verify::{Role, verify_signatures, verify_svid};
+use crate::index::run::WorldHandle;
+use crate::model::{Bundle, World};
+use crate::proto::enrol::v1::{EnrolReply, EnrolRequest, Outcome};
+use crate::store::Store;
+
+/// Joiners at one time.
+const AT_ONCE: usize = 8;
+/// Connections of joiners: of one network, and of all.
+const PER_SECOND: u32 = 1;
+const BURST: u32 = 10;
+const TOTAL_PER_SECOND: u32 = 10;
+const TOTAL_BURST: u32 = 40;
+/// How long a joiner may take to send what it has to say, and to read the answer.
+const PATIENCE: Duration = Duration::from_secs(10);
+/// Longest that our own part may take: it reads and writes the store.
+const OWN_PART: Duration = Duration::from_secs(20);
+
+/// Receives joiners while an invite is open.
+pub struct Desk {
+    config: Arc<ServerConfig>,
+    invites: Invites,
+    store: Store,
+    worlds: WorldHandle,
+    places: Semaphore,
+    rate: Mutex<Rate>,
+}
+
+/// How often someone may come with this protocol: from one network, and in all.
+#[derive(Debug)]
+struct Rate {
+    sources: Sources,
+    total: TokenBucket,
+    origin: Instant,
+}
+
+impl fmt::Debug for Desk {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Desk").field("invites", &self.invites).finish_non_exhaustive()
+    }
+}
+
+/// Why a joiner was refused: what it is told, and what is logged.
+struct Refused {
+    outcome: Outcome,
+    why: String,
+}
+
+impl Refused {
+    fn new(outcome: Outcome, why: impl Into<String>) -> Self {
+        Self { outcome, why: why.into() }
+    }
+}
+
+impl Desk {
+    /// A desk that presents our SVID.
+    ///
+    /// # Errors
+    /// Where the provider does not offer TLS 1.3.
+    pub fn new(
+        source: &IdentitySource,
+        invites: Invites,
+        store: Store,
+        worlds: WorldHandle,
+    ) -> Result<Self, rustls::Error> {
+        let mut config = ServerConfig::builder_with_provider(provider())
+            .with_protocol_versions(&[&rustls::version::TLS13])?
+            .with_client_cert_verifier(Arc::new(AnyHolder))
+            .with_cert_resolver(Arc::new(OwnSvid::new(source)));
+        config.session_storage = Arc::new(NoServerSessionStorage {});
+        config.send_tls13_tickets = 0;
+        config.alpn_protocols = vec![super::ALPN.to_vec()];
+        let rate = Rate {
+            sources: Sources::new(PER_SECOND, BURST),
+            total: TokenBucket::new(TOTAL_PER_SECOND, TOTAL_BURST, Duration::ZERO),
+            origin: Instant::now(),
+        };
+        let places = Semaphore::new(AT_ONCE);
+        Ok(Self { config: Arc::new(config), invites, store, worlds, places, rate: Mutex::new(rate) })
+    }
+
+    /// Whether one more from there is within the rates; of a stranger who is not, nothing more is read.
+    pub(crate) fn admits(&self, source: IpAddr) -> bool {
+        let mut rate = self.rate.lock().unwrap_or_else(PoisonError::into_inner);
+        let now = rate.origin.elapsed();
+        rate.sources.allow(source) && rate.total.take(now)
+    }
+
+    /// Whether an invite is open: without one nobody is received.
+    pub(crate) fn is_open(&self) -> bool {
+        self.invites.is_open(clock::now())
+    }
+
+    /// For the handshake with a joiner.
+    pub(crate) fn config(&self) -> Arc<ServerConfig> {
+        Arc::clone(&self.config)
+    }
+
+    /// One request, one answer.
+    pub(crate) async fn receive(&self, mut stream: TlsStream<TcpStream>, source: IpAddr) {
+        let outcome = match self.places.try_acquire() {
+            Err(_) => Outcome::Busy,
+            Ok(_place) => match timeout(PATIENCE, wire::read::<EnrolRequest>(&mut stream)).await {
+                Err(_) => return refusal(source, "it said nothing in time"),
+                // a dry run ends here: it has seen who we are, and shows nothing
+                Ok(Err(error)) if error.kind() == io::ErrorKind::UnexpectedEof => {
+                    return tracing::info!(%source, "a joiner looked who we are, and went");
+                }
+                Ok(Err(error)) => return refusal(source, &error.to_string()),
+                Ok(Ok(request)) => self.answer(&request, &chain(&stream), source).await,
+            },
+        };
+        let reply = EnrolReply { outcome: outcome.into() };
+        let answered = async {
+            wire::write(&mut stream, &reply).await?;
+            stream.shutdown().await
+        };
+        match timeout(PATIENCE, answered).await {
+            Ok(Ok(())) => {}
+            _ => tracing::info!(%source, ?outcome, "a joiner did not read its answer"),
+        }
+    }
+
+    async fn answer(
+        &self,
+        request: &EnrolRequest,
+        chain: &[CertificateDer<'static>],
+        source: IpAddr,
+    ) -> Outcome {
+        match self.enrol(request, chain).await {
+            Ok((joiner, fingerprint)) => {
+                tracing::warn!(
+                    %source, trust_domain = %joiner, fingerprint,
+                    "a trust domain has joined by invite: compare this fingerprint with what `entente join` printed there"
+                );
+                Outcome::Accepted
+            }
+            Err(refused) => {
+                tracing::warn!(%source, outcome = ?refused.outcome, reason = refused.why, "enrolment refused");
+                refused.outcome
+            }
+        }
+    }
+
+    /// The checks, the burning and the making, in this order; who joined, and by which fingerprint.
+    async fn enrol(
+        &self,
+        request: &EnrolRequest,
+        chain: &[CertificateDer<'static>],
+    ) -> Result<(String, String), Refused> {
+        let late = || Refused::new(Outcome::Busy, "our own store or planning took too long");
+        let checked = timeout(OWN_PART, self.check(request, chain)).await;
+        let (shown, offer, bundle) = checked.unwrap_or_else(|_| Err(late()))?;
+        let object = offer.peer_object(&bundle);
+        // From here on nothing is given up half way: each request to the store is bounded by itself.
+        let id = shown.id;
+        match self.invites.burn(&shown, clock::now()).await {
+            Ok(true) => {}
+            Ok(false) => {
+                let why = format!("invite {id}: used by another meanwhile");
+                return Err(Refused::new(Outcome::InviteNotValid, why));
+            }
+            Err(error) => {
+                let why = format!("invite {id} may be used up, and {} was not made: {error}", object.key);
+                return Err(Refused::new(Outcome::NotWritten, why));
+            }
+        }
+        self.store.create_for_operator(&object).await.map_err(|error| {
+            let why = format!(
+                "invite {id} is used up, but {} could not be made: {error}; mend that and invite again",
+                object.key
+            );
+            Refused::new(Outcome::NotWritten, why)
+        })?;
+        Ok((offer.trust_domain.to_string(), super::fingerprint::spoken(&bundle.digest())))
+    }
+
+    /// Everything that must hold before the invite is burnt.
+    async fn check(
+        &self,
+        request: &EnrolRequest,
+        chain: &[CertificateDer<'static>],
+    ) -> Result<(Shown, Offer, Arc<Bundle>), Refused> {
+        let now = clock::now();
+        let malformed = || Refused::new(Outcome::InviteNotValid, "no invite ID or no secret");
+        let id = InviteId::from_bytes(&request.invite_id).ok_or_else(malformed)?;
+        let secret = Secret::from_bytes(&request.secret).ok_or_else(malformed)?;
+        // The cause of what our own store did not do is not told.
+        let failed = |error: InviteError| Refused::new(Outcome::Busy, error.to_string());
+        let shown = self.invites.show(id, &secret, now).await.map_err(failed)?;
+        let shown = shown.ok_or_else(|| {
+            Refused::new(Outcome::InviteNotValid, format!("invite {id}: not open, or another secret"))
+        })?;
+        let world = self.worlds.now().await.ok_or_else(|| Refused::new(Outcome::Busy, "we are stopping"))?;
+        let (offer, bundle) = judge(&world, &shown.invite.joiner, request, chain, unix(now))?;
+        let key = Offer::peer_key(&offer.trust_domain);
+        match self.store.get(&key).await {
+            Ok(None) => Ok((shown, offer, bundle)),
+            Ok(Some(_)) => Err(Refused::new(Outcome::AlreadyAPeer, format!("{key} is there already"))),
+            Err(error) => Err(Refused::new(Outcome::Busy, error.to_string())),
+        }
+    }
+}
+
+/// Everything about a joiner that needs no I/O.
+fn judge(
+    world: &World,
+    invited: &crate::model::TrustDomain,
+    request: &EnrolRequest,
+    chain: &[CertificateDer<'static>],
+    at: UnixTime,
+) -> Result<(Offer, Arc<Bundle>), Refused> {
+    if !world.is_read() || world.spire.is_none() {
+        return Err(Refused::new(Outcome::Busy, "we have not read everything yet"));
+    }
+    let given = request.joiner.clone().unwrap_or_default();
+    if given.trust_domain != invited.as_str() {
+        let why = format!("the invite is for {invited}, and {:.60?} came", given.trust_domain);
+        return Err(Refused::new(Outcome::OtherTrustDomain, why));
+    }
+    if world.own_trust_domain() == Some(invited) || screening::is_peer(world, invited) {
+        return Err(Refused::new(Outcome::AlreadyAPeer, format!("{invited} is our own, or a peer already")));
+    }
+    let offer = Offer::parse(&given).map_err(|error| Refused::new(Outcome::BadOffer, error.to_string()))?;
+    let bundle = document::parse(invited, request.bundle.as_bytes())
+        .map_err(|error| Refused::new(Outcome::BadBundle, error.to_string()))?;
+    let bundle = Arc::new(bundle.bundle);
+    screening::screen(world, &bundle).map_err(|refusal| match refusal {
+        BundleRefusal::Unusable(_) => Refused::new(Outcome::BadBundle, refusal.to_string()),
+        BundleRefusal::Shared { .. } => Refused::new(Outcome::SharedAuthority, refusal.to_string()),
+    })?;
+    let held = |asked: &_| (asked == invited).then(|| Arc::clone(&bundle));
+    let id = verify_svid(chain, &held, Role::Client, at)
+        .map_err(|error| Refused::new(Outcome::NotTheAgent, error.to_string()))?;
+    if !offer.agent_ids.contains(&id) {
+        return Err(Refused::new(Outcome::NotTheAgent, format!("{id} is none of the agents that it names")));
+    }
+    Ok((offer, bundle))
+}
+
+fn refusal(source: IpAddr, reason: &str) {
+    tracing::warn!(%source, reason, "enrolment refused");
+}
+
+fn chain(stream: &TlsStream<TcpStream>) -> Vec<CertificateDer<'static>> {
+    let chain = stream.get_ref().1.peer_certificates().unwrap_or_default();
+    chain.iter().cloned().map(CertificateDer::into_owned).collect()
+}
+
+pub(super) fn unix(now: jiff::Timestamp) -> UnixTime {
+    UnixTime::since_unix_epoch(Duration::from_secs(u64::try_from(now.as_second()).unwrap_or_default()))
+}
+
+/// Demands a client certificate and that its key is held; whose it is, is judged once the bundle is known that the
+/// joiner brings.
+#[derive(Debug)]
+struct AnyHolder;
+
+impl rustls::server::danger::ClientCertVerifier for AnyHolder {
+    fn root_hint_subjects(&self) -> &[DistinguishedName] {
+        &[]
+    }
+
+    fn verify_client_cert(
+        &self,
+        _: &CertificateDer<'_>,
+        _: &[CertificateDer<'_>],
+        _: UnixTime,
+    ) -> Result<rustls::server::danger::ClientCertVerified, rustls::Error> {
+        Ok(rustls::server::danger::ClientCertVerified::assertion())
+    }
+
+    verify_signatures!();
+}

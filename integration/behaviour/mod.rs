@@ -45,6 +45,8 @@ pub(crate) trait Spire: Sync {
     fn bundle_endpoint(&self) -> BundleEndpoint;
     /// How long a change at the server may take to reach a workload.
     fn patience(&self) -> Duration;
+    /// How often SPIRE's agent has renewed its own SVID; `None` where there is no agent.
+    fn agent_renewals(&self) -> Option<usize>;
 }
 
 /// Runs every behaviour, and names each as it passes.

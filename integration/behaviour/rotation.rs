@@ -1,7 +1,11 @@
 //! Rotation of the X.509 authority.
 
-use entente::model::AuthorityId;
+use std::sync::Arc;
+use std::time::Duration;
+
+use entente::devkit::{FetchRequest, WebRoots, as_spire};
 use entente::model::trust::LocalAuthorities;
+use entente::model::{AuthorityId, Bundle};
 use entente::proto::spire::server::localauthority::v1 as api;
 use tonic::Code;
 
@@ -69,6 +73,7 @@ pub(crate) async fn only_an_old_authority_is_tainted_and_only_a_tainted_one_revo
     assert_eq!(refused.code(), Code::Internal, "{refused}");
     assert!(refused.message().contains("untainted"), "{refused}");
 
+    let renewals = case.spire.agent_renewals();
     let tainted = authorities.taint_x509_authority(taint(&first)).await.unwrap().into_inner();
     assert_eq!(id(tainted.tainted_authority), first);
     let own = case.state().await.own.unwrap();
@@ -83,6 +88,8 @@ pub(crate) async fn only_an_old_authority_is_tainted_and_only_a_tainted_one_revo
     assert_eq!(refused.code(), Code::Internal, "{refused}");
     assert!(refused.message().contains("already tainted"), "{refused}");
 
+    // An agent whose server still has an SVID of a revoked authority ends, and so does one that has one itself.
+    renewed(case, &second, renewals).await;
     let revoked = authorities.revoke_x509_authority(revoke(&first)).await.unwrap().into_inner();
     assert_eq!(id(revoked.revoked_authority), first);
     assert!(!case.state().await.own.unwrap().authority_ids().contains(&first));
@@ -90,6 +97,28 @@ pub(crate) async fn only_an_old_authority_is_tainted_and_only_a_tainted_one_revo
     assert_eq!(slots(case).await.old.map(|old| old.id), Some(first.clone()));
     let refused = authorities.revoke_x509_authority(revoke(&first)).await.unwrap_err();
     assert_eq!(refused.code(), Code::Internal, "{refused}");
+}
+
+/// Waits until the server, and its agent where there is one, have SVIDs of their own that this authority signed.
+async fn renewed(case: &Case<'_, impl Spire>, authority: &AuthorityId, renewals: Option<usize>) {
+    let own = case.state().await.own.unwrap();
+    let alone = own.authorities().filter(|a| a.id() == authority).cloned();
+    let request = FetchRequest {
+        trust_domain: case.own().clone(),
+        endpoint: case.spire.bundle_endpoint(),
+        verify_with: Some(Arc::new(Bundle::new(case.own().clone(), alone))),
+    };
+    let fetch = as_spire(WebRoots::default());
+    let deadline = tokio::time::Instant::now() + case.spire.patience();
+    loop {
+        let server = fetch(request.clone()).await.map(drop);
+        let agent = case.spire.agent_renewals();
+        if server.is_ok() && (agent.is_none() || agent > renewals) {
+            return;
+        }
+        assert!(tokio::time::Instant::now() < deadline, "{server:?}, {agent:?} renewals after {renewals:?}");
+        tokio::time::sleep(Duration::from_millis(100)).await;
+    }
 }
 
 pub(crate) async fn preparing_again_replaces_what_is_prepared(case: &Case<'_, impl Spire>) {

@@ -24,5 +24,6 @@ mod objects;
 mod poison;
 mod relay;
 mod restart;
+mod rotate;
 mod rotation;
 mod verdict;

@@ -272,3 +272,51 @@ fn web_roots_are_mozillas_and_the_extra_ones() {
     assert_eq!(web_roots(&pem).unwrap().len(), mozilla + 1);
     assert!(web_roots("-----BEGIN CERTIFICATE-----\nAAAA\n-----END CERTIFICATE-----\n").is_err());
 }
+
+/// The first bundle, by the fingerprint of that of `ca`, from a server with this SVID.
+async fn first_from(ca: &Ca, svid: Signed, reply: Reply) -> Result<Arc<Bundle>, FirstFetchError> {
+    let server = Server::start(svid, move |_, _| reply.clone()).await;
+    let expected = ca.bundle("west.test").digest();
+    let client = client(RootCertStore::empty());
+    client.fetch_first(&td("west.test"), &spiffe(&server.url("/")), expected, at()).await
+}
+
+#[tokio::test]
+async fn a_first_bundle_is_believed_by_its_fingerprint_and_the_endpoint_by_the_bundle() {
+    let (ca, other) = (Ca::new(), Ca::new());
+    let bundle = first_from(&ca, ca.svid(ENDPOINT), Reply::Ok(document(&ca))).await.unwrap();
+    assert_eq!(bundle, ca.bundle("west.test"));
+
+    // another bundle, however good the endpoint's certificate is by it
+    let served = first_from(&ca, other.svid(ENDPOINT), Reply::Ok(document(&other))).await.unwrap_err();
+    let digest = other.bundle("west.test").digest();
+    assert!(matches!(served, FirstFetchError::Fingerprint { served, .. } if served == digest), "{served:?}");
+
+    // the right bundle, repeated by someone who is not the endpoint: what no digest covers is not believed
+    let problem = async |svid: Signed| match first_from(&ca, svid, Reply::Ok(document(&ca))).await {
+        Err(FirstFetchError::Endpoint(failure)) => failure.problem,
+        other => panic!("{other:?}"),
+    };
+    assert_eq!(problem(other.svid(ENDPOINT)).await, FetchProblem::EndpointCertificateUntrusted);
+    let workload = ca.svid("spiffe://west.test/ns/shop/sa/web");
+    assert_eq!(problem(workload).await, FetchProblem::WrongEndpointSpiffeId);
+    let leaf = ca.svid(ENDPOINT);
+    let stolen = Signed { der: leaf.der, key: ca.svid(ENDPOINT).key };
+    assert_eq!(
+        problem(stolen).await,
+        FetchProblem::EndpointUnreachable,
+        "without the key there is no handshake"
+    );
+}
+
+#[tokio::test]
+async fn each_hop_of_a_first_fetch_is_the_endpoint() {
+    let (ca, other) = (Ca::new(), Ca::new());
+    let text = document(&ca);
+    let target = Server::start(ca.svid(ENDPOINT), move |_, _| Reply::Ok(text.clone())).await;
+    let to = target.url("/");
+    let redirected = first_from(&ca, ca.svid(ENDPOINT), Reply::Redirect(to.clone())).await.unwrap();
+    assert_eq!(redirected, ca.bundle("west.test"));
+    let astray = first_from(&ca, other.svid(ENDPOINT), Reply::Redirect(to)).await;
+    assert!(matches!(astray, Err(FirstFetchError::Endpoint(_))), "{astray:?}");
+}

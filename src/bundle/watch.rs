@@ -14,6 +14,7 @@ use tracing::{debug, warn};
 
 use super::endpoint::EndpointClient;
 use super::monitor::{PollLimits, next_poll, observe, verifying_bundle};
+use crate::clock::whole;
 use crate::model::TrustDomain;
 use crate::model::endpoint::{EndpointState, MonitorTarget};
 
@@ -209,10 +210,12 @@ impl Watcher {
                 course.next = course.next.filter(|_| !at_once);
             });
         });
-        let (waker, asked) = watch::channel(None);
         let mut wakers = self.wakers.lock().unwrap_or_else(PoisonError::into_inner);
-        wakers.insert(trust_domain.clone(), waker);
+        let waker = wakers.entry(trust_domain.clone()).or_insert_with(|| watch::Sender::new(None));
+        let mut asked = waker.subscribe();
         drop(wakers);
+        // what was asked of the one before it, and not answered
+        asked.mark_changed();
         let poll = Poll {
             shared: Arc::clone(&self.shared),
             target: target.clone(),
@@ -293,20 +296,20 @@ impl Poll {
         } else {
             verifying_bundle(target, &self.state)
         };
-        let now = (self.shared.clock)();
+        let begun = (self.shared.clock)();
         let fetched = self
             .shared
             .client
-            .fetch(&target.trust_domain, &target.endpoint, verify_with.as_deref(), now)
+            .fetch(&target.trust_domain, &target.endpoint, verify_with.as_deref(), whole(begun))
             .await;
         let refused_by_spire = match &fetched {
             Ok(fetched) => fetched.refused_by_spire.clone(),
             Err(_) => self.state.refused_by_spire.clone(),
         };
         let fetched = fetched.map(|fetched| fetched.bundle);
-        let mut state = observe(&self.state, fetched, (self.shared.clock)());
+        let mut state = observe(&self.state, fetched, whole((self.shared.clock)()));
         state.refused_by_spire = refused_by_spire;
-        state.asked_at = Some(now);
+        state.asked_at = Some(begun);
         if !in_turn {
             state.good_in_a_row = state.good_in_a_row.min(self.state.good_in_a_row);
             state.unchanged = state.unchanged.min(self.state.unchanged.max(1));

@@ -1,6 +1,7 @@
 //! The command line: one file a subcommand.
 
 mod about;
+mod adopt;
 mod agent;
 mod control;
 pub(crate) mod crds;
@@ -55,6 +56,8 @@ enum Command {
     Invite(Box<invite::InviteArgs>),
     /// Become a peer of the trust domain that gave a token.
     Join(Box<join::JoinArgs>),
+    /// Make a relationship that was made by hand a TrustDomainPeer, without anything flapping.
+    Adopt(adopt::AdoptArgs),
     /// Print the CustomResourceDefinitions.
     Crds,
     /// Two trust domains on this machine, with embedded authorities: see a call go through.
@@ -90,6 +93,7 @@ async fn run(command: Command) -> anyhow::Result<ExitCode> {
         Command::Diagnose(args) => diagnose::run(&args).await,
         Command::Invite(args) => invite::run(&args).await.map(|()| ExitCode::SUCCESS),
         Command::Join(args) => join::run(&args).await.map(|()| ExitCode::SUCCESS),
+        Command::Adopt(args) => adopt::run(&args).await.map(|()| ExitCode::SUCCESS),
         Command::Crds => crds::run().map(|()| ExitCode::SUCCESS),
         Command::Demo(args) => demo::run(args).await.map(|()| ExitCode::SUCCESS),
     }

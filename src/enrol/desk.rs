@@ -9,7 +9,7 @@ use std::time::Duration;
 use rustls::pki_types::{CertificateDer, UnixTime};
 use rustls::server::NoServerSessionStorage;
 use rustls::{DistinguishedName, ServerConfig};
-use tokio::io::AsyncWriteExt as _;
+use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::TcpStream;
 use tokio::sync::Semaphore;
 use tokio::time::{Instant, timeout};
@@ -29,9 +29,9 @@ use crate::identity::source::IdentitySource;
 use crate::identity::tls::provider;
 use crate::identity::verify::{Role, verify_signatures, verify_svid};
 use crate::index::run::WorldHandle;
-use crate::model::{Bundle, World};
+use crate::model::{Bundle, Object, World};
 use crate::proto::enrol::v1::{EnrolReply, EnrolRequest, Outcome};
-use crate::store::Store;
+use crate::store::{Severity, Store};
 
 /// Joiners at one time.
 const AT_ONCE: usize = 8;
@@ -44,6 +44,10 @@ const TOTAL_BURST: u32 = 40;
 const PATIENCE: Duration = Duration::from_secs(10);
 /// Longest that our own part may take: it reads and writes the store.
 const OWN_PART: Duration = Duration::from_secs(20);
+
+/// What is read of a joiner after its answer, and for how long.
+const LINGER_BYTES: u64 = 512 * 1024;
+const LINGER: Duration = Duration::from_secs(1);
 
 /// Receives joiners while an invite is open.
 pub struct Desk {
@@ -142,7 +146,11 @@ impl Desk {
         let reply = EnrolReply { outcome: outcome.into() };
         let answered = async {
             wire::write(&mut stream, &reply).await?;
-            stream.shutdown().await
+            stream.shutdown().await?;
+            // what it still sends is let run out, or a reset would overtake the answer
+            let mut rest = stream.take(LINGER_BYTES);
+            let _ = timeout(LINGER, tokio::io::copy(&mut rest, &mut tokio::io::sink())).await;
+            Ok::<_, io::Error>(())
         };
         match timeout(PATIENCE, answered).await {
             Ok(Ok(())) => {}
@@ -157,11 +165,13 @@ impl Desk {
         source: IpAddr,
     ) -> Outcome {
         match self.enrol(request, chain).await {
-            Ok((joiner, fingerprint)) => {
-                tracing::warn!(
-                    %source, trust_domain = %joiner, fingerprint,
-                    "a trust domain has joined by invite: compare this fingerprint with what `entente join` printed there"
+            Ok((created, fingerprint)) => {
+                let message = format!(
+                    "joined by invite, from {source}: compare the fingerprint {fingerprint} by voice with what `entente \
+                     join` printed there"
                 );
+                let Object { key, meta, .. } = &created;
+                self.store.event(key, &meta.uid, Severity::Normal, "Joined", &message).await;
                 Outcome::Accepted
             }
             Err(refused) => {
@@ -171,12 +181,12 @@ impl Desk {
         }
     }
 
-    /// The checks, the burning and the making, in this order; who joined, and by which fingerprint.
+    /// The checks, the burning and the making, in this order; what was made, and the fingerprint of its bundle.
     async fn enrol(
         &self,
         request: &EnrolRequest,
         chain: &[CertificateDer<'static>],
-    ) -> Result<(String, String), Refused> {
+    ) -> Result<(Object, String), Refused> {
         let late = || Refused::new(Outcome::Busy, "our own store or planning took too long");
         let checked = timeout(OWN_PART, self.check(request, chain)).await;
         let (shown, offer, bundle) = checked.unwrap_or_else(|_| Err(late()))?;
@@ -194,14 +204,14 @@ impl Desk {
                 return Err(Refused::new(Outcome::NotWritten, why));
             }
         }
-        self.store.create_for_operator(&object).await.map_err(|error| {
+        let created = self.store.create_for_operator(&object).await.map_err(|error| {
             let why = format!(
                 "invite {id} is used up, but {} could not be made: {error}; mend that and invite again",
                 object.key
             );
             Refused::new(Outcome::NotWritten, why)
         })?;
-        Ok((offer.trust_domain.to_string(), super::fingerprint::spoken(&bundle.digest())))
+        Ok((created, super::fingerprint::spoken(&bundle.digest())))
     }
 
     /// Everything that must hold before the invite is burnt.

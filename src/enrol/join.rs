@@ -5,6 +5,7 @@ use std::io;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
+use prost::Message as _;
 use rustls::client::Resumption;
 use rustls::client::danger::{ServerCertVerified, ServerCertVerifier};
 use rustls::pki_types::{CertificateDer, ServerName, UnixTime};
@@ -84,7 +85,7 @@ pub enum JoinError {
     #[error(
         "the inviter has accepted, but our own {0} could not be made: {1}; mend that, and run this again with --accepted"
     )]
-    NotWritten(ObjectKey, StoreError),
+    NotWritten(ObjectKey, Box<StoreError>),
 }
 
 /// How far to go.
@@ -158,7 +159,7 @@ impl Joiner {
         }
         if until != Until::DryRun {
             let created = self.store.create_for_operator(&here).await;
-            created.map_err(|error| JoinError::NotWritten(here.key.clone(), error))?;
+            created.map_err(|error| JoinError::NotWritten(here.key.clone(), Box::new(error)))?;
             tracing::info!(trust_domain = %inviter.trust_domain, object = %here.key, "joined by invite");
         }
         Ok(Joined {
@@ -274,6 +275,11 @@ async fn ask(
         joiner: Some(own.to_wire()),
         bundle: document::write(bundle),
     };
+    if request.encoded_len() > wire::MAX_MESSAGE {
+        return Err(JoinError::Refused(
+            "our own bundle is larger than 256 KiB: write the TrustDomainPeers by hand",
+        ));
+    }
     let exchange = async {
         wire::write(&mut stream, &request).await?;
         wire::read::<EnrolReply>(&mut stream).await

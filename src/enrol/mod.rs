@@ -12,6 +12,7 @@
 //! What is made are two ordinary TrustDomainPeers that import nothing and select no registration: they are the
 //! operators' own from then on.
 
+pub mod adopt;
 pub mod desk;
 pub mod fingerprint;
 pub mod invites;

@@ -140,7 +140,7 @@ impl Link {
             if session.end().is_some() {
                 ended_at.get_or_insert_with(Instant::now);
             }
-            session.on_clock(crate::clock::now().as_millisecond());
+            session.on_clock(crate::clock::precise().as_millisecond());
             pending = pending.or_else(|| session.next_frame(self.origin.elapsed()));
             if let (Some(at), None) = (ended_at, &pending) {
                 return at;
@@ -151,7 +151,7 @@ impl Link {
                     Err(_) => { pending = None; session.on_closed("it is no longer read") }
                 },
                 frame = stream.frames.message(), if ended_at.is_none() => {
-                    session.on_clock(crate::clock::now().as_millisecond());
+                    session.on_clock(crate::clock::precise().as_millisecond());
                     on_message(session, frame, self.origin.elapsed());
                 }
                 changed = self.plan.changed(), if ended_at.is_none() => match changed {

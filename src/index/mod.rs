@@ -81,7 +81,9 @@ impl Index {
     }
 
     /// Takes in the time. Answers with when it wants to be told again.
-    pub fn time(&mut self, now: Timestamp) -> Option<Timestamp> {
+    pub fn time(&mut self, moment: Timestamp) -> Option<Timestamp> {
+        let now = crate::clock::whole(moment);
+        self.world.moment = moment;
         self.world.now = now;
         let due = |since: Timestamp| since.as_second() + ABSENT_AFTER;
         let (absent, waiting): (BTreeMap<_, _>, BTreeMap<_, _>) = std::mem::take(&mut self.missing)

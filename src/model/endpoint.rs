@@ -111,6 +111,7 @@ pub enum FetchProblem {
 }
 
 impl FetchProblem {
+    /// Every one: what a peer tells is compared with them.
     pub const ALL: [Self; 8] = [
         Self::EndpointUnreachable,
         Self::EndpointCertificateUntrusted,
@@ -197,7 +198,7 @@ pub struct EndpointState {
     pub descends_from: Option<BundleDigest>,
     /// How often in a row the endpoint served the same bundle again.
     pub unchanged: u32,
-    /// When the last fetch that ended had begun.
+    /// The moment when the last fetch that ended had begun.
     pub asked_at: Option<Timestamp>,
     /// Since when `failure` is set, or since when it is not.
     pub since: Option<Timestamp>,

@@ -120,7 +120,7 @@ pub struct Difference {
 pub struct StoredBundle {
     /// `None`: none.
     pub digest: Option<BundleDigest>,
-    /// When it was first seen to hold that one.
+    /// The moment when it was first seen to hold that one.
     pub since: Timestamp,
 }
 
@@ -128,7 +128,7 @@ pub struct StoredBundle {
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Notice {
     pub digest: BundleDigest,
-    /// How often the endpoint was asked for it, and when last.
+    /// How often the endpoint was asked for it, and at which moment last.
     pub asks: u32,
     pub asked: Option<Timestamp>,
     /// When it is asked again; `None`: in its turn alone.
@@ -176,7 +176,10 @@ impl Harm {
 #[derive(Clone, Debug, PartialEq)]
 pub struct World {
     pub settings: Arc<Settings>,
+    /// In whole seconds: all that is decided by how long something took is decided by it.
     pub now: Timestamp,
+    /// The same as precise as it is known, to tell which of two things came first.
+    pub moment: Timestamp,
     pub identity: Option<Arc<Identity>>,
     /// Set while the Workload API gives us nothing.
     pub workload_failure: Option<WorkloadFailure>,
@@ -214,6 +217,7 @@ impl World {
         Self {
             settings,
             now,
+            moment: now,
             identity: None,
             workload_failure: None,
             own_history: OwnHistory::default(),

@@ -1,6 +1,7 @@
 //! From what is known to what should be: pure, total, deterministic.
 
 pub mod admission;
+pub mod adoption;
 pub mod alarms;
 pub mod authorization;
 pub mod diff;
@@ -122,7 +123,7 @@ pub fn plan(world: &World) -> Plan {
     spire.extend(registrations::entry_actions(world));
     let mut prune = prune::prune(world, &objects);
     if world.is_read() && world.identity.is_some() {
-        prune.extend(relationship::superseded(world));
+        prune.extend(adoption::superseded(world));
     }
     let mut writes = diff::writes(world, &mut objects);
     let begun = |key: &ObjectKey| {
@@ -245,7 +246,7 @@ fn wake_at(world: &World, services: &services::ServicesPlan) -> Option<Timestamp
         .chain(notices)
         .chain(told::wake_at(world))
         .chain(rotation::wake_at(world));
-    all.filter(|at| *at > world.now).min()
+    all.filter(|at| *at > world.moment).min()
 }
 
 /// The endpoints of which more has to be known than they were last asked.

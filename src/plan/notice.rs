@@ -26,7 +26,7 @@ pub(super) fn stored(world: &World, peer: &Peer, memory: &mut PeerMemory) {
     let Some(spire) = world.spire.as_ref().filter(|spire| spire.failure.is_none()) else { return };
     let digest = spire.bundles.get(&peer.trust_domain).map(|bundle| bundle.digest());
     if memory.stored.as_ref().is_none_or(|stored| stored.digest != digest) {
-        memory.stored = Some(StoredBundle { digest, since: world.now });
+        memory.stored = Some(StoredBundle { digest, since: world.moment });
     }
 }
 
@@ -43,11 +43,12 @@ pub(super) fn notice(world: &World, peer: &Peer, memory: &mut PeerMemory) {
     };
     let new = Notice { digest, asks: 0, asked: None, next: Some(world.now) };
     let notice = memory.notice.take().filter(|notice| notice.digest == digest).unwrap_or(new);
-    memory.notice = Some(ask(world.now, notice, &mut memory.asking));
+    memory.notice = Some(ask(world, notice, &mut memory.asking));
 }
 
 /// Asks, where that is due.
-fn ask(now: Timestamp, notice: Notice, asking: &mut Option<Timestamp>) -> Notice {
+fn ask(world: &World, notice: Notice, asking: &mut Option<Timestamp>) -> Notice {
+    let now = world.now;
     if notice.next.is_none_or(|next| next > now) {
         return notice;
     }
@@ -58,7 +59,7 @@ fn ask(now: Timestamp, notice: Notice, asking: &mut Option<Timestamp>) -> Notice
     let pause = SignedDuration::from_secs(1_i64 << notice.asks.min(ASKS));
     let asks = notice.asks.saturating_add(1);
     let next = (asks < ASKS).then(|| now.saturating_add(pause).ok()).flatten();
-    Notice { asks, asked: Some(now), next, ..notice }
+    Notice { asks, asked: Some(world.moment), next, ..notice }
 }
 
 /// The receipt for the peer's bundle. SPIRE's servers share one datastore, so that what one holds all hold; its agents
@@ -75,7 +76,7 @@ pub(super) fn receipt(world: &World, peer: &Peer, memory: &mut PeerMemory) {
     let held = HeldBundle::from(bundle.as_ref());
     let delivered = world.identity.as_ref().and_then(|identity| identity.federated.get(&peer.trust_domain));
     let is_delivered = delivered.is_some_and(|delivered| delivered.digest() == held.digest);
-    let followed = followed_at(world, memory).is_some_and(|at| at <= world.now);
+    let followed = followed_at(world, memory).is_some_and(|at| at <= world.moment);
     if is_delivered && followed {
         memory.receipt = Some(held);
     } else if memory.receipt.as_ref().is_some_and(|old| !old.authority_ids.is_subset(&held.authority_ids)) {
@@ -93,7 +94,7 @@ fn followed_at(world: &World, memory: &PeerMemory) -> Option<Timestamp> {
 pub(super) fn wake_at(world: &World, memory: &PeerMemory) -> Option<Timestamp> {
     let next = memory.notice.as_ref().and_then(|notice| notice.next);
     let receipt = followed_at(world, memory);
-    [next, receipt].into_iter().flatten().filter(|at| *at > world.now).min()
+    [next, receipt].into_iter().flatten().filter(|at| *at > world.moment).min()
 }
 
 #[cfg(test)]

@@ -56,11 +56,11 @@ impl Scene {
 
     /// The endpoint was asked a moment ago, and served this.
     fn serves(&mut self, bundle: &Arc<Bundle>) {
-        self.world.now = self.world.now.saturating_add(SignedDuration::from_millis(1)).unwrap();
+        self.world.moment = self.world.moment.saturating_add(SignedDuration::from_millis(1)).unwrap();
         let state = EndpointState {
             latest: Some(Arc::clone(bundle)),
             latest_usable: Some(Arc::clone(bundle)),
-            asked_at: Some(self.world.now),
+            asked_at: Some(self.world.moment),
             since: Some(self.world.now),
             ..EndpointState::default()
         };
@@ -76,6 +76,7 @@ impl Scene {
 
     fn pass(&mut self, seconds: i64) {
         self.world.now = self.world.now.saturating_add(SignedDuration::from_secs(seconds)).unwrap();
+        self.world.moment = self.world.now.max(self.world.moment);
         self.world.memory = memory::advance(&self.world);
     }
 
@@ -197,4 +198,22 @@ fn a_receipt_is_given_once_spires_agents_had_time_to_follow() {
     Arc::make_mut(scene.world.spire.as_mut().unwrap()).bundles.clear();
     scene.pass(1);
     assert_eq!(scene.receipt(), None);
+}
+
+#[test]
+fn a_bundle_that_is_replaced_in_spire_is_put_back_each_time() {
+    let mut scene = Scene::new();
+    let own = scene.ca.bundle(EAST);
+    let wrong = Ca::new().bundle(EAST);
+    for turn in 0..3 {
+        scene.stores(&wrong);
+        scene.pass(1);
+        assert!(scene.asks(), "turn {turn}: SPIRE may be ahead");
+        scene.serves(&own);
+        scene.pass(0);
+        assert_eq!(plan(&scene.world).spire, [SpireAction::SetBundle(Arc::clone(&own))], "turn {turn}");
+        scene.stores(&own);
+        scene.pass(1);
+        assert_eq!(plan(&scene.world).spire, [], "turn {turn}");
+    }
 }

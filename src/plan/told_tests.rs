@@ -41,7 +41,7 @@ impl Side {
             latest: Some(Arc::clone(other)),
             latest_usable: Some(Arc::clone(other)),
             since: Some(world.now),
-            asked_at: Some(world.now),
+            asked_at: world.now.saturating_add(SignedDuration::from_secs(3600)).ok(),
             ..EndpointState::default()
         };
         world.endpoints = Arc::new(BTreeMap::from([(foreign.clone(), state)]));
@@ -50,6 +50,7 @@ impl Side {
 
     fn pass(&mut self, seconds: i64) {
         self.world.now = self.world.now.saturating_add(SignedDuration::from_secs(seconds)).unwrap();
+        self.world.moment = self.world.now;
         self.world.memory = memory::advance(&self.world);
     }
 
@@ -119,7 +120,8 @@ fn a_whole_pair_tells_of_nothing() {
 #[test]
 fn both_sides_name_the_side_and_the_cause() {
     type Break = fn(&mut Side);
-    let cases: [(Break, (&str, &str), (&str, &str)); 6] = [
+    type Said = (&'static str, &'static str);
+    let cases: [(Break, Said, Said); 6] = [
         (
             |east| east.spire().relationships.clear(),
             ("BundleDistributed", "AwaitingRelationship"),

@@ -137,6 +137,7 @@ impl Scene {
     /// Time goes by, and the memory with it.
     fn pass(&mut self, seconds: i64) {
         self.world.now = Timestamp::from_second(self.world.now.as_second() + seconds).unwrap();
+        self.world.moment = self.world.now;
         self.world.memory = memory::advance(&self.world);
     }
 
@@ -371,6 +372,40 @@ fn what_stands_is_not_pruned_for_someone_elses_object() {
         let status = plan.statuses.values().next().unwrap().status.to_string();
         assert_eq!(status.contains("ObjectNotOurs"), blocked, "{created} {class}: {status}");
     }
+}
+
+#[test]
+fn what_was_handed_over_under_another_name_goes_once_ours_stands_beside_it() {
+    let mut scene = Scene::related();
+    let mut theirs = relationship::object(&scene.world, &scene.peer()).unwrap();
+    theirs.key.name = "by-hand".to_owned();
+    theirs.meta = crate::model::object::Meta { uid: "theirs".to_owned(), ..Default::default() };
+    theirs.meta.created = Timestamp::from_second(now().as_second() - 10).ok();
+    let planned = |scene: &mut Scene, theirs: &crate::model::Object| {
+        scene.world = scene.world.clone().with_object(theirs.clone());
+        scene.pass(1);
+        plan(&scene.world)
+    };
+    let before = planned(&mut scene, &theirs);
+    assert!(before.writes.is_empty() && before.prune.is_empty(), "it was not handed over");
+    theirs.meta.annotations.insert("entente.dev/adopt".to_owned(), "true".to_owned());
+    let first = planned(&mut scene, &theirs);
+    let wrote: Vec<_> = first.writes.values().map(|write| write.object.clone()).collect();
+    assert!(wrote.len() == 1 && first.prune.is_empty(), "ours first, and nothing goes before it stands");
+    let mut ours = wrote[0].clone();
+    ours.meta.created = Some(now());
+    ours.meta.uid = "ours".to_owned();
+    scene.world = scene.world.clone().with_object(ours.clone());
+    let then = planned(&mut scene, &theirs);
+    assert_eq!(then.prune, BTreeMap::from([(theirs.key.clone(), "theirs".to_owned())]));
+    // Someone's tool brings it back: it is younger, is not obeyed, and is not fought.
+    theirs.meta.created = Timestamp::from_second(now().as_second() + 10).ok();
+    assert!(planned(&mut scene, &theirs).prune.is_empty());
+    // Ours says something else than the peer wants now: it is written first.
+    theirs.meta.created = Timestamp::from_second(now().as_second() - 10).ok();
+    ours.body["spec"]["bundleEndpointURL"] = json!("https://elsewhere.example");
+    scene.world = scene.world.clone().with_object(ours);
+    assert!(planned(&mut scene, &theirs).prune.is_empty());
 }
 
 #[test]

@@ -43,6 +43,10 @@ impl Spire for Real<'_> {
     fn patience(&self) -> Duration {
         Duration::from_secs(20)
     }
+
+    fn agent_renewals(&self) -> Option<usize> {
+        Some(self.domain.spire.agent.log().matches("Successfully rotated agent SVID").count())
+    }
 }
 
 /// spire-controller-manager would take away what the suite makes through the API, so it is stopped meanwhile.

@@ -4,8 +4,10 @@ mod admin;
 mod behaviour;
 mod diagnose;
 mod ending;
+mod enrol;
 mod federation;
 mod health;
+mod one_sided;
 mod poison;
 #[cfg(target_os = "linux")]
 mod proxies;

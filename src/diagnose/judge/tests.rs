@@ -6,7 +6,7 @@ use std::sync::Arc;
 use jiff::Timestamp;
 
 use super::*;
-use crate::bundle::endpoint::{FailedProbe, Fetched, Probed};
+use crate::bundle::endpoint::{FailedProbe, Fetched};
 use crate::bundle::testing::{Ca, NOW};
 use crate::diagnose::evidence::{AddressSeen, EndpointSeen, TcpFailure, WorkloadSeen};
 use crate::model::diagnosis::ToldCheck;
@@ -21,7 +21,7 @@ use crate::model::session::{
     GoodbyeReason, HeldBundle, LinkState, Refusal, SessionState, Trouble, TrustReport,
 };
 use crate::model::trust::{Entry, Relationship};
-use crate::model::world::{Poisoned, Relationships};
+use crate::model::world::{Harm, Poisoned, Relationships};
 use crate::model::{Bundle, Object, ObjectKey};
 use crate::plan::fixtures::{WorldExt as _, id, peer, session, td, world};
 use crate::plan::relationship as planned;
@@ -80,7 +80,7 @@ fn healthy() -> Evidence {
         Some(TrustReport { delivered: held.clone(), held, relationship: true, ..TrustReport::default() });
     let world = world.with_session(WEST, exchange);
     let address = "192.0.2.1:443".parse().unwrap();
-    let fetched = Fetched { bundle: Bundle::clone(&west), ignored: Vec::new() };
+    let fetched = Fetched { bundle: Bundle::clone(&west), ignored: Vec::new(), refused_by_spire: None };
     Evidence {
         trust_domain: td(WEST),
         asked: WEST.to_owned(),
@@ -92,7 +92,7 @@ fn healthy() -> Evidence {
         endpoint: EndpointSeen {
             dns: Some(Ok(vec![address])),
             tcp: Some(Ok(address)),
-            fetch: Some(Ok(Probed { fetched, spire_refuses: None })),
+            fetch: Some(Ok(fetched)),
         },
         agent: vec![AddressSeen {
             address: "agent.west.example:7443".to_owned(),
@@ -247,6 +247,18 @@ const OWN_SIDE: &[Case] = &[
         "entente.dev/agent",
     ),
     ("an SVID that has expired", |e| e.gets(|i| i.not_after = now()), Step::OwnSvid, OURS, "clock"),
+    ("withdrawn", |e| e.peer(|p| p.withdraw = true), Step::PeerObject, OURS, "unset spec.withdraw"),
+    (
+        "one SPIRE server of several",
+        |e| {
+            let failure = Some("no answer".to_owned());
+            let server = crate::model::trust::LocalServer { failure, ..Default::default() };
+            e.holds(|s| drop(s.servers.insert("spire-1:8081".to_owned(), server)));
+        },
+        Step::SpireServer,
+        OURS,
+        "spire-1:8081",
+    ),
     (
         "no SPIRE server",
         |e| e.spire = Err("ListEntries failed".to_owned()),
@@ -369,7 +381,7 @@ const ENDPOINT: &[Case] = &[
         "a bundle that SPIRE refuses",
         |e| {
             let Some(Ok(probed)) = &mut e.endpoint.fetch else { panic!() };
-            probed.spire_refuses = Some("unrecognized use".to_owned());
+            probed.refused_by_spire = Some("unrecognized use".to_owned());
         },
         Step::BundleDocument,
         THEIRS,
@@ -379,7 +391,7 @@ const ENDPOINT: &[Case] = &[
         "an empty bundle",
         |e| {
             let Some(Ok(probed)) = &mut e.endpoint.fetch else { panic!() };
-            probed.fetched.bundle = Bundle::new(td(WEST), []);
+            probed.bundle = Bundle::new(td(WEST), []);
         },
         Step::BundleAuthorities,
         THEIRS,
@@ -551,7 +563,8 @@ const SPIRE: &[Case] = &[
         |e| {
             e.stripped();
             e.world(|w| {
-                let poisoned = Poisoned { since: now(), cause: "empty".to_owned(), good_before: 0 };
+                let (cause, harm) = ("empty".to_owned(), Harm::NoUsableAuthority);
+                let poisoned = Poisoned { since: now(), cause, harm, good_before: 0 };
                 w.memory.entry(td(WEST)).or_default().poisoned = Some(poisoned);
             });
         },
@@ -867,7 +880,7 @@ fn a_bundle_that_is_on_its_way_is_no_failure_to_a_peer_that_asks() {
     let (old, new) = (Ca::new().authority(), Ca::new().authority());
     let (before, after) = (Bundle::new(td(WEST), [old.clone()]), Bundle::new(td(WEST), [old, new]));
     let Some(Ok(probed)) = &mut evidence.endpoint.fetch else { panic!() };
-    probed.fetched.bundle = after.clone();
+    probed.bundle = after.clone();
     let mut behind = evidence.clone();
     behind.holds(|s| drop(s.bundles.insert(td(WEST), Arc::new(before.clone()))));
     behind.gets(|i| drop(i.federated.insert(td(WEST), Arc::new(before.clone()))));

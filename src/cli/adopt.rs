@@ -1,0 +1,180 @@
+//! `entente adopt`: makes a relationship that was made by hand a TrustDomainPeer, without anything flapping.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::io::Write as _;
+use std::path::PathBuf;
+use std::time::Duration;
+
+use anyhow::{Context as _, bail};
+use clap::Args;
+
+use super::invite::tell;
+use crate::bundle::endpoint::{EndpointClient, web_roots};
+use crate::clock;
+use crate::config::StoreArg;
+use crate::enrol::adopt::{self, Adoption, Step, Wish};
+use crate::model::endpoint::{EndpointProfile, FetchProblem};
+use crate::model::object::Kind;
+use crate::model::{Object, ObjectKey};
+use crate::store::{Event, KubernetesStore, Store, directory};
+
+/// How long the store is given to be read.
+const PATIENCE: Duration = Duration::from_secs(15);
+
+#[derive(Args, Debug)]
+pub(super) struct AdoptArgs {
+    /// The foreign trust domain that is federated with already.
+    trust_domain: String,
+
+    /// Show what would change, and change nothing.
+    #[arg(long)]
+    dry_run: bool,
+
+    /// The exact SPIFFE ID of its agent; may be repeated. Default, by convention:
+    /// `spiffe://<trust domain>/ns/entente-system/sa/entente`.
+    #[arg(long = "agent-id")]
+    agent_ids: Vec<String>,
+
+    /// Where its agent is, as `host:port`; may be repeated. None: it dials us.
+    #[arg(long = "agent-address")]
+    agent_addresses: Vec<String>,
+
+    /// A file with its present bundle (SPIFFE bundle JSON, or PEM), to begin with instead of the one that was pasted once.
+    #[arg(long)]
+    bundle: Option<PathBuf>,
+
+    /// Leave the registrations that name it to their owners: at the end of the relationship they hold its bundle back.
+    #[arg(long)]
+    keep_registrations: bool,
+
+    /// Where objects are: `kubernetes`, by KUBECONFIG.
+    #[arg(long, env = "ENTENTE_STORE", default_value = "kubernetes")]
+    store: StoreArg,
+
+    /// The agent's namespace.
+    #[arg(long, env = "ENTENTE_NAMESPACE", default_value = "entente-system")]
+    namespace: String,
+
+    /// What the agent marks as its own, as its own option says.
+    #[arg(long, env = "ENTENTE_INSTANCE", default_value = "entente")]
+    instance: String,
+
+    /// `className` of the objects that spire-controller-manager follows, as the agent's option says.
+    #[arg(long, env = "ENTENTE_SPIRE_CLASS_NAME", default_value = "")]
+    spire_class_name: String,
+}
+
+/// Says on standard output what changes, step by step; the manifest of the peer with `--dry-run`.
+pub(super) async fn run(args: &AdoptArgs) -> anyhow::Result<()> {
+    if let StoreArg::Directory(_) = args.store {
+        bail!(
+            "in a directory there is nothing to hand over: write a TrustDomainPeer with the endpoint of SPIRE's \
+             relationship, and the agent takes that as it is"
+        );
+    }
+    let wish = wish(args)?;
+    let store = Store::Kubernetes(KubernetesStore::connect(&args.namespace, &args.instance).await?);
+    let objects = tokio::time::timeout(PATIENCE, read(&store)).await;
+    let objects = objects
+        .map_err(|_| anyhow::anyhow!("{}: not read within {} s", args.store, PATIENCE.as_secs()))??;
+    let adoption = adopt::adopt(&objects, &wish).map_err(anyhow::Error::msg)?;
+    let untried = try_endpoint(&wish, &adoption).await?;
+    let mut out = std::io::stdout().lock();
+    for note in adoption.notes.iter().chain(&untried) {
+        tell(&format!("note: {note}"))?;
+    }
+    if adoption.steps.is_empty() {
+        writeln!(out, "{} is adopted already: nothing to do", wish.trust_domain)?;
+        return Ok(());
+    }
+    for step in &adoption.steps {
+        let does = step.describe(&wish.trust_domain);
+        writeln!(out, "{} {does}", if args.dry_run { "would" } else { "-" })?;
+        if args.dry_run {
+            if let Step::Create(object) = step {
+                write!(out, "---\n{}", directory::manifest_of(object))?;
+            }
+            continue;
+        }
+        out.flush()?;
+        apply(&store, step).await.context(
+            "stopped here; what was done stands and harms nothing: run it again once the cause is mended",
+        )?;
+    }
+    if !args.dry_run {
+        tell("Handed over; see `entente status` for how it stands.")?;
+    }
+    Ok(())
+}
+
+fn wish(args: &AdoptArgs) -> anyhow::Result<Wish> {
+    let trust_domain = adopt::parse_trust_domain(&args.trust_domain).map_err(anyhow::Error::msg)?;
+    let agent_ids = if args.agent_ids.is_empty() {
+        vec![adopt::conventional_agent(&trust_domain)]
+    } else {
+        args.agent_ids.clone()
+    };
+    let bundle = args.bundle.as_ref().map(|path| {
+        std::fs::read_to_string(path).with_context(|| format!("{} cannot be read", path.display()))
+    });
+    Ok(Wish {
+        trust_domain,
+        instance: args.instance.clone(),
+        class_name: args.spire_class_name.clone(),
+        agent_addresses: args.agent_addresses.clone(),
+        agent_ids,
+        bundle: bundle.transpose()?,
+        keep_registrations: args.keep_registrations,
+    })
+}
+
+/// Whether the endpoint can be verified with the bundle that is begun with: one that was pasted long ago may be of
+/// before a rotation. What cannot be tried from here is a note.
+async fn try_endpoint(wish: &Wish, adoption: &Adoption) -> anyhow::Result<Option<String>> {
+    let (EndpointProfile::HttpsSpiffe { .. }, Some(bundle)) = (&adoption.endpoint.profile, &adoption.bundle)
+    else {
+        return Ok(None);
+    };
+    let client = EndpointClient::new(web_roots("")?);
+    match client.fetch(&wish.trust_domain, &adoption.endpoint, Some(bundle), clock::now()).await {
+        Ok(_) => Ok(None),
+        Err(failure) if failure.problem == FetchProblem::EndpointCertificateUntrusted => bail!(
+            "the bundle to begin with does not verify the endpoint any more: {}; {}",
+            failure.message,
+            adopt::advice(&wish.trust_domain)
+        ),
+        Err(failure) => Ok(Some(format!("the endpoint could not be tried from here: {}", failure.message))),
+    }
+}
+
+async fn read(store: &Store) -> anyhow::Result<BTreeMap<ObjectKey, Object>> {
+    let mut events = store.watch(&adopt::KINDS);
+    let mut missing: BTreeSet<Kind> = adopt::KINDS.into();
+    let mut objects = BTreeMap::new();
+    while !missing.is_empty() {
+        match events.recv().await {
+            Some(Event::Reset { kind, objects: all }) => {
+                missing.remove(&kind);
+                objects.extend(all.into_iter().map(|object| (object.key.clone(), object)));
+            }
+            Some(Event::Absent(kind)) => {
+                bail!("the API server does not know the kind {kind}: install its CRDs")
+            }
+            Some(_) => {}
+            None => bail!("the store ended"),
+        }
+    }
+    Ok(objects)
+}
+
+async fn apply(store: &Store, step: &Step) -> anyhow::Result<()> {
+    match step {
+        Step::Record { key, resource_version, ops } | Step::HandOver { key, resource_version, ops, .. } => {
+            store.patch_json(key, resource_version, ops.clone()).await?;
+        }
+        Step::Create(object) => {
+            store.create_for_operator(object).await?;
+        }
+    }
+    Ok(())
+}

@@ -4,6 +4,7 @@
 pub(crate) mod audit;
 pub mod federated_service;
 pub mod imported_service;
+mod peer_bundle;
 mod peer_details;
 #[cfg(test)]
 mod service_tests;

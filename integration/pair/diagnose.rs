@@ -163,8 +163,6 @@ async fn each_thing_that_is_wrong_about_a_bundle_endpoint_is_named() {
         (Fault::EndlessBody, "endpoint-http", "bundle endpoint"),
         (Fault::Garbage(b"<html>".to_vec()), "bundle-document", "spec.bundleEndpoint.url"),
         (Fault::UnknownUseBeside, "bundle-document", "x509-svid"),
-        (Fault::JwtOnly, "bundle-authorities", "X.509 authorities"),
-        (Fault::EmptyKeys, "bundle-authorities", "X.509 authorities"),
     ];
     for (fault, step, remedy) in faults {
         tracing::info!(?fault, "broken");
@@ -173,6 +171,15 @@ async fn each_thing_that_is_wrong_about_a_bundle_endpoint_is_named() {
     }
     pair.west.spire().set_fault(None);
     is_well(&pair).await;
+
+    for fault in [Fault::JwtOnly, Fault::EmptyKeys] {
+        pair.west.spire().set_fault(Some(fault));
+        east_names(&pair, "bundle-authorities", "theirs", "X.509 authorities").await;
+    }
+    // That its bundle was another one under the same sequence is to be explained, though it is good again.
+    pair.west.spire().set_fault(None);
+    pair.confirmed().await;
+    east_names(&pair, "bundle-alarms", "theirs", "ask the operator").await;
 }
 
 /// Does the same to a domain's SPIRE again and again, until it is dropped: the agent mends what it can.

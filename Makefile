@@ -18,7 +18,8 @@ test: tools
 demo:
 	cargo run --locked --release -- demo
 
-bench:
+# What planning costs; and how soon a new authority is known, on real SPIRE (about eight minutes).
+bench: tools
 	cargo bench --locked
 
 # etcd, Kubernetes, SPIRE and spire-controller-manager, from pinned Go modules; Envoy from a pinned wheel.

@@ -111,6 +111,7 @@ pub enum FetchProblem {
 }
 
 impl FetchProblem {
+    /// Every one: what a peer tells is compared with them.
     pub const ALL: [Self; 8] = [
         Self::EndpointUnreachable,
         Self::EndpointCertificateUntrusted,

@@ -120,7 +120,8 @@ fn a_whole_pair_tells_of_nothing() {
 #[test]
 fn both_sides_name_the_side_and_the_cause() {
     type Break = fn(&mut Side);
-    let cases: [(Break, (&str, &str), (&str, &str)); 6] = [
+    type Said = (&'static str, &'static str);
+    let cases: [(Break, Said, Said); 6] = [
         (
             |east| east.spire().relationships.clear(),
             ("BundleDistributed", "AwaitingRelationship"),

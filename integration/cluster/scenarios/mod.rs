@@ -6,6 +6,7 @@ mod diagnose;
 mod ending;
 mod enrol;
 mod federation;
+mod health;
 mod one_sided;
 mod poison;
 #[cfg(target_os = "linux")]

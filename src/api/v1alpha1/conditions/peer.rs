@@ -183,7 +183,7 @@ reasons! {
         /// Unknown: the peer cannot be asked. A cut network is not lost trust; see Connected.
         PeerUnreachable,
         /// The peer's agent refuses us: it has no bundle of ours, or does not accept our ID. Its operator needs a TrustDomainPeer
-        /// of our trust domain with our agent's ID.
+        /// of our trust domain with our agent's ID. Or it says that workloads there do not get our bundle: the message has its words.
         PeerRefusesUs,
         /// The peer holds a bundle of ours that is past two poll intervals old, or lacks the authority that signs now. Its
         /// operator must see why it does not follow our bundle endpoint.

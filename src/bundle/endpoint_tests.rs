@@ -304,8 +304,8 @@ async fn a_first_bundle_is_believed_by_its_fingerprint_and_the_endpoint_by_the_b
     let stolen = Signed { der: leaf.der, key: ca.svid(ENDPOINT).key };
     assert_eq!(
         problem(stolen).await,
-        FetchProblem::EndpointUnreachable,
-        "without the key there is no handshake"
+        FetchProblem::EndpointCertificateUntrusted,
+        "a certificate without its key proves nothing"
     );
 }
 

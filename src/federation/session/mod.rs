@@ -10,9 +10,7 @@ use crate::federation::convert::{
     goodbye_from_proto, goodbye_to_proto, message, outcome_from_proto, outcome_to_proto, printable,
     report_from_proto, report_to_proto,
 };
-use crate::federation::diagnose::{checks_from_proto, reply_to_proto};
 use crate::federation::rate::TokenBucket;
-use crate::model::diagnosis::ToldCheck;
 use crate::model::session::{
     Acknowledgement, Catalogue, CatalogueVersion, GoodbyeReason, LinkPlan, LinkState, Refusal, TrustReport,
 };
@@ -22,6 +20,7 @@ use crate::proto::federation::v1::{
     frame::Body,
 };
 
+mod aside;
 mod skew;
 mod terms;
 
@@ -169,22 +168,6 @@ impl Session {
             self.outcomes = plan.outcomes.clone();
             self.outgoing.answer = true;
         }
-    }
-
-    /// Asks the peer what it sees of the path; only the last question is waited for.
-    pub fn ask(&mut self, id: u64) {
-        self.question = Some(id);
-        self.outgoing.question = Some(id);
-    }
-
-    /// Answers the peer's question.
-    pub fn reply(&mut self, id: u64, checks: &[ToldCheck]) {
-        self.outgoing.reply = Some(reply_to_proto(id, checks));
-    }
-
-    /// What the peer said beside the exchange itself, once.
-    pub fn take_aside(&mut self) -> Option<Aside> {
-        self.asides.iter_mut().find_map(Option::take)
     }
 
     /// Ends the exchange with a goodbye.
@@ -398,22 +381,6 @@ impl Session {
             self.hear(|heard| heard.acknowledged = Some(answers));
         }
         Ok(())
-    }
-
-    /// A reply to what we did not ask, or no longer wait for, is passed over.
-    fn on_reply(&mut self, reply: &DiagnoseReply) {
-        if self.question == Some(reply.id) {
-            self.question = None;
-            self.hear_aside(Aside::Told(reply.id, checks_from_proto(&reply.checks)));
-        }
-    }
-
-    fn hear_aside(&mut self, aside: Aside) {
-        let [asked, told] = &mut self.asides;
-        match aside {
-            Aside::Asked(_) => *asked = Some(aside),
-            Aside::Told(..) => *told = Some(aside),
-        }
     }
 
     fn on_goodbye(&mut self, reason: GoodbyeReason, text: &str) {

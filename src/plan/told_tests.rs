@@ -119,8 +119,9 @@ fn a_whole_pair_tells_of_nothing() {
 
 #[test]
 fn both_sides_name_the_side_and_the_cause() {
-    type Break = fn(&mut Side);
-    let cases: [(Break, (&str, &str), (&str, &str)); 6] = [
+    /// What is broken, and condition and reason here and there.
+    type Case = (fn(&mut Side), (&'static str, &'static str), (&'static str, &'static str));
+    let cases: [Case; 6] = [
         (
             |east| east.spire().relationships.clear(),
             ("BundleDistributed", "AwaitingRelationship"),

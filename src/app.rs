@@ -20,6 +20,7 @@ use crate::control::{self, Control, Enrolment};
 use crate::diagnose::Diagnoser;
 use crate::enrol::join::Joiner;
 use crate::enrol::{Desk, Invites};
+use crate::federation::diagnose::{PathProbe, Questions};
 use crate::federation::{Federation, FederationConfig, Timings};
 use crate::identity::source::IdentitySource;
 use crate::identity::workload::WorkloadEndpoint;
@@ -127,39 +128,14 @@ pub async fn start(args: &AgentArgs, cancel: CancellationToken) -> anyhow::Resul
         asks,
     };
     let targets = sources.targets(store.clone(), metrics);
-    let (server, client) = (sources.server.clone(), sources.client.clone());
-    let (replicas, spire_watch) = (sources.replicas.clone(), sources.spire.clone());
+    let control = control(
+        args,
+        &sources,
+        &leadership,
+        Operators { worlds, replica: replica.clone(), enrolment, peers },
+    )?;
     let (plans, failures) = planning.spawn(&mut tasks, sources, &cancel);
-    let diagnoser = Diagnoser {
-        worlds: worlds.clone(),
-        leading: leadership.leading(),
-        replica: replica.clone(),
-        workload_api: args.workload_api.parse().context("--workload-api")?,
-        admin_hint: args.admin_hint.clone(),
-        spire: server,
-        endpoints: client,
-        peers,
-    };
-    supervise(&mut tasks, tokio::spawn(diagnoser.clone().serve(questions, cancel.clone())));
-    let following = enrolment.invites.clone().follow(leadership.leading(), cancel.clone());
-    tasks.spawn(async move {
-        following.await;
-        Ok(())
-    });
-    if !args.control.as_os_str().is_empty() {
-        let control = Control {
-            worlds,
-            leading: leadership.leading(),
-            replica: replica.clone(),
-            diagnoser,
-            enrolment,
-            replicas,
-            spire: spire_watch,
-            rotating: Arc::default(),
-        };
-        let serving = control::serve(&args.control, control, cancel.clone()).await.context("--control")?;
-        supervise(&mut tasks, serving);
-    }
+    spawn_control(&mut tasks, args, control, questions, &cancel).await?;
     spawn_writer(
         &mut tasks,
         Applier::new(targets, plans.clone(), leadership.leading(), failures),
@@ -171,6 +147,64 @@ pub async fn start(args: &AgentArgs, cancel: CancellationToken) -> anyhow::Resul
 
     tracing::info!(%listen, %admin, store = %args.store, version = env!("CARGO_PKG_VERSION"), "the agent runs");
     Ok(Agent { listen, admin, ready, plans, cancel, tasks })
+}
+
+/// What operators' commands work with, beside the sources.
+struct Operators {
+    worlds: WorldHandle,
+    replica: String,
+    enrolment: Enrolment,
+    peers: PathProbe,
+}
+
+fn control(
+    args: &AgentArgs,
+    sources: &Sources,
+    leadership: &Leadership,
+    operators: Operators,
+) -> anyhow::Result<Control> {
+    let Operators { worlds, replica, enrolment, peers } = operators;
+    let diagnoser = Diagnoser {
+        worlds: worlds.clone(),
+        leading: leadership.leading(),
+        replica: replica.clone(),
+        workload_api: args.workload_api.parse().context("--workload-api")?,
+        admin_hint: args.admin_hint.clone(),
+        spire: sources.server.clone(),
+        endpoints: sources.client.clone(),
+        peers,
+    };
+    Ok(Control {
+        worlds,
+        leading: leadership.leading(),
+        replica,
+        diagnoser,
+        enrolment,
+        replicas: sources.replicas.clone(),
+        spire: sources.spire.clone(),
+        rotating: Arc::default(),
+    })
+}
+
+/// Answers peers that ask what we see, watches over open invites, and serves the control socket.
+async fn spawn_control(
+    tasks: &mut JoinSet<anyhow::Result<()>>,
+    args: &AgentArgs,
+    control: Control,
+    questions: Questions,
+    cancel: &CancellationToken,
+) -> anyhow::Result<()> {
+    supervise(tasks, tokio::spawn(control.diagnoser.clone().serve(questions, cancel.clone())));
+    let following = control.enrolment.invites.clone().follow(control.leading.clone(), cancel.clone());
+    tasks.spawn(async move {
+        following.await;
+        Ok(())
+    });
+    if !args.control.as_os_str().is_empty() {
+        let serving = control::serve(&args.control, control, cancel.clone()).await.context("--control")?;
+        supervise(tasks, serving);
+    }
+    Ok(())
 }
 
 /// What is followed beside the store and the peers.

@@ -115,7 +115,7 @@ async fn workload(here: &Domain, there: &Domain, cancel: &CancellationToken) -> 
     here.register_test_process("load", "/ns/shop/sa/load", &LABELS, &[]).await?;
     let endpoint = WorkloadEndpoint::Unix(here.spire.agent_socket().to_owned());
     let (source, _) = IdentitySource::spawn(endpoint, None, cancel.clone());
-    let peer = TrustDomain::new(there.trust_domain().to_string())?;
+    let peer = TrustDomain::new(there.trust_domain())?;
     eventually("the workload is delivered the peer's bundle", DELIVERY, || async {
         let svids = source.current().context("no SVID")?;
         ensure!(svids.identity.id.path() == "/ns/shop/sa/load", "{}", svids.identity.id);

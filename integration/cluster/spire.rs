@@ -52,6 +52,8 @@ pub(crate) struct SpireOptions {
     pub(crate) sync_interval: Duration,
     /// How often spire-controller-manager compares SPIRE with the objects.
     pub(crate) gc_interval: Duration,
+    /// Whether the server's authorities are signed by an upstream one, a root on disk.
+    pub(crate) upstream: bool,
 }
 
 impl Default for SpireOptions {
@@ -62,6 +64,7 @@ impl Default for SpireOptions {
             refresh_hint: Duration::from_secs(60),
             sync_interval: Duration::from_secs(1),
             gc_interval: Duration::from_secs(1),
+            upstream: false,
         }
     }
 }
@@ -179,10 +182,30 @@ impl Spire {
                 ("HEALTH_PORT", &self.health.port().to_string()),
             ],
         )?;
+        let server = if options.upstream { self.below_a_root(&server)? } else { server };
         std::fs::write(dir.join("server.conf"), server)?;
         std::fs::write(dir.join("agent.conf"), agent)?;
         std::fs::write(dir.join("controller-manager.yaml"), controller_manager)?;
         Ok(())
+    }
+
+    /// Makes a root, and the configuration of a server whose authorities it signs.
+    fn below_a_root(&self, config: &str) -> Result<String> {
+        let key = rcgen::KeyPair::generate()?;
+        let mut params = rcgen::CertificateParams::default();
+        params.is_ca = rcgen::IsCa::Ca(rcgen::BasicConstraints::Unconstrained);
+        params.key_usages = vec![rcgen::KeyUsagePurpose::KeyCertSign, rcgen::KeyUsagePurpose::CrlSign];
+        let (certificate, key_file) = (self.server_data.join("root.pem"), self.server_data.join("root.key"));
+        std::fs::write(&certificate, params.self_signed(&key)?.pem())?;
+        std::fs::write(&key_file, key.serialize_pem())?;
+        let plugin = format!(
+            "plugins {{\n    UpstreamAuthority \"disk\" {{\n        plugin_data {{\n            cert_file_path = {:?}\n            \
+             key_file_path = {:?}\n        }}\n    }}\n",
+            certificate.display().to_string(),
+            key_file.display().to_string()
+        );
+        config.contains("plugins {\n").then_some(()).context("server.conf has no plugins")?;
+        Ok(config.replacen("plugins {\n", &plugin, 1))
     }
 
     /// Starts the server; returns once its API answers.

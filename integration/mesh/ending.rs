@@ -107,7 +107,7 @@ async fn ends(meshes: &Meshes, log: &str, how: &[&str]) -> Result<(Duration, Dur
         closed(&foreign, since),
         closed(&local, since)
     )?;
-    println!(
+    eprintln!(
         "{log}: policy changed after {policy:.1?}, cut after {cut:.1?}, the local one after {local_cut:.1?}"
     );
     ensure!(said.contains("closed to clients of there, whose connections are cut: shop/cart"), "{said}");

@@ -103,6 +103,13 @@ impl Ca {
         Authority::parse(&self.der).unwrap()
     }
 
+    /// The public key of this CA in a certificate that someone else made.
+    pub(crate) fn public_key_in(&self, params: CertificateParams) -> Authority {
+        let (_, parsed) = x509_parser::parse_x509_certificate(&self.der).unwrap();
+        let key = rcgen::SubjectPublicKeyInfo::from_der(parsed.public_key().raw).unwrap();
+        Authority::parse(params.signed_by(&key, &Self::new().issuer).unwrap().der()).unwrap()
+    }
+
     pub(crate) fn bundle(&self, trust_domain: &str) -> Arc<Bundle> {
         Arc::new(Bundle::new(td(trust_domain), [self.authority()]))
     }

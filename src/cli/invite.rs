@@ -92,7 +92,12 @@ async fn invite(client: &ControlClient, new: &NewArgs) -> anyhow::Result<()> {
     };
     // A file that is there is not touched; an invite that nobody gets is not made.
     let file = new.file.as_deref().map(open_new).transpose()?;
-    let invited: Invited = client.post("/v1/invites", &request).await?;
+    let asked = client.post("/v1/invites", &request).await;
+    if let (Err(_), Some(path)) = (&asked, &new.file) {
+        // ours, and empty: it would stand in the way of the next try
+        let _ = std::fs::remove_file(path);
+    }
+    let invited: Invited = asked?;
     let mut out = std::io::stdout().lock();
     if let Some(mut file) = file {
         writeln!(file, "{}", invited.token).context("the token cannot be written; withdraw the invite")?;

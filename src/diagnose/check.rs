@@ -57,11 +57,11 @@ steps! {
     /// SPIRE holds a usable bundle: the one that the endpoint serves.
     BundleInSpire = "bundle-in-spire" needs [PeerObject, SpireServer, BundleAuthorities, Relationship],
     /// The agent's own registration federates with the peer.
-    AgentRegistration = "agent-registration" needs [PeerObject, OwnSvid, SpireServer, BundleAuthorities, BundleInSpire],
+    AgentRegistration = "agent-registration" needs [PeerObject, OwnSvid, SpireServer, BundleAuthorities, BundleAlarms, BundleInSpire],
     /// The Workload API delivers the bundle that SPIRE holds.
     BundleInWorkloadApi = "bundle-in-workload-api" needs [PeerObject, OwnSvid, BundleInSpire, AgentRegistration],
     /// The selected registrations federate with the peer.
-    WorkloadRegistrations = "workload-registrations" needs [PeerObject, SpireServer, BundleAuthorities, BundleInSpire],
+    WorkloadRegistrations = "workload-registrations" needs [PeerObject, SpireServer, BundleAuthorities, BundleAlarms, BundleInSpire],
     AgentDns = "agent-dns" needs [PeerObject],
     AgentTcp = "agent-tcp" needs [PeerObject, AgentDns],
     /// Both agents accept each other's certificate and ID.
@@ -89,7 +89,8 @@ impl Step {
     pub const fn is_in_motion(self) -> bool {
         matches!(
             self,
-            Self::Relationship
+            Self::SpireServer
+                | Self::Relationship
                 | Self::BundleInSpire
                 | Self::AgentRegistration
                 | Self::BundleInWorkloadApi

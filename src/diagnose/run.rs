@@ -21,6 +21,7 @@ use crate::index::run::WorldHandle;
 use crate::model::diagnosis::{Outcome, ToldCheck};
 use crate::model::object::Kind;
 use crate::model::session::SessionState;
+use crate::model::trust::SpireState;
 use crate::model::{ObjectKey, TrustDomain, World};
 use crate::spire::SpireServer;
 
@@ -112,6 +113,7 @@ impl Diagnoser {
         );
         // what was learned meanwhile counts, and of SPIRE what it says now
         let world = self.worlds.now().await?;
+        let spire = spire.map(|state| with_servers(state, &world));
         let world = overlaid(&world, &workload, &spire);
         Some(Evidence {
             endpoint,
@@ -153,9 +155,9 @@ impl Diagnoser {
         }
     }
 
-    async fn spire(&self, own: Option<&TrustDomain>) -> SpireSeen {
+    async fn spire(&self, own: Option<&TrustDomain>) -> Result<Option<SpireState>, String> {
         match own {
-            Some(own) => self.spire.read(own).await.map(|state| Some(Arc::new(state))),
+            Some(own) => self.spire.read(own).await.map(Some),
             // which server is ours is not known yet, but whether one answers is
             None => self.spire.answers().await.map(|()| None),
         }
@@ -251,6 +253,12 @@ fn overlaid(world: &Arc<World>, workload: &WorkloadSeen, spire: &SpireSeen) -> A
         world.spire = Some(Arc::clone(state));
     }
     Arc::new(world)
+}
+
+/// What was read of the first server, with what is known of all of them.
+fn with_servers(state: Option<SpireState>, world: &World) -> Option<Arc<SpireState>> {
+    let servers = world.spire.as_ref().map(|known| known.servers.clone()).unwrap_or_default();
+    state.map(|state| Arc::new(SpireState { servers, ..state }))
 }
 
 /// Whether what looks broken may mend itself within seconds.

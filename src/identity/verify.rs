@@ -312,6 +312,18 @@ macro_rules! verify_signatures {
 }
 pub(crate) use verify_signatures;
 
+/// Whether who has the key of this certificate signed it: then what it says of itself is that holder's word, and not
+/// that of someone who put another's public key into a certificate of their own.
+#[must_use]
+pub fn is_self_signed(der: &[u8]) -> bool {
+    let Ok((_, certificate)) = X509Certificate::from_der(der) else { return false };
+    let key = &certificate.public_key().subject_public_key.data;
+    let (message, signature) = (certificate.tbs_certificate.as_ref(), &certificate.signature_value.data);
+    let provider = provider();
+    let mut algorithms = provider.signature_verification_algorithms.all.iter();
+    algorithms.any(|algorithm| algorithm.verify_signature(key, message, signature).is_ok())
+}
+
 #[cfg(test)]
 #[path = "verify_tests.rs"]
 mod tests;

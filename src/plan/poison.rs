@@ -9,8 +9,9 @@ use jiff::Timestamp;
 use serde_json::{Value, json};
 
 use super::relationship;
+use crate::identity::verify::is_self_signed;
 use crate::model::world::{Disputed, Harm, PeerMemory, Poisoned};
-use crate::model::{Bundle, Peer, TrustDomain, World};
+use crate::model::{Authority, Bundle, Peer, TrustDomain, World};
 
 /// On a ClusterFederatedTrustDomain: how often its bundle harmed, when last, and whether federation is suspended for it
 /// now, for the next life of the agent.
@@ -18,6 +19,8 @@ pub const ANNOTATION_POISONED: &str = "entente.dev/poisoned";
 
 /// The hold-back doubles with each flap up to this power of two.
 const MAX_DOUBLINGS: u32 = 6;
+/// How many signatures are checked for one peer: a bundle may have a thousand authorities.
+const MOST_CHECKED: usize = 64;
 /// Seconds after which a suspension that ended does not lengthen the next one any more: a day.
 const FORGIVEN: i64 = 86_400;
 
@@ -56,7 +59,7 @@ pub fn good_fetches_needed(world: &World, memory: &PeerMemory) -> u32 {
 }
 
 /// The public keys that stand in bundles of several trust domains, for each the trust domains whose it is not, and whose
-/// it is: ours before all others'; then that of the trust domain which the certificate itself names; of the one whose
+/// it is: ours before all others'; then that of the trust domain which the self-signed certificate names; of the one whose
 /// kept bundle has it; of the oldest TrustDomainPeer. So nobody throws another out by serving its authority.
 #[must_use]
 pub fn disputes(world: &World) -> BTreeMap<TrustDomain, Disputed> {
@@ -71,21 +74,50 @@ pub fn disputes(world: &World) -> BTreeMap<TrustDomain, Disputed> {
     let own = world.own_trust_domain();
     let ours: BTreeSet<[u8; 32]> =
         own_bundles(world).flat_map(Bundle::authorities).map(|a| a.key()).collect();
+    claims.retain(|key, claimants| claimants.len() > 1 || ours.contains(key));
+    let contenders: BTreeMap<&TrustDomain, &Arc<Peer>> =
+        claims.values().flatten().map(|(trust_domain, peer)| (*trust_domain, *peer)).collect();
+    let titles: BTreeMap<&TrustDomain, Titles> = contenders
+        .into_iter()
+        .map(|(trust_domain, peer)| (trust_domain, Titles::of(world, peer, |key| claims.contains_key(key))))
+        .collect();
     let mut disputes: BTreeMap<TrustDomain, Disputed> = BTreeMap::new();
-    for (key, claimants) in claims {
-        let owner = match own.filter(|_| ours.contains(&key)) {
-            Some(own) => own,
-            None if claimants.len() < 2 => continue,
-            None => match claimants.values().min_by_key(|peer| rank(world, peer, key)) {
-                Some(first) => &first.trust_domain,
-                None => continue,
-            },
+    for (key, claimants) in &claims {
+        let rank = |peer: &&&Arc<Peer>| {
+            let title = titles.get(&peer.trust_domain).map(|titles| titles.to(key));
+            (title, peer.created.is_none(), peer.created, peer.object.clone())
         };
+        let first = || claimants.values().min_by_key(rank).map(|peer| &peer.trust_domain);
+        let Some(owner) = own.filter(|_| ours.contains(key)).or_else(first) else { continue };
         for trust_domain in claimants.keys().filter(|claimant| **claimant != owner) {
-            disputes.entry((*trust_domain).clone()).or_default().insert(key, owner.clone());
+            disputes.entry((*trust_domain).clone()).or_default().insert(*key, owner.clone());
         }
     }
     disputes
+}
+
+/// What speaks for it that disputed keys are those of one peer; read once, however many they are.
+struct Titles {
+    named: BTreeSet<[u8; 32]>,
+    kept: BTreeSet<[u8; 32]>,
+}
+
+impl Titles {
+    fn of(world: &World, peer: &Peer, is_disputed: impl Fn(&[u8; 32]) -> bool) -> Self {
+        let known: Vec<&Bundle> = known(world, peer).collect();
+        let names = |a: &&Authority| is_disputed(&a.key()) && a.names() == Some(&peer.trust_domain);
+        let named = known.iter().flat_map(|bundle| bundle.authorities()).filter(names);
+        let named =
+            named.take(MOST_CHECKED).filter(|a| is_self_signed(a.der())).map(Authority::key).collect();
+        let kept = relationship::persisted(world, peer);
+        let kept = kept.iter().flat_map(|bundle| bundle.authorities()).map(Authority::key);
+        Self { named, kept: kept.filter(is_disputed).collect() }
+    }
+
+    /// Least for the best title.
+    fn to(&self, key: &[u8; 32]) -> impl Ord + use<> {
+        (!self.named.contains(key), !self.kept.contains(key))
+    }
 }
 
 fn own_bundles(world: &World) -> impl Iterator<Item = &Bundle> {
@@ -102,16 +134,6 @@ fn known<'a>(world: &'a World, peer: &Peer) -> impl Iterator<Item = &'a Bundle> 
     let latest = state.and_then(|state| state.latest.as_ref());
     let usable = state.and_then(|state| state.latest_usable.as_ref());
     [stored, latest, usable].into_iter().flatten().map(AsRef::as_ref)
-}
-
-/// Least for the one whose authority a disputed key is.
-fn rank(world: &World, peer: &Peer, key: [u8; 32]) -> impl Ord + use<> {
-    let is_named = known(world, peer)
-        .flat_map(Bundle::authorities)
-        .any(|a| a.key() == key && a.names() == Some(&peer.trust_domain));
-    let holds = |bundle: Arc<Bundle>| bundle.authorities().any(|a| a.key() == key);
-    let is_kept = relationship::persisted(world, peer).is_some_and(holds);
-    (!is_named, !is_kept, peer.created.is_none(), peer.created, peer.object.clone())
 }
 
 /// Takes up what this world shows of a peer's bundles.

@@ -119,9 +119,9 @@ fn a_whole_pair_tells_of_nothing() {
 
 #[test]
 fn both_sides_name_the_side_and_the_cause() {
-    /// What is broken, and condition and reason here and there.
-    type Case = (fn(&mut Side), (&'static str, &'static str), (&'static str, &'static str));
-    let cases: [Case; 6] = [
+    type Break = fn(&mut Side);
+    type Said = (&'static str, &'static str);
+    let cases: [(Break, Said, Said); 6] = [
         (
             |east| east.spire().relationships.clear(),
             ("BundleDistributed", "AwaitingRelationship"),

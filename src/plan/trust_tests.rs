@@ -539,7 +539,8 @@ fn nobody_throws_another_out_by_serving_its_authority() {
 fn an_authority_is_that_of_the_trust_domain_that_it_names() {
     let mut params = ca_params();
     params.subject_alt_names = vec![rcgen::SanType::URI("spiffe://north.example".try_into().unwrap())];
-    let named = Ca::with(params).bundle("north.example");
+    let ca = Ca::with(params);
+    let named = ca.bundle("north.example");
     // East is older, and saw it first.
     let mut scene = Scene::related();
     let bad = stolen(&scene, &named);
@@ -547,6 +548,16 @@ fn an_authority_is_that_of_the_trust_domain_that_it_names() {
     let kept = relationship::object(&scene.world, &scene.peer()).unwrap();
     scene.world = scene.world.clone().with_object(kept);
     with_north(&mut scene, &named, 100);
+    scene.pass(1);
+    assert_eq!(harms(&scene), [EAST]);
+
+    // East puts north's key into a certificate that names east: who has no key cannot sign for itself.
+    let mut params = ca_params();
+    params.subject_alt_names = vec![rcgen::SanType::URI("spiffe://east.example".try_into().unwrap())];
+    let forged = ca.public_key_in(params);
+    assert_eq!(forged.key(), named.authorities().next().unwrap().key());
+    let forged = Bundle::new(td(EAST), scene.east.authorities().cloned().chain([forged]));
+    scene.serves(Arc::new(forged), 6);
     scene.pass(1);
     assert_eq!(harms(&scene), [EAST]);
 }

@@ -6,6 +6,7 @@ mod diagnose;
 mod ending;
 mod enrol;
 mod federation;
+mod health;
 mod one_sided;
 mod poison;
 #[cfg(target_os = "linux")]
@@ -22,6 +23,7 @@ use crate::pair::Pair;
 use crate::wait::eventually;
 use crate::world::Domain;
 use anyhow::{Context, Result, bail, ensure};
+use entente::proto::spire::types::Bundle;
 use kube::api::{DeleteParams, DynamicObject, Patch, PatchParams};
 use serde_json::{Value, json};
 use std::time::Duration;
@@ -217,9 +219,14 @@ async fn spire_holds(here: &Domain, there: &Domain) -> Result<()> {
     eventually(&format!("SPIRE of {} holds {name}", here.trust_domain()), SOON, || async {
         ensure!(here.spire.relationships().await?.contains_key(&name), "no relationship");
         let bundles = here.spire.federated_bundles().await?;
-        let held = &bundles.get(&name).context("no bundle")?.x509_authorities;
-        let own = there.spire.own_bundle().await?.x509_authorities;
-        ensure!(*held == own, "{} authorities, not its own {}", held.len(), own.len());
+        // What the agent gives SPIRE is in an order of its own.
+        let sorted = |bundle: &Bundle| {
+            let all = bundle.x509_authorities.iter().map(|authority| authority.asn1.clone());
+            all.collect::<std::collections::BTreeSet<_>>()
+        };
+        let held = sorted(bundles.get(&name).context("no bundle")?);
+        let own = sorted(&there.spire.own_bundle().await?);
+        ensure!(held == own, "{} authorities, not its own {}", held.len(), own.len());
         Ok(())
     })
     .await

@@ -152,7 +152,7 @@ fn an_ended_trust_domain_is_refused_and_costs_no_local_workload_its_svid() {
         };
         let (((code, said, error), took), refused, ()) =
             tokio::try_join!(command, callers.watch(since), newcomer)?;
-        println!("refused after {refused:.1?}; ended after {took:.1?}\n{said}");
+        eprintln!("refused after {refused:.1?}; ended after {took:.1?}\n{said}");
         ensure!(code == 0, "{said}{error}");
         for words in ["ClusterStaticEntry server", "ending; waits", "has ended"] {
             ensure!(said.contains(words), "{words}: {said}");
@@ -224,7 +224,7 @@ fn an_end_that_is_broken_off_goes_on() {
             Ok(())
         })
         .await?;
-        println!("refused after {refused:.1?}; ended {:.1?} after the restart", again.elapsed());
+        eprintln!("refused after {refused:.1?}; ended {:.1?} after the restart", again.elapsed());
         holds_no_bundle(&pair.east).await?;
         ensure!(callers.foreign.call("server").await.is_err());
         callers.local.call("server").await
@@ -252,7 +252,7 @@ fn in_an_emergency_nobody_is_waited_for() {
             anyhow::Ok((done, since.elapsed()))
         };
         let (((code, said, error), took), refused) = tokio::try_join!(command, callers.watch(since))?;
-        println!("refused after {refused:.1?}; ended after {took:.1?}\n{said}");
+        eprintln!("refused after {refused:.1?}; ended after {took:.1?}\n{said}");
         ensure!(code == 0, "{said}{error}");
         let before = said.split("ending at once").next().unwrap_or_default();
         ensure!(before.contains("What this breaks: ClusterStaticEntry theirs"), "{said}");

@@ -172,7 +172,7 @@ fn a_peer_that_cannot_fetch_our_bundle_holds_a_rotation_up() {
 fn a_suspended_peer_holds_nothing_up() {
     with_pair(async |pair| {
         let (agents, _to_endpoint) = blocked(pair).await?;
-        let (east, west) = (&pair.east, &pair.west);
+        let west = &pair.west;
         let before = active(west).await?;
         merge(west, PEER, None, "east.example", json!({"spec": {"suspend": true}})).await?;
         eventually("west has suspended east", SOON, || async {
@@ -182,7 +182,6 @@ fn a_suspended_peer_holds_nothing_up() {
             Ok(())
         })
         .await?;
-        let _ = east;
         let rotated = rotate(&agents.west, &["--timeout", "30s"]).await?;
         rotated.done()?;
         ensure!(active(west).await? != before, "it was not activated");
@@ -248,5 +247,32 @@ fn each_spire_server_is_rotated_and_one_that_is_silent_holds_up_no_other() {
         server.process.signal(Signal::Continue)?;
         drop((in_east, in_west));
         server.process.kill().await
+    });
+}
+
+/// Behind an upstream authority the peers hold that one; it is not finished here, and the server's own are rotated.
+#[test]
+fn an_upstream_authority_is_rotated_below_and_never_tainted_here() {
+    let spire = SpireOptions { upstream: true, ..SpireOptions::default() };
+    with_own_pair(Options::default(), Options { spire }, async |pair| {
+        let agents = federated(pair).await?;
+        let west = &pair.west;
+        let load = Load::start(pair).await?;
+        let before = active(west).await?;
+        let refused = agents.west.command(&["rotate", "x509", "--taint"]).await?;
+        ensure!(refused.0 == 1 && refused.2.contains("upstream authority"), "{refused:?}");
+        ensure!(active(west).await? == before, "it was rotated all the same");
+        let roots = west.spire.own_bundle().await?.x509_authorities.len();
+        let rotated = rotate(&agents.west, &["--timeout", "1m"]).await?;
+        rotated.done()?;
+        let now = active(west).await?;
+        ensure!(now != before && rotated.server()?["authority"] == json!(now), "{before}, {now}");
+        ensure!(
+            west.spire.own_bundle().await?.x509_authorities.len() == roots,
+            "the bundle holds the root alone"
+        );
+        peer_says(west, &pair.east, "RotationSafe", "True", "PeersHoldAuthorities").await?;
+        load.more(20).await?;
+        both_ready(pair).await
     });
 }

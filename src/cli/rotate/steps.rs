@@ -68,6 +68,9 @@ impl<'a> Rotation<'a> {
         let names: Vec<String> =
             self.servers.iter().filter(|(_, s)| s.left_out.is_none()).map(|(n, _)| n.clone()).collect();
         anyhow::ensure!(!names.is_empty(), "no SPIRE server can be rotated now");
+        if let Some(others) = words::of_no_server(&self.state) {
+            tell(&others);
+        }
         if self.state.peers.is_empty() {
             tell("there are no peers: nobody has to be waited for");
         }

@@ -58,17 +58,22 @@ pub(super) fn plan(args: &X509Args, state: &RotationState) -> anyhow::Result<(Ve
         in_the_way |= steps.iter().any(|(_, refused)| *refused);
         lines.extend(steps.into_iter().map(|(step, _)| format!("  {step}")));
     }
-    if !state.of_no_server.is_empty() {
-        let ids: Vec<&str> = state.of_no_server.iter().map(String::as_str).collect();
-        lines.push(format!(
-            "in our bundle, valid, and of no SPIRE server that is addressed: {}; of an earlier rotation, or of a SPIRE \
-             server that --spire-server of the agent does not name",
-            ids.join(", ")
-        ));
-    }
+    lines.extend(of_no_server(state));
     lines.extend(peers(state));
     let silent = state.peers.values().any(|peer| peer.exempt.is_none() && peer.holds.is_none());
     Ok((lines, in_the_way || silent))
+}
+
+/// What is in our bundle and of no server that is addressed, where there is such.
+pub(super) fn of_no_server(state: &RotationState) -> Option<String> {
+    let ids: Vec<&str> = state.of_no_server.iter().map(String::as_str).collect();
+    (!ids.is_empty()).then(|| {
+        format!(
+            "in our bundle, valid, and of no SPIRE server that is addressed: {}; of an earlier rotation, or of a SPIRE \
+             server that --spire-server of the agent does not name, which is then not rotated",
+            ids.join(", ")
+        )
+    })
 }
 
 fn slots(server: &ServerState) -> Vec<String> {
@@ -206,3 +211,7 @@ fn fate(replaced: &str, report: &ServerReport, now: Option<&ServerState>) -> Str
         }
     }
 }
+
+#[cfg(test)]
+#[path = "words_tests.rs"]
+mod tests;

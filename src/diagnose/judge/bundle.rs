@@ -1,9 +1,11 @@
 //! The peer's bundle endpoint, and what it serves.
 
 use super::View;
+use crate::api::v1alpha1::conditions::BundleEndpointReason as Reason;
 use crate::bundle::endpoint::{FailedProbe, Fetched};
 use crate::diagnose::check::{Finding, Side};
-use crate::model::endpoint::{BundleAlarm, EndpointProfile, FetchProblem};
+use crate::model::endpoint::{EndpointProfile, FetchProblem};
+use crate::plan::alarms as planned;
 
 const NOT_TRIED: &str = "it was not tried";
 
@@ -203,17 +205,31 @@ pub(super) fn authorities(view: View<'_>) -> Finding {
     )
 }
 
+/// What was judged above, of what is served now, is not judged again by what was served when last polled; and what SPIRE
+/// holds is judged below.
+const fn is_judged_elsewhere(reason: Reason) -> bool {
+    !matches!(
+        reason,
+        Reason::AuthorityShared
+            | Reason::AuthoritiesSubstituted
+            | Reason::AuthorityNearExpiry
+            | Reason::SequenceWentBack
+            | Reason::ContentChangedUnderSequence
+            | Reason::PeerDiffersFromEndpoint
+    )
+}
+
 pub(super) fn alarms(view: View<'_>) -> Finding {
-    let Some(state) = view.world.endpoints.get(&view.peer.trust_domain) else {
+    if !view.world.endpoints.contains_key(&view.peer.trust_domain) {
         return Finding::skipped("the endpoint is not watched yet");
-    };
-    // what the endpoint serves now was judged above
-    let alarm = state.alarms.iter().find(|alarm| !matches!(alarm, BundleAlarm::NoUsableAuthority));
-    match alarm {
+    }
+    let mut alarms = planned::alarms(view.world, view.peer);
+    alarms.retain(|alarm| !is_judged_elsewhere(alarm.reason));
+    match alarms.first() {
         None => Finding::passed("the bundle changed as bundles do"),
-        Some(alarm) => Finding::failed(
+        Some(worst) => Finding::failed(
             Side::Theirs,
-            format!("how the bundle of {} changed is to be explained: {alarm:?}", view.peer.trust_domain),
+            format!("{}: {}", worst.reason, planned::in_words(&alarms)),
             format!("ask the operator of {} before trusting it further", view.peer.trust_domain),
         ),
     }

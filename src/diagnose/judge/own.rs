@@ -51,6 +51,11 @@ fn in_use(evidence: &Evidence, peer: &Peer) -> Finding {
         let message = format!("{object} has spec.suspend set: the exchange is stopped");
         return Finding::failed(Side::Ours, message, format!("unset spec.suspend of {object}"));
     }
+    if peer.withdraw {
+        let message =
+            format!("{object} has spec.withdraw set: no registration federates with {}", peer.trust_domain);
+        return Finding::failed(Side::Ours, message, format!("unset spec.withdraw of {object}"));
+    }
     if let Some(Err(problem)) = world.bootstraps.get(&peer.trust_domain) {
         let remedy = format!("correct spec.bootstrapBundle of {object}, or what it names");
         return Finding::failed(Side::Ours, problem.clone(), remedy);
@@ -94,7 +99,19 @@ pub(super) fn svid(evidence: &Evidence) -> Finding {
 pub(super) fn spire_server(evidence: &Evidence) -> Finding {
     let at = &evidence.spire_server;
     match &evidence.spire {
-        Ok(_) => Finding::passed(format!("SPIRE's server API at {at} answers")),
+        Ok(state) => {
+            let mut servers = state.iter().flat_map(|state| &state.servers);
+            match servers.find_map(|(name, server)| Some((name, server.failure.as_ref()?))) {
+                None => Finding::passed(format!("SPIRE's server API at {at} answers")),
+                Some((name, cause)) => Finding::failed(
+                    Side::Ours,
+                    format!("the SPIRE server {name} cannot be read, of several: {cause}"),
+                    format!(
+                        "start it (`spire-server healthcheck`), or take it out of --spire-server: {name}"
+                    ),
+                ),
+            }
+        }
         Err(cause) => Finding::failed(
             Side::Ours,
             cause.clone(),

@@ -247,6 +247,18 @@ const OWN_SIDE: &[Case] = &[
         "entente.dev/agent",
     ),
     ("an SVID that has expired", |e| e.gets(|i| i.not_after = now()), Step::OwnSvid, OURS, "clock"),
+    ("withdrawn", |e| e.peer(|p| p.withdraw = true), Step::PeerObject, OURS, "unset spec.withdraw"),
+    (
+        "one SPIRE server of several",
+        |e| {
+            let failure = Some("no answer".to_owned());
+            let server = crate::model::trust::LocalServer { failure, ..Default::default() };
+            e.holds(|s| drop(s.servers.insert("spire-1:8081".to_owned(), server)));
+        },
+        Step::SpireServer,
+        OURS,
+        "spire-1:8081",
+    ),
     (
         "no SPIRE server",
         |e| e.spire = Err("ListEntries failed".to_owned()),

@@ -4,6 +4,7 @@
 pub(crate) mod audit;
 pub mod federated_service;
 pub mod imported_service;
+mod peer_bundle;
 mod peer_details;
 #[cfg(test)]
 mod service_tests;
@@ -17,7 +18,9 @@ use serde_json::{Map, Value, json};
 use super::ending;
 use super::services::ServicesPlan;
 use super::{StatusWrite, Transition};
-use crate::api::v1alpha1::conditions::{ReadyReason, ReciprocalReason};
+use crate::api::v1alpha1::conditions::{
+    BundleDistributedReason, BundleEndpointReason, ReadyReason, ReciprocalReason,
+};
 use crate::model::condition::{Condition, Truth};
 use crate::model::object::{Kind, ObjectKey};
 use crate::model::session::LinkPlan;
@@ -58,7 +61,16 @@ pub fn merge(
 }
 
 /// Reasons that are told even where the condition was False already: somebody has to act.
-const NEWS: [&str; 2] = [ReadyReason::EndingHeldBack.as_str(), ReciprocalReason::PeerEnded.as_str()];
+const NEWS: [&str; 8] = [
+    ReadyReason::EndingHeldBack.as_str(),
+    ReciprocalReason::PeerEnded.as_str(),
+    BundleEndpointReason::NoUsableAuthority.as_str(),
+    BundleEndpointReason::AuthorityShared.as_str(),
+    BundleEndpointReason::AuthoritiesSubstituted.as_str(),
+    BundleDistributedReason::SuspendedUnusableBundle.as_str(),
+    BundleDistributedReason::SuspendedSharedAuthority.as_str(),
+    BundleDistributedReason::Withdrawn.as_str(),
+];
 
 /// The write of a status over the one that stands there.
 #[must_use]
@@ -258,6 +270,14 @@ mod tests {
         assert!(write.transitions[0].is_warning && write.transitions[0].message == "a");
         let reworded = merge(Some(&first), 1, &one(false, "b"), Map::new(), at(20)).unwrap();
         assert!(written("u", Some(&first), reworded).transitions.is_empty());
+        let suspended = "SuspendedUnusableBundle";
+        let worse = vec![Condition::new("Ready", false, suspended, "d".to_owned())];
+        let worse = merge(Some(&first), 1, &worse, Map::new(), at(20)).unwrap();
+        assert_eq!(
+            written("u", Some(&first), worse).transitions[0].reason,
+            suspended,
+            "it was not True before"
+        );
         let mended = merge(Some(&first), 1, &one(true, "c"), Map::new(), at(20)).unwrap();
         assert!(!written("u", Some(&first), mended).transitions[0].is_warning);
     }

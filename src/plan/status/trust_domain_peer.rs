@@ -2,23 +2,20 @@
 
 use serde_json::Value;
 
+use super::peer_bundle::{distributed, endpoint_healthy};
 use super::{merge, peer_details, stored_condition, written};
 use crate::api::v1alpha1::conditions::{
-    BundleDistributedReason, BundleEndpointReason, ConnectedReason, PeerAcceptedReason, ReadyReason,
-    ReciprocalReason, RotationSafeReason, ServicesSyncedReason,
+    ConnectedReason, PeerAcceptedReason, ReadyReason, ReciprocalReason, RotationSafeReason,
+    ServicesSyncedReason,
 };
-use crate::model::bundle::Bundle;
 use crate::model::condition::{Condition, Truth};
 use crate::model::object::{Kind, ObjectKey};
 use crate::model::peer::Bootstrap;
 use crate::model::service::Outcome;
 use crate::model::session::{LinkPlan, LinkState, Refusal, SessionState, Trouble};
-use crate::model::world::Harm;
 use crate::model::{Peer, World};
 use crate::plan::services::ServicesPlan;
-use crate::plan::{
-    StatusWrite, alarms, ending, links, poison, registrations, relationship, rotation, told, verdict,
-};
+use crate::plan::{StatusWrite, ending, links, rotation, told, verdict};
 
 /// Everything that the status of a peer is computed from.
 #[derive(Debug, Clone, Copy)]
@@ -80,145 +77,6 @@ fn accepted(Subject { world, peer, .. }: Subject<'_>) -> Condition {
         "in use, but spec.imports.asLocal is not served by this version: services have their federated names alone"
     };
     Condition::new("Accepted", true, PeerAcceptedReason::Accepted.as_str(), message.to_owned())
-}
-
-fn endpoint_healthy(Subject { world, peer, .. }: Subject<'_>, stored: Option<&Value>) -> Condition {
-    const KIND: &str = "BundleEndpointHealthy";
-    let url = &peer.endpoint.url;
-    let awaiting = BundleEndpointReason::AwaitingFirstFetch.as_str();
-    let unasked = format!("the bundle endpoint {url} has not been asked yet");
-    let Some(state) = world.endpoints.get(&peer.trust_domain) else {
-        return keep(stored, KIND, Truth::Unknown, awaiting, &unasked);
-    };
-    let alarms = alarms::alarms(world, peer);
-    if let Some(worst) = alarms.first() {
-        return Condition::new(KIND, false, worst.reason.as_str(), alarms::in_words(&alarms));
-    }
-    if state.latest.is_none() {
-        return keep(stored, KIND, Truth::Unknown, awaiting, &unasked);
-    }
-    Condition::new(
-        KIND,
-        true,
-        BundleEndpointReason::Healthy.as_str(),
-        format!("the bundle endpoint {url} serves a good bundle"),
-    )
-}
-
-fn distributed(subject: Subject<'_>) -> Condition {
-    let (truth, reason, message) = distribution(subject);
-    Condition::new("BundleDistributed", truth, reason, message)
-}
-
-/// The path of the bundle, link by link; the first one that is missing is the reason.
-fn distribution(Subject { world, peer, blocked, .. }: Subject<'_>) -> (Truth, &'static str, String) {
-    let trust_domain = &peer.trust_domain;
-    let Some(spire) = &world.spire else {
-        let message = "SPIRE's server API has not been read yet".to_owned();
-        return (Truth::Unknown, BundleDistributedReason::SpireUnavailable.as_str(), message);
-    };
-    if let Some(failure) = &spire.failure {
-        return (Truth::Unknown, BundleDistributedReason::SpireUnavailable.as_str(), failure.clone());
-    }
-    if let Some(stage) = ending::stage(world, peer) {
-        let message = ending::message(world, peer, &stage);
-        return (Truth::False, BundleDistributedReason::Ending.as_str(), message);
-    }
-    if let Some(blocked) = blocked {
-        return (Truth::False, BundleDistributedReason::ObjectNotOurs.as_str(), blocked.to_owned());
-    }
-    let remembered = world.memory.get(trust_domain);
-    if peer.withdraw {
-        let message = format!(
-            "spec.withdraw is set: no registration federates with {trust_domain}, and what is imported from it does not \
-             work, until it is unset"
-        );
-        return (Truth::False, BundleDistributedReason::Withdrawn.as_str(), message);
-    }
-    if let Some((memory, poisoned)) = remembered.and_then(|m| m.poisoned.as_ref().map(|p| (m, p))) {
-        let (reason, risk) = match poisoned.harm {
-            Harm::NoUsableAuthority => (
-                BundleDistributedReason::SuspendedUnusableBundle,
-                "it would make every local workload that federates refuse its own new SVID",
-            ),
-            Harm::SharedAuthority { .. } => {
-                (BundleDistributedReason::SuspendedSharedAuthority, "who has its key could speak for both")
-            }
-        };
-        let message = format!(
-            "federatesWith {trust_domain} is suspended since {}: {}; {risk}. It comes back after {} good fetches in a row",
-            poisoned.since,
-            poisoned.cause,
-            poison::good_fetches_needed(world, memory)
-        );
-        return (Truth::False, reason.as_str(), message);
-    }
-    if relationship::freshest(world, peer).is_none() && !spire.bundles.contains_key(trust_domain) {
-        let message = format!(
-            "no bundle of {trust_domain} is known: its endpoint gave none, and there is no bootstrap bundle that is \
-             good; see BundleEndpointHealthy"
-        );
-        return (Truth::False, BundleDistributedReason::AwaitingBundle.as_str(), message);
-    }
-    if !spire.relationships.contains_key(trust_domain) {
-        let message = format!(
-            "SPIRE has no federation relationship with {trust_domain}: {}",
-            relationship::why_there_is_none(world, peer)
-        );
-        return (Truth::False, BundleDistributedReason::AwaitingRelationship.as_str(), message);
-    }
-    let Some(bundle) = spire.bundles.get(trust_domain) else {
-        let message = format!("SPIRE has the relationship with {trust_domain}, but holds no bundle of it");
-        return (Truth::False, BundleDistributedReason::AwaitingSpire.as_str(), message);
-    };
-    let reverted = registrations::reverted(world, peer);
-    if !reverted.is_empty() {
-        let message = format!(
-            "someone took {trust_domain} out of federatesWith of {}, where the agent had put it; it does not fight: \
-             put it there at the source of these objects, or stop selecting them",
-            reverted.join(", ")
-        );
-        return (Truth::False, BundleDistributedReason::RegistrationContested.as_str(), message);
-    }
-    delivered(world, peer, bundle)
-}
-
-fn delivered(world: &World, peer: &Peer, bundle: &Bundle) -> (Truth, &'static str, String) {
-    let trust_domain = &peer.trust_domain;
-    if relationship::ahead_of_spire(world, peer).is_some() {
-        let message = format!(
-            "the endpoint of {trust_domain} serves another bundle than SPIRE holds; SPIRE was asked to refresh"
-        );
-        return (Truth::False, BundleDistributedReason::StaleInSpire.as_str(), message);
-    }
-    if let Some(failure) = told::workload_api_is_gone(world) {
-        let message = format!(
-            "the Workload API has given the agent nothing since {}: {}; check the SPIRE agent, and the agent's own \
-             registration (label entente.dev/agent: \"true\")",
-            failure.since, failure.message
-        );
-        return (Truth::False, BundleDistributedReason::WorkloadApiUnavailable.as_str(), message);
-    }
-    let received = world.identity.as_ref().and_then(|identity| identity.federated.get(trust_domain));
-    let Some(received) = received else {
-        let message = format!(
-            "the Workload API does not deliver the bundle of {trust_domain} to the agent: its own registration \
-             (label entente.dev/agent: \"true\") must federate with {trust_domain}; SPIRE's agent takes some seconds"
-        );
-        return (Truth::False, BundleDistributedReason::AwaitingWorkloadApi.as_str(), message);
-    };
-    if received.digest() != bundle.digest() {
-        let message = format!("SPIRE's agent has not delivered the newest bundle of {trust_domain} yet");
-        return (Truth::False, BundleDistributedReason::StaleInSpire.as_str(), message);
-    }
-    let unselected = registrations::unselected(world, peer);
-    let also = if unselected.is_empty() {
-        String::new()
-    } else {
-        format!("; {} name it without being selected, and are left alone", unselected.join(", "))
-    };
-    let message = format!("SPIRE and the Workload API have the bundle {}{also}", bundle.digest());
-    (Truth::True, BundleDistributedReason::Distributed.as_str(), message)
 }
 
 pub(super) fn session<'a>(subject: Subject<'a>) -> Option<&'a SessionState> {
@@ -293,7 +151,7 @@ fn connected(subject: Subject<'_>, stored: Option<&Value>) -> Condition {
 }
 
 /// What stands in the store, or this where nothing does: after a restart, nothing is said from not knowing yet.
-fn keep(
+pub(super) fn keep(
     stored: Option<&Value>,
     kind: &'static str,
     truth: Truth,

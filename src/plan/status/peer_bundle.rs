@@ -1,0 +1,161 @@
+//! What the status of a TrustDomainPeer says of its bundle: the endpoint, and the way to our workloads.
+
+use serde_json::Value;
+
+use super::trust_domain_peer::{Subject, keep};
+use crate::api::v1alpha1::conditions::{BundleDistributedReason, BundleEndpointReason};
+use crate::model::condition::{Condition, Truth};
+use crate::model::world::Harm;
+use crate::model::{Bundle, Peer, World};
+use crate::plan::{alarms, ending, poison, registrations, relationship, told};
+
+/// `BundleEndpointHealthy`.
+pub(super) fn endpoint_healthy(
+    Subject { world, peer, .. }: Subject<'_>,
+    stored: Option<&Value>,
+) -> Condition {
+    const KIND: &str = "BundleEndpointHealthy";
+    let url = &peer.endpoint.url;
+    let awaiting = BundleEndpointReason::AwaitingFirstFetch.as_str();
+    let unasked = format!("the bundle endpoint {url} has not been asked yet");
+    let Some(state) = world.endpoints.get(&peer.trust_domain) else {
+        return keep(stored, KIND, Truth::Unknown, awaiting, &unasked);
+    };
+    let alarms = alarms::alarms(world, peer);
+    if let Some(worst) = alarms.first() {
+        return Condition::new(KIND, false, worst.reason.as_str(), alarms::in_words(&alarms));
+    }
+    if state.latest.is_none() {
+        return keep(stored, KIND, Truth::Unknown, awaiting, &unasked);
+    }
+    Condition::new(
+        KIND,
+        true,
+        BundleEndpointReason::Healthy.as_str(),
+        format!("the bundle endpoint {url} serves a good bundle"),
+    )
+}
+
+/// `BundleDistributed`.
+pub(super) fn distributed(subject: Subject<'_>) -> Condition {
+    let (truth, reason, message) = distribution(subject);
+    Condition::new("BundleDistributed", truth, reason, message)
+}
+
+/// The path of the bundle, link by link; the first one that is missing is the reason.
+fn distribution(Subject { world, peer, blocked, .. }: Subject<'_>) -> (Truth, &'static str, String) {
+    let trust_domain = &peer.trust_domain;
+    let Some(spire) = &world.spire else {
+        let message = "SPIRE's server API has not been read yet".to_owned();
+        return (Truth::Unknown, BundleDistributedReason::SpireUnavailable.as_str(), message);
+    };
+    if let Some(failure) = &spire.failure {
+        return (Truth::Unknown, BundleDistributedReason::SpireUnavailable.as_str(), failure.clone());
+    }
+    if let Some(stage) = ending::stage(world, peer) {
+        let message = ending::message(world, peer, &stage);
+        return (Truth::False, BundleDistributedReason::Ending.as_str(), message);
+    }
+    if let Some(blocked) = blocked {
+        return (Truth::False, BundleDistributedReason::ObjectNotOurs.as_str(), blocked.to_owned());
+    }
+    if let Some(held_back) = held_back(world, peer) {
+        return held_back;
+    }
+    if relationship::freshest(world, peer).is_none() && !spire.bundles.contains_key(trust_domain) {
+        let message = format!(
+            "no bundle of {trust_domain} is known: its endpoint gave none, and there is no bootstrap bundle that is \
+             good; see BundleEndpointHealthy"
+        );
+        return (Truth::False, BundleDistributedReason::AwaitingBundle.as_str(), message);
+    }
+    if !spire.relationships.contains_key(trust_domain) {
+        let message = format!(
+            "SPIRE has no federation relationship with {trust_domain}: {}",
+            relationship::why_there_is_none(world, peer)
+        );
+        return (Truth::False, BundleDistributedReason::AwaitingRelationship.as_str(), message);
+    }
+    let Some(bundle) = spire.bundles.get(trust_domain) else {
+        let message = format!("SPIRE has the relationship with {trust_domain}, but holds no bundle of it");
+        return (Truth::False, BundleDistributedReason::AwaitingSpire.as_str(), message);
+    };
+    let reverted = registrations::reverted(world, peer);
+    if !reverted.is_empty() {
+        let message = format!(
+            "someone took {trust_domain} out of federatesWith of {}, where the agent had put it; it does not fight: \
+             put it there at the source of these objects, or stop selecting them",
+            reverted.join(", ")
+        );
+        return (Truth::False, BundleDistributedReason::RegistrationContested.as_str(), message);
+    }
+    delivered(world, peer, bundle)
+}
+
+/// Why registrations do not federate though they could.
+fn held_back(world: &World, peer: &Peer) -> Option<(Truth, &'static str, String)> {
+    let trust_domain = &peer.trust_domain;
+    if peer.withdraw {
+        let message = format!(
+            "spec.withdraw is set: no registration federates with {trust_domain}, and what is imported from it does not \
+             work, until it is unset"
+        );
+        return Some((Truth::False, BundleDistributedReason::Withdrawn.as_str(), message));
+    }
+    let memory = world.memory.get(trust_domain)?;
+    let poisoned = memory.poisoned.as_ref()?;
+    let (reason, risk) = match poisoned.harm {
+        Harm::NoUsableAuthority => (
+            BundleDistributedReason::SuspendedUnusableBundle,
+            "it would make every local workload that federates refuse its own new SVID",
+        ),
+        Harm::SharedAuthority { .. } => {
+            (BundleDistributedReason::SuspendedSharedAuthority, "who has its key could speak for both")
+        }
+    };
+    let message = format!(
+        "federatesWith {trust_domain} is suspended since {}: {}; {risk}. It comes back after {} good fetches in a row",
+        poisoned.since,
+        poisoned.cause,
+        poison::good_fetches_needed(world, memory)
+    );
+    Some((Truth::False, reason.as_str(), message))
+}
+
+fn delivered(world: &World, peer: &Peer, bundle: &Bundle) -> (Truth, &'static str, String) {
+    let trust_domain = &peer.trust_domain;
+    if relationship::ahead_of_spire(world, peer).is_some() {
+        let message = format!(
+            "the endpoint of {trust_domain} serves another bundle than SPIRE holds; SPIRE was asked to refresh"
+        );
+        return (Truth::False, BundleDistributedReason::StaleInSpire.as_str(), message);
+    }
+    if let Some(failure) = told::workload_api_is_gone(world) {
+        let message = format!(
+            "the Workload API has given the agent nothing since {}: {}; check the SPIRE agent, and the agent's own \
+             registration (label entente.dev/agent: \"true\")",
+            failure.since, failure.message
+        );
+        return (Truth::False, BundleDistributedReason::WorkloadApiUnavailable.as_str(), message);
+    }
+    let received = world.identity.as_ref().and_then(|identity| identity.federated.get(trust_domain));
+    let Some(received) = received else {
+        let message = format!(
+            "the Workload API does not deliver the bundle of {trust_domain} to the agent: its own registration \
+             (label entente.dev/agent: \"true\") must federate with {trust_domain}; SPIRE's agent takes some seconds"
+        );
+        return (Truth::False, BundleDistributedReason::AwaitingWorkloadApi.as_str(), message);
+    };
+    if received.digest() != bundle.digest() {
+        let message = format!("SPIRE's agent has not delivered the newest bundle of {trust_domain} yet");
+        return (Truth::False, BundleDistributedReason::StaleInSpire.as_str(), message);
+    }
+    let unselected = registrations::unselected(world, peer);
+    let also = if unselected.is_empty() {
+        String::new()
+    } else {
+        format!("; {} name it without being selected, and are left alone", unselected.join(", "))
+    };
+    let message = format!("SPIRE and the Workload API have the bundle {}{also}", bundle.digest());
+    (Truth::True, BundleDistributedReason::Distributed.as_str(), message)
+}

@@ -144,7 +144,7 @@ async fn federate(east: &Domain, west: &Domain) -> Result<(Agent, Agent)> {
     for (here, there) in [(east, west), (west, east)] {
         eventually("both are ready", READY, || async {
             let api = here.kubernetes.api("entente.dev/v1alpha1", "TrustDomainPeer", None).await?;
-            let peer = api.get(&there.trust_domain().to_string()).await?;
+            let peer = api.get(there.trust_domain().as_str()).await?;
             let conditions = peer.data["status"]["conditions"].as_array().cloned().unwrap_or_default();
             ensure!(
                 conditions.iter().any(|c| c["type"] == "Ready" && c["status"] == "True"),

@@ -14,6 +14,8 @@ use entente::proto::spire::server::bundle::v1::batch_delete_federated_bundle_req
 use entente::proto::spire::server::bundle::v1::bundle_client::BundleClient;
 use entente::proto::spire::server::trustdomain::v1::BatchDeleteFederationRelationshipRequest;
 use entente::proto::spire::server::trustdomain::v1::trust_domain_client::TrustDomainClient;
+use entente::proto::spire::types::X509Certificate;
+use rcgen::{BasicConstraints, CertificateParams, IsCa, KeyPair, KeyUsagePurpose};
 use serde_json::{Value, json};
 use std::time::{Duration, Instant};
 
@@ -243,9 +245,8 @@ async fn the_bundle_is_deleted(scene: &Scene<'_>) -> Result<()> {
 
 async fn the_bundle_is_replaced(scene: &Scene<'_>) -> Result<()> {
     let (east, west) = (&scene.pair.east, &scene.pair.west);
-    // Of another trust domain's authorities.
-    let mut wrong = east.spire.own_bundle().await?;
-    WEST.clone_into(&mut wrong.trust_domain);
+    let mut wrong = west.spire.own_bundle().await?;
+    wrong.x509_authorities = vec![X509Certificate { asn1: stranger()?, tainted: false }];
     scene.to_endpoint.set(Network::Cut);
     east.spire.set_federated_bundle(wrong.clone()).await?;
     scene
@@ -267,6 +268,14 @@ async fn the_bundle_is_replaced(scene: &Scene<'_>) -> Result<()> {
     })
     .await?;
     scene.well().await
+}
+
+/// An authority of nobody that we know, as DER.
+fn stranger() -> Result<Vec<u8>> {
+    let mut params = CertificateParams::default();
+    params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
+    params.key_usages = vec![KeyUsagePurpose::KeyCertSign, KeyUsagePurpose::CrlSign];
+    Ok(params.self_signed(&KeyPair::generate()?)?.der().to_vec())
 }
 
 async fn federates_with_is_stripped(scene: &Scene<'_>) -> Result<()> {

@@ -487,7 +487,7 @@ fn who_serves_our_authority_is_suspended_and_spire_is_not_given_it() {
     scene.write_patches();
     let own = Arc::clone(&scene.world.identity.as_ref().unwrap().bundle);
     let bad = stolen(&scene, &own);
-    scene.serves(bad, 900);
+    scene.serves(Arc::clone(&bad), 890);
     assert_eq!(scene.actions(), []);
     assert_eq!(harms(&scene), [EAST]);
     assert_eq!(scene.write_patches(), 2);
@@ -495,6 +495,8 @@ fn who_serves_our_authority_is_suspended_and_spire_is_not_given_it() {
     let status = plan(&scene.world).statuses.into_values().next().unwrap().status.to_string();
     assert!(status.contains("SuspendedSharedAuthority") && status.contains("west.example"), "{status}");
     // Good fetches before and during it do not count.
+    scene.serves(bad, 900);
+    scene.pass(1);
     for (good, restored) in [(901, 0), (902, 0), (903, 2)] {
         scene.serves(Arc::clone(&scene.east), good);
         scene.pass(1);

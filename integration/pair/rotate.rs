@@ -1,6 +1,7 @@
 //! `entente rotate x509`, on embedded authorities: what it refuses, what it leaves when it is broken off, and a rotation.
 
 use std::process::{Command, Output, Stdio};
+use std::time::{Duration, Instant};
 
 use anyhow::ensure;
 use entente::devkit::Fault;
@@ -102,8 +103,9 @@ async fn a_rotation_is_held_up_broken_off_taken_up_again_and_finished() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn without_peers_it_rotates_at_once_and_says_so() {
-    let pair = Pair::strangers().await;
+async fn without_peers_it_waits_for_its_own_agents_alone_and_says_so() {
+    let follow = Duration::from_secs(4);
+    let pair = Pair::with(|config| config.timing.agent_follow_seconds = follow.as_secs()).await;
     let before = pair.west.spire().slots().active;
     until("west's agent knows its SPIRE server", async || {
         let (done, report) = rotate(&pair.west, &["--dry-run"]).await;
@@ -112,10 +114,13 @@ async fn without_peers_it_rotates_at_once_and_says_so() {
     })
     .await;
     assert_eq!(pair.west.spire().slots().prepared, None, "a dry run changes nothing");
+    let began = Instant::now();
     let (done, report) = rotate(&pair.west, &[]).await;
+    assert!(began.elapsed() > follow, "activated before its own agents had time to follow: {report:#}");
     let progress = String::from_utf8_lossy(&done.stderr);
     assert!(done.status.success(), "{report:#}\n{progress}");
     assert!(progress.contains("there are no peers"), "{progress}");
+    assert!(progress.contains("may be activated from"), "{progress}");
     assert_ne!(pair.west.spire().slots().active, before);
     let (done, _) = rotate(&pair.west, &["--server", "unix:///elsewhere.sock"]).await;
     assert_eq!(done.status.code(), Some(1));

@@ -188,6 +188,8 @@ pub struct World {
     pub spire: Option<Arc<SpireState>>,
     /// Since when, in this life of the process, authorities of ours are known to be tainted.
     pub tainted_since: BTreeMap<AuthorityId, Timestamp>,
+    /// Since when, in this life of the process, authorities are known to be in our own bundle in SPIRE.
+    pub published_since: BTreeMap<AuthorityId, Timestamp>,
     pub endpoints: Arc<BTreeMap<TrustDomain, EndpointState>>,
     pub sessions: Arc<BTreeMap<TrustDomain, SessionState>>,
     pub peers: BTreeMap<TrustDomain, Arc<Peer>>,
@@ -223,6 +225,7 @@ impl World {
             own_history: OwnHistory::default(),
             spire: None,
             tainted_since: BTreeMap::new(),
+            published_since: BTreeMap::new(),
             endpoints: Arc::default(),
             sessions: Arc::default(),
             peers: BTreeMap::new(),

@@ -3,7 +3,7 @@ use std::sync::Arc;
 use super::*;
 use crate::bundle::testing::{Ca, NOW};
 use crate::model::Authority;
-use crate::model::session::{HeldBundle, SessionState, Trouble, TrustReport};
+use crate::model::session::{GoodbyeReason, HeldBundle, LinkState, SessionState, Trouble, TrustReport};
 use crate::model::trust::{LocalServer, SpireState};
 use crate::plan::fixtures::{WorldExt as _, peer, td, world};
 use crate::plan::memory;
@@ -44,6 +44,7 @@ impl Scene {
         scene.publish(&[&scene.active.clone(), &scene.prepared.clone()]);
         let slots = scene.slots();
         scene.server(SERVER, slots);
+        scene.follow();
         scene
     }
 
@@ -60,6 +61,21 @@ impl Scene {
     fn publish(&mut self, authorities: &[&Authority]) {
         let own = Some(Arc::new(bundle(authorities)));
         self.spire(|spire| spire.own = own);
+    }
+
+    /// Our own agents hold what SPIRE publishes.
+    fn follow(&mut self) {
+        self.world.published_since.clear();
+        let now = std::mem::replace(&mut self.world.moment, at(-60));
+        self.world.published_since = published_since(&self.world);
+        self.world.moment = now.max(at(0));
+        self.deliver();
+    }
+
+    fn deliver(&mut self) {
+        let own = self.world.spire.as_ref().unwrap().own.clone().unwrap();
+        let identity = self.world.identity.as_mut().unwrap();
+        Arc::make_mut(identity).bundle = own;
     }
 
     fn server(&mut self, name: &str, authorities: LocalAuthorities) {
@@ -215,6 +231,7 @@ fn behind_an_upstream_authority_that_one_must_be_held() {
     let slots = LocalAuthorities { active, prepared: Some(prepared), old: None };
     scene.server(SERVER, slots.clone());
     scene.publish(&[&root]);
+    scene.follow();
     scene.hears(report(&[&root]));
     assert_eq!(scene.reason(), Reason::PeersHoldAuthorities);
     assert!(scene.allow(scene.prepared.id(), Step::Activate).is_ok());
@@ -298,4 +315,48 @@ fn the_old_one_goes_after_the_peers_and_spires_agents_have_moved() {
         let refused = scene.allow(old.id(), step).unwrap_err();
         assert!(refused.contains("upstream authority"), "{refused}");
     }
+}
+
+#[test]
+fn our_own_agents_hold_it_before_it_signs() {
+    let mut scene = Scene::new();
+    scene.world.peers.clear();
+    let id = scene.prepared.id().clone();
+    let (active, prepared) = (scene.active.clone(), scene.prepared.clone());
+    scene.allow(&id, Step::Activate).unwrap();
+    // Not published, or not known to be.
+    scene.publish(&[&active]);
+    scene.world.published_since = published_since(&scene.world);
+    let refused = scene.allow(&id, Step::Activate).unwrap_err();
+    assert!(refused.contains("not in our own bundle in SPIRE yet"), "{refused}");
+    // Published just now: the agents are given their time, which is named, and does not move.
+    scene.publish(&[&active, &prepared]);
+    scene.deliver();
+    for second in [0, 5] {
+        scene.world.moment = at(second);
+        scene.world.published_since = published_since(&scene.world);
+        let refused = scene.allow(&id, Step::Activate).unwrap_err();
+        assert!(refused.contains(&at(6).to_string()) && refused.contains(id.as_str()), "{refused}");
+    }
+    scene.world.moment = at(6);
+    scene.allow(&id, Step::Activate).unwrap();
+    // Long published, and our own agent does not deliver it.
+    let mut identity = scene.world.identity.as_deref().cloned().unwrap();
+    identity.bundle = Arc::new(bundle(&[&active]));
+    scene.world.identity = Some(Arc::new(identity));
+    scene.world.moment = at(600);
+    let refused = scene.allow(&id, Step::Activate).unwrap_err();
+    assert!(refused.contains("does not deliver") && refused.contains(id.as_str()), "{refused}");
+    // Behind an upstream authority that one is what has to be held.
+    let root = Ca::new().authority();
+    let below = |a: &Authority| LocalAuthority { upstream: Some(root.id().clone()), ..local(a) };
+    let slots = LocalAuthorities { active: below(&active), prepared: Some(below(&prepared)), old: None };
+    scene.server(SERVER, slots);
+    scene.publish(&[&root]);
+    scene.deliver();
+    scene.world.published_since = published_since(&scene.world);
+    let refused = scene.allow(&id, Step::Activate).unwrap_err();
+    assert!(refused.contains(root.id().as_str()) && refused.contains(&at(606).to_string()), "{refused}");
+    scene.world.moment = at(606);
+    scene.allow(&id, Step::Activate).unwrap();
 }

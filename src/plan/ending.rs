@@ -3,7 +3,8 @@
 //!
 //! In an emergency ([`ANNOTATION_END`](crate::model::peer::ANNOTATION_END)) trust goes first and at once: `federatesWith`
 //! of all that is selected and of the agent itself, the relationship, imports and the clients of policies in one go, then
-//! the bundle out of whatever still names it; the goodbye is said beside.
+//! the bundle out of whatever still names it; the goodbye is said beside. Registrations that refuse the change hold back
+//! none of it.
 
 use std::time::Duration;
 
@@ -135,13 +136,10 @@ pub fn wake_at(world: &World, peer: &Peer) -> Option<Timestamp> {
     }
 }
 
-/// Nothing is waited for that trust need not wait for: registrations are objects, which need no SPIRE to be changed.
+/// Nothing is waited for that trust need not wait for: registrations are changed beside, and waited for last. Whoever
+/// refuses a change of one, by a webhook or by rights, would else keep the trust alive.
 fn at_once(world: &World, peer: &Peer) -> Stage {
     let trust_domain = &peer.trust_domain;
-    let revocable = registrations::revocable(world, peer);
-    if !revocable.is_empty() {
-        return Stage::Registrations(revocable);
-    }
     if let Some(object) = relationship_object(world, peer) {
         return Stage::Relationship(object.to_string());
     }
@@ -163,7 +161,11 @@ fn at_once(world: &World, peer: &Peer) -> Stage {
     if world.sessions.get(trust_domain).is_none_or(|session| !session.parted) {
         return Stage::Goodbye;
     }
-    generated_or_done(world, peer)
+    let revocable = registrations::revocable(world, peer);
+    match generated_or_done(world, peer) {
+        Stage::Done if !revocable.is_empty() => Stage::Registrations(revocable),
+        stage => stage,
+    }
 }
 
 fn generated_or_done(world: &World, peer: &Peer) -> Stage {
@@ -253,6 +255,12 @@ pub fn message(world: &World, peer: &Peer, stage: &Stage) -> String {
         return format!("ending; waits {waits}");
     }
     let trust_domain = &peer.trust_domain;
+    let left = registrations::revocable(world, peer);
+    let beside = if left.is_empty() || matches!(stage, Stage::Registrations(_)) {
+        String::new()
+    } else {
+        format!("; beside it, federatesWith {trust_domain} is taken out of {}", listed(&left, NAMES))
+    };
     let names = registrations::not_ours(world, peer);
     let broken = if names.is_empty() {
         String::new()
@@ -268,7 +276,7 @@ pub fn message(world: &World, peer: &Peer, stage: &Stage) -> String {
             "; {other} describes {trust_domain} too and is not ours: SPIRE trusts it until that is deleted"
         )
     });
-    format!("ending at once, trust first; waits {waits}{broken}{foreign}")
+    format!("ending at once, trust first; waits {waits}{beside}{broken}{foreign}")
 }
 
 impl Stage {

@@ -12,6 +12,7 @@ use jiff::Timestamp;
 
 use super::registrations;
 use crate::model::object::Kind;
+use crate::model::world::Relationships;
 use crate::model::{ObjectKey, Peer, TrustDomain, World};
 
 /// The finalizer on a TrustDomainPeer.
@@ -205,7 +206,30 @@ pub fn drops_relationship(world: &World, peer: &Peer) -> bool {
 /// emergency the policies themselves keep them out.
 #[must_use]
 pub fn drops_services(world: &World, peer: &Peer) -> bool {
-    is_at_once(peer) || stage(world, peer).is_some_and(|stage| stage >= Stage::Generated(0))
+    is_at_once(peer)
+        || stage(world, peer).is_some_and(|stage| stage >= Stage::Generated(0))
+        || has_passed_bundle(world, peer)
+}
+
+/// Whether nothing here speaks for the trust any more, though after a restart the goodbye is said again, or SPIRE cannot be
+/// read just now: who was shut out is not let in again by that.
+fn has_passed_bundle(world: &World, peer: &Peer) -> bool {
+    let trust_domain = &peer.trust_domain;
+    let ours = registrations::added_for(world, trust_domain);
+    let goes_on = peer.deletion.is_none() || !world.is_read() || relationship_object(world, peer).is_some();
+    if goes_on || !ours.workloads.is_empty() || ours.own.is_some() {
+        return false;
+    }
+    let by_objects = world.settings.relationships == Relationships::ControllerManager;
+    // What was read last, where SPIRE cannot be read now. The agent's own entry is in whatever was ever read.
+    let read = world.spire.as_ref().filter(|spire| spire.failure.is_none() || !spire.entries.is_empty());
+    let Some(spire) = read.or(world.spire.as_ref().filter(|_| by_objects)) else {
+        return by_objects && !world.registrations.values().any(|r| r.names(trust_domain));
+    };
+    super::relationship::foreign(world, peer).is_some()
+        || !(spire.relationships.contains_key(trust_domain)
+            || spire.bundles.contains_key(trust_domain)
+            || spire.federating_with(trust_domain).next().is_some())
 }
 
 /// What an end changes, and what it may break: for who is about to ask for it.

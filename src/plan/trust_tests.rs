@@ -882,6 +882,39 @@ fn a_registration_that_cannot_be_patched_holds_back_no_emergency() {
     assert_eq!(stage(&scene.world, &scene.peer()), Some(Stage::Done));
 }
 
+/// What was shut out stays out, though a restart or a silent SPIRE has the ending look as if it were at an earlier stage.
+#[test]
+fn an_ending_that_has_passed_the_bundle_brings_no_clients_back() {
+    let drops = |scene: &Scene| super::ending::drops_services(&scene.world, &scene.peer());
+    let restart = |scene: &mut Scene| scene.link(LinkState::Idle, None);
+    let mut scene = Scene::related();
+    scene.change_peer(|peer| peer.deletion = Some(now()));
+    restart(&mut scene);
+    scene.spire(|spire, _| spire.relationships.clear());
+    assert!(!drops(&scene), "the bundle is there, and may wait for its drain");
+    scene.spire(|spire, _| spire.failure = Some("no answer".to_owned()));
+    assert!(!drops(&scene), "as it was read last");
+    scene.spire(|spire, _| spire.bundles.clear());
+    assert_eq!(stage(&scene.world, &scene.peer()), Some(Stage::Goodbye));
+    assert!(drops(&scene));
+    Arc::make_mut(&mut scene.world.sessions).get_mut(&td(EAST)).unwrap().parted = true;
+    assert!(matches!(stage(&scene.world, &scene.peer()), Some(Stage::Spire(_))));
+    assert!(drops(&scene));
+    scene.world.spire = None;
+    assert!(drops(&scene), "nothing names it any more: what SPIRE holds can be no reason");
+    scene.write_patches();
+    let mut cart = registration("cart", false);
+    cart.federates_with = vec![EAST.to_owned()];
+    cart.record.added.insert(td(EAST));
+    scene.register(cart);
+    assert!(!drops(&scene), "a registration names it still");
+    scene.register(registration("cart", false));
+    Arc::make_mut(&mut scene.world.settings).relationships = Relationships::ServerApi;
+    assert!(!drops(&scene), "there SPIRE alone knows");
+    scene.change_peer(|peer| peer.deletion = None);
+    assert!(!drops(&scene));
+}
+
 #[test]
 fn who_holds_the_bundle_back_is_named_and_told_once() {
     let mut scene = Scene::related();

@@ -79,9 +79,16 @@ impl Operation {
         }
     }
 
-    /// Whether a peer could cause it again and again by what it says: then it has a least distance in time.
+    /// Whether a peer could cause it again and again by what it says, or someone who changes it back: then it has a least
+    /// distance in time.
     pub(super) const fn is_paced(&self) -> bool {
-        matches!(self, Self::Write(_) | Self::Status { .. })
+        matches!(
+            self,
+            Self::Patch(_)
+                | Self::Write(_)
+                | Self::Status { .. }
+                | Self::Spire(SpireAction::SetFederatesWith { .. })
+        )
     }
 
     /// Whose bundle it has SPIRE fetch.

@@ -5,12 +5,12 @@ use tokio::net::UnixListener;
 use tokio::time::sleep;
 
 use super::*;
-use crate::model::change::Precondition;
+use crate::model::change::{PatchOp, Precondition};
 use crate::model::object::Kind;
 use crate::model::trust::{BundleRemoval, SpireAction};
 use crate::model::{Bundle, Object, SpiffeId};
-use crate::plan::StatusWrite;
 use crate::plan::diff::Write;
+use crate::plan::{Patch, StatusWrite};
 use crate::spire::watch::Intervals;
 use crate::store::{DirectoryStore, DirectoryTimings};
 
@@ -109,6 +109,17 @@ fn object(message: &str) -> Plan {
     Plan { writes: BTreeMap::from([(key, write)]), ..Plan::default() }
 }
 
+/// A plan to patch an object, which the directory does not hold.
+fn patch(message: &str) -> Plan {
+    let path = "/spec/federatesWith".to_owned();
+    let patch = Patch {
+        key: ObjectKey::cluster(Kind::ClusterStaticEntry, "cart"),
+        resource_version: message.to_owned(),
+        ops: vec![PatchOp::Add { path, value: json!([]) }],
+    };
+    Plan { patches: vec![patch], ..Plan::default() }
+}
+
 fn with(action: SpireAction, plan: Plan) -> Plan {
     Plan { spire: vec![action], ..plan }
 }
@@ -179,7 +190,7 @@ async fn a_lost_lead_breaks_off_a_refresh() {
 #[tokio::test(start_paused = true)]
 async fn an_object_that_keeps_changing_is_written_once_a_second_after_a_few() {
     type Planned = fn(&str) -> Plan;
-    let kinds: [Planned; 2] = [|message| status("north", message), object];
+    let kinds: [Planned; 3] = [|message| status("north", message), object, patch];
     for plan in kinds {
         let stand = Stand::new();
         // some at once after a quiet time, the next one when its time has come though nothing else happens

@@ -72,7 +72,7 @@ pub struct PeerMemory {
     /// How often it was poisoned, over restarts, with less than a day in between; holds the restoration back longer each
     /// time.
     pub flaps: u32,
-    /// When it was poisoned last.
+    /// When it was poisoned last, or that ended.
     pub last_flap: Option<Timestamp>,
     /// Keys in the peer's bundles that are another's.
     pub disputed: Disputed,

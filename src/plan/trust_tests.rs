@@ -9,7 +9,7 @@ use serde_json::json;
 use super::ending::{FINALIZER, Stage, stage};
 use super::fixtures::{WorldExt as _, id, peer, td, world};
 use super::registrations::{Want, patches, reverted, want};
-use super::{finalizers, memory, plan, poison, relationship, verdict};
+use super::{finalizers, memory, monitors, plan, poison, relationship, verdict};
 use crate::api::v1alpha1::conditions::ReciprocalReason as Reason;
 use crate::bundle::testing::{Ca, NOW, ca_params};
 use crate::model::change::PatchOp;
@@ -1223,4 +1223,70 @@ fn distributed(scene: &Scene) -> String {
     let conditions = plan.statuses[&key].status["conditions"].as_array().unwrap().clone();
     let found = conditions.into_iter().find(|condition| condition["type"] == "BundleDistributed").unwrap();
     format!("{}: {}", found["reason"].as_str().unwrap(), found["message"].as_str().unwrap())
+}
+
+#[test]
+fn a_suspended_peer_is_polled_at_our_own_pace_and_is_told_what_it_waits_for() {
+    let mut scene = Scene::related();
+    let at_most = |scene: &Scene| monitors::monitors(&scene.world)[&td(EAST)].at_most;
+    scene.pass(1);
+    assert_eq!(at_most(&scene), None);
+    scene.serves(empty(), 0);
+    scene.pass(1);
+    assert!(at_most(&scene).is_some_and(|at_most| at_most.as_secs() <= 20));
+    assert!(!distributed(&scene).contains("spec.suspend"));
+    scene.change_peer(|peer| peer.suspend = true);
+    assert!(distributed(&scene).contains("once spec.suspend is unset"), "{}", distributed(&scene));
+}
+
+#[test]
+fn a_long_suspension_is_not_forgiven_before_a_day_has_gone_by_since_its_end() {
+    let mut scene = Scene::related();
+    let mut params = ca_params();
+    crate::bundle::testing::valid(&mut params, 0, 1_000_000);
+    scene.east = Ca::with(params).bundle(EAST);
+    let east = Arc::clone(&scene.east);
+    scene.spire(|spire, _| {
+        spire.bundles.insert(td(EAST), east);
+    });
+    scene.serves(empty(), 0);
+    scene.pass(1);
+    scene.pass(90_000);
+    scene.serves(Arc::clone(&scene.east), 3);
+    scene.pass(1);
+    assert!(harms(&scene).is_empty());
+    for (wait, flaps) in [(10, 2), (86_402, 1)] {
+        scene.pass(wait);
+        scene.serves(empty(), 0);
+        scene.pass(1);
+        assert_eq!(scene.world.memory[&td(EAST)].flaps, flaps);
+        scene.serves(Arc::clone(&scene.east), 6);
+        scene.pass(1);
+    }
+}
+
+#[test]
+fn a_withdrawal_that_was_unset_while_nobody_ran_is_no_poisoning() {
+    for (annotation, is_suspended) in [
+        (None, false),
+        (Some(r#"{"times":2,"last":"2027-01-01T00:00:00Z","suspended":false}"#), false),
+        (Some(r#"{"times":2,"last":"2027-01-01T00:00:00Z","suspended":true}"#), true),
+        (Some("bent"), true),
+    ] {
+        let mut scene = Scene::related();
+        let mut cart = registration("cart", false);
+        cart.record.suspended = BTreeSet::from([td(EAST)]);
+        cart.has_annotations = true;
+        scene.register(cart);
+        let mut object = relationship::object(&scene.world, &scene.peer()).unwrap();
+        if let Some(text) = annotation {
+            object.meta.annotations.insert(poison::ANNOTATION_POISONED.to_owned(), text.to_owned());
+        }
+        scene.world = scene.world.clone().with_object(object);
+        scene.serves(Arc::clone(&scene.east), 1);
+        scene.pass(1);
+        assert_eq!(!harms(&scene).is_empty(), is_suspended, "{annotation:?}");
+        scene.write_patches();
+        assert_eq!(scene.names("cart").is_empty(), is_suspended, "{annotation:?}");
+    }
 }

@@ -146,10 +146,15 @@ fn held_back(world: &World, peer: &Peer) -> Option<(Truth, &'static str, String)
         }
     };
     let message = format!(
-        "federatesWith {trust_domain} is suspended since {}: {}; {risk}. It comes back after {} good fetches in a row",
+        "federatesWith {trust_domain} is suspended since {}: {}; {risk}. It comes back after {} good fetches in a row{}",
         poisoned.since,
         poisoned.cause,
-        poison::good_fetches_needed(world, memory)
+        poison::good_fetches_needed(world, memory),
+        if peer.suspend {
+            ", which begin once spec.suspend is unset: nothing is fetched while it is set"
+        } else {
+            ""
+        }
     );
     Some((Truth::False, reason.as_str(), message))
 }

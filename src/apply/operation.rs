@@ -2,8 +2,9 @@
 
 use std::collections::BTreeMap;
 use std::fmt;
+use std::time::Duration;
 
-use super::Targets;
+use super::{ECHO, Targets};
 use serde_json::Value;
 
 use crate::model::trust::{BundleRemoval, SpireAction};
@@ -91,10 +92,19 @@ impl Operation {
         )
     }
 
+    /// How long it is not done again, once it was done, though it is still asked for: so long the watch is given to show
+    /// what was written. SPIRE, though, may be served something else than we are for ever.
+    pub(super) fn rests(&self) -> Duration {
+        match self {
+            Self::Spire(SpireAction::RefreshBundle(refresh)) => refresh.every.max(ECHO),
+            _ => ECHO,
+        }
+    }
+
     /// Whose bundle it has SPIRE fetch.
     pub(super) const fn refreshes(&self) -> Option<&TrustDomain> {
         match self {
-            Self::Spire(SpireAction::RefreshBundle(trust_domain)) => Some(trust_domain),
+            Self::Spire(SpireAction::RefreshBundle(refresh)) => Some(&refresh.trust_domain),
             _ => None,
         }
     }
@@ -215,7 +225,9 @@ impl fmt::Display for Operation {
                 SpireAction::SetBundle(bundle) => {
                     write!(f, "give SPIRE the verified bundle of {}", bundle.trust_domain())
                 }
-                SpireAction::RefreshBundle(td) => write!(f, "have SPIRE refresh the bundle of {td}"),
+                SpireAction::RefreshBundle(refresh) => {
+                    write!(f, "have SPIRE refresh the bundle of {}", refresh.trust_domain)
+                }
                 SpireAction::DeleteBundle(td, BundleRemoval::Restrict) => {
                     write!(f, "delete SPIRE's bundle of {td}")
                 }

@@ -7,8 +7,8 @@ use tokio::time::sleep;
 use super::*;
 use crate::model::change::{PatchOp, Precondition};
 use crate::model::object::Kind;
-use crate::model::trust::{BundleRemoval, SpireAction};
-use crate::model::{Bundle, Object, SpiffeId};
+use crate::model::trust::{BundleRemoval, Refresh, SpireAction};
+use crate::model::{Bundle, BundleDigest, Object, SpiffeId};
 use crate::plan::diff::Write;
 use crate::plan::{Patch, StatusWrite};
 use crate::spire::watch::Intervals;
@@ -21,6 +21,8 @@ struct Stand {
     leading: watch::Sender<bool>,
     metrics: Arc<Metrics>,
     cancel: CancellationToken,
+    /// Until it runs.
+    applier: Option<Applier>,
     _failures: watch::Receiver<Arc<BTreeMap<ObjectKey, String>>>,
     _spire: UnixListener,
     _folder: tempfile::TempDir,
@@ -28,6 +30,12 @@ struct Stand {
 
 impl Stand {
     fn new() -> Self {
+        let mut stand = Self::at_rest();
+        tokio::spawn(stand.applier.take().unwrap().run(stand.cancel.clone()));
+        stand
+    }
+
+    fn at_rest() -> Self {
         let folder = tempfile::tempdir().unwrap();
         let socket = folder.path().join("api.sock");
         let listener = UnixListener::bind(&socket).unwrap();
@@ -63,8 +71,17 @@ impl Stand {
         let (plans, planned) = watch::channel(Arc::default());
         let (leading, leads) = watch::channel(true);
         let (failures, failed) = watch::channel(Arc::default());
-        tokio::spawn(Applier::new(targets, planned, leads, failures).run(cancel.clone()));
-        Self { plans, leading, metrics, cancel, _failures: failed, _spire: listener, _folder: folder }
+        let applier = Some(Applier::new(targets, planned, leads, failures));
+        Self {
+            plans,
+            leading,
+            metrics,
+            cancel,
+            applier,
+            _failures: failed,
+            _spire: listener,
+            _folder: folder,
+        }
     }
 
     fn wants(&self, plan: Plan) {
@@ -120,6 +137,13 @@ fn patch(message: &str) -> Plan {
     Plan { patches: vec![patch], ..Plan::default() }
 }
 
+/// Has SPIRE fetch since the endpoint serves the bundle of this number.
+fn refresh(served: u8) -> SpireAction {
+    let served = BundleDigest::from_bytes(&[served; 32]).unwrap();
+    let every = Duration::from_secs(300);
+    SpireAction::RefreshBundle(Refresh { trust_domain: td("east.test"), stored: None, served, every })
+}
+
 fn with(action: SpireAction, plan: Plan) -> Plan {
     Plan { spire: vec![action], ..plan }
 }
@@ -127,7 +151,7 @@ fn with(action: SpireAction, plan: Plan) -> Plan {
 #[tokio::test(start_paused = true)]
 async fn a_slow_refresh_holds_up_nothing_and_is_tried_again_after_it_ended() {
     let stand = Stand::new();
-    let refresh = || SpireAction::RefreshBundle(td("east.test"));
+    let refresh = || refresh(1);
     stand.wants(with(refresh(), status("north", "a")));
     sleep(MOMENT).await;
     assert_eq!(stand.ended("Ok"), 1);
@@ -149,7 +173,7 @@ async fn a_slow_refresh_holds_up_nothing_and_is_tried_again_after_it_ended() {
 async fn a_refresh_is_broken_off_by_what_outdates_it() {
     let stand = Stand::new();
     let bundle = SpireAction::DeleteBundle(td("east.test"), BundleRemoval::Restrict);
-    stand.wants(with(SpireAction::RefreshBundle(td("east.test")), Plan::default()));
+    stand.wants(with(refresh(1), Plan::default()));
     sleep(MOMENT).await;
     stand.wants(with(bundle, Plan::default()));
     // the deletion fails, after 5 s and again and again; the refresh is not heard of
@@ -180,7 +204,7 @@ async fn who_lost_the_lead_writes_nothing_more() {
 #[tokio::test(start_paused = true)]
 async fn a_lost_lead_breaks_off_a_refresh() {
     let stand = Stand::new();
-    stand.wants(with(SpireAction::RefreshBundle(td("east.test")), Plan::default()));
+    stand.wants(with(refresh(1), Plan::default()));
     sleep(Duration::from_secs(1)).await;
     stand.leading.send_replace(false);
     sleep(Duration::from_secs(60)).await;
@@ -214,6 +238,21 @@ async fn an_object_that_keeps_changing_is_written_once_a_second_after_a_few() {
         }
         let written = stand.tries() - before - BURST;
         assert!((8..=10).contains(&written), "{written} in 10 s");
+    }
+}
+
+/// SPIRE may be served something else than we are, whenever it asks.
+#[tokio::test(start_paused = true)]
+async fn a_refresh_that_changed_nothing_is_not_asked_for_again_before_the_poll_interval() {
+    let mut stand = Stand::at_rest();
+    let mut applier = stand.applier.take().unwrap();
+    let operations = |served| operation::of(&with(refresh(served), Plan::default()));
+    let (id, operation) = operations(1).pop_first().unwrap();
+    applier.remember(id, operation, Ok(())).await;
+    for (after, same) in [(0, 0), (6, 0), (292, 0), (3, 1)] {
+        sleep(Duration::from_secs(after)).await;
+        assert_eq!(applier.due(&operations(1), Stage::Refresh).len(), same, "{after}");
+        assert_eq!(applier.due(&operations(2), Stage::Refresh).len(), 1, "something else is served");
     }
 }
 

@@ -20,7 +20,7 @@ use crate::model::peer::RegistrationSelection;
 use crate::model::registration::{Record, Registration};
 use crate::model::session::{GoodbyeReason, HeldBundle, LinkState, Refusal, SessionState, TrustReport};
 use crate::model::trust::{
-    BundleRemoval, Entry, LocalAuthorities, LocalAuthority, LocalServer, Relationship, SpireAction,
+    BundleRemoval, Entry, LocalAuthorities, LocalAuthority, LocalServer, Refresh, Relationship, SpireAction,
     SpireState,
 };
 use crate::model::world::Relationships;
@@ -721,7 +721,13 @@ fn spire_is_asked_to_refresh_or_given_what_it_cannot_verify() {
     let next = Ca::new();
     let both = Bundle::new(td(EAST), scene.east.authorities().cloned().chain([next.authority()]));
     scene.serves(Arc::new(both), 5);
-    assert_eq!(scene.actions(), [SpireAction::RefreshBundle(td(EAST))]);
+    let refresh = Refresh {
+        trust_domain: td(EAST),
+        stored: Some(scene.east.digest()),
+        served: scene.world.endpoints[&td(EAST)].latest.as_ref().unwrap().digest(),
+        every: scene.world.settings.poll_interval,
+    };
+    assert_eq!(scene.actions(), [SpireAction::RefreshBundle(refresh)]);
     scene.serves(next.bundle(EAST), 5);
     assert_eq!(scene.actions(), [SpireAction::SetBundle(next.bundle(EAST))]);
 }

@@ -104,6 +104,8 @@ pub struct PeerMemory {
     pub stale_since: Option<Timestamp>,
     /// Our authorities that the peer gave its last receipt for, in this exchange; `None` while it gave none.
     pub receipted: Option<BTreeSet<AuthorityId>>,
+    /// Our authorities that the peer held when it was last heard in this life of the process.
+    pub last_held: Option<BTreeSet<AuthorityId>>,
 }
 
 /// SPIRE holds another bundle than the peer's endpoint served us when last asked. Either may be ahead.

@@ -4,10 +4,8 @@ use std::process::{Command, Output, Stdio};
 use std::time::{Duration, Instant};
 
 use anyhow::ensure;
-use entente::clock;
-use entente::devkit::Fault;
-use entente::devkit::authority::{Authority, Settings};
 use entente::devkit::demo::Domain;
+use entente::devkit::{Authority, Fault, Settings};
 use entente::model::trust::SpireAction;
 use entente::spire::SpireServer;
 use serde_json::{Value, json};
@@ -141,7 +139,7 @@ async fn who_cannot_be_asked_holds_it_up_unless_ignored() {
     let pair = Pair::peers().await;
     let west = &pair.west;
     let api = SpireServer::connect_unix(&west.spire().server_socket);
-    let north = Authority::new(td("north.example"), Settings::default(), clock::now()).unwrap();
+    let north = Authority::new(td("north.example"), Settings::new(entente::clock::now())).unwrap();
     api.act(west.trust_domain(), &SpireAction::SetBundle(north.bundle().clone())).await.unwrap();
     until("west's agent sees it", async || {
         let (done, report) = rotate(west, &["--dry-run"]).await;

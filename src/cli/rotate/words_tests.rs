@@ -124,7 +124,7 @@ fn what_is_left_names_the_authority_the_time_and_who_lacks_it() {
     assert!(words.contains("entente rotate x509 --finish --revoke"), "{words}");
     assert!(words.contains("bb signs") && words.contains("aa signs no more"), "{words}");
     report.tainted = true;
-    assert!(said(&report, &state).contains("--finish --revoke ends it"));
+    assert!(said(&report, &state).contains("to end it: entente rotate x509 --finish --revoke"));
     report.revoked = true;
     assert!(said(&report, &state).contains("aa is revoked"));
     report.left_out = Some("it is silent".to_owned());

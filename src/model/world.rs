@@ -106,6 +106,8 @@ pub struct PeerMemory {
     pub contests: BTreeMap<String, Contest>,
     /// Our authorities that the peer gave its last receipt for, in this exchange; `None` while it gave none.
     pub receipted: Option<BTreeSet<AuthorityId>>,
+    /// Our authorities that the peer held when it was last heard in this life of the process.
+    pub last_held: Option<BTreeSet<AuthorityId>>,
 }
 
 /// What was seen of a registration since the peer was to be kept out of it.

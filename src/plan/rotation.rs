@@ -12,10 +12,14 @@ use jiff::Timestamp;
 
 use super::notice::told;
 use super::told;
-pub use steps::{Obstacle, Step, allow, exempt, obstacles, published_since, revocable_at, tainted_since};
+pub use steps::{
+    Leave, Obstacle, Refused, Step, allow, exempt, obstacles, published_since, revocable_at, tainted_since,
+    unasked,
+};
 
 use crate::api::v1alpha1::conditions::RotationSafeReason as Reason;
 use crate::model::condition::Truth;
+use crate::model::session::TrustReport;
 use crate::model::trust::{LocalAuthorities, LocalAuthority};
 use crate::model::world::PeerMemory;
 use crate::model::{AuthorityId, Bundle, Peer, TrustDomain, World};
@@ -27,6 +31,9 @@ const ACTIVATION_PART: i64 = 6;
 const ACTIVATION_MOST: i64 = 7 * 24 * 60 * 60;
 /// How many intervals at which peers fetch our bundle must be left, for the time until activation to be enough.
 const INTERVALS: u32 = 3;
+/// The refresh interval of a bundle, in seconds, is taken to be within these.
+const SHORTEST: u64 = 60;
+const LONGEST: u64 = 7 * 24 * 60 * 60;
 /// How many authorities a message names.
 const NAMED: usize = 4;
 
@@ -43,18 +50,21 @@ pub struct Held {
 /// one counts, for what the peer's SPIRE holds still.
 #[must_use]
 pub fn held(world: &World, peer: &Peer) -> Option<Held> {
-    let remote = told(world, peer)?;
-    let Some(stored) = &remote.held else {
-        return Some(Held { ids: BTreeSet::new(), by_receipt: false });
-    };
     let receipted = world.memory.get(&peer.trust_domain).and_then(|memory| memory.receipted.as_ref());
-    let delivered = remote.delivered.as_ref().map(|bundle| &bundle.authority_ids);
-    let followed = receipted.or(delivered);
-    let ids = followed.map(|ids| ids.intersection(&stored.authority_ids).cloned().collect());
-    Some(Held { ids: ids.unwrap_or_default(), by_receipt: receipted.is_some() })
+    told(world, peer).map(|report| held_by(report, receipted))
 }
 
-/// Remembers the peer's last receipt.
+fn held_by(report: &TrustReport, receipted: Option<&BTreeSet<AuthorityId>>) -> Held {
+    let Some(stored) = &report.held else {
+        return Held { ids: BTreeSet::new(), by_receipt: false };
+    };
+    let delivered = report.delivered.as_ref().map(|bundle| &bundle.authority_ids);
+    let followed = receipted.or(delivered);
+    let ids = followed.map(|ids| ids.intersection(&stored.authority_ids).cloned().collect());
+    Held { ids: ids.unwrap_or_default(), by_receipt: receipted.is_some() }
+}
+
+/// Remembers the peer's last receipt, and what it held when it was last heard.
 pub(super) fn remember(world: &World, peer: &Peer, memory: &mut PeerMemory) {
     let heard = told(world, peer);
     if heard.is_none() {
@@ -62,6 +72,9 @@ pub(super) fn remember(world: &World, peer: &Peer, memory: &mut PeerMemory) {
     }
     if let Some(receipt) = heard.and_then(|report| report.receipt.as_ref()) {
         memory.receipted = Some(receipt.authority_ids.clone());
+    }
+    if let Some(report) = heard {
+        memory.last_held = Some(held_by(report, memory.receipted.as_ref()).ids);
     }
 }
 
@@ -184,6 +197,38 @@ pub fn judge(world: &World, peer: &Peer) -> Option<Judgement> {
     Some(Judgement { truth: Truth::False, reason, message })
 }
 
+/// The judgement of a peer that is not heard, where something is prepared that it did not hold when it last was. What it
+/// said then is no leave to activate anything; but SPIRE does so by itself, whether or not it is heard.
+#[must_use]
+pub fn judge_unheard(world: &World, peer: &Peer) -> Option<Judgement> {
+    if told(world, peer).is_some() || exempt(world, peer).is_some() {
+        return None;
+    }
+    let last = world.memory.get(&peer.trust_domain).and_then(|memory| memory.last_held.as_ref());
+    let lacks = |id: &AuthorityId| last.is_none_or(|last| !last.contains(id));
+    let prepared = needed(world).into_iter().filter_map(|(id, role)| match role {
+        Role::Prepared { activates_at, .. } if lacks(&id) => Some((role, activates_at, id)),
+        _ => None,
+    });
+    let (role, activates_at, id) = prepared.min()?;
+    let (truth, reason) = if is_near(world, activates_at) {
+        (Truth::False, Reason::ActivationNear)
+    } else {
+        (Truth::Unknown, Reason::Unknown)
+    };
+    let said = if last.is_some() {
+        "is not heard now, and when it was last heard did not hold"
+    } else {
+        "has not said, since this agent started, that it holds"
+    };
+    let message = format!(
+        "{} {said} {}; see to the exchange between the agents (Connected)",
+        peer.trust_domain,
+        describe(&id, role)
+    );
+    Some(Judgement { truth, reason, message })
+}
+
 fn all_held(world: &World, trust_domain: &TrustDomain, held: &Held, unable: Option<String>) -> Judgement {
     if let Some(words) = unable {
         let message = format!(
@@ -237,8 +282,15 @@ fn is_near(world: &World, activates_at: Option<Timestamp>) -> bool {
 }
 
 fn near_from(world: &World, activates_at: Timestamp) -> Option<Timestamp> {
-    let margin: Duration = world.settings.poll_interval * INTERVALS;
-    activates_at.checked_sub(margin).ok()
+    activates_at.checked_sub(peers_fetch_every(world) * INTERVALS).ok()
+}
+
+/// How often the SPIRE servers of peers fetch our bundle: four times in the refresh interval that it tells them, which
+/// SPIRE takes to be a minute at least; no more often than is set for ours.
+fn peers_fetch_every(world: &World) -> Duration {
+    let hint = world.spire.as_ref().and_then(|spire| spire.own.as_ref()?.refresh_hint);
+    let polled = hint.map_or(Duration::ZERO, |hint| Duration::from_secs(hint.clamp(SHORTEST, LONGEST)) / 4);
+    polled.max(world.settings.poll_interval)
 }
 
 /// When SPIRE lets which server sign with what it has prepared, by itself.

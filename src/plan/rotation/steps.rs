@@ -95,7 +95,30 @@ pub enum Step {
     Revoke,
 }
 
-/// Whether a server may take a step with an authority, by what is known now; else why not, and what to do.
+/// Leave to take a step.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Leave {
+    Take,
+    /// It was taken before; whoever asked did not hear so.
+    Taken,
+}
+
+/// Why a step may not be taken, for the operator: the object, the cause, and what to do.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum Refused {
+    /// It may pass with time.
+    #[error("{0}")]
+    NotYet(String),
+    /// The server's authorities are not what the asker thinks: asking again in the same words helps nothing.
+    #[error("{0}")]
+    Changed(String),
+    /// Not before someone does something about it.
+    #[error("{0}")]
+    Never(String),
+}
+
+/// Whether a server may take a step with an authority, by what is known now. `ignored` are those [`unasked`] that the
+/// operator does without.
 ///
 /// # Errors
 /// The reason, for the operator.
@@ -105,7 +128,11 @@ pub fn allow(
     authorities: &LocalAuthorities,
     id: &AuthorityId,
     step: Step,
-) -> Result<(), String> {
+    ignored: &BTreeSet<TrustDomain>,
+) -> Result<Leave, Refused> {
+    if step == Step::Activate && authorities.active.id == *id {
+        return Ok(Leave::Taken);
+    }
     let (slot, signer) = match step {
         Step::Activate => (("prepared", &authorities.prepared), authorities.prepared.as_ref()),
         Step::Taint | Step::Revoke => (("old", &authorities.old), Some(&authorities.active)),
@@ -113,34 +140,91 @@ pub fn allow(
     let (Some(authority), Some(signer)) = (slot.1.as_ref().filter(|authority| authority.id == *id), signer)
     else {
         let has = slot.1.as_ref().map_or("none".to_owned(), |authority| authority.id.to_string());
-        return Err(format!(
+        return Err(Refused::Changed(format!(
             "the {} authority of the SPIRE server {server} is not {id}, but {has}: look again",
             slot.0
-        ));
+        )));
     };
     if step != Step::Activate
         && let Some(upstream) = &authority.upstream
     {
-        return Err(format!(
+        return Err(Refused::Never(format!(
             "authority {id} of the SPIRE server {server} was signed by the upstream authority {upstream}: it is tainted \
              and revoked there (spire-server upstreamauthority), not here"
-        ));
+        )));
     }
-    let obstacles = obstacles(world, signer);
-    if !obstacles.is_empty() {
-        let said: Vec<String> = obstacles.iter().map(|o| format!("{}: {}", o.trust_domain, o.why)).collect();
-        return Err(format!(
-            "peers do not hold authority {} of the SPIRE server {server} and would refuse our workloads: {}; mend that, \
-             or suspend a peer that is to have no say (spec.suspend)",
-            signer.anchor(),
-            said.join("; ")
-        ));
+    if is_taken(world, id, step) {
+        return Ok(Leave::Taken);
     }
+    nobody_is_in_the_way(world, server, signer, ignored)?;
     match step {
         Step::Activate => is_followed(world, server, authority),
         Step::Taint => Ok(()),
         Step::Revoke => may_revoke(world, server, id),
     }
+    .map(|()| Leave::Take)
+    .map_err(Refused::NotYet)
+}
+
+/// Whether the old authority of a server is tainted, or revoked, already.
+fn is_taken(world: &World, id: &AuthorityId, step: Step) -> bool {
+    let Some(own) = world.spire.as_ref().and_then(|spire| spire.own.as_deref()) else { return false };
+    let published = own.authorities().find(|authority| authority.id() == id);
+    match step {
+        Step::Activate => false,
+        Step::Taint => published.is_none_or(|authority| authority.tainted),
+        Step::Revoke => published.is_none(),
+    }
+}
+
+fn nobody_is_in_the_way(
+    world: &World,
+    server: &str,
+    signer: &LocalAuthority,
+    ignored: &BTreeSet<TrustDomain>,
+) -> Result<(), Refused> {
+    let silent: Vec<String> = unasked(world)
+        .into_iter()
+        .filter(|(trust_domain, _)| !ignored.contains(trust_domain))
+        .map(|(trust_domain, what)| format!("{trust_domain} ({what})"))
+        .collect();
+    if !silent.is_empty() {
+        return Err(Refused::Never(format!(
+            "SPIRE federates with {}, of which there is no TrustDomainPeer: nobody can be asked there whether they hold \
+             authority {} of the SPIRE server {server}, and would refuse our workloads without it; make a \
+             TrustDomainPeer, or name those that are to have no say (--ignore TRUST_DOMAIN)",
+            silent.join(", "),
+            signer.anchor()
+        )));
+    }
+    let obstacles = obstacles(world, signer);
+    if !obstacles.is_empty() {
+        let said: Vec<String> = obstacles.iter().map(|o| format!("{}: {}", o.trust_domain, o.why)).collect();
+        return Err(Refused::NotYet(format!(
+            "peers do not hold authority {} of the SPIRE server {server} and would refuse our workloads: {}; mend that, \
+             or suspend a peer that is to have no say (spec.suspend)",
+            signer.anchor(),
+            said.join("; ")
+        )));
+    }
+    Ok(())
+}
+
+/// Trust domains that SPIRE federates with though there is no peer of them, whose holders of our bundle nobody can ask;
+/// and by what that is seen. What the SPIRE server was configured with (`federates_with`) shows here once SPIRE has
+/// fetched a bundle by it, and not before.
+#[must_use]
+pub fn unasked(world: &World) -> BTreeMap<TrustDomain, &'static str> {
+    let Some(spire) = world.spire.as_deref() else { return BTreeMap::new() };
+    let unreadable = spire.unreadable.keys().filter_map(|name| TrustDomain::new(name).ok());
+    let bundles = spire.bundles.keys().map(|trust_domain| (trust_domain.clone(), "a bundle is stored"));
+    let relationships = spire.relationships.keys().cloned().chain(unreadable);
+    let mut unasked: BTreeMap<TrustDomain, &str> = bundles.collect();
+    unasked.extend(relationships.map(|trust_domain| (trust_domain, "a federation relationship")));
+    unasked.retain(|trust_domain, _| {
+        !world.peers.contains_key(trust_domain) && world.own_trust_domain() != Some(trust_domain)
+    });
+    unasked
 }
 
 /// Our own agents must hold an authority before it signs, as those of the peers must: they are given as long to follow,

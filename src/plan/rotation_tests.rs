@@ -3,7 +3,7 @@ use std::sync::Arc;
 use super::*;
 use crate::bundle::testing::{Ca, NOW};
 use crate::model::Authority;
-use crate::model::session::{HeldBundle, SessionState, Trouble, TrustReport};
+use crate::model::session::{HeldBundle, Trouble, TrustReport};
 use crate::model::trust::{LocalServer, SpireState};
 use crate::plan::fixtures::{WorldExt as _, peer, td, world};
 use crate::plan::memory;
@@ -298,4 +298,25 @@ fn the_old_one_goes_after_the_peers_and_spires_agents_have_moved() {
         let refused = scene.allow(old.id(), step).unwrap_err();
         assert!(refused.contains("upstream authority"), "{refused}");
     }
+}
+
+/// Who no registration federates with, or who ended the relationship, has no say; after a restart of ours neither.
+#[test]
+fn a_peer_that_is_withdrawn_or_that_ended_has_no_say() {
+    let east = |scene: &Scene| exempt(&scene.world, &scene.world.peers[&td(EAST)]);
+    let mut scene = Scene::new();
+    scene.hears(report(&[]));
+    scene.link(LinkState::Idle);
+    assert_eq!(east(&scene), None);
+    let key = ObjectKey::cluster(Kind::TrustDomainPeer, "east-example");
+    let stored = serde_json::json!({"conditions": [
+        {"type": "Reciprocal", "status": "False", "reason": "PeerEnded", "message": "ended"}
+    ]});
+    scene.world.statuses.insert(key.clone(), Arc::new(stored));
+    assert_eq!(east(&scene), Some("it ended the relationship"));
+    scene.link(LinkState::Connected);
+    assert_eq!(east(&scene), None, "it is back");
+    scene.world.statuses.remove(&key);
+    Arc::make_mut(scene.world.peers.get_mut(&td(EAST)).unwrap()).withdraw = true;
+    assert!(east(&scene).is_some_and(|why| why.contains("withdrawn")));
 }

@@ -10,8 +10,10 @@ use crate::relay::{Network, Relay};
 use crate::wait::eventually;
 use crate::world::{Domain, Part};
 use anyhow::{Context, Result, bail, ensure};
+use entente::proto::spire::types::Bundle;
 use k8s_openapi::api::core::v1::{ConfigMap, Service};
 use kube::api::{Api, DeleteParams, ListParams, Patch, PatchParams};
+use std::collections::BTreeSet;
 use std::time::Duration;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};
@@ -53,9 +55,13 @@ async fn holds_bundle_of(here: &Domain, there: &Domain) -> Result<()> {
     let relationship = relationships.get(&name).context("no relationship")?;
     ensure!(relationship.bundle_endpoint_url == there.bundle_endpoint_url());
     let bundles = here.spire.federated_bundles().await?;
-    let held = &bundles.get(&name).context("no bundle")?.x509_authorities;
-    let authorities = there.spire.own_bundle().await?.x509_authorities;
-    ensure!(!held.is_empty() && *held == authorities, "it holds {} authorities, not the same", held.len());
+    // Whether one is tainted, an endpoint does not tell.
+    let certificates = |bundle: &Bundle| -> BTreeSet<Vec<u8>> {
+        bundle.x509_authorities.iter().map(|authority| authority.asn1.clone()).collect()
+    };
+    let held = certificates(bundles.get(&name).context("no bundle")?);
+    let authorities = certificates(&there.spire.own_bundle().await?);
+    ensure!(!held.is_empty() && held == authorities, "it holds {} authorities, not the same", held.len());
     let listed = here.spire.cli(&["bundle", "list"]).await?;
     ensure!(listed.contains(&name), "`spire-server bundle list`: {listed}");
     Ok(())

@@ -329,11 +329,11 @@ async fn a_peer_that_cannot_follow_our_rotation_says_why_itself() {
     let spire = pair.east.spire();
     // What east serves, west cannot read: west says so, and east knows from it that the fault is its own endpoint's.
     spire.set_fault(Some(Fault::Status(500)));
-    names(&pair.east, &[WEST], "endpoint-http", "theirs", "says").await;
+    names(&pair.east, &[WEST], "endpoint-http", "ours", "says").await;
     let prepared = spire.prepare().unwrap();
     spire.activate(&prepared).unwrap();
     // Without being asked, it has reported it.
-    names(&pair.east, &[WEST, "--no-peer"], "peer-view", "theirs", "BundleEndpointHealthy").await;
+    names(&pair.east, &[WEST, "--no-peer"], "peer-view", "ours", "BundleEndpointHealthy").await;
     spire.set_fault(None);
     is_well(&pair).await;
 }

@@ -157,7 +157,7 @@ async fn who_cannot_be_asked_holds_it_up_unless_ignored() {
     assert_eq!(west.spire().slots().prepared, None, "SPIRE would activate it by itself");
     // Not past the command either.
     let prepared = west.spire().prepare().unwrap();
-    let step = |ignore: &[&str]| json!({ "server": server(west), "authority": prepared, "ignore": ignore });
+    let step = |ignore: &[&str]| json!({ "server": server(west), "authority": prepared.to_string(), "ignore": ignore });
     let (status, body) = post(west, "/v1/rotation/activate", &step(&[])).await;
     assert!(status.contains("403") && body.contains("north.example"), "{status} {body}");
     let (status, body) = post(west, "/v1/rotation/activate", &step(&["North!"])).await;

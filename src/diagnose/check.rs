@@ -4,6 +4,7 @@ use std::collections::BTreeSet;
 
 use serde::{Deserialize, Serialize};
 
+pub use crate::model::diagnosis::Side;
 use crate::model::diagnosis::{Outcome, ToldCheck};
 
 /// The steps, each declared after those that it needs.
@@ -102,18 +103,6 @@ impl Step {
                 | Self::OurBundleAtPeer
         )
     }
-}
-
-/// Where a broken link is.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "camelCase")]
-pub enum Side {
-    /// In our trust domain.
-    Ours,
-    /// In the peer's.
-    Theirs,
-    /// On the way, or it cannot be told which.
-    Between,
 }
 
 /// One step, and what came of it.
@@ -255,6 +244,7 @@ impl Check {
             outcome: self.outcome,
             message: message.to_owned(),
             remedy: remedy.to_owned(),
+            side: self.side,
         }
     }
 }

@@ -4,7 +4,7 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 
 use crate::bundle::endpoint::{FailedProbe, Fetched};
-use crate::model::diagnosis::ToldCheck;
+use crate::model::diagnosis::{Outcome, ToldCheck};
 use crate::model::own::Identity;
 use crate::model::session::LinkState;
 use crate::model::trust::SpireState;
@@ -59,6 +59,14 @@ pub enum PeerWord {
     /// It was asked and told nothing, for this reason.
     Silent(String),
     Told(Vec<ToldCheck>),
+}
+
+impl PeerWord {
+    /// Whether the peer told that a link is broken.
+    #[must_use]
+    pub fn names_a_failure(&self) -> bool {
+        matches!(self, Self::Told(told) if told.iter().any(|check| check.outcome == Outcome::Failed))
+    }
 }
 
 /// Everything that was seen.

@@ -29,6 +29,10 @@ use crate::spire::SpireServer;
 /// server within some six seconds.
 const AGAIN: Duration = Duration::from_secs(2);
 const SETTLE: Duration = Duration::from_secs(9);
+/// A peer that tells of a failure is asked once more after this time (it answers one question in five seconds), where so
+/// little has passed that whoever waits for the answer still does.
+const ASK_AGAIN: Duration = Duration::from_secs(6);
+const ASK_TWICE_WITHIN: Duration = Duration::from_secs(25);
 /// Answers to peers that are made at one time.
 const ANSWERS: usize = 4;
 
@@ -77,13 +81,22 @@ impl Diagnoser {
             evidence = look().await?;
         }
         if ask_peer {
-            evidence.word = match self.peers.ask(trust_domain).await {
-                Ok(told) => PeerWord::Told(told),
-                Err(why) => PeerWord::Silent(why.to_string()),
-            };
+            evidence.word = self.word(trust_domain).await;
+            // the peer tells what it knew at its last look, which may mend itself within seconds too
+            if evidence.word.names_a_failure() && start.elapsed() < ASK_TWICE_WITHIN {
+                tokio::time::sleep(ASK_AGAIN).await;
+                evidence.word = self.word(trust_domain).await;
+            }
         }
         let checks = judge::checks(&evidence);
         Ok(judge::conclude(&evidence, checks))
+    }
+
+    async fn word(&self, trust_domain: &TrustDomain) -> PeerWord {
+        match self.peers.ask(trust_domain).await {
+            Ok(told) => PeerWord::Told(told),
+            Err(why) => PeerWord::Silent(why.to_string()),
+        }
     }
 
     /// One look at everything.

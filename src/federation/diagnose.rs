@@ -10,7 +10,7 @@ use super::client::{Target, reach};
 use super::convert::{message, printable};
 use super::manager::{Hub, Timings};
 use crate::identity::peer_tls::Authorize;
-use crate::model::diagnosis::{Outcome, ToldCheck};
+use crate::model::diagnosis::{Outcome, Side, ToldCheck};
 use crate::model::session::LinkState;
 use crate::model::{Peer, SpiffeId, TrustDomain};
 use crate::proto::federation::v1 as proto;
@@ -118,6 +118,13 @@ pub fn checks_from_proto(checks: &[proto::DiagnoseCheck]) -> Vec<ToldCheck> {
         },
         message: message(&check.message),
         remedy: message(&check.remedy),
+        // what is on the sender's side is not on ours
+        side: match proto::DiagnoseSide::try_from(check.side) {
+            Ok(proto::DiagnoseSide::Sender) => Some(Side::Theirs),
+            Ok(proto::DiagnoseSide::Receiver) => Some(Side::Ours),
+            Ok(proto::DiagnoseSide::Between) => Some(Side::Between),
+            Ok(proto::DiagnoseSide::Unspecified) | Err(_) => None,
+        },
     };
     checks.iter().take(MAX_CHECKS).map(check).collect()
 }
@@ -135,6 +142,13 @@ pub fn reply_to_proto(id: u64, checks: &[ToldCheck]) -> proto::DiagnoseReply {
         .into(),
         message: message(&check.message),
         remedy: message(&check.remedy),
+        side: match check.side {
+            Some(Side::Ours) => proto::DiagnoseSide::Sender,
+            Some(Side::Theirs) => proto::DiagnoseSide::Receiver,
+            Some(Side::Between) => proto::DiagnoseSide::Between,
+            None => proto::DiagnoseSide::Unspecified,
+        }
+        .into(),
     };
     proto::DiagnoseReply { id, checks: checks.iter().take(MAX_CHECKS).map(check).collect() }
 }
@@ -150,6 +164,7 @@ mod tests {
             outcome: 77,
             message: format!("a\u{7}{}", "y".repeat(5_000)),
             remedy: "\u{1b}[31m".to_owned(),
+            side: 99,
         };
         let read = checks_from_proto(&vec![check; 100]);
         assert_eq!(read.len(), MAX_CHECKS);

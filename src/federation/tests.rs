@@ -740,6 +740,7 @@ async fn a_peer_is_asked_what_it_sees_and_not_more_often_than_it_answers() {
         outcome: Outcome::Passed,
         message: format!("answer {n}"),
         remedy: String::new(),
+        side: None,
     };
     let (_gone, unread) = tokio::sync::mpsc::channel(1);
     let mut questions = std::mem::replace(&mut east.federation.questions, unread);

@@ -12,6 +12,18 @@ pub enum Outcome {
     Skipped,
 }
 
+/// Where a broken link is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub enum Side {
+    /// In our trust domain.
+    Ours,
+    /// In the peer's.
+    Theirs,
+    /// On the way, or it cannot be told which.
+    Between,
+}
+
 /// A step as a peer tells of it: its word, bounded and printable, which nothing is decided by but what is shown.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
@@ -23,4 +35,8 @@ pub struct ToldCheck {
     /// Empty: none.
     #[serde(default, skip_serializing_if = "String::is_empty")]
     pub remedy: String,
+    /// Where, if it failed: for whoever holds this, so that what a peer says of its own side is Theirs. Absent from peers
+    /// that do not tell.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub side: Option<Side>,
 }

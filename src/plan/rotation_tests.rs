@@ -3,6 +3,8 @@ use std::sync::Arc;
 use super::*;
 use crate::bundle::testing::{Ca, NOW};
 use crate::model::Authority;
+use crate::model::ObjectKey;
+use crate::model::object::Kind;
 use crate::model::session::{GoodbyeReason, HeldBundle, LinkState, SessionState, Trouble, TrustReport};
 use crate::model::trust::{LocalServer, SpireState};
 use crate::plan::fixtures::{WorldExt as _, peer, td, world};
@@ -450,4 +452,25 @@ fn near_is_three_fetches_as_peers_make_them() {
         assert_eq!(near(often), at(10_000 - 225), "{often:?}");
     }
     assert_eq!(near(Some(u64::MAX)), at(10_000 - 3 * 7 * 86_400 / 4), "however long it is");
+}
+
+/// Who no registration federates with, or who ended the relationship, has no say; after a restart of ours neither.
+#[test]
+fn a_peer_that_is_withdrawn_or_that_ended_has_no_say() {
+    let east = |scene: &Scene| exempt(&scene.world, &scene.world.peers[&td(EAST)]);
+    let mut scene = Scene::new();
+    scene.hears(report(&[]));
+    scene.link(LinkState::Idle);
+    assert_eq!(east(&scene), None);
+    let key = ObjectKey::cluster(Kind::TrustDomainPeer, "east-example");
+    let stored = serde_json::json!({"conditions": [
+        {"type": "Reciprocal", "status": "False", "reason": "PeerEnded", "message": "ended"}
+    ]});
+    scene.world.statuses.insert(key.clone(), Arc::new(stored));
+    assert_eq!(east(&scene), Some("it ended the relationship"));
+    scene.link(LinkState::Connected);
+    assert_eq!(east(&scene), None, "it is back");
+    scene.world.statuses.remove(&key);
+    Arc::make_mut(scene.world.peers.get_mut(&td(EAST)).unwrap()).withdraw = true;
+    assert!(east(&scene).is_some_and(|why| why.contains("withdrawn")));
 }

@@ -4,10 +4,10 @@
 use jiff::{SignedDuration, Timestamp};
 
 use super::notice::told;
-use crate::api::v1alpha1::conditions::BundleDistributedReason;
+use crate::api::v1alpha1::conditions::{BundleDistributedReason, BundleEndpointReason};
 use crate::federation::convert::MAX_TROUBLES;
 use crate::model::condition::{Condition, Truth};
-use crate::model::endpoint::FetchProblem;
+use crate::model::endpoint::{FetchFailure, FetchProblem};
 use crate::model::own::WorkloadFailure;
 use crate::model::session::{Trouble, TrustReport};
 use crate::model::{Peer, TrustDomain, World};
@@ -18,8 +18,10 @@ const ENDPOINT: &str = "BundleEndpointHealthy";
 const DISTRIBUTED: &str = "BundleDistributed";
 
 /// What the other side is told: which of our conditions on it are not True, where that is ours to know, and matters to it.
+/// It is told in fixed words, since our messages name our objects, sockets and other peers; in our own words alone why
+/// its own endpoint cannot be fetched from, which is `failure`.
 #[must_use]
-pub fn troubles(conditions: &[Condition]) -> Vec<Trouble> {
+pub fn troubles(conditions: &[Condition], failure: Option<&FetchFailure>) -> Vec<Trouble> {
     let unread = BundleDistributedReason::SpireUnavailable.as_str();
     let ending = BundleDistributedReason::Ending.as_str();
     let matters = |condition: &&Condition| match condition.status {
@@ -28,13 +30,83 @@ pub fn troubles(conditions: &[Condition]) -> Vec<Trouble> {
         Truth::Unknown => condition.reason == unread,
         Truth::True => false,
     };
-    let ours = conditions.iter().filter(|condition| [ENDPOINT, DISTRIBUTED].contains(&condition.kind));
-    let trouble = |condition: &Condition| Trouble {
-        condition: condition.kind.to_owned(),
-        reason: condition.reason.clone().into_owned(),
-        message: condition.message.clone(),
+    let trouble = |condition: &Condition| {
+        let message = match condition.kind {
+            ENDPOINT => of_endpoint(&condition.reason, failure)?,
+            DISTRIBUTED => of_distribution(&condition.reason)?.to_owned(),
+            _ => return None,
+        };
+        let (condition, reason) = (condition.kind.to_owned(), condition.reason.clone().into_owned());
+        Some(Trouble { condition, reason, message })
     };
-    ours.filter(matters).take(MAX_TROUBLES).map(trouble).collect()
+    conditions.iter().filter(matters).filter_map(trouble).take(MAX_TROUBLES).collect()
+}
+
+/// What is told of your endpoint, or of what it serves; `None` of a reason that nobody knows.
+fn of_endpoint(reason: &str, failure: Option<&FetchFailure>) -> Option<String> {
+    use BundleEndpointReason as Reason;
+    let known = Reason::ALL.iter().find(|known| known.as_str() == reason)?;
+    // With what it is verified is our own configuration.
+    let is_theirs = |failure: &&FetchFailure| {
+        failure.problem.reason() == reason && failure.problem != FetchProblem::NoBundleToVerifyEndpoint
+    };
+    if let Some(failure) = failure.filter(is_theirs) {
+        return Some(failure.message.clone());
+    }
+    let words = match known {
+        Reason::Healthy | Reason::AwaitingFirstFetch => return None,
+        Reason::NoUsableAuthority => "your bundle has no X.509 authority that is valid now",
+        Reason::AuthorityShared => "an authority of your bundle is that of another trust domain too",
+        Reason::AuthoritiesSubstituted => "no authority of your last bundle is in the one that is served now",
+        Reason::WrongEndpointSpiffeId => "your bundle endpoint has another SPIFFE ID than we were given",
+        Reason::EndpointCertificateUntrusted => "the certificate of your bundle endpoint cannot be verified",
+        Reason::EndpointCertificateExpired => {
+            "the certificate of your bundle endpoint has expired, or a clock is wrong"
+        }
+        Reason::NoBundleToVerifyEndpoint => "we have nothing to verify your bundle endpoint with",
+        Reason::BundleUnparseable => "your bundle endpoint serves no SPIFFE bundle document",
+        Reason::BundleTooLarge => "what your bundle endpoint serves is too large",
+        Reason::BadResponse => "your bundle endpoint answers with another HTTP status than 200",
+        Reason::EndpointUnreachable => "your bundle endpoint cannot be reached",
+        Reason::AuthorityNearExpiry => "the last authority of your bundle expires soon",
+        Reason::SequenceWentBack => "the sequence number of your bundle went back",
+        Reason::ContentChangedUnderSequence => {
+            "your bundle has other authorities than before under the same sequence number"
+        }
+        Reason::RefusedBySpire => "the reader of SPIRE refuses your bundle document",
+        Reason::SpireDiffersFromEndpoint => "our SPIRE holds another bundle than your endpoint serves",
+        Reason::PeerDiffersFromEndpoint => "your agent says another bundle than your endpoint serves",
+    };
+    Some(words.to_owned())
+}
+
+/// What is told of the way of your bundle to our workloads; `None` of a reason that nobody knows.
+fn of_distribution(reason: &str) -> Option<&'static str> {
+    use BundleDistributedReason as Reason;
+    let known = Reason::ALL.iter().find(|known| known.as_str() == reason)?;
+    Some(match known {
+        Reason::Distributed | Reason::Ending => return None,
+        Reason::AwaitingBundle => "no bundle of yours is known here",
+        Reason::AwaitingRelationship => "SPIRE here has no federation relationship with you",
+        Reason::AwaitingSpire => "SPIRE here holds no bundle of yours",
+        Reason::StaleInSpire => "not everything here has your newest bundle",
+        Reason::AwaitingWorkloadApi => "the Workload API here does not deliver your bundle to our agent",
+        Reason::WorkloadApiUnavailable => "the Workload API here gives our agent nothing",
+        Reason::SuspendedUnusableBundle => {
+            "your bundle has no usable authority, so that nothing here federates with you for now"
+        }
+        Reason::SuspendedSharedAuthority => {
+            "an authority of your bundle is that of another trust domain too, so that nothing here federates with you for now"
+        }
+        Reason::Withdrawn => "our operator has withdrawn all that federates with you",
+        Reason::RegistrationContested => {
+            "someone here takes you back out of registrations that are to federate with you"
+        }
+        Reason::ObjectNotOurs => {
+            "the relationship with you is described by an object here that is not our agent's"
+        }
+        Reason::SpireUnavailable => "our SPIRE server's API cannot be read",
+    })
 }
 
 /// Why the Workload API gives us nothing, once it has not for a while.

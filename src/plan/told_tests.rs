@@ -166,7 +166,9 @@ fn both_sides_name_the_side_and_the_cause() {
         assert_eq!((status.as_str(), reason.as_str()), ("False", here.1), "{message}");
         let (status, reason, told) = west.says(there.0);
         assert_eq!((status.as_str(), reason.as_str()), ("False", there.1), "{told}");
-        assert!(told.contains(here.1) && told.contains(&message), "{told}: not {message}");
+        // Why the other's endpoint fails it may read as it stands; of the rest here, fixed words.
+        assert!(told.contains(here.1), "{told}: not {}", here.1);
+        assert_eq!(told.contains(&message), here.0 == ENDPOINT, "{told}; here: {message}");
         assert_eq!(east.says("Ready").0, "False");
         assert_eq!(west.says("Ready").0, "False");
         assert_eq!(west.report().troubles, [], "what was told is not told back");
@@ -228,4 +230,34 @@ fn what_was_told_before_a_cut_is_no_word() {
         east.report().held,
         Some(HeldBundle::from(east.spire().bundles.values().next().unwrap().as_ref()))
     );
+}
+
+/// Our objects, sockets, stores and other peers are nobody else's business.
+#[test]
+fn nobody_is_told_what_is_called_how_here() {
+    let secret = "ClusterSPIFFEID payroll, unix:///run/secret.sock, etcd: denied, north.example".to_owned();
+    let of = |kind: &'static str, reason: &str, failure: Option<&FetchFailure>| {
+        let condition = Condition::new(kind, false, "Other", secret.clone());
+        troubles(&[Condition { reason: reason.to_owned().into(), ..condition }], failure)
+    };
+    let distributed = BundleDistributedReason::ALL.iter().map(|reason| (DISTRIBUTED, reason.as_str()));
+    let endpoint = BundleEndpointReason::ALL.iter().map(|reason| (ENDPOINT, reason.as_str()));
+    let mut words = std::collections::BTreeSet::new();
+    for (kind, reason) in distributed.chain(endpoint) {
+        let told = of(kind, reason, None);
+        let is_well = ["Distributed", "Ending", "Healthy", "AwaitingFirstFetch"].contains(&reason);
+        assert_eq!(told.is_empty(), is_well, "{kind} {reason}");
+        for trouble in told {
+            assert!(!trouble.message.contains("payroll") && !trouble.message.is_empty(), "{trouble:?}");
+            assert!(words.insert(trouble.message.clone()), "two reasons, one word: {trouble:?}");
+        }
+    }
+    assert_eq!(of(DISTRIBUTED, "Other", None), [], "what is no reason is not told");
+    for problem in FetchProblem::ALL {
+        let failure = FetchFailure { problem, message: "https://bundle.example: closed".to_owned() };
+        let verbatim = of(ENDPOINT, problem.reason(), Some(&failure))[0].message == failure.message;
+        assert_eq!(verbatim, problem != FetchProblem::NoBundleToVerifyEndpoint);
+        let other = of(ENDPOINT, "SequenceWentBack", Some(&failure));
+        assert_ne!(other[0].message, failure.message);
+    }
 }

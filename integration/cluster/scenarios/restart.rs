@@ -31,6 +31,7 @@ fn a_restart_writes_nothing() {
         let (east, west) = (&pair.east, &pair.west);
         exported(east, west).await?;
         both_ready(pair).await?;
+        at_rest(east, west).await?;
         let before =
             (east.kubernetes.versions(&GENERATED).await?, west.kubernetes.versions(&GENERATED).await?);
         let entry = format!("ServiceEntry {AGENT_NAMESPACE}/{HOST}");
@@ -63,16 +64,21 @@ fn a_restart_writes_nothing() {
     });
 }
 
-/// A settled pair writes nothing but Leases for a minute.
-async fn settled(east: &Domain, west: &Domain) -> Result<()> {
+/// Waits until neither has written anything but Leases for a while; how much each has written by then.
+async fn at_rest(east: &Domain, west: &Domain) -> Result<(usize, usize)> {
     let rest = Duration::from_secs(5);
-    let before = eventually("both are at rest", SOON, || async {
+    eventually("both are at rest", SOON, || async {
         let before = (writes(east).await?.len(), writes(west).await?.len());
         tokio::time::sleep(rest).await;
         ensure!(before == (writes(east).await?.len(), writes(west).await?.len()), "still writing");
         Ok(before)
     })
-    .await?;
+    .await
+}
+
+/// A settled pair writes nothing but Leases for a minute.
+async fn settled(east: &Domain, west: &Domain) -> Result<()> {
+    let before = at_rest(east, west).await?;
     let leases = east.kubernetes.writes_of(AGENT_USER)?.len();
     let nothing = || async {
         for (domain, before) in [(east, before.0), (west, before.1)] {

@@ -25,6 +25,9 @@ use crate::store::{DirectoryStore, DirectoryTimings, Event, KubernetesStore, Sto
 
 /// How long the store is given to be read.
 const PATIENCE: Duration = Duration::from_secs(15);
+/// How often its object is tried to be annotated, where others change it meanwhile, and the pause between.
+const TRIES: u32 = 10;
+const PAUSE: Duration = Duration::from_millis(200);
 /// The most names in one line of what will happen.
 const NAMES: usize = 20;
 /// What has to be read to say what an end means.
@@ -259,23 +262,43 @@ async fn ask(store: &Store, args: &EndArgs, reading: &Reading) -> anyhow::Result
     if let StoreArg::Directory(root) = &args.store {
         return manifest::end(store, root, &reading.key, &annotations).await;
     }
+    if !mark(store, reading, &annotations).await? {
+        return Ok(());
+    }
+    Ok(store.delete(&reading.key, &reading.peer.uid).await?)
+}
+
+/// Writes the annotations; whether the object is still there. Nothing is deleted without them: an emergency would be an
+/// ordinary end.
+async fn mark(
+    store: &Store,
+    reading: &Reading,
+    annotations: &BTreeMap<&'static str, String>,
+) -> anyhow::Result<bool> {
     // The agent writes finalizer and status meanwhile.
-    for _ in 0..5 {
-        let Some(object) = store.get(&reading.key).await? else { return Ok(()) };
+    for attempt in 0..TRIES {
+        if attempt > 0 {
+            tokio::time::sleep(PAUSE).await;
+        }
+        let Some(object) = store.get(&reading.key).await? else { return Ok(false) };
         if object.meta.uid != reading.peer.uid {
             bail!("{} was made anew meanwhile: look at it again", reading.key);
         }
-        let ops = annotate(&object, &annotations);
+        let ops = annotate(&object, annotations);
         if ops.is_empty() {
-            break;
+            return Ok(true);
         }
         match store.patch_json(&reading.key, &object.meta.resource_version, ops).await {
-            Ok(_) => break,
+            Ok(_) => return Ok(true),
             Err(crate::store::StoreError::Conflict { .. }) => {}
             Err(error) => return Err(error.into()),
         }
     }
-    Ok(store.delete(&reading.key, &reading.peer.uid).await?)
+    bail!(
+        "{} is changed by someone else all the time: how it is to end could not be written into it in {TRIES} tries, and it \
+         was not deleted; find out who writes it (`kubectl get --show-managed-fields`), and run this again",
+        reading.key
+    )
 }
 
 fn annotations(args: &EndArgs, peer: &Peer) -> BTreeMap<&'static str, String> {
@@ -359,4 +382,78 @@ fn say(text: &str) -> anyhow::Result<()> {
 
 fn complain(text: &str) -> anyhow::Result<()> {
     Ok(writeln!(std::io::stderr().lock(), "entente: {text}")?)
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Mutex;
+
+    use clap::Parser;
+    use http::{Method, Request, Response};
+    use kube::client::Body;
+
+    use super::*;
+
+    #[derive(Parser)]
+    struct Command {
+        #[command(flatten)]
+        end: EndArgs,
+    }
+
+    /// An API server that refuses so many patches as conflicts; what was asked of it.
+    fn contested(conflicts: usize) -> (Store, Arc<Mutex<Vec<Method>>>) {
+        let asked = Arc::new(Mutex::new(Vec::new()));
+        let log = Arc::clone(&asked);
+        let service = tower::service_fn(move |request: Request<Body>| {
+            let method = request.method().clone();
+            let mut log = log.lock().unwrap();
+            log.push(method.clone());
+            let patches = log.iter().filter(|method| **method == Method::PATCH).count();
+            let conflict = method == Method::PATCH && patches <= conflicts;
+            let (code, answer) = if conflict {
+                (
+                    409,
+                    json!({"kind": "Status", "apiVersion": "v1", "metadata": {}, "status": "Failure",
+                    "reason": "Conflict", "message": "it was changed", "code": 409}),
+                )
+            } else {
+                (
+                    200,
+                    json!({"apiVersion": "entente.dev/v1alpha1", "kind": "TrustDomainPeer",
+                    "metadata": {"name": "east-example", "uid": "1", "resourceVersion": "7"}, "spec": {}}),
+                )
+            };
+            let body = Body::from(answer.to_string().into_bytes());
+            async move { Ok::<_, std::convert::Infallible>(Response::builder().status(code).body(body).unwrap()) }
+        });
+        let store = KubernetesStore::new(kube::Client::new(service, "default"), "entente", "main");
+        (Store::Kubernetes(store), asked)
+    }
+
+    async fn end(conflicts: usize) -> (anyhow::Result<()>, usize) {
+        let mut peer = crate::plan::fixtures::peer("east.example");
+        peer.uid = "1".to_owned();
+        peer.ending.at_once = true;
+        let reading = Reading {
+            events: mpsc::channel(1).1,
+            key: ObjectKey::cluster(Kind::TrustDomainPeer, &peer.object),
+            peer: Arc::new(peer),
+            impact: Impact::default(),
+        };
+        let args = Command::parse_from(["end", "east.example", "--now", "--yes", "--by", "alice"]).end;
+        let (store, asked) = contested(conflicts);
+        let ended = ask(&store, &args, &reading).await;
+        let deleted = asked.lock().unwrap().iter().filter(|method| **method == Method::DELETE).count();
+        (ended, deleted)
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn an_emergency_that_cannot_be_written_down_is_not_made_an_ordinary_end() {
+        let (ended, deleted) = end(usize::MAX).await;
+        let error = ended.unwrap_err().to_string();
+        assert!(error.contains("east-example") && error.contains("not deleted"), "{error}");
+        assert_eq!(deleted, 0);
+        let (ended, deleted) = end(6).await;
+        assert!(ended.is_ok() && deleted == 1, "{ended:?}");
+    }
 }

@@ -1,12 +1,12 @@
 //! The way to the peer's agent, the exchange with it, and what it says.
 
 use super::View;
-use crate::api::v1alpha1::conditions::ReciprocalReason;
-use crate::diagnose::check::{Finding, Side};
+use crate::api::v1alpha1::conditions::{BundleEndpointReason, ReciprocalReason};
+use crate::diagnose::check::{Finding, Side, Step};
 use crate::diagnose::evidence::{AddressSeen, PeerWord};
 use crate::model::condition::Truth;
 use crate::model::diagnosis::{Outcome, ToldCheck};
-use crate::model::session::{GoodbyeReason, LinkState, Refusal, SessionState};
+use crate::model::session::{GoodbyeReason, LinkState, Refusal, SessionState, Trouble};
 use crate::plan::verdict;
 
 impl<'a> View<'a> {
@@ -228,7 +228,43 @@ pub(super) fn session(view: View<'_>) -> Finding {
     }
 }
 
-/// The first thing that the peer says is broken on its side.
+/// On which side it is, where the peer does not tell: what it sees of our bundle endpoint is ours.
+fn side_of(told: &ToldCheck) -> Side {
+    const OURS: [Step; 7] = [
+        Step::EndpointDns,
+        Step::EndpointTcp,
+        Step::EndpointTls,
+        Step::EndpointHttp,
+        Step::BundleDocument,
+        Step::BundleAuthorities,
+        Step::BundleAlarms,
+    ];
+    let is_ours = OURS.iter().any(|step| step.as_str() == told.step);
+    told.side.unwrap_or(if is_ours { Side::Ours } else { Side::Theirs })
+}
+
+/// What the peer has reported of itself, unasked.
+fn troubled(view: View<'_>, trouble: &Trouble) -> Finding {
+    use BundleEndpointReason as Reason;
+    let trust_domain = &view.peer.trust_domain;
+    let message = format!("{trust_domain} says: {}: {}", trouble.reason, trouble.message);
+    let is_one = |reasons: &[Reason]| reasons.iter().any(|reason| reason.as_str() == trouble.reason);
+    let theirs = [Reason::NoBundleToVerifyEndpoint, Reason::SpireDiffersFromEndpoint];
+    if trouble.condition != Reason::CONDITION.as_str() || is_one(&theirs) {
+        let remedy = format!("its operator must look at {} of its TrustDomainPeer for us", trouble.condition);
+        return Finding::failed(Side::Theirs, message, remedy);
+    }
+    // What it says of our endpoint is about us, or about the way to it.
+    let side = if is_one(&[Reason::EndpointUnreachable]) { Side::Between } else { Side::Ours };
+    let remedy = format!(
+        "look at our own bundle endpoint, and at the SPIRE server that serves it, as {trust_domain} reaches it; \
+         {} of the TrustDomainPeer for us there says more",
+        trouble.condition
+    );
+    Finding::failed(side, message, remedy)
+}
+
+/// The first thing that the peer says is broken.
 pub(super) fn first_failed(told: &[ToldCheck]) -> Option<&ToldCheck> {
     told.iter().find(|check| check.outcome == Outcome::Failed)
 }
@@ -237,9 +273,9 @@ pub(super) fn peer_view(view: View<'_>) -> Finding {
     let trust_domain = &view.peer.trust_domain;
     match &view.evidence.word {
         PeerWord::Told(told) => match first_failed(told) {
-            None => Finding::passed(format!("{trust_domain} says that all is well on its side")),
+            None => Finding::passed(format!("{trust_domain} says that all is well as it sees it")),
             Some(check) => Finding::failed(
-                Side::Theirs,
+                side_of(check),
                 format!("{trust_domain} says: {}: {}", check.step, check.message),
                 format!("{trust_domain} says: {}", check.remedy),
             ),
@@ -248,11 +284,7 @@ pub(super) fn peer_view(view: View<'_>) -> Finding {
             let trouble = view.session().filter(|_| view.is_connected());
             let trouble = trouble.and_then(|session| session.remote.as_ref()?.troubles.first());
             match (trouble, word) {
-                (Some(trouble), _) => Finding::failed(
-                    Side::Theirs,
-                    format!("{trust_domain} says: {}: {}", trouble.reason, trouble.message),
-                    format!("its operator must look at {} of its TrustDomainPeer for us", trouble.condition),
-                ),
+                (Some(trouble), _) => troubled(view, trouble),
                 (None, PeerWord::Silent(why)) => {
                     Finding::skipped(format!("{trust_domain} told nothing: {why}"))
                 }

@@ -709,7 +709,13 @@ const AGENTS: &[Case] = &[
 ];
 
 fn told(step: &str, outcome: Outcome) -> ToldCheck {
-    ToldCheck { step: step.to_owned(), outcome, message: message(), remedy: "mend it there".to_owned() }
+    ToldCheck {
+        step: step.to_owned(),
+        outcome,
+        message: message(),
+        remedy: "mend it there".to_owned(),
+        side: None,
+    }
 }
 
 const PEER: &[Case] = &[
@@ -836,6 +842,36 @@ fn a_step_of_the_peer_is_called_by_its_own_name() {
         (broken.step.as_str(), broken.side, broken.told_by_peer),
         ("bundle-in-spire", Side::Theirs, true)
     );
+}
+
+/// What the peer says of our endpoint is broken here, not there, whether it tells the side or is too old to.
+#[test]
+fn what_the_peer_sees_of_our_endpoint_is_on_our_side() {
+    let side = |evidence: &Evidence| conclude(evidence, checks(evidence)).broken.unwrap().side;
+    let says = |step: &str, side| {
+        let mut evidence = healthy();
+        evidence.word = PeerWord::Told(vec![ToldCheck { side, ..told(step, Outcome::Failed) }]);
+        evidence
+    };
+    for step in ["endpoint-dns", "endpoint-http", "bundle-document", "bundle-authorities", "bundle-alarms"] {
+        assert_eq!(side(&says(step, None)), Side::Ours, "{step}");
+    }
+    for step in ["spire-server", "bundle-in-spire", "agent-mtls", "what is this"] {
+        assert_eq!(side(&says(step, None)), Side::Theirs, "{step}");
+    }
+    assert_eq!(side(&says("agent-mtls", Some(Side::Ours))), Side::Ours);
+    assert_eq!(side(&says("endpoint-tcp", Some(Side::Between))), Side::Between);
+    let troubled = |condition: &str, reason: &str| {
+        let mut evidence = healthy();
+        evidence.word = PeerWord::NotAsked;
+        let (condition, reason) = (condition.to_owned(), reason.to_owned());
+        evidence.reports(|r| r.troubles = vec![Trouble { condition, reason, message: message() }]);
+        side(&evidence)
+    };
+    assert_eq!(troubled("BundleEndpointHealthy", "BadResponse"), Side::Ours);
+    assert_eq!(troubled("BundleEndpointHealthy", "EndpointUnreachable"), Side::Between);
+    assert_eq!(troubled("BundleEndpointHealthy", "NoBundleToVerifyEndpoint"), Side::Theirs);
+    assert_eq!(troubled("BundleDistributed", "StaleInSpire"), Side::Theirs);
 }
 
 #[test]

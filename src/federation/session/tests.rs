@@ -369,7 +369,7 @@ fn a_malformed_report_ends_the_exchange_and_a_good_one_is_kept() {
 
 #[test]
 fn a_question_is_asked_and_answered_beside_the_exchange() {
-    use crate::model::diagnosis::{Outcome, ToldCheck};
+    use crate::model::diagnosis::{Outcome, Side, ToldCheck};
     let plan = plan();
     let mut asker = open(&plan);
     asker.ask(7);
@@ -385,6 +385,7 @@ fn a_question_is_asked_and_answered_beside_the_exchange() {
         outcome: Outcome::Failed,
         message: "none".to_owned(),
         remedy: "set one".to_owned(),
+        side: Some(Side::Ours),
     };
     asked.reply(7, std::slice::from_ref(&check));
     let bodies = said(&mut asked, s(101));
@@ -395,7 +396,10 @@ fn a_question_is_asked_and_answered_beside_the_exchange() {
     asker.on_frame(other, s(102));
     assert_eq!(asker.take_aside(), None, "what was not asked is not read");
     asker.on_frame(frame(bodies[0].clone()), s(102));
-    assert_eq!(asker.take_aside(), Some(Aside::Told(7, vec![check])));
+    assert_eq!(
+        asker.take_aside(),
+        Some(Aside::Told(7, vec![ToldCheck { side: Some(Side::Theirs), ..check }]))
+    );
     asker.on_frame(frame(bodies[0].clone()), s(103));
     assert_eq!(asker.take_aside(), None, "once");
     assert_eq!(asker.revision(), revision, "what is told of the path is not part of the exchange");

@@ -5,11 +5,14 @@ use std::time::Duration;
 
 use jiff::Timestamp;
 
+use super::super::status::stored_condition;
 use super::super::told;
 use super::{held, needed, own_bundle};
-use crate::model::session::{GoodbyeReason, LinkState};
+use crate::api::v1alpha1::conditions::ReciprocalReason;
+use crate::model::object::Kind;
+use crate::model::session::{GoodbyeReason, LinkState, SessionState};
 use crate::model::trust::{LocalAuthorities, LocalAuthority};
-use crate::model::{AuthorityId, Bundle, Peer, TrustDomain, World};
+use crate::model::{AuthorityId, Bundle, ObjectKey, Peer, TrustDomain, World};
 
 /// How long SPIRE takes, at least, to replace what a tainted authority signed: an agent learns of it at its next sync (5 s),
 /// it and the server look at their own SVIDs every 5 s each, and workloads' follow in batches every 5 s. Before the server has
@@ -31,14 +34,24 @@ pub fn exempt(world: &World, peer: &Peer) -> Option<&'static str> {
         Some("the relationship ends")
     } else if peer.suspend {
         Some("it is suspended")
+    } else if peer.withdraw {
+        Some("it is withdrawn")
     } else if matches!(
         session.map(|session| &session.link),
         Some(LinkState::Parted { reason: GoodbyeReason::RelationshipEnded, .. })
-    ) {
+    ) || (has_said_so(world, peer) && !session.is_some_and(SessionState::is_connected))
+    {
         Some("it ended the relationship")
     } else {
         None
     }
+}
+
+/// Whether the peer said that it ended the relationship, before a restart of ours maybe.
+fn has_said_so(world: &World, peer: &Peer) -> bool {
+    let key = ObjectKey::cluster(Kind::TrustDomainPeer, &peer.object);
+    let stored = stored_condition(world.statuses.get(&key).map(AsRef::as_ref), "Reciprocal");
+    stored.is_some_and(|(_, reason, _)| reason == ReciprocalReason::PeerEnded.as_str())
 }
 
 /// The peers that do not hold what an authority stands on, of those that have a say.

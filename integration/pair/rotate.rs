@@ -157,7 +157,8 @@ async fn who_cannot_be_asked_holds_it_up_unless_ignored() {
     assert_eq!(west.spire().slots().prepared, None, "SPIRE would activate it by itself");
     // Not past the command either.
     let prepared = west.spire().prepare().unwrap();
-    let step = |ignore: &[&str]| json!({ "server": server(west), "authority": prepared.to_string(), "ignore": ignore });
+    let step =
+        |ignore: &[&str]| json!({ "server": server(west), "authority": prepared.as_str(), "ignore": ignore });
     let (status, body) = post(west, "/v1/rotation/activate", &step(&[])).await;
     assert!(status.contains("403") && body.contains("north.example"), "{status} {body}");
     let (status, body) = post(west, "/v1/rotation/activate", &step(&["North!"])).await;
@@ -223,7 +224,7 @@ async fn without_peers_it_waits_for_its_own_agents_alone_and_says_so() {
     assert!(began.elapsed() > follow, "activated before its own agents had time to follow: {report:#}");
     let progress = String::from_utf8_lossy(&done.stderr);
     assert!(done.status.success(), "{report:#}\n{progress}");
-    assert!(progress.contains("there are no peers"), "{progress}");
+    assert!(progress.contains("there are no TrustDomainPeers"), "{progress}");
     assert!(progress.contains("may be activated from"), "{progress}");
     assert_ne!(pair.west.spire().slots().active, before);
     let (done, _) = rotate(&pair.west, &["--server", "unix:///elsewhere.sock"]).await;

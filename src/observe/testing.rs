@@ -1,7 +1,7 @@
 //! What is logged, for tests.
 
 use std::io;
-use std::sync::{Arc, Mutex};
+use std::sync::{Arc, Mutex, PoisonError};
 
 use tracing::Level;
 use tracing::subscriber::DefaultGuard;
@@ -16,7 +16,7 @@ struct Writer(Arc<Mutex<Vec<u8>>>);
 
 impl io::Write for Writer {
     fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
-        self.0.lock().unwrap().write(bytes)
+        self.0.lock().unwrap_or_else(PoisonError::into_inner).write(bytes)
     }
 
     fn flush(&mut self) -> io::Result<()> {

@@ -9,6 +9,7 @@ use anyhow::Context as _;
 use tokio::sync::{mpsc, watch};
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
+use tokio_util::task::TaskTracker;
 
 use crate::apply::{Applier, Targets};
 use crate::bundle::endpoint::{EndpointClient, web_roots};
@@ -96,14 +97,14 @@ pub async fn start(args: &AgentArgs, cancel: CancellationToken) -> anyhow::Resul
     tasks.spawn(open_to_peers(leadership.leading(), ready.clone(), open_sender, cancel.clone()));
     let (worlds, asks) = WorldHandle::new();
     let enrolment = enrolment(args, &store, &sources);
-    let desk = Desk::new(&sources.identity, enrolment.invites.clone(), store.clone(), worlds.clone())
-        .map(Arc::new)?;
+    let desk = desk(&enrolment, &sources, &worlds)?;
+    tasks.spawn(finish(enrolment.joiner.unfinished.clone(), cancel.clone()));
     let federation = Federation::start(
         federation_config(args),
         sources.identity.clone(),
         links.clone(),
         open,
-        Some(desk),
+        Some(Arc::new(desk)),
         cancel.clone(),
     )
     .await
@@ -329,15 +330,34 @@ fn enrolment(args: &AgentArgs, store: &Store, sources: &Sources) -> Enrolment {
             store: store.clone(),
             source: sources.identity.clone(),
             endpoints: sources.client.clone(),
+            unfinished: TaskTracker::new(),
         },
         reach: args.reach.clone(),
+        leader_lease: leader_lease(args),
     }
+}
+
+fn desk(enrolment: &Enrolment, sources: &Sources, worlds: &WorldHandle) -> Result<Desk, rustls::Error> {
+    let Joiner { store, unfinished, .. } = enrolment.joiner.clone();
+    Desk::new(&sources.identity, enrolment.invites.clone(), store, worlds.clone(), unfinished)
+}
+
+/// An agent that stops ends what it must not leave half way: each of these is bounded by itself.
+async fn finish(unfinished: TaskTracker, cancel: CancellationToken) -> anyhow::Result<()> {
+    cancel.cancelled().await;
+    unfinished.close();
+    unfinished.wait().await;
+    Ok(())
+}
+
+fn leader_lease(args: &AgentArgs) -> String {
+    format!("{}-leader", args.instance)
 }
 
 fn lead(args: &AgentArgs, store: &Store, replica: &str) -> Leadership {
     let duration = Duration::from_secs(args.timing.lease_seconds.max(3));
     let timings = LeaseTimings { duration, deadline: duration.mul_f64(0.66), retry: duration.div_f64(7.0) };
-    store.lead(&format!("{}-leader", args.instance), replica, timings)
+    store.lead(&leader_lease(args), replica, timings)
 }
 
 /// Peers are talked to by the replica that leads, once every source has been read: they keep one stream with us, and

@@ -16,7 +16,7 @@ use rustls::pki_types::{CertificateDer, ServerName, UnixTime};
 use rustls::sign::CertifiedKey;
 use serde_json::Value;
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
-use tokio::net::TcpStream;
+use tokio::net::{TcpListener, TcpStream};
 use tokio_util::sync::CancellationToken;
 
 use crate::world::{EAST, PEERS, Pair, WEST, federating, files, says, td, until};
@@ -46,7 +46,9 @@ async fn refused(domain: &Domain, args: &[&str]) -> String {
 /// An invite by `here` for a trust domain, with more arguments.
 async fn invite(here: &Domain, joiner: &str, more: &[&str]) -> String {
     let address = here.agent_address().to_string();
-    let args = [&["invite", "--trust-domain", joiner, "--advertise", &address], more].concat();
+    let own = ["--advertise", address.as_str()];
+    let advertised: &[&str] = if more.contains(&"--advertise") { &[] } else { &own };
+    let args = [&["invite", "--trust-domain", joiner], advertised, more].concat();
     // an agent that has just started has not read everything
     let token = until("it invites", async || {
         let output = run(here, &args).await;
@@ -293,6 +295,48 @@ async fn of_two_that_race_with_one_token_one_gets_in() {
     assert_eq!(asker.ask(east, &good).await.unwrap(), Outcome::InviteNotValid, "a replay");
 }
 
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn silent_strangers_keep_no_joiner_out() {
+    let pair = Pair::strangers().await;
+    let east = &pair.east;
+    let asker = Asker::of(&pair.west).await;
+    let good = asker.request(&invite(east, WEST, &[]).await);
+    let dialled = futures::future::join_all((0..8).map(|_| asker.dial(east))).await;
+    let silent: Vec<_> = dialled.into_iter().map(Result::unwrap).collect();
+    assert_eq!(asker.ask(east, &good).await.unwrap(), Outcome::Accepted);
+    drop(silent);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_join_whose_command_is_stopped_is_finished() {
+    let pair = Pair::strangers().await;
+    let (east, west) = (&pair.east, &pair.west);
+    // east's key, and an answer that comes once nobody waits for it any more
+    let inviter = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let address = inviter.local_addr().unwrap().to_string();
+    let token = invite(east, WEST, &["--advertise", &address]).await;
+    let own = west.agent_address().to_string();
+    let mut command = tokio::process::Command::new(env!("CARGO_BIN_EXE_entente"));
+    command.args(["join", &token, "--advertise", &own]).kill_on_drop(true);
+    let mut joining = command.env("ENTENTE_CONTROL", west.control_socket()).spawn().unwrap();
+    let mut stream = Asker::of(east).await.accept(&inviter).await;
+    let mut request = vec![0; usize::try_from(stream.read_u32().await.unwrap()).unwrap()];
+    stream.read_exact(&mut request).await.unwrap();
+    joining.kill().await.unwrap();
+    // its client has gone, and the agent stays on the line
+    let hung_up = tokio::time::timeout(std::time::Duration::from_secs(1), stream.read_u8()).await;
+    assert!(hung_up.is_err(), "{hung_up:?}");
+    let answer = EnrolReply { outcome: Outcome::Accepted.into() }.encode_to_vec();
+    stream.write_u32(u32::try_from(answer.len()).unwrap()).await.unwrap();
+    stream.write_all(&answer).await.unwrap();
+    stream.flush().await.unwrap();
+    until("west has its TrustDomainPeer", async || {
+        anyhow::ensure!(peers(west).len() == 1);
+        Ok(())
+    })
+    .await;
+}
+
 /// A joiner of its own make, which keeps to no rule.
 struct Asker {
     key: Option<Arc<CertifiedKey>>,
@@ -337,7 +381,20 @@ impl Asker {
         }
     }
 
-    async fn ask(&self, inviter: &Domain, request: &EnrolRequest) -> Result<Outcome, String> {
+    /// Receives one joiner, with this SVID.
+    async fn accept(&self, listener: &TcpListener) -> tokio_rustls::server::TlsStream<TcpStream> {
+        let key = CertifiedKey::clone(self.key.as_ref().unwrap());
+        let mut config = rustls::ServerConfig::builder_with_provider(provider())
+            .with_protocol_versions(&[&rustls::version::TLS13])
+            .unwrap()
+            .with_no_client_auth()
+            .with_cert_resolver(Arc::new(rustls::sign::SingleCertAndKey::from(key)));
+        config.alpn_protocols = vec![entente::enrol::ALPN.to_vec()];
+        let (tcp, _) = listener.accept().await.unwrap();
+        tokio_rustls::TlsAcceptor::from(Arc::new(config)).accept(tcp).await.unwrap()
+    }
+
+    async fn dial(&self, inviter: &Domain) -> std::io::Result<tokio_rustls::client::TlsStream<TcpStream>> {
         let builder = rustls::ClientConfig::builder_with_provider(provider())
             .with_protocol_versions(&[&rustls::version::TLS13])
             .unwrap()
@@ -350,10 +407,14 @@ impl Asker {
             None => builder.with_no_client_auth(),
         };
         config.alpn_protocols = vec![entente::enrol::ALPN.to_vec()];
+        let tcp = TcpStream::connect(inviter.agent_address()).await?;
+        let name = ServerName::try_from("inviter.test").unwrap();
+        tokio_rustls::TlsConnector::from(Arc::new(config)).connect(name, tcp).await
+    }
+
+    async fn ask(&self, inviter: &Domain, request: &EnrolRequest) -> Result<Outcome, String> {
         let exchange = async {
-            let tcp = TcpStream::connect(inviter.agent_address()).await?;
-            let name = ServerName::try_from("inviter.test").unwrap();
-            let mut stream = tokio_rustls::TlsConnector::from(Arc::new(config)).connect(name, tcp).await?;
+            let mut stream = self.dial(inviter).await?;
             let bytes = request.encode_to_vec();
             stream.write_u32(u32::try_from(bytes.len()).unwrap()).await?;
             stream.write_all(&bytes).await?;

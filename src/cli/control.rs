@@ -26,6 +26,10 @@ pub(super) struct ControlArgs {
 impl ControlArgs {
     /// A client; nothing is asked yet.
     pub(super) fn client(&self) -> anyhow::Result<ControlClient> {
+        self.client_within(PATIENCE)
+    }
+
+    fn client_within(&self, patience: Duration) -> anyhow::Result<ControlClient> {
         // No TLS on a Unix socket; the HTTP client wants a configuration of it all the same, which trusts nobody.
         let tls = rustls::ClientConfig::builder_with_provider(provider())
             .with_safe_default_protocol_versions()?
@@ -34,7 +38,7 @@ impl ControlArgs {
         let http = reqwest::Client::builder()
             .tls_backend_preconfigured(tls)
             .unix_socket(self.control.clone())
-            .timeout(PATIENCE)
+            .timeout(patience)
             .build()
             .context("the client of the control socket cannot be made")?;
         Ok(ControlClient { http, socket: self.control.clone() })
@@ -66,6 +70,17 @@ impl Refusal {
     pub(super) const fn is_failure(&self) -> bool {
         self.status == 502
     }
+}
+
+/// The agent took the request, and what came of it is not known.
+#[derive(Debug, thiserror::Error)]
+#[error(
+    "the agent at {} {what}: it may still do what it was asked; see its log and `entente status`", .socket.display()
+)]
+pub(super) struct Unanswered {
+    socket: PathBuf,
+    what: &'static str,
+    source: reqwest::Error,
 }
 
 /// Asks one agent.
@@ -112,14 +127,16 @@ impl ControlClient {
 
     async fn send<T: DeserializeOwned>(&self, request: RequestBuilder) -> anyhow::Result<T> {
         let socket = self.socket.display();
-        let answer = request.send().await.with_context(|| {
-            format!(
+        let answer = request.send().await.map_err(|error| {
+            if !error.is_connect() {
+                return self.unanswered(error).into();
+            }
+            anyhow::Error::new(error).context(format!(
                 "no agent answers at {socket}: run this beside a running agent, or name its socket with --control"
-            )
+            ))
         })?;
         let status = answer.status();
-        let text =
-            answer.text().await.with_context(|| format!("the agent at {socket} broke off its answer"))?;
+        let text = answer.text().await.map_err(|error| self.unanswered(error))?;
         if !status.is_success() {
             let error: Option<Value> = serde_json::from_str(&text).ok();
             let error = error.as_ref().and_then(|e| e.get("error")).and_then(Value::as_str);
@@ -127,5 +144,37 @@ impl ControlClient {
             return Err(Refusal { status: status.as_u16(), message }.into());
         }
         serde_json::from_str(&text).with_context(|| format!("the agent at {socket} is of another version"))
+    }
+
+    fn unanswered(&self, source: reqwest::Error) -> Unanswered {
+        let what = if source.is_timeout() { "has not answered in time" } else { "broke off" };
+        Unanswered { socket: self.socket.clone(), what, source }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn an_agent_that_is_not_there_is_told_from_one_that_does_not_answer() {
+        let folder = tempfile::tempdir().unwrap();
+        let args = ControlArgs { control: folder.path().join("control.sock") };
+        let ask = async || {
+            let client = args.client_within(Duration::from_millis(200)).unwrap();
+            client.get::<Value>("/v1/about").await.unwrap_err()
+        };
+        let nobody = ask().await;
+        assert!(nobody.to_string().contains("no agent answers") && !nobody.is::<Unanswered>(), "{nobody:#}");
+        let listener = tokio::net::UnixListener::bind(&args.control).unwrap();
+        let silent = ask().await;
+        assert!(silent.is::<Unanswered>() && silent.to_string().contains("in time"), "{silent:#}");
+        let hang_up = async {
+            loop {
+                drop(listener.accept().await.unwrap());
+            }
+        };
+        let broken = tokio::select! { error = ask() => error, () = hang_up => unreachable!() };
+        assert!(broken.is::<Unanswered>() && broken.to_string().contains("broke off"), "{broken:#}");
     }
 }

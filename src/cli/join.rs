@@ -6,7 +6,7 @@ use std::path::PathBuf;
 use anyhow::Context as _;
 use clap::{Args, ValueEnum};
 
-use super::control::ControlArgs;
+use super::control::{ControlArgs, Unanswered};
 use super::invite::{reach, tell};
 use crate::config::ReachArgs;
 use crate::control::{JoinReport, JoinRequest};
@@ -53,7 +53,16 @@ pub(super) async fn run(args: &JoinArgs) -> anyhow::Result<()> {
     Token::parse(&token)?;
     let request =
         JoinRequest { token, dry_run: args.dry_run, accepted: args.accepted, reach: reach(&args.reach) };
-    let report: JoinReport = args.control.client()?.post("/v1/join", &request).await?;
+    let answer = args.control.client()?.post("/v1/join", &request).await;
+    let report: JoinReport = answer.map_err(|error: anyhow::Error| {
+        if args.dry_run || !error.is::<Unanswered>() {
+            return error;
+        }
+        error.context(
+            "whether it has joined is not known. Where no TrustDomainPeer of the inviter comes to be here within a minute, \
+             ask there whether it has one of ours: if so, run this again with --accepted; if not, run it again",
+        )
+    })?;
     let mut out = std::io::stdout().lock();
     if args.output == Output::Json {
         writeln!(out, "{:#}", serde_json::to_value(&report)?)?;

@@ -28,6 +28,8 @@ pub struct Enrolment {
     pub joiner: Joiner,
     /// How we are reached, where a request does not say.
     pub reach: ReachArgs,
+    /// The Lease of the replica that leads.
+    pub leader_lease: String,
 }
 
 /// How we are reached, where it is not as the agent was told.
@@ -128,7 +130,7 @@ pub(super) async fn invite(
     State(control): State<Control>,
     Json(request): Json<NewInvite>,
 ) -> Result<Json<Invited>, Problem> {
-    control.leads()?;
+    control.leads().await?;
     let world = control.world().await?;
     let own = control.own_offer(&world, &request.reach)?;
     if own.agent_addresses.is_empty() {
@@ -190,7 +192,7 @@ pub(super) async fn withdraw(
     State(control): State<Control>,
     Path(id): Path<String>,
 ) -> Result<Json<OpenInvite>, Problem> {
-    control.leads()?;
+    control.leads().await?;
     let parsed = InviteId::parse(&id).ok_or_else(|| {
         Problem::bad_request(format!("{id:.40?} is no ID of an invite: see `entente invite list`"))
     })?;
@@ -244,23 +246,27 @@ fn join_problem(error: JoinError) -> Problem {
     let message = error.to_string();
     match error {
         JoinError::NotForUs { .. } | JoinError::Expired(_) => Problem::bad_request(message),
-        JoinError::NotReady(_) | JoinError::Unreachable(_) | JoinError::Fetch(_) => {
-            Problem::unavailable(message)
-        }
+        JoinError::NotReady(_)
+        | JoinError::Unreachable(_)
+        | JoinError::Fetch(_)
+        | JoinError::OurStore(..) => Problem::unavailable(message),
         _ => Problem::conflict(message),
     }
 }
 
 impl Control {
     /// Invites are changed by the replica that receives joiners.
-    fn leads(&self) -> Result<(), Problem> {
+    async fn leads(&self) -> Result<(), Problem> {
         if *self.leading.borrow() {
             return Ok(());
         }
-        Err(Problem::conflict(format!(
-            "this replica ({}) does not lead: ask the one that does (the holder of the agent's leader Lease)",
-            self.replica
-        )))
+        let lease = &self.enrolment.leader_lease;
+        let read = self.enrolment.joiner.store.read_lease(lease).await;
+        let leader = match read.ok().flatten().and_then(|lease| lease.holder) {
+            Some(holder) if holder != self.replica => format!("{holder}, which does"),
+            _ => format!("the one that does (the holder of the Lease {lease})"),
+        };
+        Err(Problem::conflict(format!("this replica ({}) does not lead: ask {leader}", self.replica)))
     }
 
     /// How we are reached: as the agent was told, unless the request says otherwise.
@@ -313,8 +319,35 @@ impl Enrolment {
         let source = crate::identity::source::IdentitySource::empty();
         Self {
             invites: Invites::new(store.clone(), "entente-system", "entente"),
-            joiner: Joiner { store, source, endpoints },
+            joiner: Joiner { store, source, endpoints, unfinished: Default::default() },
             reach: ReachArgs::default(),
+            leader_lease: "entente-leader".to_owned(),
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::store::PeerLease;
+
+    #[tokio::test]
+    async fn a_replica_that_does_not_lead_names_the_one_that_does() {
+        let folder = tempfile::tempdir().unwrap();
+        let mut control = super::super::tests::control(folder.path());
+        assert_eq!(control.leads().await, Ok(()));
+        control.leading = tokio::sync::watch::channel(false).1;
+        let said = control.leads().await.unwrap_err().message;
+        assert!(said.contains("the holder of the Lease entente-leader"), "{said}");
+        let lease = PeerLease {
+            name: "entente-leader".to_owned(),
+            holder: "two".to_owned(),
+            duration: Duration::from_secs(15),
+            labels: Default::default(),
+            owners: Vec::new(),
+        };
+        control.enrolment.joiner.store.touch_lease(&lease).await.unwrap();
+        let said = control.leads().await.unwrap_err().message;
+        assert!(said.contains("(one) does not lead: ask two, which does"), "{said}");
     }
 }

@@ -1,5 +1,6 @@
 //! Where a joiner comes in: what it shows is checked, in the order in which it costs a stranger most and us least.
 
+use std::collections::BTreeMap;
 use std::fmt;
 use std::io;
 use std::net::IpAddr;
@@ -11,9 +12,10 @@ use rustls::server::NoServerSessionStorage;
 use rustls::{DistinguishedName, ServerConfig};
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::TcpStream;
-use tokio::sync::Semaphore;
+use tokio::sync::{OwnedSemaphorePermit, Semaphore, SemaphorePermit};
 use tokio::time::{Instant, timeout};
 use tokio_rustls::server::TlsStream;
+use tokio_util::task::TaskTracker;
 
 use super::invites::{InviteError, Invites, Shown};
 use super::offer::Offer;
@@ -23,23 +25,27 @@ use super::wire;
 use crate::bundle::document;
 use crate::clock;
 use crate::federation::rate::TokenBucket;
-use crate::federation::server::Sources;
+use crate::federation::server::{Sources, network};
 use crate::identity::peer_tls::OwnSvid;
 use crate::identity::source::IdentitySource;
 use crate::identity::tls::provider;
 use crate::identity::verify::{Role, verify_signatures, verify_svid};
 use crate::index::run::WorldHandle;
-use crate::model::{Bundle, Object, World};
+use crate::model::{Bundle, World};
 use crate::proto::enrol::v1::{EnrolReply, EnrolRequest, Outcome};
 use crate::store::{Severity, Store};
 
-/// Joiners at one time.
+/// Requests that are judged at one time, of one network and in all, and how long one waits for its turn.
+const AT_ONCE_A_NETWORK: usize = 2;
 const AT_ONCE: usize = 8;
+const TURN: Duration = Duration::from_secs(2);
 /// Connections of joiners: of one network, and of all.
 const PER_SECOND: u32 = 1;
 const BURST: u32 = 10;
 const TOTAL_PER_SECOND: u32 = 10;
 const TOTAL_BURST: u32 = 40;
+/// How long a joiner may be silent once it is received.
+const FIRST_WORD: Duration = Duration::from_secs(3);
 /// How long a joiner may take to send what it has to say, and to read the answer.
 const PATIENCE: Duration = Duration::from_secs(10);
 /// Longest that our own part may take: it reads and writes the store.
@@ -55,7 +61,9 @@ pub struct Desk {
     invites: Invites,
     store: Store,
     worlds: WorldHandle,
-    places: Semaphore,
+    /// What must not be left half way.
+    unfinished: TaskTracker,
+    places: Places,
     rate: Mutex<Rate>,
 }
 
@@ -64,7 +72,33 @@ pub struct Desk {
 struct Rate {
     sources: Sources,
     total: TokenBucket,
+    /// For the log of those who come while no invite is open.
+    strays: TokenBucket,
     origin: Instant,
+}
+
+/// What is judged at one time. Whoever is silent holds no place: it is taken for a request that was read.
+struct Places {
+    all: Semaphore,
+    networks: Mutex<BTreeMap<IpAddr, Arc<Semaphore>>>,
+}
+
+impl Places {
+    fn new() -> Self {
+        Self { all: Semaphore::new(AT_ONCE), networks: Mutex::default() }
+    }
+
+    async fn take(&self, source: IpAddr) -> Option<(OwnedSemaphorePermit, SemaphorePermit<'_>)> {
+        let of_network = {
+            let mut networks = self.networks.lock().unwrap_or_else(PoisonError::into_inner);
+            // those that are held, or waited for, are known elsewhere too
+            networks.retain(|_, places| Arc::strong_count(places) > 1);
+            let fresh = || Arc::new(Semaphore::new(AT_ONCE_A_NETWORK));
+            Arc::clone(networks.entry(network(source)).or_insert_with(fresh))
+        };
+        let taken = async { Some((of_network.acquire_owned().await.ok()?, self.all.acquire().await.ok()?)) };
+        timeout(TURN, taken).await.ok().flatten()
+    }
 }
 
 impl fmt::Debug for Desk {
@@ -86,7 +120,7 @@ impl Refused {
 }
 
 impl Desk {
-    /// A desk that presents our SVID.
+    /// A desk that presents our SVID. What must not be left half way is in `unfinished`.
     ///
     /// # Errors
     /// Where the provider does not offer TLS 1.3.
@@ -95,6 +129,7 @@ impl Desk {
         invites: Invites,
         store: Store,
         worlds: WorldHandle,
+        unfinished: TaskTracker,
     ) -> Result<Self, rustls::Error> {
         let mut config = ServerConfig::builder_with_provider(provider())
             .with_protocol_versions(&[&rustls::version::TLS13])?
@@ -106,10 +141,20 @@ impl Desk {
         let rate = Rate {
             sources: Sources::new(PER_SECOND, BURST),
             total: TokenBucket::new(TOTAL_PER_SECOND, TOTAL_BURST, Duration::ZERO),
+            strays: TokenBucket::new(1, 5, Duration::ZERO),
             origin: Instant::now(),
         };
-        let places = Semaphore::new(AT_ONCE);
-        Ok(Self { config: Arc::new(config), invites, store, worlds, places, rate: Mutex::new(rate) })
+        let (places, rate) = (Places::new(), Mutex::new(rate));
+        Ok(Self { config: Arc::new(config), invites, store, worlds, unfinished, places, rate })
+    }
+
+    /// Logs that someone came to join while no invite is open, at most once a second.
+    pub(crate) fn stray(&self, source: IpAddr) {
+        let mut rate = self.rate.lock().unwrap_or_else(PoisonError::into_inner);
+        let now = rate.origin.elapsed();
+        if rate.strays.take(now) {
+            refusal(source, "no invite is open");
+        }
     }
 
     /// Whether one more from there is within the rates; of a stranger who is not, nothing more is read.
@@ -131,17 +176,21 @@ impl Desk {
 
     /// One request, one answer.
     pub(crate) async fn receive(&self, mut stream: TlsStream<TcpStream>, source: IpAddr) {
-        let outcome = match self.places.try_acquire() {
-            Err(_) => Outcome::Busy,
-            Ok(_place) => match timeout(PATIENCE, wire::read::<EnrolRequest>(&mut stream)).await {
-                Err(_) => return refusal(source, "it said nothing in time"),
-                // a dry run ends here: it has seen who we are, and shows nothing
-                Ok(Err(error)) if error.kind() == io::ErrorKind::UnexpectedEof => {
-                    return tracing::info!(%source, "a joiner looked who we are, and went");
-                }
-                Ok(Err(error)) => return refusal(source, &error.to_string()),
-                Ok(Ok(request)) => self.answer(&request, &chain(&stream), source).await,
-            },
+        let request = match timeout(PATIENCE, wire::read::<EnrolRequest>(&mut stream, FIRST_WORD)).await {
+            Err(_) => return refusal(source, "it did not say all in time"),
+            // a dry run ends here: it has seen who we are, and shows nothing
+            Ok(Err(error)) if error.kind() == io::ErrorKind::UnexpectedEof => {
+                return tracing::info!(%source, "a joiner looked who we are, and went");
+            }
+            Ok(Err(error)) => return refusal(source, &error.to_string()),
+            Ok(Ok(request)) => request,
+        };
+        let outcome = match self.places.take(source).await {
+            Some(_place) => self.answer(&request, &chain(&stream), source).await,
+            None => {
+                refusal(source, "too many joiners at one time");
+                Outcome::Busy
+            }
         };
         let reply = EnrolReply { outcome: outcome.into() };
         let answered = async {
@@ -164,16 +213,8 @@ impl Desk {
         chain: &[CertificateDer<'static>],
         source: IpAddr,
     ) -> Outcome {
-        match self.enrol(request, chain).await {
-            Ok((created, fingerprint)) => {
-                let message = format!(
-                    "joined by invite, from {source}: compare the fingerprint {fingerprint} by voice with what `entente \
-                     join` printed there"
-                );
-                let Object { key, meta, .. } = &created;
-                self.store.event(key, &meta.uid, Severity::Normal, "Joined", &message).await;
-                Outcome::Accepted
-            }
+        match self.enrol(request, chain, source).await {
+            Ok(()) => Outcome::Accepted,
             Err(refused) => {
                 tracing::warn!(%source, outcome = ?refused.outcome, reason = refused.why, "enrolment refused");
                 refused.outcome
@@ -181,37 +222,28 @@ impl Desk {
         }
     }
 
-    /// The checks, the burning and the making, in this order; what was made, and the fingerprint of its bundle.
+    /// The checks, the burning and the making, in this order.
     async fn enrol(
         &self,
         request: &EnrolRequest,
         chain: &[CertificateDer<'static>],
-    ) -> Result<(Object, String), Refused> {
+        source: IpAddr,
+    ) -> Result<(), Refused> {
         let late = || Refused::new(Outcome::Busy, "our own store or planning took too long");
         let checked = timeout(OWN_PART, self.check(request, chain)).await;
         let (shown, offer, bundle) = checked.unwrap_or_else(|_| Err(late()))?;
-        let object = offer.peer_object(&bundle);
-        // From here on nothing is given up half way: each request to the store is bounded by itself.
-        let id = shown.id;
-        match self.invites.burn(&shown, clock::now()).await {
-            Ok(true) => {}
-            Ok(false) => {
-                let why = format!("invite {id}: used by another meanwhile");
-                return Err(Refused::new(Outcome::InviteNotValid, why));
-            }
-            Err(error) => {
-                let why = format!("invite {id} may be used up, and {} was not made: {error}", object.key);
-                return Err(Refused::new(Outcome::NotWritten, why));
-            }
+        // From here on nothing is given up half way, even where the agent stops: a task of its own, each of whose requests
+        // to the store is bounded by itself.
+        if self.unfinished.is_closed() {
+            return Err(Refused::new(Outcome::Busy, "we are stopping"));
         }
-        let created = self.store.create_for_operator(&object).await.map_err(|error| {
-            let why = format!(
-                "invite {id} is used up, but {} could not be made: {error}; mend that and invite again",
-                object.key
-            );
-            Refused::new(Outcome::NotWritten, why)
-        })?;
-        Ok((created, super::fingerprint::spoken(&bundle.digest())))
+        let (invites, store) = (self.invites.clone(), self.store.clone());
+        let making = self
+            .unfinished
+            .spawn(async move { make(&invites, &store, &shown, &offer, &bundle, source).await });
+        making.await.unwrap_or_else(|_| {
+            Err(Refused::new(Outcome::NotWritten, "it broke off; see whether a TrustDomainPeer is there"))
+        })
     }
 
     /// Everything that must hold before the invite is burnt.
@@ -239,6 +271,42 @@ impl Desk {
             Err(error) => Err(Refused::new(Outcome::Busy, error.to_string())),
         }
     }
+}
+
+/// Burns the invite, and makes the peer.
+async fn make(
+    invites: &Invites,
+    store: &Store,
+    shown: &Shown,
+    offer: &Offer,
+    bundle: &Bundle,
+    source: IpAddr,
+) -> Result<(), Refused> {
+    let (id, object) = (shown.id, offer.peer_object(bundle));
+    match invites.burn(shown, clock::now()).await {
+        Ok(true) => {}
+        Ok(false) => {
+            let why = format!("invite {id}: used by another meanwhile");
+            return Err(Refused::new(Outcome::InviteNotValid, why));
+        }
+        Err(error) => {
+            let why = format!("invite {id} may be used up, and {} was not made: {error}", object.key);
+            return Err(Refused::new(Outcome::NotWritten, why));
+        }
+    }
+    let created = store.create_for_operator(&object).await.map_err(|error| {
+        let why = format!(
+            "invite {id} is used up, but {} could not be made: {error}; mend that and invite again",
+            object.key
+        );
+        Refused::new(Outcome::NotWritten, why)
+    })?;
+    let message = format!(
+        "joined by invite, from {source}: compare the fingerprint {} by voice with what `entente join` printed there",
+        super::fingerprint::spoken(&bundle.digest())
+    );
+    store.event(&created.key, &created.meta.uid, Severity::Normal, "Joined", &message).await;
+    Ok(())
 }
 
 /// Everything about a joiner that needs no I/O.

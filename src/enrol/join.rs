@@ -1,21 +1,16 @@
 //! Joining: what a token says is checked one by one before its secret is shown.
 
-use std::fmt;
-use std::io;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::Arc;
 use std::time::Duration;
 
 use prost::Message as _;
-use rustls::client::Resumption;
-use rustls::client::danger::{ServerCertVerified, ServerCertVerifier};
-use rustls::pki_types::{CertificateDer, ServerName, UnixTime};
-use rustls::{AlertDescription, ClientConfig};
 use tokio::net::TcpStream;
+use tokio::task::JoinError as JoinFailure;
 use tokio::time::timeout;
-use tokio_rustls::TlsConnector;
 use tokio_rustls::client::TlsStream;
+use tokio_util::task::TaskTracker;
 
-use super::desk::unix;
+use super::dial::dial;
 use super::fingerprint::spoken;
 use super::offer::Offer;
 use super::screening::{self, BundleRefusal};
@@ -23,17 +18,11 @@ use super::token::Token;
 use super::wire;
 use crate::bundle::document;
 use crate::bundle::endpoint::{EndpointClient, FirstFetchError};
-use crate::federation::client::server_name;
-use crate::identity::peer_tls::OwnSvid;
 use crate::identity::source::IdentitySource;
-use crate::identity::tls::provider;
-use crate::identity::verify::{Role, SvidError, verify_signatures, verify_svid};
 use crate::model::{Bundle, Object, ObjectKey, SpiffeId, TrustDomain, World};
 use crate::proto::enrol::v1::{EnrolReply, EnrolRequest, Outcome};
 use crate::store::{Store, StoreError};
 
-/// For DNS and TCP, and for TLS.
-const CONNECT: Duration = Duration::from_secs(5);
 /// How long the inviter may take for its part.
 const ANSWER: Duration = Duration::from_secs(25);
 
@@ -50,6 +39,10 @@ pub enum JoinError {
         "{key} of {trust_domain} is there already: nothing is to be done, or delete it first (`entente status` shows how it stands)"
     )]
     AlreadyAPeer { key: ObjectKey, trust_domain: TrustDomain },
+    #[error(
+        "whether {0} is there already cannot be read from our own store: {1}; mend that, and run this again"
+    )]
+    OurStore(ObjectKey, Box<StoreError>),
     #[error("this agent cannot join yet: {0}; try again in a moment")]
     NotReady(&'static str),
     #[error("the inviter's bundle cannot be fetched: {0}")]
@@ -57,9 +50,9 @@ pub enum JoinError {
     #[error(
         "the bundle that {url} serves is not the one that the invite was made with. Its fingerprint is {served}, and the \
          invite says {expected}: either {inviter} has rotated its authorities since, or someone else answers there. Do \
-         not go on; ask {inviter} for a new invite, and compare the fingerprint by voice"
+         not go on; {way_out}"
     )]
-    Fingerprint { url: String, inviter: TrustDomain, served: String, expected: String },
+    Fingerprint { url: String, inviter: TrustDomain, served: String, expected: String, way_out: &'static str },
     #[error("the inviter's bundle cannot be used: {0}")]
     Bundle(#[from] BundleRefusal),
     #[error(
@@ -115,19 +108,29 @@ pub struct Joined {
     pub there: Object,
 }
 
+/// A join up to the point at which the secret is shown, and to whom.
+struct Prepared {
+    joined: Joined,
+    asked: Option<TlsStream<TcpStream>>,
+    own_bundle: Arc<Bundle>,
+}
+
 /// The joiner's side.
 #[derive(Clone, Debug)]
 pub struct Joiner {
     pub store: Store,
     pub source: IdentitySource,
     pub endpoints: EndpointClient,
+    /// What must not be left half way: the agent ends once these have ended.
+    pub unfinished: TaskTracker,
 }
 
 impl Joiner {
-    /// Joins by this token; `own` is how we are reached, `world` what is known now.
+    /// Joins by this token; `own` is how we are reached, `world` what is known now. Once the secret is shown it goes on to
+    /// its end, whether or not this is still waited for.
     ///
     /// # Errors
-    /// [`JoinError`]
+    /// [`JoinError`], which is logged too.
     pub async fn join(
         &self,
         world: &World,
@@ -135,99 +138,91 @@ impl Joiner {
         token: &Token,
         until: Until,
     ) -> Result<Joined, JoinError> {
-        let own_bundle = check_token(world, own, token)?;
+        let prepared = self.prepare(world, own, token, until).await;
+        let Prepared { joined, asked, own_bundle } = prepared.inspect_err(|error| warn(token, error))?;
+        if until != Until::DryRun {
+            self.finish(asked, token, own, own_bundle, joined.here.clone()).await?;
+        }
+        Ok(joined)
+    }
+
+    /// Everything before the secret is shown: changes nothing.
+    async fn prepare(
+        &self,
+        world: &World,
+        own: &Offer,
+        token: &Token,
+        until: Until,
+    ) -> Result<Prepared, JoinError> {
+        let own_bundle = check_token(world, own, token, until)?;
         let inviter = &token.inviter;
+        self.check_store(&inviter.trust_domain).await?;
         let bundle = self
             .endpoints
             .fetch_first(&inviter.trust_domain, &inviter.endpoint, token.fingerprint, world.now)
             .await
-            .map_err(|error| fetch_error(error, token))?;
+            .map_err(|error| fetch_error(error, token, until))?;
         screening::screen(world, &bundle)?;
-        let here = inviter.peer_object(&bundle);
-        let found = self.store.get(&here.key).await;
-        if found.map_err(|error| JoinError::Unreachable(error.to_string()))?.is_some() {
-            let trust_domain = inviter.trust_domain.clone();
-            return Err(JoinError::AlreadyAPeer { key: here.key, trust_domain });
-        }
-        let mut agent = None;
+        let (mut agent, mut asked) = (None, None);
         if until != Until::Accepted {
-            let (stream, id) = self.dial(token, &bundle).await?;
+            let (stream, id) = dial(&self.source, token, &bundle).await?;
             agent = Some(id);
-            if until == Until::Joined {
-                ask(stream, token, own, &own_bundle).await?;
-            }
+            asked = (until == Until::Joined).then_some(stream);
         }
-        if until != Until::DryRun {
-            let created = self.store.create_for_operator(&here).await;
-            created.map_err(|error| JoinError::NotWritten(here.key.clone(), Box::new(error)))?;
-            tracing::info!(trust_domain = %inviter.trust_domain, object = %here.key, "joined by invite");
-        }
-        Ok(Joined {
+        let joined = Joined {
             inviter: inviter.trust_domain.clone(),
             agent,
             fingerprint: spoken(&token.fingerprint),
             own_fingerprint: spoken(&own_bundle.digest()),
+            here: inviter.peer_object(&bundle),
             there: own.peer_object(&own_bundle),
-            here,
-        })
+        };
+        Ok(Prepared { joined, asked, own_bundle })
     }
 
-    /// Dials the inviter's addresses in turn until one of its agents has proved who it is.
-    async fn dial(
+    async fn check_store(&self, inviter: &TrustDomain) -> Result<(), JoinError> {
+        let key = Offer::peer_key(inviter);
+        match self.store.get(&key).await {
+            Ok(None) => Ok(()),
+            Ok(Some(_)) => Err(JoinError::AlreadyAPeer { key, trust_domain: inviter.clone() }),
+            Err(error) => Err(JoinError::OurStore(key, Box::new(error))),
+        }
+    }
+
+    /// Shows the secret to whom `asked` leads, and makes our side: a task of its own, which ends also where nobody waits for
+    /// it any more.
+    async fn finish(
         &self,
+        asked: Option<TlsStream<TcpStream>>,
         token: &Token,
-        bundle: &Arc<Bundle>,
-    ) -> Result<(TlsStream<TcpStream>, SpiffeId), JoinError> {
-        let mut worst = None;
-        for address in &token.inviter.agent_addresses {
-            match self.dial_one(address, &token.inviter, bundle).await {
-                Ok(reached) => return Ok(reached),
-                Err(error) => {
-                    tracing::info!(%address, %error, "the inviter was not reached");
-                    // what was said by someone says more than silence
-                    if worst.is_none() || !matches!(error, JoinError::Unreachable(_)) {
-                        worst = Some(error);
-                    }
+        own: &Offer,
+        own_bundle: Arc<Bundle>,
+        here: Object,
+    ) -> Result<(), JoinError> {
+        let (store, token, own) = (self.store.clone(), token.clone(), own.clone());
+        let inviter = token.inviter.trust_domain.clone();
+        if self.unfinished.is_closed() {
+            return Err(JoinError::NotReady("it is being stopped"));
+        }
+        let finishing = self.unfinished.spawn(async move {
+            let made = async {
+                if let Some(stream) = asked {
+                    ask(stream, &token, &own, &own_bundle).await?;
                 }
-            }
-        }
-        Err(worst.unwrap_or_else(|| JoinError::Unreachable("the invite names no address".to_owned())))
-    }
-
-    async fn dial_one(
-        &self,
-        address: &str,
-        inviter: &Offer,
-        bundle: &Arc<Bundle>,
-    ) -> Result<(TlsStream<TcpStream>, SpiffeId), JoinError> {
-        let unreachable = |cause: &dyn fmt::Display| JoinError::Unreachable(format!("{address}: {cause}"));
-        let late = || format!("no answer within {CONNECT:?}");
-        let tcp = timeout(CONNECT, TcpStream::connect(address)).await;
-        let tcp = tcp.map_err(|_| unreachable(&late()))?.map_err(|e| unreachable(&e))?;
-        let _ = tcp.set_nodelay(true);
-        let verifier = Arc::new(InviterVerifier {
-            inviter: inviter.clone(),
-            bundle: Arc::clone(bundle),
-            verdict: Mutex::new(None),
+                let created = store.create_for_operator(&here).await;
+                created.map_err(|error| JoinError::NotWritten(here.key.clone(), Box::new(error)))?;
+                tracing::info!(trust_domain = %token.inviter.trust_domain, object = %here.key, "joined by invite");
+                Ok(())
+            };
+            made.await.inspect_err(|error| warn(&token, error))
         });
-        let config = client_config(&self.source, &verifier).map_err(|e| unreachable(&e))?;
-        let connector = TlsConnector::from(Arc::new(config));
-        let shaken = timeout(CONNECT, connector.connect(server_name(address), tcp)).await;
-        let shaken = shaken.map_err(|_| unreachable(&late()))?;
-        match (shaken, verifier.verdict()) {
-            (Ok(stream), Some(Ok(id))) if stream.get_ref().1.alpn_protocol() == Some(super::ALPN) => {
-                Ok((stream, id))
-            }
-            (_, Some(Err(cause))) => Err(JoinError::NotTheInviter { address: address.to_owned(), cause }),
-            (Err(error), _) if is_no_protocol(&error) => Err(JoinError::NoInviteOpen(address.to_owned())),
-            (Err(error), _) => Err(unreachable(&error)),
-            (Ok(_), _) => Err(JoinError::NoInviteOpen(address.to_owned())),
-        }
+        let broken = |error: JoinFailure| JoinError::AnswerLost(error.to_string(), inviter);
+        finishing.await.unwrap_or_else(|error| Err(broken(error)))
     }
 }
 
 /// What can be said of a token without asking anyone; our own bundle.
-fn check_token(world: &World, own: &Offer, token: &Token) -> Result<Arc<Bundle>, JoinError> {
+fn check_token(world: &World, own: &Offer, token: &Token, until: Until) -> Result<Arc<Bundle>, JoinError> {
     let not_ready = JoinError::NotReady;
     if !world.is_read() {
         return Err(not_ready("not every object has been read"));
@@ -237,7 +232,8 @@ fn check_token(world: &World, own: &Offer, token: &Token) -> Result<Arc<Bundle>,
     if token.joiner != own.trust_domain {
         return Err(JoinError::NotForUs { invited: token.joiner.clone(), own: own.trust_domain.clone() });
     }
-    if token.expires <= world.now {
+    // What the inviter has accepted was not expired then.
+    if token.expires <= world.now && until != Until::Accepted {
         return Err(JoinError::Expired(token.expires));
     }
     let inviter = &token.inviter.trust_domain;
@@ -250,13 +246,27 @@ fn check_token(world: &World, own: &Offer, token: &Token) -> Result<Arc<Bundle>,
     Ok(bundle)
 }
 
-fn fetch_error(error: FirstFetchError, token: &Token) -> JoinError {
+/// What the operator does not see where the command was stopped meanwhile.
+fn warn(token: &Token, error: &JoinError) {
+    if !matches!(error, JoinError::NotReady(_)) {
+        tracing::warn!(inviter = %token.inviter.trust_domain, invite = %token.id, %error, "not joined");
+    }
+}
+
+fn fetch_error(error: FirstFetchError, token: &Token, until: Until) -> JoinError {
+    let way_out = if until == Until::Accepted {
+        "the invite is used up: have the TrustDomainPeer of ours deleted there, ask for a new invite, and compare the \
+         fingerprint by voice; or write our TrustDomainPeer by hand, with a bundle that was compared by voice"
+    } else {
+        "ask there for a new invite, and compare the fingerprint by voice"
+    };
     match error {
         FirstFetchError::Fingerprint { url, served } => JoinError::Fingerprint {
             url: url.to_string(),
             inviter: token.inviter.trust_domain.clone(),
             served: spoken(&served),
             expected: spoken(&token.fingerprint),
+            way_out,
         },
         other => JoinError::Fetch(other),
     }
@@ -282,7 +292,7 @@ async fn ask(
     }
     let exchange = async {
         wire::write(&mut stream, &request).await?;
-        wire::read::<EnrolReply>(&mut stream).await
+        wire::read::<EnrolReply>(&mut stream, ANSWER).await
     };
     let answer = timeout(ANSWER, exchange).await;
     let lost = |cause: String| JoinError::AnswerLost(cause, own.trust_domain.clone());
@@ -321,82 +331,6 @@ async fn ask(
     Err(JoinError::Refused(why))
 }
 
-fn client_config(
-    source: &IdentitySource,
-    verifier: &Arc<InviterVerifier>,
-) -> Result<ClientConfig, rustls::Error> {
-    let verifier: Arc<dyn ServerCertVerifier> = Arc::<InviterVerifier>::clone(verifier);
-    let mut config = ClientConfig::builder_with_provider(provider())
-        .with_protocol_versions(&[&rustls::version::TLS13])?
-        .dangerous()
-        .with_custom_certificate_verifier(verifier)
-        .with_client_cert_resolver(Arc::new(OwnSvid::new(source)));
-    config.resumption = Resumption::disabled();
-    config.alpn_protocols = vec![super::ALPN.to_vec()];
-    Ok(config)
-}
-
-fn is_no_protocol(error: &io::Error) -> bool {
-    let inner = error.get_ref().and_then(|inner| inner.downcast_ref::<rustls::Error>());
-    matches!(inner, Some(rustls::Error::AlertReceived(AlertDescription::NoApplicationProtocol)))
-}
-
-/// Accepts exactly the agents that the invite names, by exactly the bundle whose fingerprint it has.
-struct InviterVerifier {
-    inviter: Offer,
-    bundle: Arc<Bundle>,
-    verdict: Mutex<Option<Result<SpiffeId, String>>>,
-}
-
-impl fmt::Debug for InviterVerifier {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("InviterVerifier").finish_non_exhaustive()
-    }
-}
-
-impl InviterVerifier {
-    fn verdict(&self) -> Option<Result<SpiffeId, String>> {
-        self.verdict.lock().unwrap_or_else(PoisonError::into_inner).clone()
-    }
-
-    fn judge(&self, chain: &[CertificateDer<'_>], now: UnixTime) -> Result<SpiffeId, SvidOrId> {
-        let held = |asked: &_| (*asked == self.inviter.trust_domain).then(|| Arc::clone(&self.bundle));
-        let id = verify_svid(chain, &held, Role::Server, now)?;
-        if self.inviter.agent_ids.contains(&id) { Ok(id) } else { Err(SvidOrId::Other(id)) }
-    }
-}
-
-/// Why it is not the inviter's agent.
-#[derive(Debug, thiserror::Error)]
-enum SvidOrId {
-    #[error(transparent)]
-    Svid(#[from] SvidError),
-    #[error("it is {0}, which the invite does not name")]
-    Other(SpiffeId),
-}
-
-impl ServerCertVerifier for InviterVerifier {
-    fn verify_server_cert(
-        &self,
-        leaf: &CertificateDer<'_>,
-        intermediates: &[CertificateDer<'_>],
-        _: &ServerName<'_>,
-        _: &[u8],
-        _: UnixTime,
-    ) -> Result<ServerCertVerified, rustls::Error> {
-        let chain: Vec<_> = std::iter::once(leaf).chain(intermediates).cloned().collect();
-        let judged = self.judge(&chain, unix(crate::clock::now()));
-        let mut verdict = self.verdict.lock().unwrap_or_else(PoisonError::into_inner);
-        *verdict = Some(match &judged {
-            Ok(id) => Ok(id.clone()),
-            Err(error) => Err(error.to_string()),
-        });
-        match judged {
-            Ok(_) => Ok(ServerCertVerified::assertion()),
-            Err(SvidOrId::Svid(error)) => Err(error.into()),
-            Err(SvidOrId::Other(_)) => Err(rustls::CertificateError::ApplicationVerificationFailure.into()),
-        }
-    }
-
-    verify_signatures!();
-}
+#[cfg(test)]
+#[path = "join_tests.rs"]
+mod tests;

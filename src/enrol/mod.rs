@@ -14,6 +14,7 @@
 
 pub mod adopt;
 pub mod desk;
+mod dial;
 pub mod fingerprint;
 pub mod invites;
 pub mod join;

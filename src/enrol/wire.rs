@@ -1,15 +1,23 @@
 //! One message each way: its length in four bytes, big-endian, and itself. Bounded before anything is read.
 
 use std::io;
+use std::time::Duration;
 
 use prost::Message;
 use tokio::io::{AsyncRead, AsyncReadExt as _, AsyncWrite, AsyncWriteExt as _};
+use tokio::time::timeout;
 
 /// Most bytes of a message.
 pub(super) const MAX_MESSAGE: usize = 256 * 1024;
 
-pub(super) async fn read<M: Message + Default>(stream: &mut (impl AsyncRead + Unpin)) -> io::Result<M> {
-    let length = usize::try_from(stream.read_u32().await?).unwrap_or(usize::MAX);
+/// Reads one message, whose length must be there within `patience`.
+pub(super) async fn read<M: Message + Default>(
+    stream: &mut (impl AsyncRead + Unpin),
+    patience: Duration,
+) -> io::Result<M> {
+    let silent = || io::Error::new(io::ErrorKind::TimedOut, format!("it said nothing within {patience:?}"));
+    let length = timeout(patience, stream.read_u32()).await.map_err(|_| silent())??;
+    let length = usize::try_from(length).unwrap_or(usize::MAX);
     if length > MAX_MESSAGE {
         return Err(invalid(format!("a message of {length} bytes, more than {MAX_MESSAGE}")));
     }

@@ -158,7 +158,13 @@ async fn accept(
     };
     let joins = start.client_hello().alpn().is_some_and(|mut protocols| protocols.any(|p| p == enrol::ALPN));
     // Without an open invite, that protocol is as unknown here as any other.
-    let desk = desk.filter(|desk| joins && desk.is_open());
+    let desk = desk.filter(|_| joins).filter(|desk| {
+        let is_open = desk.is_open();
+        if !is_open {
+            desk.stray(source);
+        }
+        is_open
+    });
     if desk.as_ref().is_some_and(|desk| !desk.admits(source)) {
         return Err(io::Error::other("too many joiners"));
     }
@@ -210,7 +216,7 @@ impl Sources {
 }
 
 /// Who has one address of IPv6 has the whole /64.
-fn network(source: IpAddr) -> IpAddr {
+pub(crate) fn network(source: IpAddr) -> IpAddr {
     match source.to_canonical() {
         IpAddr::V4(address) => IpAddr::V4(address),
         IpAddr::V6(address) => IpAddr::V6(Ipv6Addr::from_bits(address.to_bits() & !u128::from(u64::MAX))),
@@ -368,6 +374,10 @@ impl Federation for Exchange {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::identity::peer_tls::server_config;
+    use crate::identity::source::IdentitySource;
+    use crate::identity::tls::provider;
+    use crate::observe::testing::Logs;
 
     #[test]
     fn a_source_is_a_network_and_cannot_crowd_out_another() {
@@ -381,5 +391,43 @@ mod tests {
             sources.allow(ip(&format!("10.{}.{}.{}", n / 65_536, n / 256 % 256, n % 256)));
         }
         assert!(sources.buckets.len() <= SOURCES);
+    }
+
+    #[tokio::test]
+    async fn who_comes_to_join_while_no_invite_is_open_is_logged() {
+        let folder = tempfile::tempdir().unwrap();
+        let timings = crate::store::DirectoryTimings::default();
+        let store = crate::store::DirectoryStore::open(folder.path(), timings).unwrap();
+        let store = crate::store::Store::Directory(store);
+        let invites = enrol::Invites::new(store.clone(), "entente-system", "entente");
+        let source = IdentitySource::empty();
+        let worlds = crate::index::run::WorldHandle::new().0;
+        let desk = Arc::new(Desk::new(&source, invites, store, worlds, Default::default()).unwrap());
+        let tls = Arc::new(server_config(&source, Arc::new(|_| false)).unwrap());
+        let logs = Logs::of_this_thread();
+        for (protocol, logged) in [(ALPN_HTTP2, 0), (enrol::ALPN, 1), (enrol::ALPN, 2)] {
+            let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+            let mut client = rustls::ClientConfig::builder_with_provider(provider())
+                .with_protocol_versions(&[&rustls::version::TLS13])
+                .unwrap()
+                .with_root_certificates(rustls::RootCertStore::empty())
+                .with_no_client_auth();
+            client.alpn_protocols = vec![protocol.to_vec()];
+            let tcp = TcpStream::connect(listener.local_addr().unwrap()).await.unwrap();
+            let connector = tokio_rustls::TlsConnector::from(Arc::new(client));
+            let (tcp_there, _) = listener.accept().await.unwrap();
+            let accepting =
+                accept(Arc::clone(&tls), Some(Arc::clone(&desk)), tcp_there, [192, 0, 2, 1].into());
+            let connecting = connector.connect("inviter.test".try_into().unwrap(), tcp);
+            let (accepted, connected) = tokio::join!(accepting, connecting);
+            assert!(accepted.is_err() && connected.is_err());
+            let said = logs.warnings();
+            assert_eq!(said.matches("no invite is open").count(), logged, "{said}");
+            assert_eq!(said.matches("source=192.0.2.1").count(), logged, "{said}");
+        }
+        for _ in 0..20 {
+            desk.stray([192, 0, 2, 1].into());
+        }
+        assert!(logs.warnings().lines().count() < 10, "{}", logs.warnings());
     }
 }

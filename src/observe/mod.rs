@@ -2,3 +2,6 @@
 
 pub mod admin;
 pub mod metrics;
+
+#[cfg(test)]
+pub(crate) mod testing;

@@ -10,8 +10,8 @@ use tonic::{Code, Request, Response, Status};
 
 use super::*;
 use crate::devkit::{Authority, Settings};
-use crate::model::trust::{BundleRemoval, Refresh, SpireAction};
 use crate::model::TrustDomain;
+use crate::model::trust::{BundleRemoval, Refresh, SpireAction};
 use crate::proto::spire::server::bundle::v1::bundle_server::{Bundle, BundleServer};
 use crate::proto::spire::server::entry::v1::entry_server::{Entry, EntryServer};
 use crate::proto::spire::server::trustdomain::v1::trust_domain_server::{

@@ -36,6 +36,10 @@ const LAST_RETRY: Duration = Duration::from_secs(60);
 const PACE: Duration = Duration::from_secs(1);
 /// How many writes of one object need not keep to it after a quiet time: a change seldom comes alone.
 const BURST: u32 = 5;
+/// How long any other write is given while trust is to end: what comes next of that must not wait for a webhook that hangs.
+const HASTE: Duration = Duration::from_secs(2);
+/// How often what ends trust may fail before the rest is given its usual time again.
+const HASTY_TRIES: u32 = 5;
 /// How many objects are written at a time.
 const CONCURRENCY: usize = 16;
 
@@ -126,6 +130,7 @@ impl Applier {
         self.attempts.retain(|id, _| operations.contains_key(id));
         let now = Instant::now();
         self.paced.retain(|_, ahead| *ahead > now);
+        let limit = self.limit(&operations);
         for stage in Stage::ALL {
             let due = self.due(&operations, stage);
             if due.is_empty() || !may_write(&self.leading, cancel) {
@@ -140,8 +145,9 @@ impl Applier {
             for outdated in due.iter().filter_map(|(_, operation)| operation.outdates()) {
                 self.refreshes.abort(outdated);
             }
-            let results = self.execute_all(due, &own, cancel).await;
-            if stage == Stage::Spire {
+            let asks_spire = due.iter().any(|(_, operation)| matches!(operation, Operation::Spire(_)));
+            let results = self.execute_all(due, &own, limit, cancel).await;
+            if asks_spire {
                 self.targets.spire_watch.refresh();
             }
             for (id, operation, result) in results {
@@ -153,11 +159,18 @@ impl Applier {
         operations.iter().filter_map(|(id, operation)| self.due_at(id, operation, now)).min()
     }
 
+    /// How long a write that does not end trust may take, if not as long as the store lets it.
+    fn limit(&self, operations: &BTreeMap<String, Operation>) -> Option<Duration> {
+        let is_hopeful = |id: &String| self.attempts.get(id).is_none_or(|last| last.failures < HASTY_TRIES);
+        operations.iter().any(|(id, operation)| operation.is_end() && is_hopeful(id)).then_some(HASTE)
+    }
+
     /// Does these, some at a time; what has not begun when the lead is lost is left out.
     async fn execute_all(
         &self,
         due: Vec<(String, Operation)>,
         own: &TrustDomain,
+        limit: Option<Duration>,
         cancel: &CancellationToken,
     ) -> Vec<Ended> {
         futures::stream::iter(due)
@@ -165,7 +178,8 @@ impl Applier {
                 if !may_write(&self.leading, cancel) {
                     return None;
                 }
-                let result = operation.execute(&self.targets, own).await;
+                let limit = limit.filter(|_| operation.object().is_some() && !operation.is_end());
+                let result = within(limit, operation.execute(&self.targets, own)).await;
                 Some((id, operation, result))
             })
             .buffer_unordered(CONCURRENCY)
@@ -187,12 +201,14 @@ impl Applier {
 
     fn due(&self, operations: &BTreeMap<String, Operation>, stage: Stage) -> Vec<(String, Operation)> {
         let now = Instant::now();
-        operations
+        let mut due: Vec<(String, Operation)> = operations
             .iter()
             .filter(|(_, operation)| operation.stage() == stage)
             .filter(|(id, operation)| self.due_at(id, operation, now).is_some_and(|at| at <= now))
             .map(|(id, operation)| (id.clone(), operation.clone()))
-            .collect()
+            .collect();
+        due.sort_by_key(|(_, operation)| !operation.is_end());
+        due
     }
 
     /// When it may be done; nothing while it waits for one that runs.
@@ -253,6 +269,21 @@ impl Applier {
 /// Whether this replica leads still, and is not told to stop.
 fn may_write(leading: &watch::Receiver<bool>, cancel: &CancellationToken) -> bool {
     *leading.borrow() && !cancel.is_cancelled()
+}
+
+/// What comes of it in this time, where there is a limit.
+async fn within(
+    limit: Option<Duration>,
+    done: impl Future<Output = Result<(), String>>,
+) -> Result<(), String> {
+    let Some(limit) = limit else { return done.await };
+    let late = |_| {
+        Err(format!(
+            "no answer within {} s, while trust is to end, which does not wait for it",
+            limit.as_secs()
+        ))
+    };
+    tokio::time::timeout(limit, done).await.unwrap_or_else(late)
 }
 
 async fn sleep_until(at: Option<Instant>) {

@@ -7,6 +7,7 @@ use std::time::Duration;
 use super::{ECHO, Targets};
 use serde_json::Value;
 
+use crate::model::object::Kind;
 use crate::model::trust::{BundleRemoval, SpireAction};
 use crate::model::{ObjectKey, TrustDomain};
 use crate::plan::diff::Write;
@@ -16,8 +17,8 @@ use crate::store::Severity;
 /// The order in which a plan is made true. Each step is safe by itself: the plan waits for what must come first.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub(super) enum Stage {
-    /// Finalizers and `federatesWith`.
-    Patches,
+    /// What ends trust, which waits for nobody; and beside it, finalizers and `federatesWith`.
+    Trust,
     Spire,
     /// Started, not waited for: what SPIRE fetches for it, the peer serves. A new authority waits for no writes.
     Refresh,
@@ -28,7 +29,7 @@ pub(super) enum Stage {
 
 impl Stage {
     pub(super) const ALL: [Self; 6] =
-        [Self::Patches, Self::Spire, Self::Refresh, Self::Writes, Self::Prune, Self::Statuses];
+        [Self::Trust, Self::Spire, Self::Refresh, Self::Writes, Self::Prune, Self::Statuses];
 }
 
 #[derive(Clone, Debug, PartialEq)]
@@ -71,12 +72,25 @@ impl Operation {
 
     pub(super) const fn stage(&self) -> Stage {
         match self {
-            Self::Patch(_) => Stage::Patches,
+            Self::Patch(_) => Stage::Trust,
+            _ if self.is_end() => Stage::Trust,
             Self::Write(_) => Stage::Writes,
             Self::Spire(SpireAction::RefreshBundle(_)) => Stage::Refresh,
             Self::Spire(_) => Stage::Spire,
             Self::Prune { .. } => Stage::Prune,
             Self::Status { .. } => Stage::Statuses,
+        }
+    }
+
+    /// Whether it ends trust: the plan asks for it when nothing else has to come first, and nothing else may delay it.
+    pub(super) const fn is_end(&self) -> bool {
+        match self {
+            Self::Prune { key, .. } => matches!(key.kind, Kind::ClusterFederatedTrustDomain),
+            Self::Spire(action) => matches!(
+                action,
+                SpireAction::DeleteRelationship(_) | SpireAction::DeleteBundle(_, BundleRemoval::Dissociate)
+            ),
+            Self::Patch(_) | Self::Write(_) | Self::Status { .. } => false,
         }
     }
 

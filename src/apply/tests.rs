@@ -30,12 +30,17 @@ struct Stand {
 
 impl Stand {
     fn new() -> Self {
-        let mut stand = Self::at_rest();
+        Self::on(None)
+    }
+
+    /// On this store, or on a directory of its own.
+    fn on(store: Option<Store>) -> Self {
+        let mut stand = Self::at_rest(store);
         tokio::spawn(stand.applier.take().unwrap().run(stand.cancel.clone()));
         stand
     }
 
-    fn at_rest() -> Self {
+    fn at_rest(store: Option<Store>) -> Self {
         let folder = tempfile::tempdir().unwrap();
         let socket = folder.path().join("api.sock");
         let listener = UnixListener::bind(&socket).unwrap();
@@ -60,9 +65,9 @@ impl Stand {
         );
         let metrics = Arc::new(Metrics::default());
         let targets = Targets {
-            store: Store::Directory(
-                DirectoryStore::open(folder.path(), DirectoryTimings::default()).unwrap(),
-            ),
+            store: store.unwrap_or_else(|| {
+                Store::Directory(DirectoryStore::open(folder.path(), DirectoryTimings::default()).unwrap())
+            }),
             spire: server,
             spire_watch,
             identity: watch::channel(Some(Arc::new(identity))).1,
@@ -244,7 +249,7 @@ async fn an_object_that_keeps_changing_is_written_once_a_second_after_a_few() {
 /// SPIRE may be served something else than we are, whenever it asks.
 #[tokio::test(start_paused = true)]
 async fn a_refresh_that_changed_nothing_is_not_asked_for_again_before_the_poll_interval() {
-    let mut stand = Stand::at_rest();
+    let mut stand = Stand::at_rest(None);
     let mut applier = stand.applier.take().unwrap();
     let operations = |served| operation::of(&with(refresh(served), Plan::default()));
     let (id, operation) = operations(1).pop_first().unwrap();
@@ -279,4 +284,59 @@ fn a_status_that_differs_by_its_times_alone_is_the_same_try() {
     };
     assert!(at("10:00", "A").is_again(&at("10:01", "A")));
     assert!(!at("10:00", "A").is_again(&at("10:00", "B")));
+}
+
+/// Patches hang, in an admission webhook say; what is deleted is.
+fn hanging_api_server() -> Store {
+    let service = tower::service_fn(|request: http::Request<kube::client::Body>| async move {
+        if request.method() == http::Method::PATCH {
+            std::future::pending::<()>().await;
+        }
+        let done = json!({ "apiVersion": "v1", "kind": "Status", "status": "Success", "metadata": {} });
+        let body = kube::client::Body::from(done.to_string().into_bytes());
+        Ok::<_, std::convert::Infallible>(http::Response::new(body))
+    });
+    Store::Kubernetes(crate::store::KubernetesStore::new(
+        kube::Client::new(service, "default"),
+        "entente",
+        "main",
+    ))
+}
+
+fn one_patch() -> crate::plan::Patch {
+    let key = ObjectKey::cluster(Kind::ClusterStaticEntry, "cart");
+    crate::plan::Patch { key, resource_version: "1".to_owned(), ops: Vec::new() }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_webhook_that_hangs_does_not_hold_up_the_end_of_trust() {
+    let stand = Stand::on(Some(hanging_api_server()));
+    let relationship = ObjectKey::cluster(Kind::ClusterFederatedTrustDomain, "east");
+    let prune = BTreeMap::from([(relationship, "1".to_owned())]);
+    stand.wants(Plan { patches: vec![one_patch()], prune, ..object("a") });
+    // patch and write are given up, so that what comes next of the end is planned on
+    sleep(HASTE * 2 + MOMENT).await;
+    assert_eq!((stand.ended("Ok"), stand.ended("Error")), (1, 2));
+    stand.wants(Plan::default());
+    sleep(HASTE * 5).await;
+    // without an end a patch may take its time
+    let before = stand.tries();
+    stand.wants(Plan { patches: vec![one_patch()], ..Plan::default() });
+    sleep(Duration::from_secs(20)).await;
+    assert_eq!(stand.tries(), before);
+}
+
+/// What ends trust waits for no write, no patch and no other call.
+#[test]
+fn the_end_of_trust_comes_first() {
+    let prune = |kind| Operation::Prune { key: ObjectKey::cluster(kind, "east"), uid: "1".to_owned() };
+    let delete = |removal| Operation::Spire(SpireAction::DeleteBundle(td("east.test"), removal));
+    let patch = Operation::Patch(one_patch());
+    let relationship = Operation::Spire(SpireAction::DeleteRelationship(td("east.test")));
+    let write = operation::of(&object("a")).into_values().next().unwrap();
+    for end in [prune(Kind::ClusterFederatedTrustDomain), delete(BundleRemoval::Dissociate), relationship] {
+        assert!(end.stage() <= patch.stage() && end.stage() < write.stage(), "{end}");
+    }
+    assert!(prune(Kind::ImportedService).stage() > write.stage());
+    assert!(delete(BundleRemoval::Restrict).stage() > patch.stage(), "that waits for registrations");
 }

@@ -108,6 +108,8 @@ pub struct PeerMemory {
     pub contests: BTreeMap<String, Contest>,
     /// Our authorities that the peer gave its last receipt for, in this exchange; `None` while it gave none.
     pub receipted: Option<BTreeSet<AuthorityId>>,
+    /// Our authorities that the peer held when it was last heard in this life of the process.
+    pub last_held: Option<BTreeSet<AuthorityId>>,
 }
 
 /// What was seen of a registration since the peer was to be kept out of it.
@@ -228,6 +230,8 @@ pub struct World {
     pub spire: Option<Arc<SpireState>>,
     /// Since when, in this life of the process, authorities of ours are known to be tainted.
     pub tainted_since: BTreeMap<AuthorityId, Timestamp>,
+    /// Since when, in this life of the process, authorities are known to be in our own bundle in SPIRE.
+    pub published_since: BTreeMap<AuthorityId, Timestamp>,
     pub endpoints: Arc<BTreeMap<TrustDomain, EndpointState>>,
     pub sessions: Arc<BTreeMap<TrustDomain, SessionState>>,
     pub peers: BTreeMap<TrustDomain, Arc<Peer>>,
@@ -263,6 +267,7 @@ impl World {
             own_history: OwnHistory::default(),
             spire: None,
             tainted_since: BTreeMap::new(),
+            published_since: BTreeMap::new(),
             endpoints: Arc::default(),
             sessions: Arc::default(),
             peers: BTreeMap::new(),

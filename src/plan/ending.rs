@@ -3,7 +3,8 @@
 //!
 //! In an emergency ([`ANNOTATION_END`](crate::model::peer::ANNOTATION_END)) trust goes first and at once: `federatesWith`
 //! of all that is selected and of the agent itself, the relationship, imports and the clients of policies in one go, then
-//! the bundle out of whatever still names it; the goodbye is said beside.
+//! the bundle out of whatever still names it; the goodbye is said beside. Registrations that refuse the change hold back
+//! none of it.
 
 use std::time::Duration;
 
@@ -11,6 +12,7 @@ use jiff::Timestamp;
 
 use super::registrations;
 use crate::model::object::Kind;
+use crate::model::world::Relationships;
 use crate::model::{ObjectKey, Peer, TrustDomain, World};
 
 /// The finalizer on a TrustDomainPeer.
@@ -135,13 +137,10 @@ pub fn wake_at(world: &World, peer: &Peer) -> Option<Timestamp> {
     }
 }
 
-/// Nothing is waited for that trust need not wait for: registrations are objects, which need no SPIRE to be changed.
+/// Nothing is waited for that trust need not wait for: registrations are changed beside, and waited for last. Whoever
+/// refuses a change of one, by a webhook or by rights, would else keep the trust alive.
 fn at_once(world: &World, peer: &Peer) -> Stage {
     let trust_domain = &peer.trust_domain;
-    let revocable = registrations::revocable(world, peer);
-    if !revocable.is_empty() {
-        return Stage::Registrations(revocable);
-    }
     if let Some(object) = relationship_object(world, peer) {
         return Stage::Relationship(object.to_string());
     }
@@ -163,7 +162,11 @@ fn at_once(world: &World, peer: &Peer) -> Stage {
     if world.sessions.get(trust_domain).is_none_or(|session| !session.parted) {
         return Stage::Goodbye;
     }
-    generated_or_done(world, peer)
+    let revocable = registrations::revocable(world, peer);
+    match generated_or_done(world, peer) {
+        Stage::Done if !revocable.is_empty() => Stage::Registrations(revocable),
+        stage => stage,
+    }
 }
 
 fn generated_or_done(world: &World, peer: &Peer) -> Stage {
@@ -203,7 +206,30 @@ pub fn drops_relationship(world: &World, peer: &Peer) -> bool {
 /// emergency the policies themselves keep them out.
 #[must_use]
 pub fn drops_services(world: &World, peer: &Peer) -> bool {
-    is_at_once(peer) || stage(world, peer).is_some_and(|stage| stage >= Stage::Generated(0))
+    is_at_once(peer)
+        || stage(world, peer).is_some_and(|stage| stage >= Stage::Generated(0))
+        || has_passed_bundle(world, peer)
+}
+
+/// Whether nothing here speaks for the trust any more, though after a restart the goodbye is said again, or SPIRE cannot be
+/// read just now: who was shut out is not let in again by that.
+fn has_passed_bundle(world: &World, peer: &Peer) -> bool {
+    let trust_domain = &peer.trust_domain;
+    let ours = registrations::added_for(world, trust_domain);
+    let goes_on = peer.deletion.is_none() || !world.is_read() || relationship_object(world, peer).is_some();
+    if goes_on || !ours.workloads.is_empty() || ours.own.is_some() {
+        return false;
+    }
+    let by_objects = world.settings.relationships == Relationships::ControllerManager;
+    // What was read last, where SPIRE cannot be read now. The agent's own entry is in whatever was ever read.
+    let read = world.spire.as_ref().filter(|spire| spire.failure.is_none() || !spire.entries.is_empty());
+    let Some(spire) = read.or(world.spire.as_ref().filter(|_| by_objects)) else {
+        return by_objects && !world.registrations.values().any(|r| r.names(trust_domain));
+    };
+    super::relationship::foreign(world, peer).is_some()
+        || !(spire.relationships.contains_key(trust_domain)
+            || spire.bundles.contains_key(trust_domain)
+            || spire.federating_with(trust_domain).next().is_some())
 }
 
 /// What an end changes, and what it may break: for who is about to ask for it.
@@ -253,6 +279,12 @@ pub fn message(world: &World, peer: &Peer, stage: &Stage) -> String {
         return format!("ending; waits {waits}");
     }
     let trust_domain = &peer.trust_domain;
+    let left = registrations::revocable(world, peer);
+    let beside = if left.is_empty() || matches!(stage, Stage::Registrations(_)) {
+        String::new()
+    } else {
+        format!("; beside it, federatesWith {trust_domain} is taken out of {}", listed(&left, NAMES))
+    };
     let names = registrations::not_ours(world, peer);
     let broken = if names.is_empty() {
         String::new()
@@ -269,7 +301,7 @@ pub fn message(world: &World, peer: &Peer, stage: &Stage) -> String {
             "; {other} describes {trust_domain} too and is not ours: SPIRE trusts it until that is deleted"
         )
     });
-    format!("ending at once, trust first; waits {waits}{broken}{foreign}")
+    format!("ending at once, trust first; waits {waits}{beside}{broken}{foreign}")
 }
 
 impl Stage {

@@ -893,12 +893,12 @@ fn in_an_emergency_trust_goes_first_and_at_once() {
     });
     scene.link(LinkState::Connected, None);
 
-    let key = |name| ObjectKey::cluster(Kind::ClusterStaticEntry, name).to_string();
-    let stripped = Stage::Registrations(["agent", "by-user", "cart"].map(key).to_vec());
-    assert_eq!(stage(&scene.world, &scene.peer()), Some(stripped));
+    assert_eq!(stage(&scene.world, &scene.peer()), Some(Stage::Relationship(object.key.to_string())));
     let first = plan(&scene.world);
     assert!(first.prune.contains_key(&object.key), "the relationship goes with federatesWith");
+    assert_eq!(first.patches.len(), 3, "agent, by-user, cart: {:?}", first.patches);
     let told = first.statuses.values().next().unwrap().status.to_string();
+    assert!(told.contains("ClusterStaticEntry by-user"), "what is still to be stripped is named: {told}");
     assert!(told.contains("theirs") && told.contains("get no SVID"), "what breaks is said before: {told}");
     assert!(first.statuses.values().next().unwrap().transitions.iter().any(|t| t.message.contains("theirs")));
     scene.write_patches();
@@ -919,6 +919,67 @@ fn in_an_emergency_trust_goes_first_and_at_once() {
     assert_eq!(stage(&scene.world, &scene.peer()), Some(Stage::Goodbye));
     Arc::make_mut(&mut scene.world.sessions).get_mut(&td(EAST)).unwrap().parted = true;
     assert_eq!(stage(&scene.world, &scene.peer()), Some(Stage::Done));
+}
+
+/// Who refuses a patch, by a webhook or by rights, keeps nobody's trust alive: its registration is waited for last.
+#[test]
+fn a_registration_that_cannot_be_patched_holds_back_no_emergency() {
+    let mut scene = Scene::related();
+    scene.write_patches();
+    let object = relationship::object(&scene.world, &scene.peer()).unwrap();
+    scene.world = scene.world.clone().with_object(object.clone());
+    scene.change_peer(|peer| {
+        peer.deletion = Some(now());
+        peer.ending = crate::model::peer::Ending { at_once: true, by: None };
+    });
+    scene.link(LinkState::Connected, None);
+    let strips = |scene: &Scene| patches(&scene.world).len();
+    assert_eq!(strips(&scene), 2);
+    scene.world.objects.remove(&object.key);
+    assert_eq!(scene.actions(), [SpireAction::DeleteRelationship(td(EAST))]);
+    scene.spire(|spire, _| spire.relationships.clear());
+    assert_eq!(scene.actions(), [SpireAction::DeleteBundle(td(EAST), BundleRemoval::Dissociate)]);
+    scene.spire(|spire, _| spire.bundles.clear());
+    assert_eq!((scene.actions(), strips(&scene)), (vec![], 2), "it is tried all the while");
+    Arc::make_mut(&mut scene.world.sessions).get_mut(&td(EAST)).unwrap().parted = true;
+    let left = ["agent", "cart"].map(|name| ObjectKey::cluster(Kind::ClusterStaticEntry, name).to_string());
+    assert_eq!(stage(&scene.world, &scene.peer()), Some(Stage::Registrations(left.to_vec())));
+    assert_eq!(finalizers::patches(&scene.world), [], "and held until it is done");
+    scene.write_patches();
+    assert_eq!(stage(&scene.world, &scene.peer()), Some(Stage::Done));
+}
+
+/// What was shut out stays out, though a restart or a silent SPIRE has the ending look as if it were at an earlier stage.
+#[test]
+fn an_ending_that_has_passed_the_bundle_brings_no_clients_back() {
+    let drops = |scene: &Scene| super::ending::drops_services(&scene.world, &scene.peer());
+    let restart = |scene: &mut Scene| scene.link(LinkState::Idle, None);
+    let mut scene = Scene::related();
+    scene.change_peer(|peer| peer.deletion = Some(now()));
+    restart(&mut scene);
+    scene.spire(|spire, _| spire.relationships.clear());
+    assert!(!drops(&scene), "the bundle is there, and may wait for its drain");
+    scene.spire(|spire, _| spire.failure = Some("no answer".to_owned()));
+    assert!(!drops(&scene), "as it was read last");
+    scene.spire(|spire, _| spire.bundles.clear());
+    assert_eq!(stage(&scene.world, &scene.peer()), Some(Stage::Goodbye));
+    assert!(drops(&scene));
+    Arc::make_mut(&mut scene.world.sessions).get_mut(&td(EAST)).unwrap().parted = true;
+    assert!(matches!(stage(&scene.world, &scene.peer()), Some(Stage::Spire(_))));
+    assert!(drops(&scene));
+    scene.world.spire = None;
+    assert!(drops(&scene), "nothing names it any more: what SPIRE holds can be no reason");
+    scene.write_patches();
+    let mut cart = registration("cart", false);
+    cart.federates_with = vec![EAST.to_owned()];
+    cart.record.added.insert(td(EAST));
+    scene.register(cart);
+    assert!(!drops(&scene), "a registration names it still");
+    scene.register(registration("cart", false));
+    Arc::make_mut(&mut scene.world.settings).relationships = Relationships::ServerApi;
+    assert!(!drops(&scene), "there SPIRE alone knows");
+    scene.change_peer(|peer| peer.deletion = None);
+    assert!(!drops(&scene));
 }
 
 #[test]

@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use entente::devkit::{EmbeddedConfig, EmbeddedSpire, NewEntry};
 use entente::model::TrustDomain;
-use entente::model::trust::{Relationship, SpireAction};
+use entente::model::trust::{Refresh, Relationship, SpireAction};
 use entente::proto::workload::X509svidRequest;
 use entente::proto::workload::spiffe_workload_api_client::SpiffeWorkloadApiClient;
 use entente::spire::SpireServer;
@@ -67,7 +67,12 @@ async fn without_a_local_bundle_https_spiffe_is_not_fetched() {
     let relationship =
         Relationship { trust_domain: east.trust_domain().clone(), endpoint: east.bundle_endpoint().unwrap() };
     server.act(&west(), &SpireAction::CreateRelationship(relationship, None)).await.unwrap();
-    let refresh = SpireAction::RefreshBundle(east.trust_domain().clone());
+    let refresh = SpireAction::RefreshBundle(Refresh {
+        trust_domain: east.trust_domain().clone(),
+        stored: None,
+        served: east.bundle().digest(),
+        every: Duration::ZERO,
+    });
     let error = server.act(&west(), &refresh).await.unwrap_err();
     assert!(error.to_string().contains("local copy of bundle not found"), "{error}");
     assert!(west_spire.federated_bundle(east.trust_domain()).is_none());

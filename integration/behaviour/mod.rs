@@ -23,7 +23,7 @@ use std::time::Duration;
 
 use entente::devkit::{EmbeddedConfig, EmbeddedSpire};
 use entente::model::endpoint::BundleEndpoint;
-use entente::model::trust::{BundleRemoval, Relationship, SpireAction, SpireState};
+use entente::model::trust::{BundleRemoval, Refresh, Relationship, SpireAction, SpireState};
 use entente::model::{AuthorityId, Bundle, TrustDomain};
 use entente::spire::SpireServer;
 
@@ -133,7 +133,13 @@ impl<'a, S: Spire> Case<'a, S> {
     }
 
     async fn refresh(&self) -> Result<(), entente::spire::SpireError> {
-        self.server.act(self.own(), &SpireAction::RefreshBundle(self.peer_domain())).await
+        let refresh = Refresh {
+            trust_domain: self.peer_domain(),
+            stored: None,
+            served: self.peer.bundle().digest(),
+            every: Duration::ZERO,
+        };
+        self.server.act(self.own(), &SpireAction::RefreshBundle(refresh)).await
     }
 
     /// Refreshes until the bundle held is as wanted: a poll of SPIRE's own may have been under way and end later.

@@ -30,6 +30,8 @@ pub struct Fetched {
     pub ignored: Vec<String>,
     /// Why SPIRE's own reader refuses the document, where it does.
     pub refused_by_spire: Option<String>,
+    /// The chain (DER, leaf first) by which an endpoint of `https_spiffe` proved its SPIFFE ID; else empty.
+    pub proof: Vec<Vec<u8>>,
 }
 
 /// A fetch that failed, and how far it came.
@@ -144,6 +146,7 @@ impl EndpointClient {
                     bundle: parsed.bundle,
                     ignored: parsed.ignored,
                     refused_by_spire: parsed.refused_by_spire,
+                    proof: verifier.as_ref().map(|verifier| verifier.proof()).unwrap_or_default(),
                 })
             }
             Err(problem) => {

@@ -44,10 +44,17 @@ fn document(ca: &Ca) -> String {
 #[tokio::test]
 async fn https_spiffe_is_verified_by_id_and_bundle_and_not_by_host_name() {
     let (ca, next) = (Ca::new(), Ca::new());
-    let fetched = fetch_from(&ca, ca.svid(ENDPOINT), Reply::Ok(document(&next))).await.unwrap();
+    let signed = ca.svid(ENDPOINT);
+    let svid = signed.der.clone();
+    let fetched = fetch_from(&ca, signed, Reply::Ok(document(&next))).await.unwrap();
     assert_eq!(
         fetched,
-        Fetched { bundle: (*next.bundle("west.test")).clone(), ignored: vec![], refused_by_spire: None }
+        Fetched {
+            bundle: (*next.bundle("west.test")).clone(),
+            ignored: vec![],
+            refused_by_spire: None,
+            proof: vec![svid.to_vec()],
+        }
     );
 }
 

@@ -54,7 +54,7 @@ pub(super) struct EndpointVerifier {
 /// What the last endpoint showed.
 #[derive(Debug, Default)]
 struct Seen {
-    leaf: Vec<u8>,
+    chain: Vec<Vec<u8>>,
     is_accepted: bool,
     refusal: Option<Refusal>,
 }
@@ -76,7 +76,14 @@ impl EndpointVerifier {
 
     /// The SPIFFE ID that the last endpoint's certificate names, whoever signed it.
     pub(super) fn presented(&self) -> Option<SpiffeId> {
-        claimed_id(&self.seen().leaf)
+        claimed_id(self.seen().chain.first()?)
+    }
+
+    /// The chain by which the last endpoint proved its SPIFFE ID; empty where it did not, or needed not.
+    pub(super) fn proof(&self) -> Vec<Vec<u8>> {
+        let seen = self.seen();
+        let proves = seen.is_accepted && matches!(self.trust, Trust::Spiffe { .. });
+        if proves { seen.chain.clone() } else { Vec::new() }
     }
 
     fn seen(&self) -> MutexGuard<'_, Seen> {
@@ -145,8 +152,8 @@ impl ServerCertVerifier for EndpointVerifier {
     ) -> Result<ServerCertVerified, rustls::Error> {
         let verdict = self.judge(end_entity, intermediates, server_name);
         let refusal = verdict.err();
-        let leaf = end_entity.to_vec();
-        *self.seen() = Seen { leaf, is_accepted: refusal.is_none(), refusal: refusal.clone() };
+        let chain = std::iter::once(end_entity).chain(intermediates).map(|der| der.to_vec()).collect();
+        *self.seen() = Seen { chain, is_accepted: refusal.is_none(), refusal: refusal.clone() };
         match refusal {
             None => Ok(ServerCertVerified::assertion()),
             Some(why) => Err(why.into()),

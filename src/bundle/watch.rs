@@ -16,7 +16,7 @@ use super::endpoint::EndpointClient;
 use super::monitor::{PollLimits, next_poll, observe, verifying_bundle};
 use crate::clock::whole;
 use crate::model::TrustDomain;
-use crate::model::endpoint::{EndpointState, MonitorTarget};
+use crate::model::endpoint::{EndpointState, MonitorTarget, Proof};
 
 /// Most fetches under way at once. Each ends by its own timeout, so that nobody waits for long.
 const MAX_FETCHES: usize = 64;
@@ -314,9 +314,13 @@ impl Poll {
             Ok(fetched) => fetched.refused_by_spire.clone(),
             Err(_) => self.state.refused_by_spire.clone(),
         };
+        let proof = match &fetched {
+            Ok(fetched) => proof(self.state.proof.as_ref(), &fetched.proof, whole(begun)),
+            Err(_) => self.state.proof.clone(),
+        };
         let fetched = fetched.map(|fetched| fetched.bundle);
         let mut state = observe(&self.state, fetched, whole((self.shared.clock)()));
-        state.refused_by_spire = refused_by_spire;
+        (state.refused_by_spire, state.proof) = (refused_by_spire, proof);
         state.asked_at = Some(begun);
         if !in_turn {
             state.good_in_a_row = state.good_in_a_row.min(self.state.good_in_a_row);
@@ -347,6 +351,12 @@ impl Poll {
                 "bundle endpoint unhealthy");
         }
     }
+}
+
+/// The same chain again is no news.
+fn proof(before: Option<&Proof>, chain: &[Vec<u8>], at: Timestamp) -> Option<Proof> {
+    let same = before.filter(|before| before.chain == chain).cloned();
+    same.or_else(|| (!chain.is_empty()).then(|| Proof { chain: chain.to_vec(), at }))
 }
 
 /// Returns once a fetch is asked for after a moment at which none had begun.

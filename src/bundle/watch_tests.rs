@@ -93,6 +93,7 @@ async fn endpoints_are_fetched_at_once_then_polled_through_rotations_and_stop_on
     assert_eq!(empty.alarms, [BundleAlarm::NoUsableAuthority]);
     let healed = run.until("west.test", |state| sequence(state) == Some(4) && state.good_in_a_row >= 3).await;
     assert!(healed.alarms.is_empty(), "an endpoint that served an empty bundle is heard again");
+    assert!(healed.proof.is_some_and(|proof| proof.chain.len() == 1));
     run.cancel.cancel();
     tokio::time::timeout(Duration::from_secs(5), run.task).await.unwrap().unwrap();
 }

@@ -201,8 +201,19 @@ pub struct EndpointState {
     pub descends_from: Option<BundleDigest>,
     /// How often in a row the endpoint served the same bundle again.
     pub unchanged: u32,
+    /// How the endpoint proved last that it is of the trust domain, where its profile has it do so.
+    pub proof: Option<Proof>,
     /// The moment when the last fetch that ended had begun.
     pub asked_at: Option<Timestamp>,
     /// Since when `failure` is set, or since when it is not.
     pub since: Option<Timestamp>,
+}
+
+/// A chain that was verified: who presented it has the key that it begins with, and so the word of who signed it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Proof {
+    /// DER, leaf first.
+    pub chain: Vec<Vec<u8>>,
+    /// When it was first seen, and valid.
+    pub at: Timestamp,
 }

@@ -102,6 +102,8 @@ pub struct PeerMemory {
     pub away_since: Option<Timestamp>,
     /// Since when the peer's report names a bundle of ours that is not the newest.
     pub stale_since: Option<Timestamp>,
+    /// Public keys in the bundle of the peer that SPIRE held last and that was usable, by since when.
+    pub held_keys: BTreeMap<[u8; 32], Timestamp>,
     /// Registrations out of which the peer is kept now, and who puts it back there: by object, or SPIFFE ID.
     pub contests: BTreeMap<String, Contest>,
     /// Our authorities that the peer gave its last receipt for, in this exchange; `None` while it gave none.
@@ -165,7 +167,30 @@ pub struct Poisoned {
 
 /// Public keys (by the SHA-256 of their SubjectPublicKeyInfo) in bundles of a trust domain whose authorities they are not,
 /// and whose they are.
-pub type Disputed = BTreeMap<[u8; 32], TrustDomain>;
+pub type Disputed = BTreeMap<[u8; 32], Owner>;
+
+/// Whose a disputed key is.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Owner {
+    pub trust_domain: TrustDomain,
+    /// Whether it has shown that it uses the key; else it was there first, and no more is known.
+    pub is_proven: bool,
+}
+
+impl Owner {
+    /// For a message, after the authority: "which ...".
+    #[must_use]
+    pub fn in_words(&self) -> String {
+        let there = &self.trust_domain;
+        if self.is_proven {
+            return format!("which is that of {there}");
+        }
+        format!(
+            "which {there} has too (whose it is is not known: nobody has shown that it uses its key, and {there} goes on, \
+             since it was there first)"
+        )
+    }
+}
 
 /// Why a bundle must not reach a workload.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -173,7 +198,7 @@ pub enum Harm {
     /// None that is valid now: Envoy refuses its own new SVID with it.
     NoUsableAuthority,
     /// One authority for two trust domains: who has its key speaks for both.
-    SharedAuthority { authority: AuthorityId, with: TrustDomain },
+    SharedAuthority { authority: AuthorityId, with: Owner },
 }
 
 impl Harm {
@@ -183,7 +208,7 @@ impl Harm {
         match self {
             Self::NoUsableAuthority => format!("a bundle of {trust_domain} without a usable X.509 authority"),
             Self::SharedAuthority { authority, with } => {
-                format!("a bundle of {trust_domain} with the authority {authority}, which is that of {with}")
+                format!("a bundle of {trust_domain} with the authority {authority}, {}", with.in_words())
             }
         }
     }

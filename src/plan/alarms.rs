@@ -70,9 +70,10 @@ fn of_document(world: &World, peer: &Peer, state: &EndpointState) -> Vec<Alarm> 
         Some(Harm::SharedAuthority { authority, with }) => alarms.push(Alarm {
             reason: Reason::AuthorityShared,
             message: format!(
-                "the bundle endpoint {url} of {trust_domain} serves the authority {authority}, which is that of {with}: \
-                 who has its key could speak for both, so this bundle is not used; ask the operators of {trust_domain} \
-                 and {with} which of them it belongs to, and have the other take it out"
+                "the bundle endpoint {url} of {trust_domain} serves the authority {authority}, {}: who has its key could speak for both, so this bundle is not used; ask the operators of {trust_domain} \
+                 and {} which of them it belongs to, and have the other take it out",
+                with.in_words(),
+                with.trust_domain,
             ),
         }),
         None => {}

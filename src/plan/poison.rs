@@ -4,13 +4,16 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
+use std::time::Duration;
 
 use jiff::Timestamp;
+use rustls::pki_types::{CertificateDer, UnixTime};
 use serde_json::{Value, json};
 
 use super::relationship;
-use crate::identity::verify::is_self_signed;
-use crate::model::world::{Disputed, Harm, PeerMemory, Poisoned};
+use crate::identity::verify::{Role, is_self_signed, verify_svid};
+use crate::model::endpoint::Proof;
+use crate::model::world::{Disputed, Harm, Owner, PeerMemory, Poisoned};
 use crate::model::{Authority, Bundle, Peer, TrustDomain, World};
 
 /// On a ClusterFederatedTrustDomain: how often its bundle harmed, when last, and whether federation is suspended for it
@@ -60,7 +63,8 @@ pub fn good_fetches_needed(world: &World, memory: &PeerMemory) -> u32 {
 
 /// The public keys that stand in bundles of several trust domains, for each the trust domains whose it is not, and whose
 /// it is: ours before all others'; then that of the trust domain which the self-signed certificate names; of the one whose
-/// kept bundle has it; of the oldest TrustDomainPeer. So nobody throws another out by serving its authority.
+/// endpoint proved itself by a chain that ends at the key; of the one of which SPIRE has held it longest; whose kept bundle
+/// has it; of the oldest TrustDomainPeer. So nobody throws another out by serving its authority.
 #[must_use]
 pub fn disputes(world: &World) -> BTreeMap<TrustDomain, Disputed> {
     let mut claims: BTreeMap<[u8; 32], BTreeMap<&TrustDomain, &Arc<Peer>>> = BTreeMap::new();
@@ -88,8 +92,11 @@ pub fn disputes(world: &World) -> BTreeMap<TrustDomain, Disputed> {
             (title, peer.created.is_none(), peer.created, peer.object.clone())
         };
         let first = || claimants.values().min_by_key(rank).map(|peer| &peer.trust_domain);
-        let Some(owner) = own.filter(|_| ours.contains(key)).or_else(first) else { continue };
-        for trust_domain in claimants.keys().filter(|claimant| **claimant != owner) {
+        let ours = own.filter(|_| ours.contains(key));
+        let Some(owner) = ours.or_else(first) else { continue };
+        let is_proven = ours.is_some() || titles.get(owner).is_some_and(|titles| titles.is_proven(key));
+        let owner = Owner { trust_domain: owner.clone(), is_proven };
+        for trust_domain in claimants.keys().filter(|claimant| **claimant != &owner.trust_domain) {
             disputes.entry((*trust_domain).clone()).or_default().insert(*key, owner.clone());
         }
     }
@@ -99,6 +106,8 @@ pub fn disputes(world: &World) -> BTreeMap<TrustDomain, Disputed> {
 /// What speaks for it that disputed keys are those of one peer; read once, however many they are.
 struct Titles {
     named: BTreeSet<[u8; 32]>,
+    used: BTreeSet<[u8; 32]>,
+    held: BTreeMap<[u8; 32], Timestamp>,
     kept: BTreeSet<[u8; 32]>,
 }
 
@@ -111,12 +120,55 @@ impl Titles {
             named.take(MOST_CHECKED).filter(|a| is_self_signed(a.der())).map(Authority::key).collect();
         let kept = relationship::persisted(world, peer);
         let kept = kept.iter().flat_map(|bundle| bundle.authorities()).map(Authority::key);
-        Self { named, kept: kept.filter(is_disputed).collect() }
+        let stored = world.spire.as_ref().and_then(|spire| spire.bundles.get(&peer.trust_domain));
+        let memory = world.memory.get(&peer.trust_domain);
+        let mut held: BTreeMap<[u8; 32], Timestamp> =
+            stored.iter().flat_map(|bundle| bundle.authorities()).map(|a| (a.key(), world.now)).collect();
+        held.extend(memory.iter().flat_map(|memory| &memory.held_keys));
+        held.retain(|key, _| is_disputed(key));
+        Self {
+            named,
+            used: used(world, peer, &is_disputed),
+            held,
+            kept: kept.filter(|key| is_disputed(key)).collect(),
+        }
+    }
+
+    /// Whether it has shown that it uses the key.
+    fn is_proven(&self, key: &[u8; 32]) -> bool {
+        self.named.contains(key) || self.used.contains(key)
     }
 
     /// Least for the best title.
     fn to(&self, key: &[u8; 32]) -> impl Ord + use<> {
-        (!self.named.contains(key), !self.kept.contains(key))
+        let held = self.held.get(key).copied().unwrap_or(Timestamp::MAX);
+        (!self.named.contains(key), !self.used.contains(key), held, !self.kept.contains(key))
+    }
+}
+
+/// The keys that end the chain by which the peer's endpoint proved itself: who only serves another's authority has no
+/// certificate of its own that is signed by it.
+fn used(world: &World, peer: &Peer, is_disputed: impl Fn(&[u8; 32]) -> bool) -> BTreeSet<[u8; 32]> {
+    let proof = world.endpoints.get(&peer.trust_domain).and_then(|state| state.proof.as_ref());
+    let Some(Proof { chain, at }) = proof else { return BTreeSet::new() };
+    let chain: Vec<CertificateDer<'_>> =
+        chain.iter().map(|der| CertificateDer::from(der.as_slice())).collect();
+    let at = UnixTime::since_unix_epoch(Duration::from_secs(at.as_second().try_into().unwrap_or_default()));
+    let trust_domain = &peer.trust_domain;
+    let ends_it = |authority: &&Authority| {
+        let alone = Arc::new(Bundle::new(trust_domain.clone(), [(*authority).clone()]));
+        let held = |asked: &TrustDomain| (asked == trust_domain).then(|| Arc::clone(&alone));
+        verify_svid(&chain, &held, Role::Server, at).is_ok()
+    };
+    let disputed = known(world, peer).flat_map(Bundle::authorities).filter(|a| is_disputed(&a.key()));
+    disputed.take(MOST_CHECKED).filter(ends_it).map(Authority::key).collect()
+}
+
+/// Since when SPIRE has held the keys that it holds. One that is not usable takes away nobody's title.
+fn hold(world: &World, bundle: &Bundle, held: &mut BTreeMap<[u8; 32], Timestamp>) {
+    if bundle.is_usable_at(world.now) {
+        let since = |key| held.get(&key).copied().unwrap_or(world.now);
+        *held = bundle.authorities().map(Authority::key).map(|key| (key, since(key))).collect();
     }
 }
 
@@ -143,6 +195,9 @@ pub(super) fn advance(world: &World, peer: &Peer, disputed: Disputed, memory: &m
     recall(world, peer, memory);
     let trust_domain = &peer.trust_domain;
     let stored = spire.bundles.get(trust_domain);
+    if let Some(stored) = stored {
+        hold(world, stored, &mut memory.held_keys);
+    }
     let endpoint = world.endpoints.get(trust_domain);
     // What was served before the endpoint fell silent may have expired since, without anyone's doing.
     let served = endpoint.filter(|state| state.failure.is_none()).and_then(|state| state.latest.as_ref());

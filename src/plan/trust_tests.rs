@@ -14,7 +14,7 @@ use crate::api::v1alpha1::conditions::ReciprocalReason as Reason;
 use crate::bundle::testing::{Ca, NOW, ca_params};
 use crate::model::change::PatchOp;
 use crate::model::condition::Truth;
-use crate::model::endpoint::{EndpointState, FetchFailure, FetchProblem};
+use crate::model::endpoint::{EndpointState, FetchFailure, FetchProblem, Proof};
 use crate::model::object::{Kind, ObjectKey};
 use crate::model::peer::RegistrationSelection;
 use crate::model::registration::{Record, Registration};
@@ -526,10 +526,19 @@ fn nobody_throws_another_out_by_serving_its_authority() {
     scene.pass(1);
     assert!(harms(&scene).is_empty());
 
-    // Nothing is kept of either: the older TrustDomainPeer has it.
-    for (created, suspended) in [(-1_000_000_000, EAST), (100, "north.example")] {
+    // Nothing is kept of either: the older TrustDomainPeer has it, but for one whose bundle is in use already.
+    for (created, in_use, suspended) in
+        [(-1_000_000_000, false, EAST), (100, false, "north.example"), (100, true, EAST)]
+    {
         let mut scene = Scene::related();
         with_north(&mut scene, &north, created);
+        if in_use {
+            scene.pass(1);
+        } else {
+            scene.spire(|spire, _| {
+                spire.bundles.remove(&td("north.example"));
+            });
+        }
         let bad = stolen(&scene, &north);
         scene.serves(bad, 5);
         scene.pass(1);
@@ -562,6 +571,58 @@ fn an_authority_is_that_of_the_trust_domain_that_it_names() {
     scene.serves(Arc::new(forged), 6);
     scene.pass(1);
     assert_eq!(harms(&scene), [EAST]);
+}
+
+/// East serves the public root of north before north is onboarded: who has a certificate under it wins.
+#[test]
+fn an_authority_is_that_of_who_shows_that_it_uses_it() {
+    let (ca, elsewhere) = (Ca::new(), Ca::new());
+    let north = ca.bundle("north.example");
+    let signs = |ca: &Ca, id: &str| vec![ca.svid(id).der.to_vec()];
+    let of_north = "spiffe://north.example/spire/server";
+    for (chain, suspended) in [
+        (Some(signs(&ca, of_north)), EAST),
+        (None, "north.example"),
+        (Some(signs(&elsewhere, of_north)), "north.example"),
+        (Some(signs(&ca, "spiffe://east.example/spire/server")), "north.example"),
+    ] {
+        let mut scene = Scene::related();
+        let claimed = stolen(&scene, &north);
+        scene.serves(Arc::clone(&claimed), 5);
+        scene.spire(|spire, _| {
+            spire.bundles.insert(td(EAST), claimed);
+        });
+        scene.pass(1);
+        assert!(harms(&scene).is_empty());
+        with_north(&mut scene, &north, 100);
+        let state = Arc::make_mut(&mut scene.world.endpoints).get_mut(&td("north.example")).unwrap();
+        state.proof = chain.map(|chain| Proof { chain, at: now() });
+        scene.pass(1);
+        assert_eq!(harms(&scene), [suspended]);
+        let cause = &scene.world.memory[&td(suspended)].poisoned.as_ref().unwrap().cause;
+        assert_eq!(cause.contains("not known"), suspended != EAST, "{cause}");
+    }
+}
+
+#[test]
+fn who_loses_its_bundle_for_a_while_does_not_lose_its_authority() {
+    let north = Ca::new().bundle("north.example");
+    let mut scene = Scene::related();
+    with_north(&mut scene, &north, 100);
+    scene.pass(1);
+    scene.spire(|spire, _| {
+        spire.bundles.insert(td("north.example"), Arc::new(Bundle::new(td("north.example"), [])));
+    });
+    scene.pass(1);
+    let claimed = stolen(&scene, &north);
+    scene.serves(Arc::clone(&claimed), 5);
+    scene.spire(|spire, _| {
+        spire.bundles.insert(td(EAST), claimed);
+        spire.bundles.insert(td("north.example"), Arc::clone(&north));
+    });
+    scene.pass(1);
+    assert!(harms(&scene).contains(&EAST.to_owned()), "{:?}", harms(&scene));
+    assert!(scene.world.memory[&td("north.example")].disputed.is_empty());
 }
 
 #[test]

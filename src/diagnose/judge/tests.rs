@@ -80,7 +80,12 @@ fn healthy() -> Evidence {
         Some(TrustReport { delivered: held.clone(), held, relationship: true, ..TrustReport::default() });
     let world = world.with_session(WEST, exchange);
     let address = "192.0.2.1:443".parse().unwrap();
-    let fetched = Fetched { bundle: Bundle::clone(&west), ignored: Vec::new(), refused_by_spire: None };
+    let fetched = Fetched {
+        bundle: Bundle::clone(&west),
+        ignored: Vec::new(),
+        refused_by_spire: None,
+        proof: Vec::new(),
+    };
     Evidence {
         trust_domain: td(WEST),
         asked: WEST.to_owned(),

@@ -20,7 +20,7 @@ use std::time::Duration;
 use behaviour::Spire;
 use entente::devkit::{EmbeddedConfig, EmbeddedSpire, NewEntry};
 use entente::model::endpoint::BundleEndpoint;
-use entente::model::{SpiffeId, TrustDomain};
+use entente::model::{AuthorityId, SpiffeId, TrustDomain};
 
 /// The embedded authority with one workload.
 struct Embedded {
@@ -54,8 +54,8 @@ impl Spire for Embedded {
         Duration::from_secs(10)
     }
 
-    fn agent_renewals(&self) -> Option<usize> {
-        None
+    fn agent_has_let_go(&self, _: &AuthorityId) -> bool {
+        true
     }
 }
 

@@ -24,7 +24,7 @@ use std::time::Duration;
 use entente::devkit::{EmbeddedConfig, EmbeddedSpire};
 use entente::model::endpoint::BundleEndpoint;
 use entente::model::trust::{BundleRemoval, Relationship, SpireAction, SpireState};
-use entente::model::{Bundle, TrustDomain};
+use entente::model::{AuthorityId, Bundle, TrustDomain};
 use entente::spire::SpireServer;
 
 pub(crate) use api::Api;
@@ -45,8 +45,8 @@ pub(crate) trait Spire: Sync {
     fn bundle_endpoint(&self) -> BundleEndpoint;
     /// How long a change at the server may take to reach a workload.
     fn patience(&self) -> Duration;
-    /// How often SPIRE's agent has renewed its own SVID; `None` where there is no agent.
-    fn agent_renewals(&self) -> Option<usize>;
+    /// Whether SPIRE's agent, where there is one, knows that this authority is tainted and has no SVID of its own of it.
+    fn agent_has_let_go(&self, tainted: &AuthorityId) -> bool;
 }
 
 /// Runs every behaviour, and names each as it passes.

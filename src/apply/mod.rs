@@ -234,7 +234,7 @@ impl Applier {
         let (failures, wait) = match &result {
             Ok(()) => {
                 tracing::info!(operation = %operation, "done");
-                (0, ECHO)
+                (0, operation.rests())
             }
             Err(error) if failed == 0 => {
                 tracing::warn!(operation = %operation, %error, "failed; it is tried again");

@@ -2,8 +2,9 @@
 
 use std::collections::BTreeMap;
 use std::fmt;
+use std::time::Duration;
 
-use super::Targets;
+use super::{ECHO, Targets};
 use serde_json::Value;
 
 use crate::model::object::Kind;
@@ -93,15 +94,31 @@ impl Operation {
         }
     }
 
-    /// Whether a peer could cause it again and again by what it says: then it has a least distance in time.
+    /// Whether a peer could cause it again and again by what it says, or someone who changes it back: then it has a least
+    /// distance in time.
     pub(super) const fn is_paced(&self) -> bool {
-        matches!(self, Self::Write(_) | Self::Status { .. })
+        matches!(
+            self,
+            Self::Patch(_)
+                | Self::Write(_)
+                | Self::Status { .. }
+                | Self::Spire(SpireAction::SetFederatesWith { .. })
+        )
+    }
+
+    /// How long it is not done again, once it was done, though it is still asked for: so long the watch is given to show
+    /// what was written. SPIRE, though, may be served something else than we are for ever.
+    pub(super) fn rests(&self) -> Duration {
+        match self {
+            Self::Spire(SpireAction::RefreshBundle(refresh)) => refresh.every.max(ECHO),
+            _ => ECHO,
+        }
     }
 
     /// Whose bundle it has SPIRE fetch.
     pub(super) const fn refreshes(&self) -> Option<&TrustDomain> {
         match self {
-            Self::Spire(SpireAction::RefreshBundle(trust_domain)) => Some(trust_domain),
+            Self::Spire(SpireAction::RefreshBundle(refresh)) => Some(&refresh.trust_domain),
             _ => None,
         }
     }
@@ -222,7 +239,9 @@ impl fmt::Display for Operation {
                 SpireAction::SetBundle(bundle) => {
                     write!(f, "give SPIRE the verified bundle of {}", bundle.trust_domain())
                 }
-                SpireAction::RefreshBundle(td) => write!(f, "have SPIRE refresh the bundle of {td}"),
+                SpireAction::RefreshBundle(refresh) => {
+                    write!(f, "have SPIRE refresh the bundle of {}", refresh.trust_domain)
+                }
                 SpireAction::DeleteBundle(td, BundleRemoval::Restrict) => {
                     write!(f, "delete SPIRE's bundle of {td}")
                 }

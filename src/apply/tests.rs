@@ -5,12 +5,12 @@ use tokio::net::UnixListener;
 use tokio::time::sleep;
 
 use super::*;
-use crate::model::change::Precondition;
+use crate::model::change::{PatchOp, Precondition};
 use crate::model::object::Kind;
-use crate::model::trust::{BundleRemoval, SpireAction};
-use crate::model::{Bundle, Object, SpiffeId};
-use crate::plan::StatusWrite;
+use crate::model::trust::{BundleRemoval, Refresh, SpireAction};
+use crate::model::{Bundle, BundleDigest, Object, SpiffeId};
 use crate::plan::diff::Write;
+use crate::plan::{Patch, StatusWrite};
 use crate::spire::watch::Intervals;
 use crate::store::{DirectoryStore, DirectoryTimings};
 
@@ -21,6 +21,8 @@ struct Stand {
     leading: watch::Sender<bool>,
     metrics: Arc<Metrics>,
     cancel: CancellationToken,
+    /// Until it runs.
+    applier: Option<Applier>,
     _failures: watch::Receiver<Arc<BTreeMap<ObjectKey, String>>>,
     _spire: UnixListener,
     _folder: tempfile::TempDir,
@@ -33,6 +35,12 @@ impl Stand {
 
     /// On this store, or on a directory of its own.
     fn on(store: Option<Store>) -> Self {
+        let mut stand = Self::at_rest(store);
+        tokio::spawn(stand.applier.take().unwrap().run(stand.cancel.clone()));
+        stand
+    }
+
+    fn at_rest(store: Option<Store>) -> Self {
         let folder = tempfile::tempdir().unwrap();
         let socket = folder.path().join("api.sock");
         let listener = UnixListener::bind(&socket).unwrap();
@@ -68,8 +76,17 @@ impl Stand {
         let (plans, planned) = watch::channel(Arc::default());
         let (leading, leads) = watch::channel(true);
         let (failures, failed) = watch::channel(Arc::default());
-        tokio::spawn(Applier::new(targets, planned, leads, failures).run(cancel.clone()));
-        Self { plans, leading, metrics, cancel, _failures: failed, _spire: listener, _folder: folder }
+        let applier = Some(Applier::new(targets, planned, leads, failures));
+        Self {
+            plans,
+            leading,
+            metrics,
+            cancel,
+            applier,
+            _failures: failed,
+            _spire: listener,
+            _folder: folder,
+        }
     }
 
     fn wants(&self, plan: Plan) {
@@ -114,6 +131,24 @@ fn object(message: &str) -> Plan {
     Plan { writes: BTreeMap::from([(key, write)]), ..Plan::default() }
 }
 
+/// A plan to patch an object, which the directory does not hold.
+fn patch(message: &str) -> Plan {
+    let path = "/spec/federatesWith".to_owned();
+    let patch = Patch {
+        key: ObjectKey::cluster(Kind::ClusterStaticEntry, "cart"),
+        resource_version: message.to_owned(),
+        ops: vec![PatchOp::Add { path, value: json!([]) }],
+    };
+    Plan { patches: vec![patch], ..Plan::default() }
+}
+
+/// Has SPIRE fetch since the endpoint serves the bundle of this number.
+fn refresh(served: u8) -> SpireAction {
+    let served = BundleDigest::from_bytes(&[served; 32]).unwrap();
+    let every = Duration::from_secs(300);
+    SpireAction::RefreshBundle(Refresh { trust_domain: td("east.test"), stored: None, served, every })
+}
+
 fn with(action: SpireAction, plan: Plan) -> Plan {
     Plan { spire: vec![action], ..plan }
 }
@@ -121,7 +156,7 @@ fn with(action: SpireAction, plan: Plan) -> Plan {
 #[tokio::test(start_paused = true)]
 async fn a_slow_refresh_holds_up_nothing_and_is_tried_again_after_it_ended() {
     let stand = Stand::new();
-    let refresh = || SpireAction::RefreshBundle(td("east.test"));
+    let refresh = || refresh(1);
     stand.wants(with(refresh(), status("north", "a")));
     sleep(MOMENT).await;
     assert_eq!(stand.ended("Ok"), 1);
@@ -143,7 +178,7 @@ async fn a_slow_refresh_holds_up_nothing_and_is_tried_again_after_it_ended() {
 async fn a_refresh_is_broken_off_by_what_outdates_it() {
     let stand = Stand::new();
     let bundle = SpireAction::DeleteBundle(td("east.test"), BundleRemoval::Restrict);
-    stand.wants(with(SpireAction::RefreshBundle(td("east.test")), Plan::default()));
+    stand.wants(with(refresh(1), Plan::default()));
     sleep(MOMENT).await;
     stand.wants(with(bundle, Plan::default()));
     // the deletion fails, after 5 s and again and again; the refresh is not heard of
@@ -174,7 +209,7 @@ async fn who_lost_the_lead_writes_nothing_more() {
 #[tokio::test(start_paused = true)]
 async fn a_lost_lead_breaks_off_a_refresh() {
     let stand = Stand::new();
-    stand.wants(with(SpireAction::RefreshBundle(td("east.test")), Plan::default()));
+    stand.wants(with(refresh(1), Plan::default()));
     sleep(Duration::from_secs(1)).await;
     stand.leading.send_replace(false);
     sleep(Duration::from_secs(60)).await;
@@ -184,7 +219,7 @@ async fn a_lost_lead_breaks_off_a_refresh() {
 #[tokio::test(start_paused = true)]
 async fn an_object_that_keeps_changing_is_written_once_a_second_after_a_few() {
     type Planned = fn(&str) -> Plan;
-    let kinds: [Planned; 2] = [|message| status("north", message), object];
+    let kinds: [Planned; 3] = [|message| status("north", message), object, patch];
     for plan in kinds {
         let stand = Stand::new();
         // some at once after a quiet time, the next one when its time has come though nothing else happens
@@ -208,6 +243,21 @@ async fn an_object_that_keeps_changing_is_written_once_a_second_after_a_few() {
         }
         let written = stand.tries() - before - BURST;
         assert!((8..=10).contains(&written), "{written} in 10 s");
+    }
+}
+
+/// SPIRE may be served something else than we are, whenever it asks.
+#[tokio::test(start_paused = true)]
+async fn a_refresh_that_changed_nothing_is_not_asked_for_again_before_the_poll_interval() {
+    let mut stand = Stand::at_rest(None);
+    let mut applier = stand.applier.take().unwrap();
+    let operations = |served| operation::of(&with(refresh(served), Plan::default()));
+    let (id, operation) = operations(1).pop_first().unwrap();
+    applier.remember(id, operation, Ok(())).await;
+    for (after, same) in [(0, 0), (6, 0), (292, 0), (3, 1)] {
+        sleep(Duration::from_secs(after)).await;
+        assert_eq!(applier.due(&operations(1), Stage::Refresh).len(), same, "{after}");
+        assert_eq!(applier.due(&operations(2), Stage::Refresh).len(), 1, "something else is served");
     }
 }
 
@@ -253,7 +303,7 @@ fn hanging_api_server() -> Store {
     ))
 }
 
-fn patch() -> crate::plan::Patch {
+fn one_patch() -> crate::plan::Patch {
     let key = ObjectKey::cluster(Kind::ClusterStaticEntry, "cart");
     crate::plan::Patch { key, resource_version: "1".to_owned(), ops: Vec::new() }
 }
@@ -263,7 +313,7 @@ async fn a_webhook_that_hangs_does_not_hold_up_the_end_of_trust() {
     let stand = Stand::on(Some(hanging_api_server()));
     let relationship = ObjectKey::cluster(Kind::ClusterFederatedTrustDomain, "east");
     let prune = BTreeMap::from([(relationship, "1".to_owned())]);
-    stand.wants(Plan { patches: vec![patch()], prune, ..object("a") });
+    stand.wants(Plan { patches: vec![one_patch()], prune, ..object("a") });
     // patch and write are given up, so that what comes next of the end is planned on
     sleep(HASTE * 2 + MOMENT).await;
     assert_eq!((stand.ended("Ok"), stand.ended("Error")), (1, 2));
@@ -271,7 +321,7 @@ async fn a_webhook_that_hangs_does_not_hold_up_the_end_of_trust() {
     sleep(HASTE * 5).await;
     // without an end a patch may take its time
     let before = stand.tries();
-    stand.wants(Plan { patches: vec![patch()], ..Plan::default() });
+    stand.wants(Plan { patches: vec![one_patch()], ..Plan::default() });
     sleep(Duration::from_secs(20)).await;
     assert_eq!(stand.tries(), before);
 }
@@ -281,7 +331,7 @@ async fn a_webhook_that_hangs_does_not_hold_up_the_end_of_trust() {
 fn the_end_of_trust_comes_first() {
     let prune = |kind| Operation::Prune { key: ObjectKey::cluster(kind, "east"), uid: "1".to_owned() };
     let delete = |removal| Operation::Spire(SpireAction::DeleteBundle(td("east.test"), removal));
-    let patch = Operation::Patch(patch());
+    let patch = Operation::Patch(one_patch());
     let relationship = Operation::Spire(SpireAction::DeleteRelationship(td("east.test")));
     let write = operation::of(&object("a")).into_values().next().unwrap();
     for end in [prune(Kind::ClusterFederatedTrustDomain), delete(BundleRemoval::Dissociate), relationship] {

@@ -345,7 +345,7 @@ impl Problem {
                 | E::ExpiredContext { .. }
                 | E::NotValidYet
                 | E::NotValidYetContext { .. }),
-            ) => Self::new(EndpointCertificateExpired, error.to_string()),
+            ) => Self::new(EndpointCertificateExpired, of_time(&error)),
             Refusal::Web(error) => Self::new(EndpointCertificateUntrusted, error.to_string()),
         }
     }
@@ -354,6 +354,24 @@ impl Problem {
         let advice = advice(self.problem, &endpoint.profile);
         let message = format!("bundle endpoint {} of {trust_domain}: {}; {advice}", endpoint.url, self.cause);
         FetchFailure { problem: self.problem, message }
+    }
+}
+
+/// That a certificate is not valid now. rustls' own words tell how long ago it was, which is another message at each
+/// fetch, and each of them a status to write.
+fn of_time(error: &CertificateError) -> String {
+    let at = |time: &UnixTime| {
+        let at = i64::try_from(time.as_secs()).ok().and_then(|seconds| Timestamp::from_second(seconds).ok());
+        at.unwrap_or(Timestamp::MAX)
+    };
+    match error {
+        CertificateError::ExpiredContext { not_after, .. } => {
+            format!("its certificate, or one that it chains to, was valid until {}", at(not_after))
+        }
+        CertificateError::NotValidYetContext { not_before, .. } => {
+            format!("its certificate, or one that it chains to, is not valid before {}", at(not_before))
+        }
+        other => other.to_string(),
     }
 }
 

@@ -125,6 +125,35 @@ async fn expired_certificates_and_authorities_are_told_apart_from_unknown_ones()
     assert_eq!(problem(result), FetchProblem::EndpointCertificateExpired);
 }
 
+/// Else every fetch would be another failure, and each a status to write.
+#[tokio::test]
+async fn an_expired_certificate_is_told_in_the_same_words_at_any_time() {
+    let ca = Ca::new();
+    let mut roots = RootCertStore::empty();
+    roots.add(ca.der.clone()).unwrap();
+    for (from, to, word) in [(-100, -50, "valid until"), (500, 600, "not valid before")] {
+        let mut params = leaf_params(&[ENDPOINT]);
+        params.subject_alt_names.push(SanType::IpAddress([127, 0, 0, 1].into()));
+        valid(&mut params, from, to);
+        let body = document(&ca);
+        let server = Server::start(ca.sign(&params), move |_, _| Reply::Ok(body.clone())).await;
+        let bundle = ca.bundle("west.test");
+        for endpoint in [web(&server.url("/")), spiffe(&server.url("/"))] {
+            let mut failures = Vec::new();
+            for later in [0, 7] {
+                let at = Timestamp::from_second(at().as_second() + later).unwrap();
+                let client = client(roots.clone());
+                let fetched = client.fetch(&td("west.test"), &endpoint, Some(&bundle), at).await;
+                failures.push(fetched.unwrap_err());
+            }
+            assert_eq!(failures[0], failures[1]);
+            assert_eq!(failures[0].problem, FetchProblem::EndpointCertificateExpired);
+            let absolute = failures[0].message.contains(word) && failures[0].message.contains('T');
+            assert!(absolute || endpoint.profile != EndpointProfile::HttpsWeb, "{}", failures[0].message);
+        }
+    }
+}
+
 #[tokio::test]
 async fn bodies_are_bounded_in_size_and_time() {
     let ca = Ca::new();

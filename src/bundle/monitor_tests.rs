@@ -145,6 +145,7 @@ fn an_endpoint_is_verified_by_the_right_bundle() {
         bootstrap: Some(Arc::new(bundle(&[0], None))),
         persisted: None,
         verify_with: Some(CAS[2].bundle("other.test")),
+        at_most: None,
     };
     let by = |profile: EndpointProfile, fetches: Vec<Bundle>| {
         verifying_bundle(&target(profile), &after(fetches.into_iter().map(Ok)))

@@ -273,7 +273,7 @@ impl Poll {
 
     async fn poll(&mut self) {
         loop {
-            let due = self.course.get().next.unwrap_or_else(Instant::now);
+            let due = self.due();
             let in_turn = tokio::select! {
                 () = tokio::time::sleep_until(due) => true,
                 () = asked(&mut self.asked, self.state.asked_at) => false,
@@ -283,6 +283,14 @@ impl Poll {
             }
             self.fetch(in_turn).await;
         }
+    }
+
+    /// When the next fetch in turn is due. What the target asks for now holds for a fetch that was put off before, too.
+    fn due(&self) -> Instant {
+        let course = self.course.get();
+        let due = course.next.unwrap_or_else(Instant::now);
+        let latest = course.last.zip(self.target.at_most).map(|(last, at_most)| last + at_most);
+        latest.map_or(due, |latest| due.min(latest))
     }
 
     /// Fetches, and publishes what that showed. Only fetches in turn add to what is counted: others may be many.

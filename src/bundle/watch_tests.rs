@@ -12,6 +12,7 @@ fn target(name: &str, url: &str, ca: &Ca) -> MonitorTarget {
         bootstrap: Some(ca.bundle(name)),
         persisted: None,
         verify_with: None,
+        at_most: None,
     }
 }
 
@@ -133,6 +134,20 @@ async fn a_refresh_fetches_out_of_turn_and_bursts_are_one() {
     }
     run.until("west.test", |state| sequence(state) == Some(1)).await;
     assert!(west.requests() <= 3, "{} requests", west.requests());
+}
+
+/// It does not say itself how long its suspension lasts.
+#[tokio::test]
+async fn a_target_is_polled_as_often_as_it_is_asked_for_whatever_its_hint() {
+    let ca = Ca::new();
+    let body = numbered(&[&ca], 1);
+    let west = serve("west.test", &ca, move |_, _| Reply::Ok(body.clone())).await;
+    let mut hurried = target("west.test", &west.url("/"), &ca);
+    let mut run = start(HOUR, &[hurried.clone()]);
+    run.until("west.test", |state| state.good_in_a_row == 1).await;
+    hurried.at_most = Some(Duration::from_millis(100));
+    run.targets.send_replace(map(&[hurried]));
+    run.until("west.test", |state| state.good_in_a_row >= 4).await;
 }
 
 #[tokio::test]

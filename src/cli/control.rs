@@ -56,6 +56,16 @@ impl Refusal {
     pub(super) const fn may_pass(&self) -> bool {
         matches!(self.status, 409 | 503)
     }
+
+    /// Whether it was asked by what is no longer so (412).
+    pub(super) const fn is_changed(&self) -> bool {
+        self.status == 412
+    }
+
+    /// Whether it was tried, and failed elsewhere (502).
+    pub(super) const fn is_failure(&self) -> bool {
+        self.status == 502
+    }
 }
 
 /// Asks one agent.

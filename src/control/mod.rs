@@ -7,7 +7,9 @@ mod enrolment;
 mod problem;
 pub mod rotation;
 
-use std::os::unix::fs::PermissionsExt as _;
+use std::fs::{Metadata, Permissions};
+use std::io::{self, ErrorKind};
+use std::os::unix::fs::{DirBuilderExt as _, FileTypeExt as _, MetadataExt as _, PermissionsExt as _};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
@@ -71,40 +73,66 @@ impl Control {
 pub enum ControlError {
     #[error("another process serves {}; stop it, or choose another path", .0.display())]
     InUse(PathBuf),
-    #[error("{path} cannot be served: {1}; choose a path in a folder that this user may write, of at most 107 bytes", path = .0.display())]
-    Io(PathBuf, std::io::Error),
+    #[error("{} is there and is no socket, so it is left alone: move it away, or choose another path", .0.display())]
+    Occupied(PathBuf),
+    #[error("{path} cannot be served: {1}; choose a path in a folder that this user may write, of at most 102 bytes", path = .0.display())]
+    Io(PathBuf, io::Error),
 }
 
-/// Serves the control API on a Unix socket until `cancel`; a socket that an earlier life left behind is replaced.
+/// Serves the control API on a Unix socket until `cancel`; a socket that an earlier life left behind is replaced. A folder
+/// that has to be made for it is open to our user alone.
 ///
 /// # Errors
-/// Where the socket cannot be made, or another process serves it.
+/// Where the socket cannot be made, another process serves it, or something else is in its place.
 pub async fn serve(
     path: &Path,
     control: Control,
     cancel: CancellationToken,
 ) -> Result<JoinHandle<()>, ControlError> {
-    let io = |error| ControlError::Io(path.to_owned(), error);
-    if UnixStream::connect(path).await.is_ok() {
-        return Err(ControlError::InUse(path.to_owned()));
-    }
-    if let Some(folder) = path.parent() {
-        std::fs::create_dir_all(folder).map_err(io)?;
-    }
-    match std::fs::remove_file(path) {
-        Err(error) if error.kind() != std::io::ErrorKind::NotFound => return Err(io(error)),
-        _ => {}
-    }
-    let listener = UnixListener::bind(path).map_err(io)?;
-    std::fs::set_permissions(path, std::fs::Permissions::from_mode(0o600)).map_err(io)?;
+    let (listener, socket) = bind(path).await?;
     let path = path.to_owned();
     Ok(tokio::spawn(async move {
         let server = axum::serve(listener, control.router()).with_graceful_shutdown(cancel.cancelled_owned());
         if let Err(error) = server.await {
             tracing::error!(%error, "the control socket failed");
         }
-        let _ = std::fs::remove_file(path);
+        // another agent may have put its own there
+        if std::fs::symlink_metadata(&path).is_ok_and(|there| inode(&there) == socket) {
+            let _ = std::fs::remove_file(path);
+        }
     }))
+}
+
+/// Listens at the path, and which inode that is. The socket is nowhere to be opened before it is our user's alone.
+async fn bind(path: &Path) -> Result<(UnixListener, (u64, u64)), ControlError> {
+    let io = |error| ControlError::Io(path.to_owned(), error);
+    match UnixStream::connect(path).await {
+        Ok(_) => return Err(ControlError::InUse(path.to_owned())),
+        Err(error) if matches!(error.kind(), ErrorKind::NotFound | ErrorKind::ConnectionRefused) => {}
+        // too busy to answer, or another user's
+        Err(error) => return Err(io(error)),
+    }
+    if std::fs::symlink_metadata(path).is_ok_and(|there| !there.file_type().is_socket()) {
+        return Err(ControlError::Occupied(path.to_owned()));
+    }
+    let folder = path.parent().unwrap_or(Path::new(""));
+    let name = path.file_name().ok_or_else(|| io(ErrorKind::InvalidInput.into()))?;
+    if !folder.as_os_str().is_empty() {
+        std::fs::DirBuilder::new().recursive(true).mode(0o700).create(folder).map_err(io)?;
+    }
+    let new = folder.join(format!(".{}.new", name.to_string_lossy()));
+    if std::fs::symlink_metadata(&new).is_ok_and(|there| there.file_type().is_socket()) {
+        std::fs::remove_file(&new).map_err(io)?;
+    }
+    let listener = UnixListener::bind(&new).map_err(io)?;
+    std::fs::set_permissions(&new, Permissions::from_mode(0o600)).map_err(io)?;
+    let socket = inode(&std::fs::symlink_metadata(&new).map_err(io)?);
+    std::fs::rename(&new, path).map_err(io)?;
+    Ok((listener, socket))
+}
+
+fn inode(metadata: &Metadata) -> (u64, u64) {
+    (metadata.dev(), metadata.ino())
 }
 
 #[cfg(test)]
@@ -147,5 +175,39 @@ mod tests {
         let cancel = CancellationToken::new();
         serve(&path, control(folder.path()), cancel.clone()).await.unwrap();
         cancel.cancel();
+    }
+
+    #[tokio::test]
+    async fn a_folder_that_is_made_for_the_socket_is_our_users_alone() {
+        let folder = tempfile::tempdir().unwrap();
+        let cancel = CancellationToken::new();
+        let path = folder.path().join("run/control.sock");
+        let task = serve(&path, control(folder.path()), cancel.clone()).await.unwrap();
+        let mode = |path: &Path| std::fs::symlink_metadata(path).unwrap().permissions().mode() & 0o777;
+        assert_eq!((mode(path.parent().unwrap()), mode(&path)), (0o700, 0o600));
+        let there: Vec<_> = std::fs::read_dir(path.parent().unwrap()).unwrap().collect();
+        assert_eq!(there.len(), 1, "{there:?}");
+        cancel.cancel();
+        task.await.unwrap();
+    }
+
+    #[tokio::test]
+    async fn what_is_no_socket_of_ours_is_left_alone() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("control.sock");
+        std::fs::write(&path, "a file").unwrap();
+        let refused = serve(&path, control(folder.path()), CancellationToken::new()).await.unwrap_err();
+        assert!(refused.to_string().contains("no socket"), "{refused}");
+        assert_eq!(std::fs::read_to_string(&path).unwrap(), "a file");
+        std::fs::remove_file(&path).unwrap();
+
+        // another took our place meanwhile
+        let cancel = CancellationToken::new();
+        let task = serve(&path, control(folder.path()), cancel.clone()).await.unwrap();
+        std::fs::rename(&path, folder.path().join("moved")).unwrap();
+        let _theirs = std::os::unix::net::UnixListener::bind(&path).unwrap();
+        cancel.cancel();
+        task.await.unwrap();
+        assert!(path.exists());
     }
 }

@@ -31,6 +31,24 @@ impl Problem {
         Self { status: StatusCode::CONFLICT, message: message.into() }
     }
 
+    /// What it was asked for by is no longer so: look again before asking again.
+    #[must_use]
+    pub fn changed(message: impl Into<String>) -> Self {
+        Self { status: StatusCode::PRECONDITION_FAILED, message: message.into() }
+    }
+
+    /// It is refused until someone does something about it.
+    #[must_use]
+    pub fn forbidden(message: impl Into<String>) -> Self {
+        Self { status: StatusCode::FORBIDDEN, message: message.into() }
+    }
+
+    /// It was tried, and failed elsewhere.
+    #[must_use]
+    pub fn failed(message: impl Into<String>) -> Self {
+        Self { status: StatusCode::BAD_GATEWAY, message: message.into() }
+    }
+
     /// Something that is needed for it did not answer, or is not known yet.
     #[must_use]
     pub fn unavailable(message: impl Into<String>) -> Self {

@@ -7,12 +7,13 @@ use axum::Json;
 use axum::extract::State;
 use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
+use tonic::Code;
 
 use super::{Control, Problem};
 use crate::model::trust::{LocalAuthorities, LocalAuthority};
-use crate::model::{AuthorityId, World};
-use crate::plan::rotation::{self, Step};
-use crate::spire::SpireServer;
+use crate::model::{AuthorityId, TrustDomain, World};
+use crate::plan::rotation::{self, Leave, Refused, Step};
+use crate::spire::{SpireError, SpireServer};
 
 /// How it stands with our authorities: the answer to `GET /v1/rotation`.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -26,6 +27,9 @@ pub struct RotationState {
     pub of_no_server: BTreeSet<String>,
     /// By trust domain.
     pub peers: BTreeMap<String, PeerState>,
+    /// Trust domains that SPIRE federates with though there is no TrustDomainPeer, with what shows it: nobody there can be
+    /// asked what they hold.
+    pub unasked: BTreeMap<String, String>,
 }
 
 /// One SPIRE server.
@@ -50,7 +54,7 @@ pub struct AuthorityState {
     pub expires_at: Timestamp,
     /// The upstream authority that signed it; peers hold that one.
     pub upstream: Option<String>,
-    /// Whether it is in our bundle itself.
+    /// Whether it is in our bundle itself, and not expired.
     pub published: bool,
     pub tainted: bool,
     /// From when on it may be revoked, where it is tainted.
@@ -79,6 +83,9 @@ pub struct StepRequest {
     /// Its authority; of no meaning for `prepare`.
     #[serde(default)]
     pub authority: String,
+    /// Of [`RotationState::unasked`], the trust domains that are to have no say.
+    #[serde(default)]
+    pub ignore: BTreeSet<String>,
 }
 
 /// What a step was done to.
@@ -99,51 +106,71 @@ pub(super) async fn prepare(
     State(control): State<Control>,
     Json(request): Json<StepRequest>,
 ) -> Result<Json<StepDone>, Problem> {
-    let _one_at_a_time = control.rotating.lock().await;
-    let (_, server, authorities) = control.step(&request.server).await?;
-    let authority = match authorities.prepared {
-        Some(prepared) => prepared.id,
-        None => server.prepare_authority().await.map_err(refused)?.id,
-    };
-    tracing::info!(server = %request.server, %authority, "an authority is prepared");
-    control.spire.refresh();
-    Ok(done(request.server, &authority))
+    to_the_end(async move {
+        let _one_at_a_time = control.rotating.lock().await;
+        let (_, server, authorities) = control.step(&request.server).await?;
+        let authority = match authorities.prepared {
+            Some(prepared) => prepared.id,
+            None => {
+                let prepared = server.prepare_authority().await;
+                prepared.map_err(|error| Problem::failed(error.to_string()))?.id
+            }
+        };
+        tracing::info!(server = %request.server, %authority, "an authority is prepared");
+        control.spire.refresh();
+        Ok(done(request.server, &authority))
+    })
+    .await
 }
 
 pub(super) async fn activate(
     State(control): State<Control>,
     Json(request): Json<StepRequest>,
 ) -> Result<Json<StepDone>, Problem> {
-    let _one_at_a_time = control.rotating.lock().await;
-    let (server, id) = control.allowed(&request, Step::Activate).await?;
-    server.activate_authority(&id).await.map_err(refused)?;
-    tracing::info!(server = %request.server, authority = %id, "an authority was activated");
-    control.spire.refresh();
-    Ok(done(request.server, &id))
+    take(control, request, Step::Activate).await
 }
 
 pub(super) async fn taint(
     State(control): State<Control>,
     Json(request): Json<StepRequest>,
 ) -> Result<Json<StepDone>, Problem> {
-    let _one_at_a_time = control.rotating.lock().await;
-    let (server, id) = control.allowed(&request, Step::Taint).await?;
-    server.taint_authority(&id).await.map_err(refused)?;
-    tracing::info!(server = %request.server, authority = %id, "an authority was tainted");
-    control.spire.refresh();
-    Ok(done(request.server, &id))
+    take(control, request, Step::Taint).await
 }
 
 pub(super) async fn revoke(
     State(control): State<Control>,
     Json(request): Json<StepRequest>,
 ) -> Result<Json<StepDone>, Problem> {
-    let _one_at_a_time = control.rotating.lock().await;
-    let (server, id) = control.allowed(&request, Step::Revoke).await?;
-    server.revoke_authority(&id).await.map_err(refused)?;
-    tracing::info!(server = %request.server, authority = %id, "an authority was revoked");
-    control.spire.refresh();
-    Ok(done(request.server, &id))
+    take(control, request, Step::Revoke).await
+}
+
+/// Takes a step; one that was taken before is done, since whoever asked may not have heard.
+async fn take(control: Control, request: StepRequest, step: Step) -> Result<Json<StepDone>, Problem> {
+    to_the_end(async move {
+        let _one_at_a_time = control.rotating.lock().await;
+        let (server, id, leave) = control.allowed(&request, step).await?;
+        if leave == Leave::Take {
+            let (taken, what) = match step {
+                Step::Activate => (server.activate_authority(&id).await, "activated"),
+                Step::Taint => (server.taint_authority(&id).await, "tainted"),
+                Step::Revoke => (server.revoke_authority(&id).await, "revoked"),
+            };
+            // Also after a failure: it may have been done all the same.
+            control.spire.refresh();
+            taken.map_err(refused)?;
+            tracing::info!(server = %request.server, authority = %id, "an authority was {what}");
+        }
+        Ok(done(request.server, &id))
+    })
+    .await
+}
+
+/// Does it all, also where its asker goes meanwhile: SPIRE would go on, and nobody hold another asker back.
+async fn to_the_end<T: Send + 'static>(
+    step: impl Future<Output = Result<T, Problem>> + Send + 'static,
+) -> Result<T, Problem> {
+    let ended = tokio::spawn(step).await;
+    ended.unwrap_or_else(|_| Err(Problem::failed("the step broke off; the agent's log says why")))
 }
 
 fn done(server: String, authority: &AuthorityId) -> Json<StepDone> {
@@ -151,8 +178,13 @@ fn done(server: String, authority: &AuthorityId) -> Json<StepDone> {
 }
 
 #[allow(clippy::needless_pass_by_value, reason = "it is what map_err gives")]
-fn refused(error: crate::spire::SpireError) -> Problem {
-    Problem::unavailable(error.to_string())
+fn refused(error: SpireError) -> Problem {
+    match error.code() {
+        Some(Code::InvalidArgument | Code::FailedPrecondition | Code::PermissionDenied) => {
+            Problem::changed(error.to_string())
+        }
+        _ => Problem::unavailable(error.to_string()),
+    }
 }
 
 impl Control {
@@ -197,12 +229,22 @@ impl Control {
         &self,
         request: &StepRequest,
         step: Step,
-    ) -> Result<(SpireServer, AuthorityId), Problem> {
+    ) -> Result<(SpireServer, AuthorityId, Leave), Problem> {
+        let ignored = request.ignore.iter().map(|name| {
+            TrustDomain::new(name)
+                .map_err(|error| Problem::bad_request(format!("trust domain {name:?} to ignore: {error}")))
+        });
+        let ignored: BTreeSet<TrustDomain> = ignored.collect::<Result<_, _>>()?;
         let id = AuthorityId::parse(&request.authority)
             .map_err(|error| Problem::bad_request(format!("authority {:?}: {error}", request.authority)))?;
         let (world, server, authorities) = self.step(&request.server).await?;
-        rotation::allow(&world, &request.server, &authorities, &id, step).map_err(Problem::conflict)?;
-        Ok((server, id))
+        let leave = rotation::allow(&world, &request.server, &authorities, &id, step, &ignored);
+        let leave = leave.map_err(|refused| match refused {
+            Refused::NotYet(words) => Problem::conflict(words),
+            Refused::Changed(words) => Problem::changed(words),
+            Refused::Never(words) => Problem::forbidden(words),
+        })?;
+        Ok((server, id, leave))
     }
 }
 
@@ -236,6 +278,10 @@ pub fn describe(world: &World) -> RotationState {
         servers: servers.collect(),
         of_no_server: words(&rotation::of_no_server(world)),
         peers: peers.collect(),
+        unasked: rotation::unasked(world)
+            .into_iter()
+            .map(|(name, why)| (name.to_string(), why.to_owned()))
+            .collect(),
     }
 }
 
@@ -251,7 +297,7 @@ fn authority_state(world: &World, authority: &LocalAuthority) -> AuthorityState 
         id: authority.id.to_string(),
         expires_at: authority.expires_at,
         upstream: authority.upstream.as_ref().map(ToString::to_string),
-        published: published.is_some(),
+        published: published.is_some_and(|a| a.not_after() >= world.now),
         tainted: published.is_some_and(|a| a.tainted),
         revocable_at: rotation::revocable_at(world, &authority.id),
         lacking: lacking.into_iter().map(|o| (o.trust_domain.to_string(), o.why)).collect(),

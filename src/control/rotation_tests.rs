@@ -12,7 +12,13 @@ async fn a_replica_that_does_not_lead_says_so() {
     let folder = tempfile::tempdir().unwrap();
     let mut control = control(folder.path());
     control.leading = watch::channel(false).1;
-    let request = || Json(StepRequest { server: "unix:///s".to_owned(), authority: "aa".to_owned() });
+    let request = || {
+        Json(StepRequest {
+            server: "unix:///s".to_owned(),
+            authority: "aa".to_owned(),
+            ignore: BTreeSet::new(),
+        })
+    };
     let refused = [
         state(State(control.clone())).await.map(drop),
         prepare(State(control.clone()), request()).await.map(drop),
@@ -45,7 +51,11 @@ async fn a_server_that_is_not_there_is_named_beside_those_that_are() {
     let told = state(State(control.clone())).await.unwrap().0;
     assert_eq!(told.servers["unix:///there.sock"].active, None);
     assert_eq!(told.peers["east.example"].holds, None);
-    let request = Json(StepRequest { server: "unix:///not.sock".to_owned(), authority: String::new() });
+    let request = Json(StepRequest {
+        server: "unix:///not.sock".to_owned(),
+        authority: String::new(),
+        ignore: BTreeSet::new(),
+    });
     let problem = prepare(State(control), request).await.unwrap_err();
     assert_eq!(problem.status, StatusCode::NOT_FOUND);
     assert!(problem.message.contains("unix:///there.sock"), "{}", problem.message);

@@ -312,6 +312,17 @@ impl EmbeddedSpire {
         self.shared.change(|state, _| state.fault = fault);
     }
 
+    /// Has preparing an authority through the API take this long, as with an upstream authority, and then fail or not.
+    pub fn set_preparing(&self, takes: Duration, fails: bool) {
+        self.shared.change(|state, _| state.preparing = (takes, fails));
+    }
+
+    /// How often preparing an authority through the API was begun.
+    #[must_use]
+    pub fn preparations(&self) -> u32 {
+        self.shared.lock().preparations
+    }
+
     /// Stops, and waits until every part has.
     pub async fn shutdown(self) {
         self.stop.cancel();

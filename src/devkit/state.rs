@@ -52,6 +52,10 @@ pub(super) struct State {
     pub(super) relationships: BTreeMap<TrustDomain, Relationship>,
     pub(super) bundles: BTreeMap<TrustDomain, Arc<Bundle>>,
     pub(super) fault: Option<Fault>,
+    /// How long preparing an authority through the API takes, as with an upstream authority, and whether it then fails.
+    pub(super) preparing: (Duration, bool),
+    /// How often that was begun.
+    pub(super) preparations: u32,
     /// By entry ID, with the revision of the entry it was made for.
     svids: BTreeMap<String, (u64, Arc<Svid>)>,
     counter: u64,
@@ -146,6 +150,8 @@ impl Shared {
                 relationships: BTreeMap::new(),
                 bundles: BTreeMap::new(),
                 fault: None,
+                preparing: (Duration::ZERO, false),
+                preparations: 0,
                 svids: BTreeMap::new(),
                 counter: 0,
             }),

@@ -82,8 +82,8 @@ pub fn adopt(objects: &BTreeMap<ObjectKey, Object>, wish: &Wish) -> Result<Adopt
     let registrations: Vec<Registration> =
         objects.values().filter_map(|object| registration::parse(object).ok()).collect();
     let is_kind = |r: &&Registration| matches!(r.key.kind, Kind::ClusterSpiffeId | Kind::ClusterStaticEntry);
-    let naming: Vec<&Registration> =
-        registrations.iter().filter(is_kind).filter(|r| r.names(&wish.trust_domain)).collect();
+    let names = |r: &&Registration| r.names(&wish.trust_domain) && is_of_class(&r.class_name, wish);
+    let naming: Vec<&Registration> = registrations.iter().filter(is_kind).filter(names).collect();
     let labelled = naming.iter().any(|r| !r.is_agent) && !wish.keep_registrations;
     let (peer, create) = match existing {
         Some(peer) => (peer, None),
@@ -106,42 +106,48 @@ pub fn adopt(objects: &BTreeMap<ObjectKey, Object>, wish: &Wish) -> Result<Adopt
     Ok(adoption)
 }
 
-/// The one relationship's object that describes the trust domain: someone's own, or ours already.
+/// The one relationship's object of our class that describes the trust domain: someone's own, or ours already.
 fn made_by_hand<'a>(objects: &'a BTreeMap<ObjectKey, Object>, wish: &Wish) -> Result<&'a Object, String> {
     let describes = |object: &&Object| {
         object.key.kind == Kind::ClusterFederatedTrustDomain
             && text(object, "/trustDomain") == Some(wish.trust_domain.as_str())
     };
-    let all: Vec<&Object> = objects.values().filter(describes).collect();
+    let (all, elsewhere): (Vec<&Object>, Vec<&Object>) = objects
+        .values()
+        .filter(describes)
+        .partition(|object| is_of_class(text(object, "/className").unwrap_or_default(), wish));
     let theirs: Vec<&Object> =
         all.iter().copied().filter(|object| !object.is_generated_by(&wish.instance)).collect();
     let td = &wish.trust_domain;
-    let found = match (theirs.as_slice(), all.as_slice()) {
-        ([one], _) => *one,
-        ([], [ours, ..]) => *ours,
-        ([], []) => {
-            return Err(format!(
+    match (theirs.as_slice(), all.as_slice()) {
+        ([one], _) => Ok(one),
+        ([], [ours, ..]) => Ok(ours),
+        ([], []) => Err(match elsewhere.first() {
+            Some(found) => format!(
+                "{} is of the class {:?}, and the agent writes for {:?}: give both the same (--spire-class-name)",
+                found.key,
+                text(found, "/className").unwrap_or_default(),
+                wish.class_name
+            ),
+            None => format!(
                 "no ClusterFederatedTrustDomain describes {td}: there is nothing to adopt. Make a TrustDomainPeer, or see \
                  `entente invite`"
-            ));
-        }
+            ),
+        }),
         (several, _) => {
             let names: Vec<String> = several.iter().map(|object| object.key.name.clone()).collect();
-            return Err(format!(
+            Err(format!(
                 "several ClusterFederatedTrustDomains describe {td} ({}): spire-controller-manager obeys the oldest; \
                  delete the others first",
                 names.join(", ")
-            ));
+            ))
         }
-    };
-    let class = text(found, "/className").unwrap_or_default();
-    if !class.is_empty() && class != wish.class_name {
-        return Err(format!(
-            "{} is of the class {class:?}, and the agent writes for {:?}: give both the same (--spire-class-name)",
-            found.key, wish.class_name
-        ));
     }
-    Ok(found)
+}
+
+/// Whether our spire-controller-manager obeys an object of this class; one of another is another controller's.
+fn is_of_class(class: &str, wish: &Wish) -> bool {
+    class.is_empty() || class == wish.class_name
 }
 
 fn existing_peer(objects: &BTreeMap<ObjectKey, Object>, wish: &Wish) -> Result<Option<Peer>, String> {

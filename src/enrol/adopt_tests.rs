@@ -127,3 +127,24 @@ fn what_cannot_be_adopted_says_why() {
     let wrong = Wish { agent_ids: vec!["spiffe://north.example/a".to_owned()], ..wish() };
     assert!(refused(vec![relationship("a")], &wrong).contains("spiffeIDs"));
 }
+
+#[test]
+fn what_is_of_another_class_is_another_controllers() {
+    let of_class = |mut object: Object, class: &str| {
+        object.body["spec"]["className"] = json!(class);
+        object
+    };
+    let all = objects([
+        of_class(relationship("another"), "x"),
+        of_class(relationship("west.example"), "mine"),
+        of_class(entry("theirs", &["west.example"]), "x"),
+        of_class(entry("cart", &["west.example"]), "mine"),
+        entry("unclassed", &["west.example"]),
+    ]);
+    let adoption = adopt(&all, &Wish { class_name: "mine".to_owned(), ..wish() }).unwrap();
+    let names: Vec<_> = recorded(&adoption).into_iter().map(|key| key.name.as_str()).collect();
+    assert_eq!(names, ["cart", "unclassed"]);
+    let handed = |step: &Step| matches!(step, Step::HandOver { key, .. } if key.name == "west.example");
+    assert!(adoption.steps.iter().any(handed), "{adoption:?}");
+    assert!(adoption.notes.is_empty(), "{:?}", adoption.notes);
+}

@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use crate::model::endpoint::EndpointState;
 use crate::model::peer::Bootstrap;
-use crate::model::{Bundle, TrustDomain, World};
+use crate::model::{Authority, Bundle, TrustDomain, World};
 
 /// Why a bundle must not become a peer's.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
@@ -35,9 +35,10 @@ pub fn screen(world: &World, bundle: &Bundle) -> Result<(), BundleRefusal> {
     if !bundle.is_usable_at(world.now) {
         return Err(BundleRefusal::Unusable(of.clone()));
     }
-    let fingerprints: BTreeSet<&[u8; 32]> = bundle.fingerprints().collect();
+    // Their keys: what signs is the same in whatever certificate it stands.
+    let keys: BTreeSet<[u8; 32]> = bundle.authorities().map(Authority::key).collect();
     let shares = |other: &&Arc<Bundle>| {
-        other.trust_domain() != of && other.fingerprints().any(|f| fingerprints.contains(f))
+        other.trust_domain() != of && other.authorities().any(|a| keys.contains(&a.key()))
     };
     match known(world).iter().find(shares) {
         None => Ok(()),
@@ -69,7 +70,7 @@ fn known(world: &World) -> Vec<Arc<Bundle>> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::bundle::testing::{Ca, NOW, td};
+    use crate::bundle::testing::{Ca, NOW, ca_params, td};
     use crate::plan::fixtures;
     use jiff::Timestamp;
 
@@ -105,6 +106,17 @@ mod tests {
         spire.bundles.insert(td("west.example"), Arc::clone(&offered));
         again.spire = Some(Arc::new(spire));
         assert_eq!(screen(&again, &offered), Ok(()));
+    }
+
+    #[test]
+    fn one_key_in_two_certificates_is_one_authority() {
+        let ca = Ca::new();
+        let again = ca.public_key_in(ca_params());
+        assert_ne!(again.fingerprint(), ca.authority().fingerprint());
+        let mut world = world();
+        world.bootstraps.insert(td("north.example"), Ok(ca.bundle("north.example")));
+        let refused = screen(&world, &Bundle::new(td("west.example"), [again])).unwrap_err();
+        assert_eq!(refused, BundleRefusal::Shared { of: td("west.example"), with: td("north.example") });
     }
 
     #[test]

@@ -115,6 +115,7 @@ pub async fn run(
         let world = index.world_mut();
         world.memory = plan::memory::advance(world);
         world.tainted_since = plan::rotation::tainted_since(world);
+        world.published_since = plan::rotation::published_since(world);
         let plan = plan::plan(world);
         wake_at = plan.wake_at.into_iter().chain(told_again).min();
         publish(&index, plan, &outputs);

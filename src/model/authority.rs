@@ -8,8 +8,11 @@ use x509_parser::prelude::{FromDer, GeneralName, ParsedExtension, X509Certificat
 
 use super::TrustDomain;
 
+/// The longest subject key identifier that names an authority, in bytes.
+const MAX_KEY_ID: usize = 64;
+
 /// Names an authority as SPIRE does: the subject key identifier in lower-case hex; the SHA-256 of the certificate
-/// where it has none.
+/// where it has none, or one of more than 64 bytes, which no status takes.
 #[derive(Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct AuthorityId(String);
 
@@ -20,7 +23,7 @@ impl AuthorityId {
     /// [`AuthorityError::Id`] for anything else.
     pub fn parse(text: &str) -> Result<Self, AuthorityError> {
         let legal = !text.is_empty()
-            && text.len() <= 128
+            && text.len() <= MAX_KEY_ID * 2
             && text.len().is_multiple_of(2)
             && text.bytes().all(|b| matches!(b, b'0'..=b'9' | b'a'..=b'f'));
         if legal { Ok(Self(text.to_owned())) } else { Err(AuthorityError::Id) }
@@ -89,7 +92,7 @@ impl Authority {
         let fingerprint: [u8; 32] = Sha256::digest(der).into();
         let key_id = certificate.extensions().iter().find_map(|extension| {
             if let ParsedExtension::SubjectKeyIdentifier(id) = extension.parsed_extension() {
-                Some(hex::encode(id.0)).filter(|id| !id.is_empty())
+                Some(id.0).filter(|id| (1..=MAX_KEY_ID).contains(&id.len())).map(hex::encode)
             } else {
                 None
             }
@@ -170,5 +173,27 @@ impl fmt::Debug for Authority {
             .field("not_after", &self.not_after)
             .field("tainted", &self.tainted)
             .finish_non_exhaustive()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use rcgen::KeyIdMethod;
+
+    use super::*;
+    use crate::bundle::testing::{Ca, ca_params};
+
+    #[test]
+    fn every_authority_has_an_id_that_can_be_written() {
+        for (length, is_its_own) in [(0, false), (1, true), (64, true), (65, false), (4_000, false)] {
+            let mut params = ca_params();
+            params.key_identifier_method = KeyIdMethod::PreSpecified(vec![0xab; length]);
+            let authority = Authority::parse(&Ca::with(params).der).unwrap();
+            let id = authority.id();
+            assert_eq!(AuthorityId::parse(id.as_str()).as_ref(), Ok(id), "{length}");
+            let expected =
+                if is_its_own { "ab".repeat(length) } else { hex::encode(authority.fingerprint()) };
+            assert_eq!(id.as_str(), expected);
+        }
     }
 }

@@ -2,6 +2,7 @@
 
 use std::fmt;
 use std::sync::Arc;
+use std::time::Duration;
 
 use jiff::Timestamp;
 
@@ -88,6 +89,8 @@ pub struct MonitorTarget {
     pub persisted: Option<Arc<Bundle>>,
     /// For `https_spiffe` with an endpoint in another trust domain: the bundle of that one. Otherwise absent.
     pub verify_with: Option<Arc<Bundle>>,
+    /// The longest time between two fetches, whatever the endpoint hints at; `None`: as it hints.
+    pub at_most: Option<Duration>,
 }
 
 /// Why a fetch gave no bundle; each is a reason of the condition `BundleEndpointHealthy`.

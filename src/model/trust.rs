@@ -2,11 +2,12 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
+use std::time::Duration;
 
 use jiff::Timestamp;
 
 use super::endpoint::BundleEndpoint;
-use super::{AuthorityId, Bundle, SpiffeId, TrustDomain};
+use super::{AuthorityId, Bundle, BundleDigest, SpiffeId, TrustDomain};
 
 /// A federation relationship in SPIRE.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -108,9 +109,21 @@ pub enum SpireAction {
     /// Stores the freshest verified bundle where SPIRE holds none that is usable and cannot get one by itself.
     SetBundle(Arc<Bundle>),
     /// Has the server fetch the bundle from its endpoint now.
-    RefreshBundle(TrustDomain),
+    RefreshBundle(Refresh),
     /// Deletes a federated bundle.
     DeleteBundle(TrustDomain, BundleRemoval),
+}
+
+/// A fetch by SPIRE, and what it is asked for: SPIRE may be served something else than we are, each time.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Refresh {
+    pub trust_domain: TrustDomain,
+    /// What SPIRE holds.
+    pub stored: Option<BundleDigest>,
+    /// What the endpoint serves us.
+    pub served: BundleDigest,
+    /// The least time between two for the same difference, once one was answered.
+    pub every: Duration,
 }
 
 /// What becomes of the entries that federate with a bundle that is deleted. SPIRE's third mode, which deletes these

@@ -72,7 +72,7 @@ pub struct PeerMemory {
     /// How often it was poisoned, over restarts, with less than a day in between; holds the restoration back longer each
     /// time.
     pub flaps: u32,
-    /// When it was poisoned last.
+    /// When it was poisoned last, or that ended.
     pub last_flap: Option<Timestamp>,
     /// Keys in the peer's bundles that are another's.
     pub disputed: Disputed,
@@ -102,8 +102,25 @@ pub struct PeerMemory {
     pub away_since: Option<Timestamp>,
     /// Since when the peer's report names a bundle of ours that is not the newest.
     pub stale_since: Option<Timestamp>,
+    /// Registrations out of which the peer is kept now, and who puts it back there: by object, or SPIFFE ID.
+    pub contests: BTreeMap<String, Contest>,
     /// Our authorities that the peer gave its last receipt for, in this exchange; `None` while it gave none.
     pub receipted: Option<BTreeSet<AuthorityId>>,
+    /// Our authorities that the peer held when it was last heard in this life of the process.
+    pub last_held: Option<BTreeSet<AuthorityId>>,
+}
+
+/// What was seen of a registration since the peer was to be kept out of it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Contest {
+    /// Whether it names the peer now.
+    pub named: bool,
+    /// The resourceVersion that was seen last.
+    pub version: String,
+    /// When the peer was last seen to go, or to come back.
+    pub changed: Timestamp,
+    /// How often it came back, with less than an hour in between.
+    pub returns: u32,
 }
 
 /// SPIRE holds another bundle than the peer's endpoint served us when last asked. Either may be ahead.
@@ -188,6 +205,8 @@ pub struct World {
     pub spire: Option<Arc<SpireState>>,
     /// Since when, in this life of the process, authorities of ours are known to be tainted.
     pub tainted_since: BTreeMap<AuthorityId, Timestamp>,
+    /// Since when, in this life of the process, authorities are known to be in our own bundle in SPIRE.
+    pub published_since: BTreeMap<AuthorityId, Timestamp>,
     pub endpoints: Arc<BTreeMap<TrustDomain, EndpointState>>,
     pub sessions: Arc<BTreeMap<TrustDomain, SessionState>>,
     pub peers: BTreeMap<TrustDomain, Arc<Peer>>,
@@ -223,6 +242,7 @@ impl World {
             own_history: OwnHistory::default(),
             spire: None,
             tainted_since: BTreeMap::new(),
+            published_since: BTreeMap::new(),
             endpoints: Arc::default(),
             sessions: Arc::default(),
             peers: BTreeMap::new(),

@@ -290,7 +290,8 @@ pub fn message(world: &World, peer: &Peer, stage: &Stage) -> String {
         String::new()
     } else {
         format!(
-            "; {} name {trust_domain} and are not selected in spec.federatesWith: SPIRE refuses changes to their \
+            "; {} name {trust_domain} and are not selected in spec.federatesWith, or someone puts it back there each \
+             time: SPIRE refuses changes to their \
              entries, and their new workloads get no SVID, until {trust_domain} is taken out of their federatesWith",
             listed(&names, NAMES)
         )

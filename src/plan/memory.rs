@@ -22,6 +22,7 @@ pub fn advance(world: &World) -> BTreeMap<TrustDomain, PeerMemory> {
         let mut memory = world.memory.get(trust_domain).cloned().unwrap_or_default();
         let disputed = disputes.remove(trust_domain).unwrap_or_default();
         poison::advance(world, peer, disputed, &mut memory);
+        super::contest::advance(world, peer, &mut memory);
         drain(world, peer, &mut memory);
         stale(world, peer, &mut memory);
         away(world, peer, &mut memory);

@@ -2,10 +2,14 @@
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
+use std::time::Duration;
 
 use super::relationship;
 use crate::model::endpoint::{EndpointProfile, MonitorTarget};
 use crate::model::{Bundle, Peer, TrustDomain, World};
+
+/// Good fetches end a suspension: they do not wait for the interval that the peer itself hints at.
+const SUSPENDED: Duration = Duration::from_secs(20);
 
 /// A target for each peer that is neither ending nor suspended.
 #[must_use]
@@ -21,12 +25,15 @@ pub fn monitors(world: &World) -> BTreeMap<TrustDomain, MonitorTarget> {
         if relationship::awaits_bootstrap(world, peer) && relationship::persisted(world, peer).is_none() {
             continue;
         }
+        let memory = world.memory.get(&peer.trust_domain);
+        let is_poisoned = memory.is_some_and(|memory| memory.poisoned.is_some());
         let target = MonitorTarget {
             trust_domain: peer.trust_domain.clone(),
             endpoint: peer.endpoint.clone(),
             bootstrap: relationship::bootstrap(world, peer),
             persisted: relationship::persisted(world, peer),
             verify_with: verify_with(world, peer),
+            at_most: is_poisoned.then_some(SUSPENDED),
         };
         monitors.insert(peer.trust_domain.clone(), target);
     }

@@ -108,7 +108,8 @@ fn a_notice_has_the_endpoint_asked_and_what_it_serves_is_refreshed_at_once() {
     scene.serves(&rotated);
     scene.pass(0);
     assert!(!scene.asks(), "it is not asked twice");
-    assert_eq!(plan(&scene.world).spire, [SpireAction::RefreshBundle(east())]);
+    assert!(matches!(plan(&scene.world).spire.as_slice(), [SpireAction::RefreshBundle(refresh)]
+        if refresh.trust_domain == east() && refresh.served == rotated.digest()));
     scene.stores(&rotated);
     scene.pass(1);
     assert_eq!(plan(&scene.world).spire, []);

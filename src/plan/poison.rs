@@ -160,6 +160,7 @@ pub(super) fn advance(world: &World, peer: &Peer, disputed: Disputed, memory: &m
             poisoned.good_before = poisoned.good_before.min(good);
             if stored.is_some() && good - poisoned.good_before >= needed {
                 memory.poisoned = None;
+                memory.last_flap = Some(world.now);
             }
         }
         return;
@@ -190,7 +191,9 @@ fn recall(world: &World, peer: &Peer, memory: &mut PeerMemory) {
     memory.recalled = true;
     let kept = kept(world, peer);
     // What a user has withdrawn needs no good fetches to come back.
-    let suspended = kept.suspended || (!peer.withdraw && is_suspended_in_a_record(world, &peer.trust_domain));
+    let recorded = || !peer.withdraw && is_suspended_in_a_record(world, &peer.trust_domain);
+    // Registrations are suspended for more than poison: by a user who then unset it, while nobody ran.
+    let suspended = kept.suspended.unwrap_or_else(recorded);
     // What was seen before this could be read is the poisoning that stands written, or one more.
     let seen = if suspended { 0 } else { memory.flaps };
     memory.flaps = kept.times.saturating_add(seen).max(u32::from(suspended)).max(memory.flaps);
@@ -210,17 +213,20 @@ fn is_suspended_in_a_record(world: &World, trust_domain: &TrustDomain) -> bool {
 struct Kept {
     times: u32,
     last: Option<Timestamp>,
-    suspended: bool,
+    /// `None` where nobody knows.
+    suspended: Option<bool>,
 }
 
-/// What stands in the relationship's object. A value that someone else has bent counts as none.
+/// What stands in the relationship's object: where that is ours and says nothing, nothing has harmed. A value that someone
+/// else has bent counts as none.
 fn kept(world: &World, peer: &Peer) -> Kept {
     let object = world.objects.get(&relationship::key(&peer.trust_domain));
     let ours = object.filter(|object| object.is_generated_by(&world.settings.instance));
-    let text = ours.and_then(|object| object.meta.annotations.get(ANNOTATION_POISONED));
-    let Some(Ok(value)) = text.map(|text| serde_json::from_str::<Value>(text)) else {
-        return Kept::default();
+    let Some(ours) = ours else { return Kept::default() };
+    let Some(text) = ours.meta.annotations.get(ANNOTATION_POISONED) else {
+        return Kept { suspended: Some(false), ..Kept::default() };
     };
+    let Ok(value) = serde_json::from_str::<Value>(text) else { return Kept::default() };
     let last = value.get("last").and_then(Value::as_str).and_then(|text| text.parse().ok());
     Kept {
         times: value
@@ -229,7 +235,7 @@ fn kept(world: &World, peer: &Peer) -> Kept {
             .and_then(|n| u32::try_from(n).ok())
             .unwrap_or_default(),
         last: last.filter(|last| *last <= world.now),
-        suspended: value.get("suspended").and_then(Value::as_bool).unwrap_or_default(),
+        suspended: value.get("suspended").and_then(Value::as_bool),
     }
 }
 

@@ -6,6 +6,7 @@
 use serde_json::json;
 
 use super::Patch;
+use super::contest;
 use super::ending::{self, Stage};
 use super::poison;
 use crate::model::change::{PatchOp, pointer};
@@ -93,19 +94,23 @@ pub fn added_for(world: &World, trust_domain: &TrustDomain) -> Added {
     match world.settings.relationships {
         Relationships::ControllerManager => {
             for registration in world.registrations.values() {
-                if !is_recorded(registration, trust_domain) {
+                let name = registration.key.to_string();
+                if !is_recorded(registration, trust_domain) || contest::is_left(world, trust_domain, &name) {
                     continue;
                 }
                 if registration.is_agent {
-                    added.own = Some(registration.key.to_string());
+                    added.own = Some(name);
                 } else {
-                    added.workloads.push(registration.key.to_string());
+                    added.workloads.push(name);
                 }
             }
         }
         Relationships::ServerApi => {
             let Some(peer) = world.peers.get(trust_domain) else { return added };
-            for entry in world.spire.iter().flat_map(|spire| spire.federating_with(trust_domain)) {
+            let federating = world.spire.iter().flat_map(|spire| spire.federating_with(trust_domain));
+            let is_left =
+                |entry: &&Entry| contest::is_left(world, trust_domain, &entry.spiffe_id.to_string());
+            for entry in federating.filter(|entry| !is_left(entry)) {
                 if is_own_entry(world, entry) {
                     added.own = Some(entry.spiffe_id.to_string());
                 } else if selects_entry(world, peer, entry) {
@@ -168,17 +173,19 @@ pub fn unselected(world: &World, peer: &Peer) -> Vec<String> {
 }
 
 /// Registrations that name the peer, and out of which its end does not take it: in an emergency those that are not
-/// selected; otherwise all in which the agent did not put it.
+/// selected; otherwise all in which the agent did not put it; and those into which someone puts it back each time.
 #[must_use]
 pub fn not_ours(world: &World, peer: &Peer) -> Vec<String> {
     let trust_domain = &peer.trust_domain;
     if world.settings.relationships == Relationships::ServerApi {
-        return unselected(world, peer);
+        let left = contest::left(world, trust_domain).into_iter().map(str::to_owned);
+        return unselected(world, peer).into_iter().chain(left).collect();
     }
     let naming = world.registrations.values().filter(|r| r.names(trust_domain));
     let ours =
         |r: &Registration| r.record.added.contains(trust_domain) || (peer.ending.at_once && selects(peer, r));
-    naming.filter(|r| !ours(r)).map(|r| r.key.to_string()).collect()
+    let stays = |r: &Registration| !ours(r) || contest::is_left(world, trust_domain, &r.key.to_string());
+    naming.filter(|r| stays(r)).map(|r| r.key.to_string()).collect()
 }
 
 /// Registrations out of which an emergency takes the peer: to select one is consent to suspend that trust domain in it.
@@ -187,16 +194,19 @@ pub fn revocable(world: &World, peer: &Peer) -> Vec<String> {
     let trust_domain = &peer.trust_domain;
     if world.settings.relationships == Relationships::ServerApi {
         let federating = world.spire.iter().flat_map(|spire| spire.federating_with(trust_domain));
-        let selected = federating.filter(|entry| selects_entry(world, peer, entry));
+        let is_left = |entry: &Entry| contest::is_left(world, trust_domain, &entry.spiffe_id.to_string());
+        let selected = federating.filter(|entry| selects_entry(world, peer, entry) && !is_left(entry));
         return selected.map(|entry| entry.spiffe_id.to_string()).collect();
     }
     let is_revocable = |r: &&std::sync::Arc<Registration>| {
-        is_recorded(r, trust_domain) || (r.names(trust_domain) && selects(peer, r))
+        let ours = is_recorded(r, trust_domain) || (r.names(trust_domain) && selects(peer, r));
+        ours && !contest::is_left(world, trust_domain, &r.key.to_string())
     };
     world.registrations.values().filter(is_revocable).map(|r| r.key.to_string()).collect()
 }
 
-fn is_recorded(registration: &Registration, trust_domain: &TrustDomain) -> bool {
+/// Whether the agent wrote down on it that it changed it for this trust domain.
+pub(super) fn is_recorded(registration: &Registration, trust_domain: &TrustDomain) -> bool {
     let record = &registration.record;
     record.added.contains(trust_domain) || record.suspended.contains(trust_domain)
 }
@@ -221,13 +231,17 @@ pub fn patches(world: &World) -> Vec<Patch> {
     }
     let wants: Vec<(&Peer, Want)> =
         world.peers.values().map(|peer| (peer.as_ref(), want(world, peer))).collect();
-    world.registrations.values().filter_map(|registration| patch(registration, &wants)).collect()
+    world.registrations.values().filter_map(|registration| patch(world, registration, &wants)).collect()
 }
 
-fn patch(registration: &Registration, wants: &[(&Peer, Want)]) -> Option<Patch> {
+fn patch(world: &World, registration: &Registration, wants: &[(&Peer, Want)]) -> Option<Patch> {
     let mut names = registration.federates_with.clone();
     let mut record = registration.record.clone();
+    let object = registration.key.to_string();
     for (peer, want) in wants {
+        if *want != Want::Federate && contest::is_left(world, &peer.trust_domain, &object) {
+            continue;
+        }
         edit(registration, peer, *want, &mut names, &mut record);
     }
     if names == registration.federates_with && record == registration.record {
@@ -308,7 +322,8 @@ fn is_own_entry(world: &World, entry: &Entry) -> bool {
     world.identity.as_ref().is_some_and(|identity| identity.id == entry.spiffe_id)
 }
 
-fn selects_entry(world: &World, peer: &Peer, entry: &Entry) -> bool {
+/// The same as [`selects`] of a registration entry in SPIRE.
+pub(super) fn selects_entry(world: &World, peer: &Peer, entry: &Entry) -> bool {
     let by_spec = peer.federates_with.as_ref().is_some_and(|selection| {
         let all = selection.selector.is_empty() && selection.spiffe_ids.is_empty();
         all || selection.spiffe_ids.contains(&entry.spiffe_id)
@@ -338,6 +353,8 @@ pub fn entry_actions(world: &World) -> Vec<SpireAction> {
                     names.insert(peer.trust_domain.clone());
                 }
                 Want::Strip { agent: false } if is_own_entry(world, entry) => {}
+                Want::Suspend | Want::Revoke | Want::Strip { .. }
+                    if contest::is_left(world, &peer.trust_domain, &entry.spiffe_id.to_string()) => {}
                 Want::Suspend | Want::Revoke | Want::Strip { .. } => {
                     names.remove(&peer.trust_domain);
                 }

@@ -13,7 +13,7 @@ use crate::bundle::document;
 use crate::model::endpoint::{EndpointProfile, EndpointState};
 use crate::model::object::{Kind, ObjectKey};
 use crate::model::peer::Bootstrap;
-use crate::model::trust::{BundleRemoval, Relationship, SpireAction};
+use crate::model::trust::{BundleRemoval, Refresh, Relationship, SpireAction};
 use crate::model::world::Relationships;
 use crate::model::{Bundle, Object, Peer, TrustDomain, World};
 
@@ -275,7 +275,12 @@ fn catch_up(world: &World, stored: Option<&Arc<Bundle>>, served: Arc<Bundle>, re
     let common =
         usable.is_some_and(|stored| stored.fingerprints().any(|f| served.fingerprints().any(|g| f == g)));
     if common && !refused {
-        SpireAction::RefreshBundle(served.trust_domain().clone())
+        SpireAction::RefreshBundle(Refresh {
+            trust_domain: served.trust_domain().clone(),
+            stored: stored.map(|stored| stored.digest()),
+            served: served.digest(),
+            every: world.settings.poll_interval,
+        })
     } else {
         SpireAction::SetBundle(served)
     }

@@ -3,21 +3,26 @@
 //! Each SPIRE server has authorities of its own in its slots. It publishes one long before it signs with it, but asks
 //! nobody whether they have it: a peer that has not fetched our bundle by then refuses our workloads.
 
+mod steps;
+
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
 use jiff::Timestamp;
 
 use super::notice::told;
-use super::status::stored_condition;
 use super::told;
-use crate::api::v1alpha1::conditions::{ReciprocalReason, RotationSafeReason as Reason};
+pub use steps::{
+    Leave, Obstacle, Refused, Step, allow, exempt, obstacles, published_since, revocable_at, tainted_since,
+    unasked,
+};
+
+use crate::api::v1alpha1::conditions::RotationSafeReason as Reason;
 use crate::model::condition::Truth;
-use crate::model::object::Kind;
-use crate::model::session::{GoodbyeReason, LinkState, SessionState};
+use crate::model::session::TrustReport;
 use crate::model::trust::{LocalAuthorities, LocalAuthority};
 use crate::model::world::PeerMemory;
-use crate::model::{AuthorityId, Bundle, ObjectKey, Peer, TrustDomain, World};
+use crate::model::{AuthorityId, Bundle, Peer, TrustDomain, World};
 
 /// SPIRE's certificates are valid from a little before they are made.
 const CUSHION: i64 = 10;
@@ -26,10 +31,9 @@ const ACTIVATION_PART: i64 = 6;
 const ACTIVATION_MOST: i64 = 7 * 24 * 60 * 60;
 /// How many intervals at which peers fetch our bundle must be left, for the time until activation to be enough.
 const INTERVALS: u32 = 3;
-/// How long SPIRE takes, at least, to replace what a tainted authority signed: an agent learns of it at its next sync (5 s),
-/// it and the server look at their own SVIDs every 5 s each, and workloads' follow in batches every 5 s. Before the server has
-/// a new SVID of its own, revoking the authority makes its agents refuse it, and end (seen on SPIRE 1.15.3).
-const REPLACED: Duration = Duration::from_secs(20);
+/// The refresh interval of a bundle, in seconds, is taken to be within these.
+const SHORTEST: u64 = 60;
+const LONGEST: u64 = 7 * 24 * 60 * 60;
 /// How many authorities a message names.
 const NAMED: usize = 4;
 
@@ -46,18 +50,21 @@ pub struct Held {
 /// one counts, for what the peer's SPIRE holds still.
 #[must_use]
 pub fn held(world: &World, peer: &Peer) -> Option<Held> {
-    let remote = told(world, peer)?;
-    let Some(stored) = &remote.held else {
-        return Some(Held { ids: BTreeSet::new(), by_receipt: false });
-    };
     let receipted = world.memory.get(&peer.trust_domain).and_then(|memory| memory.receipted.as_ref());
-    let delivered = remote.delivered.as_ref().map(|bundle| &bundle.authority_ids);
-    let followed = receipted.or(delivered);
-    let ids = followed.map(|ids| ids.intersection(&stored.authority_ids).cloned().collect());
-    Some(Held { ids: ids.unwrap_or_default(), by_receipt: receipted.is_some() })
+    told(world, peer).map(|report| held_by(report, receipted))
 }
 
-/// Remembers the peer's last receipt.
+fn held_by(report: &TrustReport, receipted: Option<&BTreeSet<AuthorityId>>) -> Held {
+    let Some(stored) = &report.held else {
+        return Held { ids: BTreeSet::new(), by_receipt: false };
+    };
+    let delivered = report.delivered.as_ref().map(|bundle| &bundle.authority_ids);
+    let followed = receipted.or(delivered);
+    let ids = followed.map(|ids| ids.intersection(&stored.authority_ids).cloned().collect());
+    Held { ids: ids.unwrap_or_default(), by_receipt: receipted.is_some() }
+}
+
+/// Remembers the peer's last receipt, and what it held when it was last heard.
 pub(super) fn remember(world: &World, peer: &Peer, memory: &mut PeerMemory) {
     let heard = told(world, peer);
     if heard.is_none() {
@@ -65,6 +72,9 @@ pub(super) fn remember(world: &World, peer: &Peer, memory: &mut PeerMemory) {
     }
     if let Some(receipt) = heard.and_then(|report| report.receipt.as_ref()) {
         memory.receipted = Some(receipt.authority_ids.clone());
+    }
+    if let Some(report) = heard {
+        memory.last_held = Some(held_by(report, memory.receipted.as_ref()).ids);
     }
 }
 
@@ -187,6 +197,38 @@ pub fn judge(world: &World, peer: &Peer) -> Option<Judgement> {
     Some(Judgement { truth: Truth::False, reason, message })
 }
 
+/// The judgement of a peer that is not heard, where something is prepared that it did not hold when it last was. What it
+/// said then is no leave to activate anything; but SPIRE does so by itself, whether or not it is heard.
+#[must_use]
+pub fn judge_unheard(world: &World, peer: &Peer) -> Option<Judgement> {
+    if told(world, peer).is_some() || exempt(world, peer).is_some() {
+        return None;
+    }
+    let last = world.memory.get(&peer.trust_domain).and_then(|memory| memory.last_held.as_ref());
+    let lacks = |id: &AuthorityId| last.is_none_or(|last| !last.contains(id));
+    let prepared = needed(world).into_iter().filter_map(|(id, role)| match role {
+        Role::Prepared { activates_at, .. } if lacks(&id) => Some((role, activates_at, id)),
+        _ => None,
+    });
+    let (role, activates_at, id) = prepared.min()?;
+    let (truth, reason) = if is_near(world, activates_at) {
+        (Truth::False, Reason::ActivationNear)
+    } else {
+        (Truth::Unknown, Reason::Unknown)
+    };
+    let said = if last.is_some() {
+        "is not heard now, and when it was last heard did not hold"
+    } else {
+        "has not said, since this agent started, that it holds"
+    };
+    let message = format!(
+        "{} {said} {}; see to the exchange between the agents (Connected)",
+        peer.trust_domain,
+        describe(&id, role)
+    );
+    Some(Judgement { truth, reason, message })
+}
+
 fn all_held(world: &World, trust_domain: &TrustDomain, held: &Held, unable: Option<String>) -> Judgement {
     if let Some(words) = unable {
         let message = format!(
@@ -240,8 +282,15 @@ fn is_near(world: &World, activates_at: Option<Timestamp>) -> bool {
 }
 
 fn near_from(world: &World, activates_at: Timestamp) -> Option<Timestamp> {
-    let margin: Duration = world.settings.poll_interval * INTERVALS;
-    activates_at.checked_sub(margin).ok()
+    activates_at.checked_sub(peers_fetch_every(world) * INTERVALS).ok()
+}
+
+/// How often the SPIRE servers of peers fetch our bundle: four times in the refresh interval that it tells them, which
+/// SPIRE takes to be a minute at least; no more often than is set for ours.
+fn peers_fetch_every(world: &World) -> Duration {
+    let hint = world.spire.as_ref().and_then(|spire| spire.own.as_ref()?.refresh_hint);
+    let polled = hint.map_or(Duration::ZERO, |hint| Duration::from_secs(hint.clamp(SHORTEST, LONGEST)) / 4);
+    polled.max(world.settings.poll_interval)
 }
 
 /// When SPIRE lets which server sign with what it has prepared, by itself.
@@ -260,165 +309,6 @@ pub fn wake_at(world: &World) -> impl Iterator<Item = Timestamp> {
     let near = activations(world).into_values().filter_map(move |at| near_from(world, at));
     let expiries = own.into_iter().flat_map(|own| own.authorities().map(|authority| authority.not_after()));
     near.chain(expiries.filter_map(|at| at.checked_add(Duration::from_secs(1)).ok()))
-}
-
-/// A peer, and why our workloads cannot rely on it with an authority.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Obstacle {
-    pub trust_domain: TrustDomain,
-    pub why: String,
-}
-
-/// Why a peer has no say in a rotation, where it has none.
-#[must_use]
-pub fn exempt(world: &World, peer: &Peer) -> Option<&'static str> {
-    let session = world.sessions.get(&peer.trust_domain);
-    if peer.deletion.is_some() {
-        Some("the relationship ends")
-    } else if peer.suspend {
-        Some("it is suspended")
-    } else if peer.withdraw {
-        Some("it is withdrawn")
-    } else if matches!(
-        session.map(|session| &session.link),
-        Some(LinkState::Parted { reason: GoodbyeReason::RelationshipEnded, .. })
-    ) || (has_said_so(world, peer) && !session.is_some_and(SessionState::is_connected))
-    {
-        Some("it ended the relationship")
-    } else {
-        None
-    }
-}
-
-/// Whether the peer said that it ended the relationship, before a restart of ours maybe.
-fn has_said_so(world: &World, peer: &Peer) -> bool {
-    let key = ObjectKey::cluster(Kind::TrustDomainPeer, &peer.object);
-    let stored = stored_condition(world.statuses.get(&key).map(AsRef::as_ref), "Reciprocal");
-    stored.is_some_and(|(_, reason, _)| reason == ReciprocalReason::PeerEnded.as_str())
-}
-
-/// The peers that do not hold what an authority stands on, of those that have a say.
-#[must_use]
-pub fn obstacles(world: &World, authority: &LocalAuthority) -> Vec<Obstacle> {
-    let wanted = stands_on(world, authority);
-    let peers = world.peers.values().filter(|peer| exempt(world, peer).is_none());
-    peers.filter_map(|peer| obstacle(world, peer, &wanted)).collect()
-}
-
-fn obstacle(world: &World, peer: &Peer, wanted: &BTreeSet<AuthorityId>) -> Option<Obstacle> {
-    let trust_domain = peer.trust_domain.clone();
-    let Some(held) = held(world, peer) else {
-        let link = world.sessions.get(&trust_domain).map(|session| &session.link);
-        let why = match link {
-            Some(LinkState::Connected) => "it has not said yet what it holds".to_owned(),
-            Some(
-                LinkState::Unreachable { message }
-                | LinkState::Unverified { message }
-                | LinkState::WrongPeerId { message }
-                | LinkState::Refused { message, .. },
-            ) => format!("its agent cannot be asked: {message}"),
-            _ => "its agent is not connected".to_owned(),
-        };
-        return Some(Obstacle { trust_domain, why });
-    };
-    if wanted.is_subset(&held.ids) {
-        return None;
-    }
-    let missing: Vec<&str> = wanted.difference(&held.ids).map(AuthorityId::as_str).collect();
-    let mut why = format!("it does not hold {}", missing.join(", "));
-    if let Some(words) = told::cannot_fetch_ours(world, peer) {
-        why.push_str(&format!("; it cannot fetch our bundle ({words})"));
-    }
-    Some(Obstacle { trust_domain, why })
-}
-
-/// What must be held for what this authority signs to be accepted. Where the upstream authority that signed it is not
-/// published itself, nobody here knows which one is its root: all of our bundle.
-fn stands_on(world: &World, authority: &LocalAuthority) -> BTreeSet<AuthorityId> {
-    let anchor = authority.anchor();
-    let is_published = own_bundle(world).is_some_and(|own| own.authorities().any(|a| a.id() == anchor));
-    if authority.upstream.is_none() || is_published {
-        return BTreeSet::from([anchor.clone()]);
-    }
-    needed(world).into_keys().collect()
-}
-
-/// A step of a rotation that needs leave.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Step {
-    Activate,
-    Taint,
-    Revoke,
-}
-
-/// Whether a server may take a step with an authority, by what is known now; else why not, and what to do.
-///
-/// # Errors
-/// The reason, for the operator.
-pub fn allow(
-    world: &World,
-    server: &str,
-    authorities: &LocalAuthorities,
-    id: &AuthorityId,
-    step: Step,
-) -> Result<(), String> {
-    let (slot, signer) = match step {
-        Step::Activate => (("prepared", &authorities.prepared), authorities.prepared.as_ref()),
-        Step::Taint | Step::Revoke => (("old", &authorities.old), Some(&authorities.active)),
-    };
-    let (Some(authority), Some(signer)) = (slot.1.as_ref().filter(|authority| authority.id == *id), signer)
-    else {
-        let has = slot.1.as_ref().map_or("none".to_owned(), |authority| authority.id.to_string());
-        return Err(format!(
-            "the {} authority of the SPIRE server {server} is not {id}, but {has}: look again",
-            slot.0
-        ));
-    };
-    if step != Step::Activate
-        && let Some(upstream) = &authority.upstream
-    {
-        return Err(format!(
-            "authority {id} of the SPIRE server {server} was signed by the upstream authority {upstream}: it is tainted \
-             and revoked there (spire-server upstreamauthority), not here"
-        ));
-    }
-    let obstacles = obstacles(world, signer);
-    if !obstacles.is_empty() {
-        let said: Vec<String> = obstacles.iter().map(|o| format!("{}: {}", o.trust_domain, o.why)).collect();
-        return Err(format!(
-            "peers do not hold authority {} of the SPIRE server {server} and would refuse our workloads: {}; mend that, \
-             or suspend a peer that is to have no say (spec.suspend)",
-            signer.anchor(),
-            said.join("; ")
-        ));
-    }
-    if step == Step::Revoke { may_revoke(world, server, id) } else { Ok(()) }
-}
-
-fn may_revoke(world: &World, server: &str, id: &AuthorityId) -> Result<(), String> {
-    match revocable_at(world, id) {
-        None => Err(format!("authority {id} of the SPIRE server {server} is not tainted: taint it first")),
-        Some(at) if world.now < at => Err(format!(
-            "what authority {id} of the SPIRE server {server} signed is being replaced: it may be revoked from {at} on"
-        )),
-        Some(_) => Ok(()),
-    }
-}
-
-/// From when on a tainted authority of ours may be revoked: SPIRE is given time to replace what it signed.
-#[must_use]
-pub fn revocable_at(world: &World, id: &AuthorityId) -> Option<Timestamp> {
-    let pause = world.settings.drain.max(REPLACED);
-    world.tainted_since.get(id).and_then(|since| since.checked_add(pause).ok())
-}
-
-/// Since when which authorities of ours are tainted, now that SPIRE was read.
-#[must_use]
-pub fn tainted_since(world: &World) -> BTreeMap<AuthorityId, Timestamp> {
-    let own = world.spire.as_ref().and_then(|spire| spire.own.as_deref());
-    let tainted = own.into_iter().flat_map(|own| own.authorities().filter(|authority| authority.tainted));
-    let since = |id: &AuthorityId| world.tainted_since.get(id).copied().unwrap_or(world.now);
-    tainted.map(|authority| (authority.id().clone(), since(authority.id()))).collect()
 }
 
 #[cfg(test)]

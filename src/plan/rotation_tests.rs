@@ -2,9 +2,10 @@ use std::sync::Arc;
 
 use super::*;
 use crate::bundle::testing::{Ca, NOW};
-use crate::model::Authority;
-use crate::model::session::{HeldBundle, Trouble, TrustReport};
+use crate::model::object::Kind;
+use crate::model::session::{GoodbyeReason, HeldBundle, LinkState, SessionState, Trouble, TrustReport};
 use crate::model::trust::{LocalServer, SpireState};
+use crate::model::{Authority, ObjectKey};
 use crate::plan::fixtures::{WorldExt as _, peer, td, world};
 use crate::plan::memory;
 
@@ -44,6 +45,7 @@ impl Scene {
         scene.publish(&[&scene.active.clone(), &scene.prepared.clone()]);
         let slots = scene.slots();
         scene.server(SERVER, slots);
+        scene.follow();
         scene
     }
 
@@ -60,6 +62,21 @@ impl Scene {
     fn publish(&mut self, authorities: &[&Authority]) {
         let own = Some(Arc::new(bundle(authorities)));
         self.spire(|spire| spire.own = own);
+    }
+
+    /// Our own agents hold what SPIRE publishes.
+    fn follow(&mut self) {
+        self.world.published_since.clear();
+        let now = std::mem::replace(&mut self.world.moment, at(-60));
+        self.world.published_since = published_since(&self.world);
+        self.world.moment = now.max(at(0));
+        self.deliver();
+    }
+
+    fn deliver(&mut self) {
+        let own = self.world.spire.as_ref().unwrap().own.clone().unwrap();
+        let identity = self.world.identity.as_mut().unwrap();
+        Arc::make_mut(identity).bundle = own;
     }
 
     fn server(&mut self, name: &str, authorities: LocalAuthorities) {
@@ -89,9 +106,16 @@ impl Scene {
         self.judge().1
     }
 
-    fn allow(&self, id: &AuthorityId, step: Step) -> Result<(), String> {
+    /// The leave, or the words of the refusal.
+    fn allow(&self, id: &AuthorityId, step: Step) -> Result<Leave, String> {
+        self.ask(id, step, &[]).map_err(|refused| refused.to_string())
+    }
+
+    fn ask(&self, id: &AuthorityId, step: Step, ignored: &[&str]) -> Result<Leave, Refused> {
         let state = self.world.spire.as_ref().unwrap();
-        allow(&self.world, SERVER, state.servers[SERVER].authorities.as_ref().unwrap(), id, step)
+        let authorities = state.servers[SERVER].authorities.as_ref().unwrap();
+        let ignored = ignored.iter().map(|name| td(name)).collect();
+        allow(&self.world, SERVER, authorities, id, step, &ignored)
     }
 }
 
@@ -215,6 +239,7 @@ fn behind_an_upstream_authority_that_one_must_be_held() {
     let slots = LocalAuthorities { active, prepared: Some(prepared), old: None };
     scene.server(SERVER, slots.clone());
     scene.publish(&[&root]);
+    scene.follow();
     scene.hears(report(&[&root]));
     assert_eq!(scene.reason(), Reason::PeersHoldAuthorities);
     assert!(scene.allow(scene.prepared.id(), Step::Activate).is_ok());
@@ -243,7 +268,10 @@ fn nothing_is_activated_before_every_peer_that_has_a_say_holds_it() {
     assert!(refused.contains(EAST) && refused.contains(id.as_str()), "{refused}");
     scene.hears(report(&[&scene.active, &scene.prepared]));
     scene.allow(&id, Step::Activate).unwrap();
-    assert!(scene.allow(scene.active.id(), Step::Activate).unwrap_err().contains("look again"));
+    let other = Ca::new().authority().id().clone();
+    let refused = scene.ask(&other, Step::Activate, &[]).unwrap_err();
+    assert!(matches!(&refused, Refused::Changed(words) if words.contains("look again")), "{refused}");
+    assert_eq!(scene.allow(scene.active.id(), Step::Activate), Ok(Leave::Taken), "asked for again");
     // What was said before the exchange broke off is not believed.
     scene.link(LinkState::Unreachable { message: "no route".to_owned() });
     assert!(scene.allow(&id, Step::Activate).unwrap_err().contains("no route"));
@@ -284,8 +312,12 @@ fn the_old_one_goes_after_the_peers_and_spires_agents_have_moved() {
     scene.world.tainted_since = tainted_since(&scene.world);
     let refused = scene.allow(old.id(), Step::Revoke).unwrap_err();
     assert!(refused.contains(&at(30).to_string()), "{refused}");
+    assert_eq!(scene.allow(old.id(), Step::Taint), Ok(Leave::Taken), "asked for again");
     scene.world.now = at(30);
-    scene.allow(old.id(), Step::Revoke).unwrap();
+    assert_eq!(scene.allow(old.id(), Step::Revoke), Ok(Leave::Take));
+    scene.publish(&[&new]);
+    assert_eq!(scene.allow(old.id(), Step::Revoke), Ok(Leave::Taken), "asked for again");
+    scene.publish(&[&tainted, &new]);
     // However short the pause is set: SPIRE's own takes its time.
     Arc::make_mut(&mut scene.world.settings).drain = Duration::from_secs(1);
     scene.world.now = at(19);
@@ -298,6 +330,127 @@ fn the_old_one_goes_after_the_peers_and_spires_agents_have_moved() {
         let refused = scene.allow(old.id(), step).unwrap_err();
         assert!(refused.contains("upstream authority"), "{refused}");
     }
+}
+
+#[test]
+fn our_own_agents_hold_it_before_it_signs() {
+    let mut scene = Scene::new();
+    scene.world.peers.clear();
+    let id = scene.prepared.id().clone();
+    let (active, prepared) = (scene.active.clone(), scene.prepared.clone());
+    scene.allow(&id, Step::Activate).unwrap();
+    // Not published, or not known to be.
+    scene.publish(&[&active]);
+    scene.world.published_since = published_since(&scene.world);
+    let refused = scene.allow(&id, Step::Activate).unwrap_err();
+    assert!(refused.contains("not in our own bundle in SPIRE yet"), "{refused}");
+    // Published just now: the agents are given their time, which is named, and does not move.
+    scene.publish(&[&active, &prepared]);
+    scene.deliver();
+    for second in [0, 5] {
+        scene.world.moment = at(second);
+        scene.world.published_since = published_since(&scene.world);
+        let refused = scene.allow(&id, Step::Activate).unwrap_err();
+        assert!(refused.contains(&at(6).to_string()) && refused.contains(id.as_str()), "{refused}");
+    }
+    scene.world.moment = at(6);
+    scene.allow(&id, Step::Activate).unwrap();
+    // Long published, and our own agent does not deliver it.
+    let mut identity = scene.world.identity.as_deref().cloned().unwrap();
+    identity.bundle = Arc::new(bundle(&[&active]));
+    scene.world.identity = Some(Arc::new(identity));
+    scene.world.moment = at(600);
+    let refused = scene.allow(&id, Step::Activate).unwrap_err();
+    assert!(refused.contains("does not deliver") && refused.contains(id.as_str()), "{refused}");
+    // Behind an upstream authority that one is what has to be held.
+    let root = Ca::new().authority();
+    let below = |a: &Authority| LocalAuthority { upstream: Some(root.id().clone()), ..local(a) };
+    let slots = LocalAuthorities { active: below(&active), prepared: Some(below(&prepared)), old: None };
+    scene.server(SERVER, slots);
+    scene.publish(&[&root]);
+    scene.deliver();
+    scene.world.published_since = published_since(&scene.world);
+    let refused = scene.allow(&id, Step::Activate).unwrap_err();
+    assert!(refused.contains(root.id().as_str()) && refused.contains(&at(606).to_string()), "{refused}");
+    scene.world.moment = at(606);
+    scene.allow(&id, Step::Activate).unwrap();
+}
+
+#[test]
+fn who_federates_with_us_and_cannot_be_asked_is_named_unless_ignored() {
+    let mut scene = Scene::new();
+    let id = scene.prepared.id().clone();
+    scene.hears(report(&[&scene.active, &scene.prepared]));
+    scene.spire(|spire| {
+        // A peer's own is no surprise.
+        spire.bundles.insert(td(EAST), Arc::new(Bundle::new(td(EAST), [])));
+        spire.bundles.insert(td("north.example"), Arc::new(Bundle::new(td("north.example"), [])));
+        spire.unreadable.insert("south.example".to_owned(), "no profile".to_owned());
+    });
+    let refused = scene.ask(&id, Step::Activate, &[]).unwrap_err();
+    let Refused::Never(words) = &refused else { panic!("{refused:?}") };
+    for part in ["north.example (a bundle is stored)", "south.example (a federation", "--ignore", id.as_str()]
+    {
+        assert!(words.contains(part), "{part} is not in: {words}");
+    }
+    assert!(!words.contains(EAST), "{words}");
+    let refused = scene.ask(&id, Step::Activate, &["north.example"]).unwrap_err().to_string();
+    assert!(!refused.contains("north.example") && refused.contains("south.example"), "{refused}");
+    scene.ask(&id, Step::Activate, &["north.example", "south.example"]).unwrap();
+    // To ignore a peer is not to be had.
+    scene.hears(report(&[&scene.active]));
+    scene.ask(&id, Step::Activate, &["north.example", "south.example", EAST]).unwrap_err();
+}
+
+#[test]
+fn a_peer_that_is_not_heard_is_judged_by_its_last_word_and_the_time_that_is_left() {
+    let mut scene = Scene::new();
+    let judge = |scene: &Scene| judge_unheard(&scene.world, &scene.world.peers[&td(EAST)]);
+    let gone = || LinkState::Unreachable { message: "no route".to_owned() };
+    scene.hears(report(&[&scene.active]));
+    assert_eq!(judge(&scene), None, "it is heard");
+    scene.link(gone());
+    let judged = judge(&scene).unwrap();
+    assert_eq!((judged.truth, judged.reason), (Truth::Unknown, Reason::Unknown));
+    for part in
+        [EAST, scene.prepared.id().as_str(), SERVER, &at(2_402).to_string(), "last heard did not hold"]
+    {
+        assert!(judged.message.contains(part), "{part} is not in: {}", judged.message);
+    }
+    scene.world.now = at(2_402 - 900);
+    let near = judge(&scene).unwrap();
+    assert_eq!((near.truth, near.reason), (Truth::False, Reason::ActivationNear));
+    assert_eq!(near.message, judged.message, "no part of it changes with time");
+    // Its last receipt stands, but is no leave.
+    let both = [&scene.active.clone(), &scene.prepared.clone()];
+    scene.hears(TrustReport { receipt: Some(HeldBundle::from(&bundle(&both))), ..report(&both) });
+    scene.link(gone());
+    assert_eq!(judge(&scene), None);
+    assert!(scene.allow(scene.prepared.id(), Step::Activate).is_err());
+    // Nothing was heard in this life of the agent.
+    scene.world.memory.clear();
+    assert!(judge(&scene).unwrap().message.contains("since this agent started"));
+    let east = Arc::make_mut(scene.world.peers.get_mut(&td(EAST)).unwrap());
+    east.suspend = true;
+    assert_eq!(judge(&scene), None, "it has no say");
+}
+
+#[test]
+fn near_is_three_fetches_as_peers_make_them() {
+    let mut scene = Scene::new();
+    Arc::make_mut(&mut scene.world.settings).poll_interval = Duration::from_secs(75);
+    let mut near = |hint: Option<u64>| {
+        let mut own = bundle(&[&scene.active, &scene.prepared]);
+        own.refresh_hint = hint;
+        scene.spire(|spire| spire.own = Some(Arc::new(own)));
+        near_from(&scene.world, at(10_000)).unwrap()
+    };
+    // An hour: peers fetch every 15 minutes.
+    assert_eq!(near(Some(3_600)), at(10_000 - 2_700));
+    for often in [None, Some(1), Some(300)] {
+        assert_eq!(near(often), at(10_000 - 225), "{often:?}");
+    }
+    assert_eq!(near(Some(u64::MAX)), at(10_000 - 3 * 7 * 86_400 / 4), "however long it is");
 }
 
 /// Who no registration federates with, or who ended the relationship, has no say; after a restart of ours neither.

@@ -143,7 +143,7 @@ pub(super) fn cause(report: &TrustReport) -> String {
     of(report, DISTRIBUTED).map(|trouble| format!(" ({})", words(trouble))).unwrap_or_default()
 }
 
-/// Whether someone at the peer takes our trust domain back from registrations that were to federate with us.
+/// Whether someone at the peer changes back what its agent does to registrations for our sake.
 pub(super) fn is_contested(report: &TrustReport) -> bool {
     let contested = BundleDistributedReason::RegistrationContested.as_str();
     of(report, DISTRIBUTED).is_some_and(|trouble| trouble.reason == contested)

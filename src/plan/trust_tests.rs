@@ -9,7 +9,7 @@ use serde_json::json;
 use super::ending::{FINALIZER, Stage, stage};
 use super::fixtures::{WorldExt as _, id, peer, td, world};
 use super::registrations::{Want, patches, reverted, want};
-use super::{finalizers, memory, plan, poison, relationship, verdict};
+use super::{finalizers, memory, monitors, plan, poison, relationship, verdict};
 use crate::api::v1alpha1::conditions::ReciprocalReason as Reason;
 use crate::bundle::testing::{Ca, NOW, ca_params};
 use crate::model::change::PatchOp;
@@ -20,7 +20,7 @@ use crate::model::peer::RegistrationSelection;
 use crate::model::registration::{Record, Registration};
 use crate::model::session::{GoodbyeReason, HeldBundle, LinkState, Refusal, SessionState, TrustReport};
 use crate::model::trust::{
-    BundleRemoval, Entry, LocalAuthorities, LocalAuthority, LocalServer, Relationship, SpireAction,
+    BundleRemoval, Entry, LocalAuthorities, LocalAuthority, LocalServer, Refresh, Relationship, SpireAction,
     SpireState,
 };
 use crate::model::world::Relationships;
@@ -721,7 +721,13 @@ fn spire_is_asked_to_refresh_or_given_what_it_cannot_verify() {
     let next = Ca::new();
     let both = Bundle::new(td(EAST), scene.east.authorities().cloned().chain([next.authority()]));
     scene.serves(Arc::new(both), 5);
-    assert_eq!(scene.actions(), [SpireAction::RefreshBundle(td(EAST))]);
+    let refresh = Refresh {
+        trust_domain: td(EAST),
+        stored: Some(scene.east.digest()),
+        served: scene.world.endpoints[&td(EAST)].latest.as_ref().unwrap().digest(),
+        every: scene.world.settings.poll_interval,
+    };
+    assert_eq!(scene.actions(), [SpireAction::RefreshBundle(refresh)]);
     scene.serves(next.bundle(EAST), 5);
     assert_eq!(scene.actions(), [SpireAction::SetBundle(next.bundle(EAST))]);
 }
@@ -1186,4 +1192,168 @@ fn a_bootstrap_bundle_that_is_not_there_begins_nothing_and_ends_nothing() {
     assert_eq!(plan(&scene.world).objects.get(&at), Some(&begun), "what was begun stays as it is");
     scene.world.bootstraps.clear();
     assert_eq!(plan(&scene.world).objects.get(&at), Some(&begun), "as after a restart");
+}
+
+/// Someone's own manifest names the peer, and is put back by them each time, with or without what the agent wrote down.
+fn heal(scene: &mut Scene, name: &str, version: usize, keeps_record: bool) {
+    let key = ObjectKey::cluster(Kind::ClusterStaticEntry, name);
+    let mut healed = scene.world.registrations[&key].as_ref().clone();
+    healed.federates_with = vec![EAST.to_owned()];
+    healed.resource_version = version.to_string();
+    if !keeps_record {
+        healed.record = Record::default();
+    }
+    scene.register(healed);
+}
+
+#[test]
+fn who_puts_a_name_back_each_time_is_told_and_not_fought() {
+    type Change = fn(&mut Scene);
+    let wants: [(Change, &str); 3] = [
+        (
+            |scene| {
+                scene.spire(|spire, _| {
+                    spire.bundles.insert(td(EAST), empty());
+                });
+            },
+            "without a usable X.509 authority",
+        ),
+        (|scene| scene.change_peer(|peer| peer.withdraw = true), "spec.withdraw"),
+        (
+            |scene| {
+                scene.change_peer(|peer| {
+                    peer.deletion = Some(now());
+                    peer.ending.at_once = true;
+                });
+            },
+            "ending at once",
+        ),
+    ];
+    for (change, words) in wants {
+        for keeps_record in [true, false] {
+            for is_coalesced in [true, false] {
+                contest(change, words, keeps_record, is_coalesced);
+            }
+        }
+    }
+}
+
+fn contest(change: fn(&mut Scene), words: &str, keeps_record: bool, is_coalesced: bool) {
+    let mut scene = Scene::related();
+    scene.write_patches();
+    heal(&mut scene, "cart", 8, false);
+    change(&mut scene);
+    scene.pass(1);
+    // What never was seen to be gone is only known to have come back by the record.
+    let is_known = !is_coalesced || (keeps_record && words != "ending at once");
+    let mut written = 0;
+    for round in 0..20 {
+        if scene.write_patches() == 0 {
+            break;
+        }
+        written += 1;
+        if !is_coalesced {
+            scene.pass(1);
+        }
+        heal(&mut scene, "cart", 10 + round, keeps_record);
+        scene.pass(1);
+    }
+    if !is_known {
+        return;
+    }
+    assert!((2..=4).contains(&written), "{words} {keeps_record} {is_coalesced}: {written} patches");
+    assert_eq!(scene.names("cart"), [EAST]);
+    assert!(scene.names("agent").is_empty(), "others are kept out");
+    let status = distributed(&scene);
+    assert!(status.contains(words) && status.contains("ClusterStaticEntry cart"), "{status}");
+    assert!(status.contains("RegistrationContested") || words == "ending at once", "{status}");
+    // In an emergency the rest of the end does not wait for it.
+    assert!(stage(&scene.world, &scene.peer()).is_none_or(|stage| stage > Stage::Registrations(Vec::new())));
+
+    // Its source is changed; an hour later it is something new.
+    let key = ObjectKey::cluster(Kind::ClusterStaticEntry, "cart");
+    let mut mended = scene.world.registrations[&key].as_ref().clone();
+    mended.federates_with.clear();
+    scene.register(mended);
+    scene.pass(1);
+    assert!(!distributed(&scene).contains("RegistrationContested"));
+    scene.pass(3_600);
+    heal(&mut scene, "cart", 99, keeps_record);
+    scene.pass(1);
+    assert_eq!(scene.write_patches(), 1);
+}
+
+/// The reason and the message of `BundleDistributed`.
+fn distributed(scene: &Scene) -> String {
+    let plan = plan(&scene.world);
+    let key = ObjectKey::cluster(Kind::TrustDomainPeer, &scene.peer().object);
+    let conditions = plan.statuses[&key].status["conditions"].as_array().unwrap().clone();
+    let found = conditions.into_iter().find(|condition| condition["type"] == "BundleDistributed").unwrap();
+    format!("{}: {}", found["reason"].as_str().unwrap(), found["message"].as_str().unwrap())
+}
+
+#[test]
+fn a_suspended_peer_is_polled_at_our_own_pace_and_is_told_what_it_waits_for() {
+    let mut scene = Scene::related();
+    let at_most = |scene: &Scene| monitors::monitors(&scene.world)[&td(EAST)].at_most;
+    scene.pass(1);
+    assert_eq!(at_most(&scene), None);
+    scene.serves(empty(), 0);
+    scene.pass(1);
+    assert!(at_most(&scene).is_some_and(|at_most| at_most.as_secs() <= 20));
+    assert!(!distributed(&scene).contains("spec.suspend"));
+    scene.change_peer(|peer| peer.suspend = true);
+    assert!(distributed(&scene).contains("once spec.suspend is unset"), "{}", distributed(&scene));
+}
+
+#[test]
+fn a_long_suspension_is_not_forgiven_before_a_day_has_gone_by_since_its_end() {
+    let mut scene = Scene::related();
+    let mut params = ca_params();
+    crate::bundle::testing::valid(&mut params, 0, 1_000_000);
+    scene.east = Ca::with(params).bundle(EAST);
+    let east = Arc::clone(&scene.east);
+    scene.spire(|spire, _| {
+        spire.bundles.insert(td(EAST), east);
+    });
+    scene.serves(empty(), 0);
+    scene.pass(1);
+    scene.pass(90_000);
+    scene.serves(Arc::clone(&scene.east), 3);
+    scene.pass(1);
+    assert!(harms(&scene).is_empty());
+    for (wait, flaps) in [(10, 2), (86_402, 1)] {
+        scene.pass(wait);
+        scene.serves(empty(), 0);
+        scene.pass(1);
+        assert_eq!(scene.world.memory[&td(EAST)].flaps, flaps);
+        scene.serves(Arc::clone(&scene.east), 6);
+        scene.pass(1);
+    }
+}
+
+#[test]
+fn a_withdrawal_that_was_unset_while_nobody_ran_is_no_poisoning() {
+    for (annotation, is_suspended) in [
+        (None, false),
+        (Some(r#"{"times":2,"last":"2027-01-01T00:00:00Z","suspended":false}"#), false),
+        (Some(r#"{"times":2,"last":"2027-01-01T00:00:00Z","suspended":true}"#), true),
+        (Some("bent"), true),
+    ] {
+        let mut scene = Scene::related();
+        let mut cart = registration("cart", false);
+        cart.record.suspended = BTreeSet::from([td(EAST)]);
+        cart.has_annotations = true;
+        scene.register(cart);
+        let mut object = relationship::object(&scene.world, &scene.peer()).unwrap();
+        if let Some(text) = annotation {
+            object.meta.annotations.insert(poison::ANNOTATION_POISONED.to_owned(), text.to_owned());
+        }
+        scene.world = scene.world.clone().with_object(object);
+        scene.serves(Arc::clone(&scene.east), 1);
+        scene.pass(1);
+        assert_eq!(!harms(&scene).is_empty(), is_suspended, "{annotation:?}");
+        scene.write_patches();
+        assert_eq!(scene.names("cart").is_empty(), is_suspended, "{annotation:?}");
+    }
 }

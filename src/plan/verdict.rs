@@ -139,8 +139,8 @@ fn by_report(world: &World, peer: &Peer, remote: &TrustReport) -> Verdict {
     }
     if told::is_contested(remote) {
         let message = format!(
-            "the agent of {trust_domain} says that some workloads there do not get our bundle, since someone takes \
-             it back; its operator must look at BundleDistributed of the TrustDomainPeer there{}",
+            "the agent of {trust_domain} says that someone changes registrations there back: some workloads do not \
+             get our bundle, or get it though they must not; its operator must look at BundleDistributed of the TrustDomainPeer there{}",
             told::cause(remote)
         );
         return Verdict::new(Truth::False, Reason::PeerRefusesUs, message);

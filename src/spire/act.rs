@@ -32,7 +32,7 @@ impl SpireServer {
                 self.set_federates_with(entry, federates_with).await
             }
             SpireAction::SetBundle(bundle) => self.set_bundle(own, bundle).await,
-            SpireAction::RefreshBundle(trust_domain) => self.refresh_bundle(trust_domain).await,
+            SpireAction::RefreshBundle(refresh) => self.refresh_bundle(&refresh.trust_domain).await,
             SpireAction::DeleteBundle(trust_domain, removal) => {
                 self.delete_bundle(trust_domain, *removal).await
             }
@@ -191,7 +191,7 @@ fn refuse_own(own: &TrustDomain, action: &SpireAction) -> Result<(), SpireError>
             ("setting federatesWith", federates_with.contains(own))
         }
         SpireAction::SetBundle(bundle) => ("setting a bundle", bundle.trust_domain() == own),
-        SpireAction::RefreshBundle(td) => ("refreshing a bundle", td == own),
+        SpireAction::RefreshBundle(refresh) => ("refreshing a bundle", refresh.trust_domain == *own),
         SpireAction::DeleteBundle(td, _) => ("deleting a bundle", td == own),
     };
     if names { Err(SpireError::OwnTrustDomain { call, trust_domain: own.to_string() }) } else { Ok(()) }

@@ -3,7 +3,7 @@
 use jiff::Timestamp;
 use tonic::Code;
 
-use super::client::CALL_TIMEOUT;
+use super::client::{CALL_TIMEOUT, PREPARE_TIMEOUT};
 use super::{SpireError, SpireServer};
 use crate::model::AuthorityId;
 use crate::model::trust::{LocalAuthorities, LocalAuthority};
@@ -42,7 +42,7 @@ impl SpireServer {
         const CALL: &str = "PrepareX509Authority";
         let request = api::PrepareX509AuthorityRequest {};
         let answer =
-            self.call(CALL, CALL_TIMEOUT, self.authorities().prepare_x509_authority(request)).await?;
+            self.call(CALL, PREPARE_TIMEOUT, self.authorities().prepare_x509_authority(request)).await?;
         let prepared = answer.prepared_authority.ok_or_else(|| self.nonsense(CALL, "no authority"))?;
         self.local(CALL, &prepared)
     }

@@ -26,6 +26,8 @@ use crate::proto::spire::server::trustdomain::v1::trust_domain_client::TrustDoma
 pub(super) const CALL_TIMEOUT: Duration = Duration::from_secs(5);
 /// How long `RefreshBundle` may take: SPIRE fetches from the peer's endpoint meanwhile, with no limit of its own.
 pub(super) const REFRESH_TIMEOUT: Duration = Duration::from_secs(30);
+/// How long `PrepareX509Authority` may take: an upstream authority or a key manager elsewhere has a part in it.
+pub(super) const PREPARE_TIMEOUT: Duration = Duration::from_secs(45);
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
 const MESSAGE_LIMIT: usize = 16 * 1024 * 1024;
 /// How many different complaints are remembered so that each is logged once.

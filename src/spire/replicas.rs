@@ -74,6 +74,7 @@ impl Replicas {
             shared: Arc::clone(&shared),
             followers: JoinSet::new(),
             running: BTreeMap::new(),
+            left_out: None,
         };
         let task = tokio::spawn(async move {
             tokio::select! {
@@ -119,6 +120,8 @@ struct Keeper {
     shared: Arc<Shared>,
     followers: JoinSet<()>,
     running: BTreeMap<String, AbortHandle>,
+    /// The first of those that are too many, and what is said of them.
+    left_out: Option<(String, String)>,
 }
 
 impl fmt::Debug for Keeper {
@@ -143,10 +146,36 @@ impl Keeper {
                     }
                 }
             }
-            let wanted: BTreeSet<ServerAddress> = resolved.values().flatten().take(MOST).cloned().collect();
+            let mut wanted: BTreeSet<ServerAddress> = resolved.values().flatten().cloned().collect();
+            let beyond = wanted.iter().nth(MOST).cloned().map(|first| wanted.split_off(&first));
             self.keep(&wanted);
+            self.leave_out(&beyond.unwrap_or_default());
             tokio::time::sleep(RESOLVE).await;
         }
+    }
+
+    /// Says of the servers that are too many that nobody looks at them: in the log, and as a failure of the first.
+    fn leave_out(&mut self, beyond: &BTreeSet<ServerAddress>) {
+        let failure = beyond.first().map(|first| {
+            let others = beyond.len() - 1;
+            let failure = format!(
+                "it and {others} others are left out: there are more than {MOST} SPIRE servers; nobody looks at their \
+                 authorities, nor are they rotated; have agents address fewer (--spire-server)"
+            );
+            (first.to_string(), failure)
+        });
+        let said = std::mem::replace(&mut self.left_out, failure);
+        if let Some((server, failure)) = self.left_out.as_ref().filter(|new| said.as_ref() != Some(new)) {
+            tracing::error!(server, "{failure}");
+        }
+        self.shared.known.send_if_modified(|known| {
+            let before = known.clone();
+            known.servers.retain(|name, _| known.expected.contains(name));
+            if let Some((server, failure)) = self.left_out.clone() {
+                known.servers.insert(server, LocalServer { authorities: None, failure: Some(failure) });
+            }
+            *known != before
+        });
     }
 
     /// Follows these servers and no others.
@@ -163,7 +192,8 @@ impl Keeper {
         while self.followers.try_join_next().is_some() {}
         self.shared.known.send_if_modified(|known| {
             let before = known.clone();
-            known.servers.retain(|name, _| names.contains(name));
+            let left_out = self.left_out.as_ref().map(|(name, _)| name);
+            known.servers.retain(|name, _| names.contains(name) || left_out == Some(name));
             known.expected = names;
             *known != before
         });
@@ -265,5 +295,33 @@ mod tests {
         let several =
             found.iter().all(|at| at.to_string().ends_with(":8081") && *at != tcp("localhost:8081"));
         assert!(found == [tcp("localhost:8081")] || (found.len() > 1 && several), "{found:?}");
+    }
+
+    #[tokio::test]
+    async fn servers_that_are_too_many_are_told_of() {
+        let addresses =
+            |count: usize| (0..count).map(|n| ServerAddress::Unix(format!("/nowhere/{n:03}").into()));
+        let connect: Connect = Arc::new(|address| match address {
+            ServerAddress::Unix(path) => Ok(SpireServer::connect_unix(path)),
+            ServerAddress::Tcp(_) => unreachable!(),
+        });
+        let interval = Duration::from_secs(60);
+        let known = async |count| {
+            let cancel = CancellationToken::new();
+            let all = addresses(count).collect();
+            let (replicas, task) = Replicas::spawn(all, Arc::clone(&connect), interval, cancel.clone());
+            let mut known = replicas.subscribe();
+            let known =
+                known.wait_for(|known| known.is_settled() && known.servers.len() >= count.min(MOST + 1));
+            let known = tokio::time::timeout(Duration::from_secs(20), known).await.unwrap().unwrap().clone();
+            cancel.cancel();
+            task.await.unwrap();
+            known
+        };
+        assert_eq!(known(MOST).await.servers.len(), MOST);
+        let known = known(MOST + 3).await;
+        assert_eq!(known.servers.len(), MOST + 1);
+        let failure = known.servers["unix:///nowhere/032"].failure.as_deref().unwrap();
+        assert!(failure.contains("it and 2 others") && failure.contains("more than 32"), "{failure}");
     }
 }

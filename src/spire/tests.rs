@@ -11,7 +11,7 @@ use tonic::{Code, Request, Response, Status};
 use super::*;
 use crate::devkit::{Authority, Settings};
 use crate::model::TrustDomain;
-use crate::model::trust::{BundleRemoval, SpireAction};
+use crate::model::trust::{BundleRemoval, Refresh, SpireAction};
 use crate::proto::spire::server::bundle::v1::bundle_server::{Bundle, BundleServer};
 use crate::proto::spire::server::entry::v1::entry_server::{Entry, EntryServer};
 use crate::proto::spire::server::trustdomain::v1::trust_domain_server::{
@@ -322,10 +322,14 @@ async fn what_was_not_said_to_be_done_is_an_error() {
         assert!(error.to_string().contains("of east.example: not today"), "{error}");
     }
     assert!(matches!(server.act(&own, &actions[2]).await, Err(SpireError::Answer { .. })));
-    let refresh = SpireAction::RefreshBundle(east);
-    let error = server.act(&own, &refresh).await.unwrap_err().to_string();
+    let refresh = |trust_domain: TrustDomain| {
+        let served = crate::model::Bundle::new(trust_domain.clone(), []).digest();
+        let every = std::time::Duration::from_secs(300);
+        SpireAction::RefreshBundle(Refresh { trust_domain, stored: None, served, every })
+    };
+    let error = server.act(&own, &refresh(east)).await.unwrap_err().to_string();
     assert!(error.contains("RefreshBundle failed: failed to refresh bundle (Internal)"), "{error}");
-    for action in [SpireAction::RefreshBundle(own.clone()), SpireAction::DeleteRelationship(own.clone())] {
+    for action in [refresh(own.clone()), SpireAction::DeleteRelationship(own.clone())] {
         assert!(matches!(server.act(&own, &action).await, Err(SpireError::OwnTrustDomain { .. })));
     }
 }

@@ -9,6 +9,7 @@ mod error;
 mod kubernetes;
 mod lease;
 mod patch;
+mod said;
 
 use std::path::PathBuf;
 
@@ -171,8 +172,13 @@ impl Store {
     }
 
     /// Logs an event on the object with this uid and, in Kubernetes, records it there in the same words. Equal ones are
-    /// counted, not repeated. Failure to record it is logged only.
+    /// counted, not repeated; of one reason, five at once and then one a minute are told. Failure to record it is logged
+    /// only.
     pub async fn event(&self, key: &ObjectKey, uid: &str, severity: Severity, reason: &str, message: &str) {
+        if !either!(self, store => store.said()).may_say(uid, reason, crate::clock::now()) {
+            tracing::debug!(object = %key, reason, "told too often: {message}");
+            return;
+        }
         match severity {
             Severity::Normal => tracing::info!(object = %key, reason, "{message}"),
             Severity::Warning => tracing::warn!(object = %key, reason, "{message}"),

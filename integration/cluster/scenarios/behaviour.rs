@@ -5,7 +5,7 @@ use crate::pair::with_pair;
 use crate::world::{Domain, Part};
 use anyhow::Context;
 use entente::model::endpoint::{BundleEndpoint, EndpointProfile, EndpointUrl};
-use entente::model::{SpiffeId, TrustDomain};
+use entente::model::{AuthorityId, SpiffeId, TrustDomain};
 use std::path::Path;
 use std::time::Duration;
 
@@ -44,8 +44,11 @@ impl Spire for Real<'_> {
         Duration::from_secs(20)
     }
 
-    fn agent_renewals(&self) -> Option<usize> {
-        Some(self.domain.spire.agent.log().matches("Successfully rotated agent SVID").count())
+    fn agent_has_let_go(&self, tainted: &AuthorityId) -> bool {
+        let log = self.domain.spire.agent.log();
+        let last = |words: &str| log.rfind(words);
+        let knows = log.lines().any(|line| line.contains("tainted") && line.contains(tainted.as_str()));
+        knows && last("Agent SVID is tainted by a root authority") <= last("Successfully rotated agent SVID")
     }
 }
 

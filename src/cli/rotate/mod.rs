@@ -14,6 +14,7 @@ use tokio::signal::unix::{SignalKind, signal};
 use super::control::ControlArgs;
 use crate::control::rotation::RotationState;
 use crate::index::parse::time_span;
+use crate::model::TrustDomain;
 use report::{Outcome, Report};
 use steps::Rotation;
 
@@ -60,6 +61,11 @@ struct X509Args {
     #[arg(long = "server")]
     servers: Vec<String>,
 
+    /// Rotate though SPIRE federates with this trust domain, of which there is no TrustDomainPeer, so that nobody there
+    /// can be asked: it may refuse our workloads. May be given several times.
+    #[arg(long, value_name = "TRUST_DOMAIN", value_parser = trust_domain)]
+    ignore: Vec<TrustDomain>,
+
     #[arg(short, long, default_value = "text")]
     output: Output,
 }
@@ -72,6 +78,10 @@ enum Output {
 
 fn span(text: &str) -> Result<Duration, String> {
     time_span::parse("--timeout", text).map_err(|problem| problem.message)
+}
+
+fn trust_domain(text: &str) -> Result<TrustDomain, String> {
+    TrustDomain::new(text).map_err(|error| error.to_string())
 }
 
 /// Rotates. The exit code is 0 once all was done that was asked for, else 1.

@@ -27,6 +27,10 @@ pub(super) struct ServerReport {
     pub(super) authority: Option<String>,
     /// The one that it signed with before.
     pub(super) replaced: Option<String>,
+    /// An old one of an earlier rotation, which is finished first.
+    pub(super) earlier: Option<String>,
+    /// Whether it was asked to prepare an authority, and has not answered.
+    pub(super) preparing: bool,
     pub(super) activated: bool,
     pub(super) tainted: bool,
     pub(super) revoked: bool,

@@ -15,6 +15,10 @@ use crate::control::rotation::{AuthorityState, RotationState, ServerState, StepD
 const LOOK: Duration = Duration::from_millis(500);
 /// How long an authority that was just prepared may not be seen yet.
 const UNSEEN: u32 = 20;
+/// How often a step is asked for that failed at SPIRE: preparing is not without effect each time.
+const TRIES: u32 = 2;
+/// How often a step is asked for that a server is not in the state for.
+const LOOKS_AGAIN: u32 = 3;
 /// How long the agent is given for the last look, after all is over.
 const LAST_LOOK: Duration = Duration::from_secs(5);
 
@@ -38,6 +42,9 @@ impl<'a> Rotation<'a> {
         client: ControlClient,
         state: RotationState,
     ) -> anyhow::Result<Self> {
+        if let Some((words, true)) = words::unasked(args, &state)? {
+            anyhow::bail!("{words}");
+        }
         let mut servers = BTreeMap::new();
         for (name, server) in words::targets(args, &state)? {
             let replaced = if args.finish { &server.old } else { &server.active };
@@ -71,10 +78,14 @@ impl<'a> Rotation<'a> {
         if let Some(others) = words::of_no_server(&self.state) {
             tell(&others);
         }
+        if let Some((ignored, _)) = words::unasked(self.args, &self.state)? {
+            tell(&ignored);
+        }
         if self.state.peers.is_empty() {
-            tell("there are no peers: nobody has to be waited for");
+            tell(words::NO_PEERS);
         }
         if !self.args.finish {
+            self.finish_earlier(&names).await?;
             for name in &names {
                 self.prepare(name).await?;
             }
@@ -83,15 +94,49 @@ impl<'a> Rotation<'a> {
                 self.activate(name).await?;
             }
         }
-        if self.args.taint || self.args.revoke {
-            for name in &names {
-                self.taint(name).await?;
+        self.finish(&names).await
+    }
+
+    /// Finishes what an earlier rotation replaced, as far as it is asked for: preparing another puts it out of SPIRE's
+    /// reach.
+    async fn finish_earlier(&mut self, names: &[String]) -> anyhow::Result<()> {
+        let mut earlier = BTreeMap::new();
+        for name in names {
+            if let Some(id) = words::to_finish(self.args, self.server(name)?) {
+                tell(&format!("SPIRE server {name}: {id}, of an earlier rotation, is finished first"));
+                self.report_of(name)?.earlier = Some(id.clone());
+                earlier.insert(name.clone(), id);
             }
         }
-        if self.args.revoke {
-            for name in &names {
-                self.revoke(name).await?;
+        for (name, id) in &earlier {
+            self.taint(name, id).await?;
+        }
+        for (name, id) in earlier.iter().filter(|_| self.args.revoke) {
+            self.revoke(name, id).await?;
+        }
+        for name in earlier.keys() {
+            for _ in 0..UNSEEN {
+                self.look().await?;
+                if words::to_finish(self.args, self.server(name)?).is_none() {
+                    break;
+                }
+                tokio::time::sleep(LOOK).await;
             }
+        }
+        Ok(())
+    }
+
+    /// Taints, or revokes, what was replaced, where that is asked for.
+    async fn finish(&mut self, names: &[String]) -> anyhow::Result<()> {
+        let mut replaced = Vec::new();
+        for name in names.iter().filter(|_| self.args.taint || self.args.revoke) {
+            replaced.extend(self.report_of(name)?.replaced.clone().map(|id| (name, id)));
+        }
+        for (name, id) in &replaced {
+            self.report_of(name)?.tainted = self.taint(name, id).await?;
+        }
+        for (name, id) in replaced.iter().filter(|_| self.args.revoke) {
+            self.report_of(name)?.revoked = self.revoke(name, id).await?;
         }
         Ok(())
     }
@@ -100,7 +145,7 @@ impl<'a> Rotation<'a> {
     pub(super) async fn report(mut self, outcome: Outcome, cause: Option<String>) -> Report {
         // Where the agent does not answer, what it said last is the best that is known.
         let looked = tokio::time::timeout(LAST_LOOK, self.look()).await;
-        let mut notes = words::left(&self.servers, &self.state);
+        let mut notes = words::left(self.args, &self.servers, &self.state);
         if !matches!(looked, Ok(Ok(()))) {
             notes.push("the agent does not answer any more: this is as it was last seen".to_owned());
         }
@@ -109,13 +154,13 @@ impl<'a> Rotation<'a> {
 
     async fn prepare(&mut self, name: &str) -> anyhow::Result<()> {
         let server = self.server(name)?;
-        let (taken, lost) = (server.prepared.is_some(), words::unfinished(server));
-        let done = self.step("prepare", name, String::new()).await?;
-        if let Some(lost) = lost {
-            tell(&format!(
-                "SPIRE server {name}: SPIRE can no longer taint or revoke {lost}; it stays valid until it expires"
-            ));
+        let taken = server.prepared.is_some();
+        if let Some(lost) = words::unfinished(server) {
+            tell(&format!("SPIRE server {name}: {}", words::lost(&lost)));
         }
+        self.report_of(name)?.preparing = true;
+        let done = self.step("prepare", name, String::new()).await?;
+        self.report_of(name)?.preparing = false;
         let how = if taken { "was prepared already, and is taken" } else { "is prepared" };
         tell(&format!("SPIRE server {name}: authority {} {how}", done.authority));
         self.report_of(name)?.authority = Some(done.authority);
@@ -171,28 +216,27 @@ impl<'a> Rotation<'a> {
         Ok(())
     }
 
-    async fn taint(&mut self, name: &str) -> anyhow::Result<()> {
-        let Some(old) = self.old(name).await? else { return Ok(()) };
+    /// Taints the old authority; false where it is out of our bundle already.
+    async fn taint(&mut self, name: &str, id: &str) -> anyhow::Result<bool> {
+        let Some(old) = self.old(name, id).await? else { return Ok(false) };
         if !old.tainted {
             self.step("taint", name, old.id.clone()).await?;
             tell(&format!("SPIRE server {name}: {} is tainted, what it signed is replaced", old.id));
         }
-        self.report_of(name)?.tainted = true;
-        Ok(())
+        Ok(true)
     }
 
-    async fn revoke(&mut self, name: &str) -> anyhow::Result<()> {
-        let Some(old) = self.old(name).await? else { return Ok(()) };
+    /// Revokes the old authority; false where it is out of our bundle already.
+    async fn revoke(&mut self, name: &str, id: &str) -> anyhow::Result<bool> {
+        let Some(old) = self.old(name, id).await? else { return Ok(false) };
         self.step("revoke", name, old.id.clone()).await?;
         tell(&format!("SPIRE server {name}: {} is revoked", old.id));
-        self.report_of(name)?.revoked = true;
-        Ok(())
+        Ok(true)
     }
 
     /// The authority that was replaced, once the server tells of it in the slot of the old one; none where it is out of
     /// our bundle already.
-    async fn old(&mut self, name: &str) -> anyhow::Result<Option<AuthorityState>> {
-        let Some(replaced) = self.report_of(name)?.replaced.clone() else { return Ok(None) };
+    async fn old(&mut self, name: &str, replaced: &str) -> anyhow::Result<Option<AuthorityState>> {
         for _ in 0..UNSEEN {
             if let Err(error) = self.look().await {
                 let wait = passing(error)?;
@@ -210,17 +254,36 @@ impl<'a> Rotation<'a> {
         )
     }
 
-    /// Takes a step as soon as the agent allows it.
+    /// Takes a step as soon as the agent allows it. Taken a second time after an answer that was lost, a step is done.
     async fn step(&mut self, step: &str, server: &str, authority: String) -> anyhow::Result<StepDone> {
-        let request = StepRequest { server: server.to_owned(), authority };
+        let ignore = self.args.ignore.iter().map(ToString::to_string).collect();
+        let request = StepRequest { server: server.to_owned(), authority, ignore };
+        let (mut changed, mut failed) = (0, 0);
         loop {
-            match self.client.post(&format!("/v1/rotation/{step}"), &request).await {
+            let error = match self.client.post(&format!("/v1/rotation/{step}"), &request).await {
                 Ok(done) => return Ok(done),
-                Err(error) => {
-                    let wait = passing(error)?;
-                    self.say(&format!("waiting to {step}: {wait}"));
+                Err(error) => error,
+            };
+            let refusal = error.downcast_ref::<Refusal>();
+            let wait = if refusal.is_some_and(Refusal::is_changed) {
+                changed += 1;
+                if changed == LOOKS_AGAIN {
+                    return Err(error.context(format!(
+                        "the SPIRE server {server} is not as it was seen: look with --dry-run, and run this again"
+                    )));
                 }
-            }
+                self.look().await.err().map(passing).transpose()?;
+                format!("{error:#}")
+            } else if refusal.map_or_else(|| step == "prepare" && is_lost(&error), Refusal::is_failure) {
+                failed += 1;
+                if failed == TRIES {
+                    return Err(error);
+                }
+                format!("{error:#}")
+            } else {
+                passing(error)?
+            };
+            self.say(&format!("waiting to {step}: {wait}"));
             tokio::time::sleep(LOOK).await;
         }
     }
@@ -252,6 +315,11 @@ impl<'a> Rotation<'a> {
 fn lacking(server: &str, authority: &AuthorityState) -> Vec<String> {
     let wait = |(peer, why): (&String, &String)| format!("for {peer}: {why} (SPIRE server {server})");
     authority.lacking.iter().map(wait).collect()
+}
+
+/// Whether the agent may have got the request, and its answer did not come.
+fn is_lost(error: &anyhow::Error) -> bool {
+    !error.downcast_ref::<reqwest::Error>().is_some_and(reqwest::Error::is_connect)
 }
 
 /// What is waited for after an answer that may be another one later; the error otherwise.

@@ -36,6 +36,14 @@ impl LocalAuthority for ServerApi {
         &self,
         _: Request<api::PrepareX509AuthorityRequest>,
     ) -> Result<Response<api::PrepareX509AuthorityResponse>, Status> {
+        let (takes, fails) = self.shared.change(|held, _| {
+            held.preparations += 1;
+            held.preparing
+        });
+        tokio::time::sleep(takes).await;
+        if fails {
+            return Err(Status::internal("failed to prepare X.509 authority: upstream authority is away"));
+        }
         let prepared = self.shared.change(|held, now| {
             let id = held.authority.prepare(now)?;
             Ok::<_, AuthorityError>(state(&held.authority, &id))

@@ -5,9 +5,12 @@ use serde_json::Value;
 use super::trust_domain_peer::{Subject, keep};
 use crate::api::v1alpha1::conditions::{BundleDistributedReason, BundleEndpointReason};
 use crate::model::condition::{Condition, Truth};
-use crate::model::world::Harm;
+use crate::model::world::{Harm, Poisoned};
 use crate::model::{Bundle, Peer, World};
-use crate::plan::{alarms, ending, poison, registrations, relationship, told};
+use crate::plan::{alarms, contest, ending, poison, registrations, relationship, told};
+
+/// How many registrations a message names.
+const NAMES: usize = 8;
 
 /// `BundleEndpointHealthy`.
 pub(super) fn endpoint_healthy(
@@ -92,9 +95,38 @@ fn distribution(Subject { world, peer, blocked, .. }: Subject<'_>) -> (Truth, &'
     delivered(world, peer, bundle)
 }
 
+/// Where the peer must not be named, and is left since someone puts it back each time it is taken out.
+fn contested(world: &World, peer: &Peer) -> Option<String> {
+    let trust_domain = &peer.trust_domain;
+    let left: Vec<String> = contest::left(world, trust_domain).into_iter().map(str::to_owned).collect();
+    if left.is_empty() {
+        return None;
+    }
+    let poisoned = world.memory.get(trust_domain).and_then(|memory| memory.poisoned.as_ref());
+    let (why, harm) = match poisoned {
+        Some(Poisoned { cause, harm: Harm::NoUsableAuthority, .. }) => {
+            (cause.as_str(), "their workloads may refuse their own new SVIDs")
+        }
+        Some(Poisoned { cause, harm: Harm::SharedAuthority { .. }, .. }) => {
+            (cause.as_str(), "their workloads trust a key that could speak for both")
+        }
+        None if peer.withdraw => ("spec.withdraw is set", "their workloads trust it still"),
+        None => ("SPIRE holds no usable bundle of it", "their new workloads may get no SVID"),
+    };
+    Some(format!(
+        "federatesWith {trust_domain} must not stand in {} ({why}), but someone puts it back each time the agent takes it \
+         out, and the agent does not fight: {harm}, until {trust_domain} is taken out at the source of these objects (of \
+         GitOps or Helm, say)",
+        ending::listed(&left, NAMES)
+    ))
+}
+
 /// Why registrations do not federate though they could.
 fn held_back(world: &World, peer: &Peer) -> Option<(Truth, &'static str, String)> {
     let trust_domain = &peer.trust_domain;
+    if let Some(contested) = contested(world, peer) {
+        return Some((Truth::False, BundleDistributedReason::RegistrationContested.as_str(), contested));
+    }
     if peer.withdraw {
         let message = format!(
             "spec.withdraw is set: no registration federates with {trust_domain}, and what is imported from it does not \
@@ -114,10 +146,15 @@ fn held_back(world: &World, peer: &Peer) -> Option<(Truth, &'static str, String)
         }
     };
     let message = format!(
-        "federatesWith {trust_domain} is suspended since {}: {}; {risk}. It comes back after {} good fetches in a row",
+        "federatesWith {trust_domain} is suspended since {}: {}; {risk}. It comes back after {} good fetches in a row{}",
         poisoned.since,
         poisoned.cause,
-        poison::good_fetches_needed(world, memory)
+        poison::good_fetches_needed(world, memory),
+        if peer.suspend {
+            ", which begin once spec.suspend is unset: nothing is fetched while it is set"
+        } else {
+            ""
+        }
     );
     Some((Truth::False, reason.as_str(), message))
 }

@@ -212,6 +212,9 @@ fn rotation_safe(subject: Subject<'_>, stored: Option<&Value>) -> Condition {
     if is_settling(subject) {
         return keep(stored, KIND, Truth::Unknown, RotationSafeReason::Unknown.as_str(), &message);
     }
+    if let Some(judged) = rotation::judge_unheard(subject.world, subject.peer) {
+        return Condition::new(KIND, judged.truth, judged.reason.as_str(), judged.message);
+    }
     Condition::new(KIND, Truth::Unknown, RotationSafeReason::Unknown.as_str(), message)
 }
 

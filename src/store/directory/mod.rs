@@ -42,6 +42,7 @@ use tokio_util::sync::{CancellationToken, DropGuard};
 pub use manifest::{manifest_of, to_yaml};
 
 use self::state::{GENERATED, LOCKS, MANIFESTS, STATUS, State, View};
+use super::said::Said;
 use super::{
     Event, Leadership, LeaseTimings, LeaseView, PatchOp, PeerLease, Precondition, StoreError, WATCH_CAPACITY,
 };
@@ -100,6 +101,7 @@ struct Shared {
     /// Ends the scanner, which is started by the first watch.
     scanner: OnceLock<DropGuard>,
     root: std::path::PathBuf,
+    said: Said,
 }
 
 impl DirectoryStore {
@@ -133,8 +135,14 @@ impl DirectoryStore {
             timings,
             scanner: OnceLock::new(),
             root: root.to_owned(),
+            said: Said::default(),
         };
         Self { shared: Arc::new(shared) }
+    }
+
+    /// What was told lately.
+    pub(super) fn said(&self) -> &Said {
+        &self.shared.said
     }
 
     /// The file under `manifests` that defines an object, where one does.

@@ -28,6 +28,7 @@ use tokio::sync::mpsc;
 
 use self::events::Recorder;
 use super::patch::to_json_patch;
+use super::said::Said;
 use super::{
     Event, FIELD_MANAGER, Leadership, LeaseTimings, LeaseView, PatchOp, PeerLease, Precondition,
     STATUS_FIELD_MANAGER, Severity, StoreError, WATCH_CAPACITY, pointer,
@@ -44,6 +45,7 @@ pub struct KubernetesStore {
     client: Client,
     namespace: String,
     recorder: Recorder,
+    said: Said,
 }
 
 impl std::fmt::Debug for KubernetesStore {
@@ -74,7 +76,7 @@ impl KubernetesStore {
     #[must_use]
     pub fn new(client: Client, namespace: &str, instance: &str) -> Self {
         let recorder = Recorder::new(client.clone(), instance);
-        Self { client, namespace: namespace.to_owned(), recorder }
+        Self { client, namespace: namespace.to_owned(), recorder, said: Said::default() }
     }
 
     pub(super) fn watch(&self, kinds: &[Kind]) -> mpsc::Receiver<Event> {
@@ -193,6 +195,11 @@ impl KubernetesStore {
         let patch = Patch::Apply(&content);
         bounded("update the status of", key, api.patch_status(&key.name, &params, &patch)).await?;
         Ok(())
+    }
+
+    /// What was told lately.
+    pub(super) fn said(&self) -> &Said {
+        &self.said
     }
 
     pub(super) async fn event(

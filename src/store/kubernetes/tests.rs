@@ -394,6 +394,19 @@ async fn equal_events_are_written_once() {
 }
 
 #[tokio::test]
+async fn who_changes_its_words_each_time_makes_few_events() {
+    let (store, asked) = mock(|request| (201, request.body.clone()));
+    let peer = ObjectKey::cluster(Kind::TrustDomainPeer, "west");
+    for word in 0..50 {
+        for (severity, reason) in [(Severity::Warning, "PeerUnreachable"), (Severity::Normal, "Confirmed")] {
+            store.event(&peer, "uid", severity, reason, &format!("word {word}")).await;
+        }
+    }
+    // One more each may have come where this took a minute.
+    assert!((10..=12).contains(&asked.lock().unwrap().len()));
+}
+
+#[tokio::test]
 async fn a_peers_lease_is_one_apply() {
     let (store, asked) = mock(|request| (200, request.body.clone()));
     let lease = PeerLease {

@@ -210,13 +210,14 @@ reasons! {
         /// The peer says that it cannot fetch our bundle: it would learn of no new authority. See to our bundle endpoint, and to the
         /// network between; the message has the peer's own words.
         PeerCannotFetchOurBundle,
-        /// The peer lacks a prepared authority of ours, and SPIRE lets it sign before the peer has fetched three times more. See to
-        /// it now: from that moment on the peer refuses our workloads.
+        /// The peer lacks a prepared authority of ours, or lacked it when it was last heard, and SPIRE lets it sign before the
+        /// peer has fetched three times more. See to it now: from that moment on the peer refuses our workloads.
         ActivationNear,
         /// The peer lacks an authority that signs already, as that of a new SPIRE server or after a forced rotation: it refuses what
         /// is signed by it. It follows at its next fetch; its operator can have it refresh now.
         PeerLacksSigningAuthority,
-        /// Unknown: the peer has not said what it holds. See Reciprocal.
+        /// Unknown: the peer has not said what it holds, or is not heard now. The message names a prepared authority that it did
+        /// not hold when it was last heard, and when SPIRE lets that sign. See Connected and Reciprocal.
         Unknown,
     }
 }

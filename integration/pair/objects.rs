@@ -48,6 +48,7 @@ async fn an_object_of_the_same_name_that_is_not_ours_stays_and_is_named() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_bad_peer_is_not_accepted_and_harms_no_other() {
     let pair = Pair::serving().await;
+    says(&pair.east, "Ready", "True", "Ready").await;
     let before = pair.east.conditions(PEERS, WEST);
     let generated = files(&pair.east.generated());
     type Edit = fn(&mut serde_json::Value);

@@ -325,7 +325,14 @@ fn what_istiod_writes_is_left_alone() {
                 let writes = domain.kubernetes.writes_of(AGENT_USER)?;
                 Ok(writes.into_iter().filter(|write| write.resource != "leases").collect())
             };
-            let before = written()?;
+            // The peer's receipt comes some seconds after all else.
+            let before = eventually("the agent is at rest", SOON, || async {
+                let before = written()?;
+                tokio::time::sleep(Duration::from_secs(8)).await;
+                ensure!(written()? == before, "still writing");
+                Ok(before)
+            })
+            .await?;
             always("the agent writes nothing", CALM, || async {
                 let now = written()?;
                 ensure!(now == before, "{:?}", now.get(before.len()..));

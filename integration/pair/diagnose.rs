@@ -178,8 +178,8 @@ async fn each_thing_that_is_wrong_about_a_bundle_endpoint_is_named() {
     }
     // That its bundle was another one under the same sequence is to be explained, though it is good again.
     pair.west.spire().set_fault(None);
-    pair.confirmed().await;
     east_names(&pair, "bundle-alarms", "theirs", "ask the operator").await;
+    pair.confirmed().await;
 }
 
 /// Does the same to a domain's SPIRE again and again, until it is dropped: the agent mends what it can.

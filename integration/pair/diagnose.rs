@@ -172,15 +172,13 @@ async fn each_thing_that_is_wrong_about_a_bundle_endpoint_is_named() {
     pair.west.spire().set_fault(None);
     is_well(&pair).await;
 
-    pair.west.spire().set_fault(Some(Fault::EmptyKeys));
-    east_names(&pair, "bundle-authorities", "theirs", "X.509 authorities").await;
-    pair.west.spire().set_fault(None);
-    is_well(&pair).await;
-
-    // This one carries a sequence number: that its bundle was another one under it is to be explained, though it is good
-    // again.
-    pair.west.spire().set_fault(Some(Fault::JwtOnly));
-    east_names(&pair, "bundle-authorities", "theirs", "X.509 authorities").await;
+    for fault in [Fault::JwtOnly, Fault::EmptyKeys] {
+        pair.west.spire().set_fault(Some(fault));
+        east_names(&pair, "bundle-authorities", "theirs", "X.509 authorities").await;
+    }
+    // The command fetches for itself: that the bundle changed is known once the agent has fetched it, too.
+    says(&pair.east, "BundleEndpointHealthy", "False", "NoUsableAuthority").await;
+    // That its bundle was another one under the same sequence is to be explained, though it is good again.
     pair.west.spire().set_fault(None);
     east_names(&pair, "bundle-alarms", "theirs", "ask the operator").await;
     pair.confirmed().await;

@@ -408,6 +408,8 @@ fn settings(args: &AgentArgs) -> Arc<Settings> {
     Arc::new(Settings {
         instance: args.instance.clone(),
         namespace: args.namespace.clone(),
+        cluster_domain: args.cluster.domain.clone(),
+        istio_namespace: args.cluster.istio_namespace.clone(),
         spire_class_name: args.spire_class_name.clone(),
         relationships: match args.store {
             StoreArg::Kubernetes => Relationships::ControllerManager,

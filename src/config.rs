@@ -63,10 +63,36 @@ pub struct AgentArgs {
     pub web_roots: Option<PathBuf>,
 
     #[command(flatten)]
+    pub cluster: ClusterArgs,
+
+    #[command(flatten)]
     pub reach: ReachArgs,
 
     #[command(flatten)]
     pub timing: TimingArgs,
+}
+
+/// What our own cluster is like.
+#[derive(Args, Clone, Debug)]
+pub struct ClusterArgs {
+    /// The cluster's DNS domain.
+    #[arg(
+        id = "cluster-domain",
+        long = "cluster-domain",
+        env = "ENTENTE_CLUSTER_DOMAIN",
+        default_value = "cluster.local"
+    )]
+    pub domain: String,
+
+    /// Where Istio lives: the mesh's root namespace, that of its configuration and, unless said otherwise, of its gateways.
+    #[arg(long, env = "ENTENTE_ISTIO_NAMESPACE", default_value = "istio-system")]
+    pub istio_namespace: String,
+}
+
+impl Default for ClusterArgs {
+    fn default() -> Self {
+        Self { domain: "cluster.local".to_owned(), istio_namespace: "istio-system".to_owned() }
+    }
 }
 
 /// How other trust domains reach us: what invites and joins tell them.

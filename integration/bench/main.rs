@@ -86,6 +86,7 @@ fn index(services: usize) -> Index {
         poll_interval: Duration::from_secs(75),
         agent_follow: Duration::from_secs(6),
         good_fetches: 3,
+        ..Settings::standard()
     };
     let own = TrustDomain::new("west.example").expect("a legal name");
     let mut index = Index::new(Arc::new(settings), clock::now());

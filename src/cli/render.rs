@@ -134,6 +134,7 @@ fn settings(args: &RenderArgs) -> Arc<Settings> {
         poll_interval: Duration::ZERO,
         agent_follow: Duration::ZERO,
         good_fetches: 1,
+        ..Settings::standard()
     })
 }
 
@@ -204,7 +205,7 @@ spec:
         objects.iter().map(|(kind, _)| *kind).collect()
     }
 
-    const EXPORT: [Kind; 3] = [Kind::ServiceEntry, Kind::Gateway, Kind::AuthorizationPolicy];
+    const EXPORT: [Kind; 3] = [Kind::AuthorizationPolicy, Kind::ServiceEntry, Kind::Gateway];
 
     #[tokio::test]
     async fn everything_is_rendered_though_one_object_waits_for_another() {

@@ -131,6 +131,15 @@ impl Index {
     }
 
     fn known(&self, kind: Kind) -> Vec<ObjectKey> {
+        let of = |name: &NamespacedName| ObjectKey::namespaced(kind, &name.namespace, &name.name);
+        match kind {
+            Kind::Namespace => {
+                return self.world.namespaces.keys().map(|name| ObjectKey::cluster(kind, name)).collect();
+            }
+            Kind::Service => return self.world.cluster_services.keys().map(of).collect(),
+            Kind::Pod => return self.world.pods.keys().map(of).collect(),
+            _ => {}
+        }
         let keys: Vec<&ObjectKey> = match kind {
             Kind::TrustDomainPeer => self.peers.keys().collect(),
             Kind::FederatedService => self.services.keys().collect(),
@@ -142,7 +151,8 @@ impl Index {
 
     fn apply(&mut self, object: Arc<Object>) {
         let key = object.key.clone();
-        if let Some(status) = object.status() {
+        let is_of_cluster = matches!(key.kind, Kind::Namespace | Kind::Service | Kind::Pod);
+        if let Some(status) = object.status().filter(|_| !is_of_cluster) {
             self.world.statuses.insert(key.clone(), Arc::new(status.clone()));
         } else {
             self.world.statuses.remove(&key);
@@ -174,10 +184,28 @@ impl Index {
                     world.registrations.insert(at.clone(), Arc::new(registration));
                 });
             }
-            Kind::ClusterFederatedTrustDomain
-            | Kind::ServiceEntry
-            | Kind::Gateway
+            Kind::Namespace => {
+                self.world.namespaces.insert(key.name, object.meta.labels.clone());
+            }
+            Kind::Service => {
+                self.world
+                    .cluster_services
+                    .insert(namespaced(&key), Arc::new(parse::cluster::service(&object)));
+            }
+            Kind::Pod => match parse::cluster::pod(&object) {
+                Some(pod) => {
+                    self.world.pods.insert(namespaced(&key), Arc::new(pod));
+                }
+                None => self.forget(&key),
+            },
+            Kind::ServiceExportRule
+            | Kind::ClusterFederatedTrustDomain
+            | Kind::PeerAuthentication
             | Kind::AuthorizationPolicy
+            | Kind::DestinationRule
+            | Kind::ServiceEntry
+            | Kind::VirtualService
+            | Kind::Gateway
             | Kind::ConfigMap
             | Kind::Secret => {
                 self.world.objects.insert(key, object);
@@ -222,6 +250,15 @@ impl Index {
             }
             Kind::ClusterSpiffeId | Kind::ClusterStaticEntry => {
                 self.world.registrations.remove(key);
+            }
+            Kind::Namespace => {
+                self.world.namespaces.remove(&key.name);
+            }
+            Kind::Service => {
+                self.world.cluster_services.remove(&namespaced(key));
+            }
+            Kind::Pod => {
+                self.world.pods.remove(&namespaced(key));
             }
             _ => {}
         }

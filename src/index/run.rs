@@ -227,6 +227,7 @@ mod tests {
             poll_interval: Duration::ZERO,
             agent_follow: Duration::ZERO,
             good_fetches: 1,
+            ..Settings::standard()
         })
     }
 

@@ -2,12 +2,18 @@
 //! fields that it uses of them. Specs only: metadata is the store's.
 
 pub mod authorization_policy;
+pub mod destination_rule;
 pub mod gateway;
+pub mod peer_authentication;
 pub mod service_entry;
+pub mod virtual_service;
 
 pub use authorization_policy::AuthorizationPolicySpec;
+pub use destination_rule::DestinationRuleSpec;
 pub use gateway::GatewaySpec;
+pub use peer_authentication::PeerAuthenticationSpec;
 pub use service_entry::ServiceEntrySpec;
+pub use virtual_service::VirtualServiceSpec;
 
 use serde::{Deserialize, Serialize};
 

@@ -3,6 +3,7 @@
 pub mod authority;
 pub mod bundle;
 pub mod change;
+pub mod cluster;
 pub mod condition;
 pub mod diagnosis;
 pub mod endpoint;

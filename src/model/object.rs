@@ -21,38 +21,55 @@ pub const LABEL_AGENT: &str = "entente.dev/agent";
 pub enum Kind {
     TrustDomainPeer,
     FederatedService,
+    ServiceExportRule,
     ImportedService,
     ClusterFederatedTrustDomain,
     ClusterSpiffeId,
     ClusterStaticEntry,
-    ServiceEntry,
-    Gateway,
+    PeerAuthentication,
     AuthorizationPolicy,
+    DestinationRule,
+    ServiceEntry,
+    VirtualService,
+    Gateway,
+    Namespace,
+    Service,
+    Pod,
     ConfigMap,
     Secret,
 }
 
 impl Kind {
     /// Every kind whose objects the agent may generate, in the order in which they are written.
-    pub const GENERATED: [Self; 5] = [
+    pub const GENERATED: [Self; 8] = [
         Self::ClusterFederatedTrustDomain,
         Self::ImportedService,
+        Self::PeerAuthentication,
         Self::AuthorizationPolicy,
+        Self::DestinationRule,
         Self::ServiceEntry,
+        Self::VirtualService,
         Self::Gateway,
     ];
 
     /// Every kind that is watched, whole.
-    pub const WATCHED: [Self; 9] = [
+    pub const WATCHED: [Self; 16] = [
         Self::TrustDomainPeer,
         Self::FederatedService,
+        Self::ServiceExportRule,
         Self::ImportedService,
         Self::ClusterFederatedTrustDomain,
         Self::ClusterSpiffeId,
         Self::ClusterStaticEntry,
-        Self::ServiceEntry,
-        Self::Gateway,
+        Self::PeerAuthentication,
         Self::AuthorizationPolicy,
+        Self::DestinationRule,
+        Self::ServiceEntry,
+        Self::VirtualService,
+        Self::Gateway,
+        Self::Namespace,
+        Self::Service,
+        Self::Pod,
     ];
 
     /// API group, version, kind and plural, as the API server has them.
@@ -61,6 +78,7 @@ impl Kind {
         match self {
             Self::TrustDomainPeer => ("entente.dev", "v1alpha1", "TrustDomainPeer", "trustdomainpeers"),
             Self::FederatedService => ("entente.dev", "v1alpha1", "FederatedService", "federatedservices"),
+            Self::ServiceExportRule => ("entente.dev", "v1alpha1", "ServiceExportRule", "serviceexportrules"),
             Self::ImportedService => ("entente.dev", "v1alpha1", "ImportedService", "importedservices"),
             Self::ClusterFederatedTrustDomain => {
                 ("spire.spiffe.io", "v1alpha1", "ClusterFederatedTrustDomain", "clusterfederatedtrustdomains")
@@ -71,9 +89,17 @@ impl Kind {
             }
             Self::ServiceEntry => ("networking.istio.io", "v1", "ServiceEntry", "serviceentries"),
             Self::Gateway => ("networking.istio.io", "v1", "Gateway", "gateways"),
+            Self::VirtualService => ("networking.istio.io", "v1", "VirtualService", "virtualservices"),
+            Self::DestinationRule => ("networking.istio.io", "v1", "DestinationRule", "destinationrules"),
+            Self::PeerAuthentication => {
+                ("security.istio.io", "v1", "PeerAuthentication", "peerauthentications")
+            }
             Self::AuthorizationPolicy => {
                 ("security.istio.io", "v1", "AuthorizationPolicy", "authorizationpolicies")
             }
+            Self::Namespace => ("", "v1", "Namespace", "namespaces"),
+            Self::Service => ("", "v1", "Service", "services"),
+            Self::Pod => ("", "v1", "Pod", "pods"),
             Self::ConfigMap => ("", "v1", "ConfigMap", "configmaps"),
             Self::Secret => ("", "v1", "Secret", "secrets"),
         }
@@ -96,9 +122,11 @@ impl Kind {
         !matches!(
             self,
             Self::TrustDomainPeer
+                | Self::ServiceExportRule
                 | Self::ClusterFederatedTrustDomain
                 | Self::ClusterSpiffeId
                 | Self::ClusterStaticEntry
+                | Self::Namespace
         )
     }
 

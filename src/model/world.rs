@@ -7,6 +7,7 @@ use std::time::Duration;
 use jiff::Timestamp;
 use serde_json::Value;
 
+use super::cluster::{ClusterService, Pod};
 use super::endpoint::EndpointState;
 use super::import::Imported;
 use super::object::Kind;
@@ -25,6 +26,10 @@ pub struct Settings {
     pub instance: String,
     /// Where ImportedServices, and bootstrap ConfigMaps and Secrets, live.
     pub namespace: String,
+    /// The cluster's DNS domain: a Service is called at `{name}.{namespace}.svc.{clusterDomain}`.
+    pub cluster_domain: String,
+    /// Where Istio lives: the mesh's root namespace, that of its configuration, and of its gateways unless said otherwise.
+    pub istio_namespace: String,
     /// `className` of the ClusterFederatedTrustDomains that are written; empty: none.
     pub spire_class_name: String,
     /// Who makes relationships in SPIRE of what is written.
@@ -37,6 +42,25 @@ pub struct Settings {
     pub agent_follow: Duration,
     /// How many good fetches restore a federation that a poisoned bundle suspended, the first time.
     pub good_fetches: u32,
+}
+
+impl Settings {
+    /// What holds where the operator says nothing.
+    #[must_use]
+    pub fn standard() -> Self {
+        Self {
+            instance: "entente".to_owned(),
+            namespace: "entente-system".to_owned(),
+            cluster_domain: "cluster.local".to_owned(),
+            istio_namespace: "istio-system".to_owned(),
+            spire_class_name: String::new(),
+            relationships: Relationships::ControllerManager,
+            drain: Duration::from_secs(30),
+            poll_interval: Duration::from_secs(75),
+            agent_follow: Duration::from_secs(6),
+            good_fetches: 3,
+        }
+    }
 }
 
 /// Who turns relationships into SPIRE's.
@@ -240,6 +264,11 @@ pub struct World {
     pub services: BTreeMap<NamespacedName, Arc<Service>>,
     pub imported: BTreeMap<NamespacedName, Arc<Imported>>,
     pub registrations: BTreeMap<ObjectKey, Arc<Registration>>,
+    /// The labels of our cluster's namespaces.
+    pub namespaces: BTreeMap<String, BTreeMap<String, String>>,
+    /// Our cluster's own Services.
+    pub cluster_services: BTreeMap<NamespacedName, Arc<ClusterService>>,
+    pub pods: BTreeMap<NamespacedName, Arc<Pod>>,
     /// Observed objects of the kinds that are generated, ours and others'.
     pub objects: BTreeMap<ObjectKey, Arc<Object>>,
     pub rejected: BTreeMap<ObjectKey, Rejected>,
@@ -275,6 +304,9 @@ impl World {
             services: BTreeMap::new(),
             imported: BTreeMap::new(),
             registrations: BTreeMap::new(),
+            namespaces: BTreeMap::new(),
+            cluster_services: BTreeMap::new(),
+            pods: BTreeMap::new(),
             objects: BTreeMap::new(),
             rejected: BTreeMap::new(),
             statuses: BTreeMap::new(),

@@ -48,6 +48,7 @@ pub(crate) fn world(own: &str) -> World {
         poll_interval: Duration::from_secs(300),
         agent_follow: Duration::from_secs(6),
         good_fetches: 3,
+        ..Settings::standard()
     };
     let mut world = World::empty(Arc::new(settings), at(0));
     let trust_domain = td(own);

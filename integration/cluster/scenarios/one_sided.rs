@@ -265,7 +265,7 @@ async fn the_bundle_is_replaced(scene: &Scene<'_>) -> Result<()> {
     // With an endpoint that answers nobody need see it: the agent puts back what it verified.
     east.spire.set_federated_bundle(wrong).await?;
     let own = west.spire.own_bundle().await?.x509_authorities;
-    eventually("SPIRE holds west's own bundle again", Duration::from_secs(5), || async {
+    eventually("SPIRE holds west's own bundle again", NAMED, || async {
         let held = east.spire.federated_bundles().await?;
         ensure!(held.get(WEST).is_some_and(|held| held.x509_authorities == own), "another");
         Ok(())

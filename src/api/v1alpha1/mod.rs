@@ -1,4 +1,4 @@
-//! `entente.dev/v1alpha1`: what an operator writes (TrustDomainPeer, FederatedService), what the agent writes
+//! `entente.dev/v1alpha1`: what an operator writes (TrustDomainPeer, FederatedService, ServiceExportRule), what the agent writes
 //! (ImportedService), and how it reports on them (`status`, `conditions/`).
 //!
 //! The structs are the schema: their doc comments are the descriptions that `kubectl explain` shows. Every list and
@@ -16,6 +16,7 @@ pub mod conditions;
 pub mod federated_service;
 pub mod imported_service;
 pub mod selector;
+pub mod service_export_rule;
 pub mod trust_domain_peer;
 
 use k8s_openapi::apiextensions_apiserver::pkg::apis::apiextensions::v1::{
@@ -31,6 +32,7 @@ pub use condition::Condition;
 pub use federated_service::{FederatedService, FederatedServiceSpec, FederatedServiceStatus};
 pub use imported_service::{ImportedService, ImportedServiceSpec, ImportedServiceStatus};
 pub use selector::LabelSelector;
+pub use service_export_rule::{ServiceExportRule, ServiceExportRuleSpec, ServiceExportRuleStatus};
 pub use trust_domain_peer::{TrustDomainPeer, TrustDomainPeerSpec, TrustDomainPeerStatus};
 
 /// The bounds of the schema, which `index/parse/` holds a directory store to as well.
@@ -96,7 +98,12 @@ impl From<model::service::TlsMode> for TlsMode {
 /// Every CustomResourceDefinition of this version, in the order in which to create them.
 #[must_use]
 pub fn crds() -> Vec<CustomResourceDefinition> {
-    let mut all = vec![TrustDomainPeer::crd(), FederatedService::crd(), ImportedService::crd()];
+    let mut all = vec![
+        TrustDomainPeer::crd(),
+        FederatedService::crd(),
+        ServiceExportRule::crd(),
+        ImportedService::crd(),
+    ];
     for schema in all
         .iter_mut()
         .flat_map(|crd| &mut crd.spec.versions)

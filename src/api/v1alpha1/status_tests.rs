@@ -67,6 +67,7 @@ fn world() -> World {
         poll_interval: Duration::from_secs(300),
         agent_follow: Duration::from_secs(6),
         good_fetches: 3,
+        ..Settings::standard()
     };
     let mut world = World::empty(Arc::new(settings), now());
     world.read = Kind::WATCHED.into_iter().collect();

@@ -72,7 +72,8 @@ fn every_value_is_described_and_bounded_and_of_a_type() {
 #[test]
 fn kinds_are_those_of_the_model() {
     use crate::model::object::Kind;
-    let kinds = [Kind::TrustDomainPeer, Kind::FederatedService, Kind::ImportedService];
+    let kinds =
+        [Kind::TrustDomainPeer, Kind::FederatedService, Kind::ServiceExportRule, Kind::ImportedService];
     for (crd, kind) in super::crds().iter().zip(kinds) {
         let (group, version, name, plural) = kind.api();
         assert_eq!(crd.spec.group, group);

@@ -195,6 +195,7 @@ fn settings(args: &EndArgs) -> Arc<Settings> {
         agent_follow: Duration::ZERO,
         poll_interval: Duration::ZERO,
         good_fetches: 1,
+        ..Settings::standard()
     })
 }
 

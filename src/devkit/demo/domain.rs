@@ -128,6 +128,7 @@ impl Domain {
     #[must_use]
     pub fn agent_args(&self) -> AgentArgs {
         AgentArgs {
+            cluster: crate::config::ClusterArgs::default(),
             store: StoreArg::Directory(self.store.clone()),
             workload_api: format!("unix://{}", self.agent_socket.display()),
             spire_server: self.spire_servers(),

@@ -176,15 +176,9 @@ fn protocol(path: &str, given: &Port) -> Result<AppProtocol, Problem> {
             }
         };
     }
-    let prefix = given.name.split('-').next().unwrap_or_default();
-    match prefix {
-        "udp" => {
-            Err(Problem::of(&format!("{path}.name"), &given.name, format!("it begins with udp. {no_udp}")))
-        }
-        // Not gRPC: it is framed so that HTTP/1.1 carries it too.
-        "grpc" if given.name == "grpc-web" || given.name.starts_with("grpc-web-") => Ok(AppProtocol::Http),
-        _ => Ok(AppProtocol::parse(prefix).unwrap_or(AppProtocol::Tcp)),
-    }
+    AppProtocol::of_port_name(&given.name).ok_or_else(|| {
+        Problem::of(&format!("{path}.name"), &given.name, format!("it begins with udp. {no_udp}"))
+    })
 }
 
 fn gateway(path: &str, given: &GivenGateway) -> Result<Gateway, Problem> {

@@ -6,6 +6,7 @@
 
 #![allow(clippy::result_large_err, reason = "there is one answer an object, and the other is larger")]
 
+pub mod cluster;
 pub mod federated_service;
 pub mod field;
 pub mod imported_service;

@@ -19,7 +19,8 @@ const MAX_NAMED: usize = 16;
 
 /// The schema of `spec`, by kind.
 static SPECS: LazyLock<BTreeMap<&'static str, JSONSchemaProps>> = LazyLock::new(|| {
-    let kinds = [Kind::TrustDomainPeer, Kind::FederatedService, Kind::ImportedService];
+    let kinds =
+        [Kind::TrustDomainPeer, Kind::FederatedService, Kind::ServiceExportRule, Kind::ImportedService];
     let spec_of = |kind: Kind| {
         let crd = v1alpha1::crds().into_iter().find(|crd| crd.spec.names.kind == kind.kind())?;
         let schema = crd.spec.versions.into_iter().next()?.schema?.open_api_v3_schema?;

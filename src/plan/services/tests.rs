@@ -41,7 +41,7 @@ fn kinds(plan: &ServicesPlan) -> Vec<Kind> {
     plan.objects.keys().map(|key| key.kind).collect()
 }
 
-const ALL: [Kind; 3] = [Kind::ServiceEntry, Kind::Gateway, Kind::AuthorizationPolicy];
+const ALL: [Kind; 3] = [Kind::AuthorizationPolicy, Kind::ServiceEntry, Kind::Gateway];
 
 fn cart_report(plan: &ServicesPlan) -> &ExportReport {
     &plan.export_reports[&NamespacedName::new("shop", "cart")]

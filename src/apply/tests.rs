@@ -127,7 +127,7 @@ fn status(peer: &str, message: &str) -> Plan {
 fn object(message: &str) -> Plan {
     let key = ObjectKey::cluster(Kind::ClusterFederatedTrustDomain, "east");
     let object = Object::desired(key.clone(), json!({ "message": message }));
-    let write = Write { object, precondition: Precondition::Absent };
+    let write = Write { object: Arc::new(object), precondition: Precondition::Absent };
     Plan { writes: BTreeMap::from([(key, write)]), ..Plan::default() }
 }
 

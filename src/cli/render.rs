@@ -60,7 +60,7 @@ pub(super) async fn run(args: &RenderArgs) -> anyhow::Result<()> {
 }
 
 /// Everything that the agent would write in the end, and what is wrong with the folder.
-async fn render(args: &RenderArgs) -> anyhow::Result<(BTreeMap<ObjectKey, Object>, Vec<String>)> {
+async fn render(args: &RenderArgs) -> anyhow::Result<(BTreeMap<ObjectKey, Arc<Object>>, Vec<String>)> {
     let store = Store::Directory(DirectoryStore::open_read_only(&args.path, DirectoryTimings::default()));
     let mut index = Index::new(settings(args), clock::now());
     let own = TrustDomain::new(&args.trust_domain)?;
@@ -79,7 +79,7 @@ async fn render(args: &RenderArgs) -> anyhow::Result<(BTreeMap<ObjectKey, Object
 }
 
 /// What is planned once what is planned stands.
-fn in_the_end(index: &mut Index) -> anyhow::Result<BTreeMap<ObjectKey, Object>> {
+fn in_the_end(index: &mut Index) -> anyhow::Result<BTreeMap<ObjectKey, Arc<Object>>> {
     let mut planned = plan::plan(index.world()).objects;
     for _ in 0..ROUNDS {
         for object in planned.values() {

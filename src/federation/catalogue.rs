@@ -11,7 +11,7 @@ use sha2::{Digest, Sha256};
 use super::convert::{printable, service_from_proto, service_to_proto};
 use crate::model::ServiceName;
 use crate::model::service::RemoteService;
-use crate::model::session::{Catalogue, CatalogueVersion};
+use crate::model::session::{Catalogue, CatalogueVersion, Offers};
 use crate::proto::federation::v1 as proto;
 
 /// Most services that are taken from a peer.
@@ -27,14 +27,34 @@ const MAX_MALFORMED: usize = 100;
 /// The reason with which a malformed service is refused.
 pub const MALFORMED: &str = "Malformed";
 
-/// The version of a catalogue with these services: equal content has equal versions, whoever computes it.
+/// SHA-256 of an encoded service.
+pub type ServiceHash = [u8; 32];
+
+/// The hash of a service as it is sent.
 #[must_use]
-pub fn version_of(services: &BTreeMap<ServiceName, RemoteService>) -> CatalogueVersion {
-    version_of_encoded(services.values().map(encode).collect())
+pub fn hash(service: &RemoteService) -> ServiceHash {
+    Sha256::digest(encode(service)).into()
 }
 
-/// As [`version_of`], over services as they were received: what cannot be decoded counts too.
-fn version_of_encoded(mut encoded: Vec<Vec<u8>>) -> CatalogueVersion {
+/// The version of a catalogue of services with these hashes: equal content has equal versions, whoever computes it.
+#[must_use]
+pub fn version(mut hashes: Vec<ServiceHash>) -> CatalogueVersion {
+    hashes.sort_unstable();
+    let mut hash = Sha256::new();
+    // It can be no version of the first protocol's: that one begins with a length below 2^63.
+    hash.update(u64::MAX.to_be_bytes());
+    hash.update(hashes.as_flattened());
+    hash.finalize().into()
+}
+
+/// The version of a whole catalogue.
+#[must_use]
+pub fn version_of(services: &Offers) -> CatalogueVersion {
+    version(services.values().map(|service| hash(service)).collect())
+}
+
+/// The version in the first protocol, over services as they were sent: what cannot be decoded counts too.
+fn first_version(mut encoded: Vec<Vec<u8>>) -> CatalogueVersion {
     encoded.sort_unstable();
     let mut hash = Sha256::new();
     for service in &encoded {
@@ -58,12 +78,21 @@ fn encode(service: &RemoteService) -> Vec<u8> {
 #[derive(Debug)]
 pub(super) struct Frames {
     catalogue: Arc<Catalogue>,
+    /// Under which it is sent.
+    version: CatalogueVersion,
     after: Option<ServiceName>,
 }
 
 impl Frames {
-    pub(super) fn new(catalogue: Arc<Catalogue>) -> Self {
-        Self { catalogue, after: None }
+    /// To a peer that speaks the `first` protocol, it goes under the version that this one has of it.
+    pub(super) fn new(catalogue: Arc<Catalogue>, first: bool) -> Self {
+        let encoded = || catalogue.services.values().map(|service| encode(service)).collect();
+        let version = if first { first_version(encoded()) } else { catalogue.version };
+        Self { catalogue, version, after: None }
+    }
+
+    pub(super) fn version(&self) -> CatalogueVersion {
+        self.version
     }
 
     pub(super) fn catalogue(&self) -> &Arc<Catalogue> {
@@ -73,11 +102,8 @@ impl Frames {
     /// The next frame; its `more` says whether to call again.
     pub(super) fn next(&mut self) -> proto::CatalogueSnapshot {
         let from = self.after.clone().map_or(Bound::Unbounded, Bound::Excluded);
-        let mut frame = proto::CatalogueSnapshot {
-            version: self.catalogue.version.to_vec(),
-            services: Vec::new(),
-            more: false,
-        };
+        let mut frame =
+            proto::CatalogueSnapshot { version: self.version.to_vec(), services: Vec::new(), more: false };
         let mut size = 0;
         for (name, service) in self.catalogue.services.range((from, Bound::Unbounded)) {
             let encoded = encode(service);
@@ -147,7 +173,9 @@ impl Assembly {
         }
         let whole = std::mem::take(self);
         let received = decode(version, &whole.encoded);
-        if version_of_encoded(whole.encoded) != version {
+        // Of either form: they cannot be taken for each other.
+        let hashes = whole.encoded.iter().map(|service| Sha256::digest(service).into()).collect();
+        if self::version(hashes) != version && first_version(whole.encoded) != version {
             return Err(CatalogueError::Mismatch);
         }
         Ok(Some(received))
@@ -169,7 +197,7 @@ fn decode(version: CatalogueVersion, encoded: &[Vec<u8>]) -> Received {
         match decode_service(bytes) {
             Ok(service) => match services.entry(service.name.clone()) {
                 Entry::Vacant(entry) => {
-                    entry.insert(service);
+                    entry.insert(Arc::new(service));
                 }
                 Entry::Occupied(entry) => {
                     twice.insert(entry.key().clone());

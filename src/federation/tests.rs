@@ -59,7 +59,8 @@ pub(super) fn catalogue(names: &[&str]) -> Arc<Catalogue> {
         clients: BTreeSet::new(),
         gateways: Vec::new(),
     };
-    let services: BTreeMap<_, _> = names.iter().map(|n| service(n)).map(|s| (s.name.clone(), s)).collect();
+    let services: BTreeMap<_, _> =
+        names.iter().map(|n| service(n)).map(|s| (s.name.clone(), Arc::new(s))).collect();
     Arc::new(Catalogue { version: version_of(&services), services, malformed: Vec::new() })
 }
 
@@ -195,7 +196,7 @@ async fn converse(west: &Agent, east: &Agent) {
             plan.outcomes = outcomes.clone();
             plan.answered = Some(offered.version);
         });
-        let answer = Acknowledgement { version: offered.version, outcomes };
+        let answer = Acknowledgement { version: offered.version, offered: Arc::clone(&offered), outcomes };
         west.until(&e.td, |s| s.acknowledged.as_ref() == Some(&answer)).await;
     }
 }

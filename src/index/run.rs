@@ -17,6 +17,7 @@ use crate::model::session::{LinkPlan, SessionState};
 use crate::model::trust::SpireState;
 use crate::model::{ObjectKey, TrustDomain, World};
 use crate::observe::metrics::Metrics;
+use crate::plan::memo::Memo;
 use crate::plan::{self, Plan};
 use crate::store::Event;
 
@@ -89,6 +90,7 @@ pub async fn run(
     cancel: CancellationToken,
 ) -> anyhow::Result<()> {
     let mut wake_at = None;
+    let mut memo = Memo::default();
     loop {
         let woken = tokio::select! {
             () = cancel.cancelled() => return Ok(()),
@@ -116,7 +118,7 @@ pub async fn run(
         world.memory = plan::memory::advance(world);
         world.tainted_since = plan::rotation::tainted_since(world);
         world.published_since = plan::rotation::published_since(world);
-        let plan = plan::plan(world);
+        let plan = plan::plan_anew(world, &mut memo);
         wake_at = plan.wake_at.into_iter().chain(told_again).min();
         publish(&index, plan, &outputs);
         if !inputs.asked.is_empty() {

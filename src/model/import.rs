@@ -1,5 +1,7 @@
 //! ImportedServices: what a peer exported and we admitted, as it is kept in the store.
 
+use std::sync::Arc;
+
 use super::service::RemoteService;
 use super::{NamespacedName, TrustDomain};
 
@@ -11,5 +13,5 @@ pub struct Imported {
     pub generation: i64,
     pub trust_domain: TrustDomain,
     /// As the peer exported it, at the last word from it.
-    pub service: RemoteService,
+    pub service: Arc<RemoteService>,
 }

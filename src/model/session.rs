@@ -88,11 +88,14 @@ pub enum LinkIntent {
 /// SHA-256 of the content of a catalogue.
 pub type CatalogueVersion = [u8; 32];
 
+/// Services by name. What has not changed is shared with the catalogue before.
+pub type Offers = BTreeMap<ServiceName, Arc<RemoteService>>;
+
 /// What is exported to one peer, or was exported by it.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Catalogue {
     pub version: CatalogueVersion,
-    pub services: BTreeMap<ServiceName, RemoteService>,
+    pub services: Offers,
     /// Entries that did not parse, by what they called themselves (cut to 100 characters); at most 100 are kept.
     pub malformed: Vec<(String, String)>,
 }
@@ -181,5 +184,7 @@ impl SessionState {
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Acknowledgement {
     pub version: CatalogueVersion,
+    /// What was answered.
+    pub offered: Arc<Catalogue>,
     pub outcomes: BTreeMap<ServiceName, Outcome>,
 }

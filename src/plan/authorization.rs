@@ -11,10 +11,12 @@ use std::sync::Arc;
 use crate::istio::AuthorizationPolicySpec;
 use crate::istio::authorization_policy::{Action, From, Operation, Rule, Selector, Source, To};
 use crate::model::object::{Kind, Object, ObjectKey, OwnerRef};
+use crate::model::world::Settings;
 use crate::model::{Service, TrustDomain, World};
 
 use super::exports::Exports;
-use super::generated;
+use super::memo::Memo;
+use super::{diff, generated};
 
 /// A namespace, and labels in it.
 pub(super) type Workloads<'a> = (&'a str, &'a BTreeMap<String, String>);
@@ -31,34 +33,49 @@ pub fn policies(
     own: &TrustDomain,
     exports: &Exports,
     ending: &BTreeSet<TrustDomain>,
-) -> BTreeMap<ObjectKey, Object> {
+    memo: &mut Memo,
+) -> BTreeMap<ObjectKey, Arc<Object>> {
     if world.absent.contains(&Kind::AuthorizationPolicy) {
         return BTreeMap::new();
     }
-    let mut groups: BTreeMap<Workloads<'_>, Vec<&Arc<Service>>> = BTreeMap::new();
+    let mut groups: BTreeMap<Workloads<'_>, Vec<Arc<Service>>> = BTreeMap::new();
     for service in exports.accepted.values() {
-        groups.entry((&service.object.namespace, &service.workload_labels)).or_default().push(service);
+        groups
+            .entry((&service.object.namespace, &service.workload_labels))
+            .or_default()
+            .push(Arc::clone(service));
     }
-    let peers = peers(world, ending);
+    let peers = memo.peers.share(peers(world, ending));
     groups
         .into_iter()
-        .map(|((namespace, selector), services)| {
-            let key = key(namespace, selector);
-            let spec = generated::spec(&deny(own, selector, &services, &peers));
-            let owners = services
-                .iter()
-                .map(|s| OwnerRef {
-                    kind: Kind::FederatedService,
-                    name: s.object.name.clone(),
-                    uid: s.uid.clone(),
-                })
-                .collect();
-            let sources: Vec<String> =
-                services.iter().map(|s| generated::source(Kind::FederatedService, &s.object)).collect();
-            (key.clone(), generated::object(world, key, spec, owners, &sources, None))
-        })
+        .map(|((namespace, selector), services)| (key(namespace, selector), services))
         .filter(|(key, _)| !exports.blocked.contains_key(key))
+        .map(|(key, services)| {
+            let input = (own.clone(), services, Arc::clone(&peers));
+            let policy = memo.policies.get(&key, &input, |(own, services, peers)| {
+                diff::seal(policy(&world.settings, key.clone(), own, services, peers))
+            });
+            (key, policy)
+        })
         .collect()
+}
+
+/// The policy of the services of one selector. It depends on nothing else, so that it can be remembered.
+fn policy(
+    settings: &Settings,
+    key: ObjectKey,
+    own: &TrustDomain,
+    services: &[Arc<Service>],
+    peers: &BTreeSet<TrustDomain>,
+) -> Object {
+    let spec = generated::spec(&deny(own, services, peers));
+    let owners = services
+        .iter()
+        .map(|s| OwnerRef { kind: Kind::FederatedService, name: s.object.name.clone(), uid: s.uid.clone() })
+        .collect();
+    let sources: Vec<String> =
+        services.iter().map(|s| generated::source(Kind::FederatedService, &s.object)).collect();
+    generated::object(settings, key, spec, owners, &sources, None)
 }
 
 /// The policy of a selector: named by its values, and a hash of all of it.
@@ -85,18 +102,18 @@ pub fn key(namespace: &str, selector: &BTreeMap<String, String>) -> ObjectKey {
 
 /// Trust domains whose workloads may be let in: those of a TrustDomainPeer, also of one that was edited into something
 /// unreadable, since missing information takes nothing away.
-fn peers<'a>(world: &'a World, ending: &BTreeSet<TrustDomain>) -> BTreeSet<&'a TrustDomain> {
+fn peers(world: &World, ending: &BTreeSet<TrustDomain>) -> BTreeSet<TrustDomain> {
     let rejected = world.rejected.iter().filter(|(key, _)| key.kind == Kind::TrustDomainPeer);
     let rejected = rejected.filter_map(|(_, rejected)| rejected.trust_domain.as_ref());
-    world.peers.keys().chain(rejected).filter(|td| !ending.contains(td)).collect()
+    world.peers.keys().chain(rejected).filter(|td| !ending.contains(td)).cloned().collect()
 }
 
 fn deny(
     own: &TrustDomain,
-    selector: &BTreeMap<String, String>,
-    services: &[&Arc<Service>],
-    peers: &BTreeSet<&TrustDomain>,
+    services: &[Arc<Service>],
+    peers: &BTreeSet<TrustDomain>,
 ) -> AuthorizationPolicySpec {
+    let match_labels = services.first().map(|service| service.workload_labels.clone()).unwrap_or_default();
     let mut clients: BTreeMap<u16, BTreeSet<&str>> = BTreeMap::new();
     for service in services {
         for port in &service.ports {
@@ -112,11 +129,7 @@ fn deny(
         .collect();
     let not_ports = clients.keys().map(u16::to_string).collect();
     rules.push(rule(own, &BTreeSet::new(), Operation { not_ports, ..Operation::default() }));
-    AuthorizationPolicySpec {
-        selector: Selector { match_labels: selector.clone() },
-        action: Action::Deny,
-        rules,
-    }
+    AuthorizationPolicySpec { selector: Selector { match_labels }, action: Action::Deny, rules }
 }
 
 fn rule(own: &TrustDomain, allowed: &BTreeSet<&str>, operation: Operation) -> Rule {

@@ -4,7 +4,8 @@
 //! last applied is what is desired now; the latter is known by a digest in an annotation, so that a field that was
 //! taken out of the plan is taken out of the object too.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashMap};
+use std::sync::Arc;
 
 use serde_json::{Value, json};
 use sha2::{Digest, Sha256};
@@ -18,33 +19,89 @@ pub const ANNOTATION_APPLIED: &str = "entente.dev/applied";
 /// One object to write.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Write {
-    pub object: Object,
+    pub object: Arc<Object>,
     pub precondition: Precondition,
 }
 
-/// The desired objects that do not stand there as desired. Marks each desired object with its digest.
+/// A desired object that is changed no more, marked with its digest. One that is kept as it stands carries the digest
+/// with which it was written.
 #[must_use]
-pub fn writes(world: &World, desired: &mut BTreeMap<ObjectKey, Object>) -> BTreeMap<ObjectKey, Write> {
-    for object in desired.values_mut() {
-        // One that is kept as it stands carries the digest with which it was written.
-        let digest = digest(object);
-        object.meta.annotations.entry(ANNOTATION_APPLIED.to_owned()).or_insert(digest);
+pub fn seal(mut object: Object) -> Arc<Object> {
+    if !object.meta.annotations.contains_key(ANNOTATION_APPLIED) {
+        let digest = digest(&object);
+        object.meta.annotations.insert(ANNOTATION_APPLIED.to_owned(), digest);
     }
-    desired.values().filter_map(|object| Some((object.key.clone(), write(world, object)?))).collect()
+    Arc::new(object)
 }
 
-fn write(world: &World, object: &Object) -> Option<Write> {
-    let precondition = match world.objects.get(&object.key) {
+/// The sealed objects that do not stand there as desired.
+#[must_use]
+pub fn writes(
+    world: &World,
+    desired: &BTreeMap<ObjectKey, Arc<Object>>,
+    stood: &mut Stood,
+) -> BTreeMap<ObjectKey, Write> {
+    // Both are in order, so one walk over the two finds what belongs together.
+    let mut observed = world.objects.iter().peekable();
+    let mut writes = Vec::new();
+    for (key, object) in desired {
+        while observed.next_if(|(other, _)| *other < key).is_some() {}
+        let there = observed.next_if(|(other, _)| *other == key).map(|(_, there)| there);
+        writes.extend(write(world, object, there, stood).map(|write| (key.clone(), write)));
+    }
+    writes.into_iter().collect()
+}
+
+/// Which desired objects were found to stand, by where they are in memory: each with what was observed of it.
+#[derive(Debug, Default)]
+pub struct Stood {
+    all: HashMap<usize, (Arc<Object>, Arc<Object>, u64)>,
+    turn: u64,
+}
+
+impl Stood {
+    /// As [`stands`], which is asked where it is not known of these two.
+    fn stands(&mut self, desired: &Arc<Object>, there: &Arc<Object>) -> bool {
+        // The entry holds the object, so that nothing else can be where it is.
+        let at = Arc::as_ptr(desired).addr();
+        if let Some((_, known, used)) = self.all.get_mut(&at).filter(|entry| Arc::ptr_eq(&entry.0, desired))
+            && Arc::ptr_eq(known, there)
+        {
+            *used = self.turn;
+            return true;
+        }
+        let stands = stands(desired, there);
+        if stands {
+            self.all.insert(at, (Arc::clone(desired), Arc::clone(there), self.turn));
+        }
+        stands
+    }
+
+    /// Forgets what was not asked for since the last time.
+    pub(super) fn turn(&mut self) {
+        let turn = self.turn;
+        self.all.retain(|_, (_, _, used)| *used == turn);
+        self.turn += 1;
+    }
+}
+
+fn write(
+    world: &World,
+    object: &Arc<Object>,
+    there: Option<&Arc<Object>>,
+    stood: &mut Stood,
+) -> Option<Write> {
+    let precondition = match there {
         None => Precondition::Absent,
         // It is on its way out; a new one can be made once it is gone.
         Some(there) if there.meta.deletion.is_some() => return None,
-        Some(there) if stands(object, there) => return None,
+        Some(there) if stood.stands(object, there) => return None,
         Some(there) if there.is_generated_by(&world.settings.instance) => {
             Precondition::Ours { uid: there.meta.uid.clone() }
         }
         Some(there) => Precondition::Adopt { uid: there.meta.uid.clone() },
     };
-    Some(Write { object: object.clone(), precondition })
+    Some(Write { object: Arc::clone(object), precondition })
 }
 
 /// Whether all that is desired is there. What others added beside it is theirs.

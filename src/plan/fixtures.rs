@@ -21,6 +21,7 @@ use crate::model::world::{Rejected, Relationships, Settings};
 use crate::model::{
     Bundle, NamespacedName, Object, ObjectKey, Peer, Service, ServiceName, SpiffeId, TrustDomain, World,
 };
+use crate::plan::diff::ANNOTATION_APPLIED;
 
 /// The agent's namespace in every world here.
 pub(crate) const NAMESPACE: &str = "entente-system";
@@ -159,7 +160,7 @@ pub(crate) fn session(link: LinkState, services: Option<Vec<RemoteService>>) -> 
     session.catalogue = services.map(|services| {
         Arc::new(Catalogue {
             version: [7; 32],
-            services: services.into_iter().map(|s| (s.name.clone(), s)).collect(),
+            services: services.into_iter().map(|s| (s.name.clone(), Arc::new(s))).collect(),
             malformed: Vec::new(),
         })
     });
@@ -170,10 +171,14 @@ pub(crate) trait WorldExt: Sized {
     fn with_peer(self, peer: Peer) -> Self;
     fn with_service(self, service: Service) -> Self;
     fn with_session(self, td: &str, session: SessionState) -> Self;
-    fn with_object(self, object: Object) -> Self;
+    fn with_object(self, object: impl Into<Arc<Object>>) -> Self;
     fn with_rejected(self, key: ObjectKey, trust_domain: Option<&str>) -> Self;
     /// As the store is once what a plan wants was written: objects, and the ImportedServices of `imported`.
-    fn with_written(self, objects: &BTreeMap<ObjectKey, Object>, imported: &[(&str, RemoteService)]) -> Self;
+    fn with_written(
+        self,
+        objects: &BTreeMap<ObjectKey, Arc<Object>>,
+        imported: &[(&str, RemoteService)],
+    ) -> Self;
 }
 
 impl WorldExt for World {
@@ -192,8 +197,9 @@ impl WorldExt for World {
         self
     }
 
-    fn with_object(mut self, object: Object) -> Self {
-        self.objects.insert(object.key.clone(), Arc::new(object));
+    fn with_object(mut self, object: impl Into<Arc<Object>>) -> Self {
+        let object = object.into();
+        self.objects.insert(object.key.clone(), object);
         self
     }
 
@@ -214,11 +220,11 @@ impl WorldExt for World {
 
     fn with_written(
         mut self,
-        objects: &BTreeMap<ObjectKey, Object>,
+        objects: &BTreeMap<ObjectKey, Arc<Object>>,
         imported: &[(&str, RemoteService)],
     ) -> Self {
         for object in objects.values() {
-            let mut written = object.clone();
+            let mut written = Object::clone(object);
             written.meta.uid = format!("uid-of-{}", object.key.name);
             written.meta.created = Some(at(1));
             self = self.with_object(written);
@@ -231,7 +237,7 @@ impl WorldExt for World {
                 uid: format!("uid-of-{host}"),
                 generation: 1,
                 trust_domain: td(peer),
-                service: service.clone(),
+                service: Arc::new(service.clone()),
             };
             self.imported.insert(object, Arc::new(imported));
         }
@@ -254,6 +260,8 @@ pub(crate) fn manifest(object: &Object) -> Value {
         .iter()
         .map(|o| json!({"apiVersion": o.kind.api_version(), "kind": o.kind.kind(), "name": o.name, "uid": o.uid}))
         .collect();
+    let mut annotations = object.meta.annotations.clone();
+    annotations.remove(ANNOTATION_APPLIED);
     let mut manifest = Map::new();
     manifest.insert("apiVersion".to_owned(), object.key.kind.api_version().into());
     manifest.insert("kind".to_owned(), object.key.kind.kind().into());
@@ -263,7 +271,7 @@ pub(crate) fn manifest(object: &Object) -> Value {
             "name": object.key.name,
             "namespace": object.key.namespace,
             "labels": object.meta.labels,
-            "annotations": object.meta.annotations,
+            "annotations": annotations,
             "ownerReferences": owners,
         }),
     );

@@ -7,6 +7,7 @@ use sha2::{Digest, Sha256};
 use crate::model::object::{
     ANNOTATION_ADOPT, ANNOTATION_SOURCE, Kind, LABEL_INSTANCE, LABEL_PEER, Object, ObjectKey, OwnerRef,
 };
+use crate::model::world::Settings;
 use crate::model::{NamespacedName, TrustDomain, World};
 
 /// The longest label value, and the longest DNS label.
@@ -76,10 +77,11 @@ pub fn object_name(text: &str) -> String {
     if is_subdomain { text.to_owned() } else { label_name(text) }
 }
 
-/// A generated object, with the labels that all of them have. `sources` name what it was generated from, in order.
+/// A generated object, with the labels that all of them have. `sources` name what it was generated from, in order. It
+/// depends on nothing else, so that it can be remembered from one plan to the next ([`super::memo`]).
 #[must_use]
 pub fn object(
-    world: &World,
+    settings: &Settings,
     key: ObjectKey,
     spec: Value,
     owners: Vec<OwnerRef>,
@@ -88,7 +90,7 @@ pub fn object(
 ) -> Object {
     let mut object = Object::desired(key, spec);
     let labels = &mut object.meta.labels;
-    labels.insert(LABEL_INSTANCE.to_owned(), world.settings.instance.clone());
+    labels.insert(LABEL_INSTANCE.to_owned(), settings.instance.clone());
     if let Some(peer) = peer {
         labels.insert(LABEL_PEER.to_owned(), label_value(peer.as_str()));
     }

@@ -14,8 +14,12 @@ use super::fixtures::{
 use super::services::{ServicesPlan, services};
 
 fn assert_golden(name: &str, plan: &ServicesPlan, kinds: &[Kind]) {
-    let manifests: Vec<_> =
-        plan.objects.values().filter(|object| kinds.contains(&object.key.kind)).map(manifest).collect();
+    let manifests: Vec<_> = plan
+        .objects
+        .values()
+        .filter(|object| kinds.contains(&object.key.kind))
+        .map(|object| manifest(object))
+        .collect();
     assert!(!manifests.is_empty(), "{name}: nothing of {kinds:?}");
     insta::with_settings!({ snapshot_path => "golden", prepend_module_to_snapshot => false, omit_expression => true }, {
         insta::assert_yaml_snapshot!(name, manifests);

@@ -3,9 +3,10 @@
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
+use super::memo::Memo;
 use super::services::ServicesPlan;
 use super::told;
-use crate::federation::catalogue;
+use crate::federation::catalogue::{self, ServiceHash};
 use crate::model::session::{
     Catalogue, GoodbyeReason, HeldBundle, LinkIntent, LinkPlan, SessionState, Trouble, TrustReport,
 };
@@ -17,15 +18,16 @@ pub fn links(
     world: &World,
     services: &ServicesPlan,
     troubles: &BTreeMap<TrustDomain, Vec<Trouble>>,
+    memo: &mut Memo,
 ) -> BTreeMap<TrustDomain, LinkPlan> {
     let mut links = BTreeMap::new();
     let (Some(identity), Some(_)) = (&world.identity, &world.spire) else { return links };
     if !world.is_read() {
         return links;
     }
+    memo.catalogues.retain(|trust_domain, _| world.peers.contains_key(trust_domain));
     for peer in world.peers.values() {
         let trust_domain = &peer.trust_domain;
-        let exported = services.catalogues.get(trust_domain).cloned().unwrap_or_default();
         let heard = world.sessions.get(trust_domain).and_then(|session| session.catalogue.as_ref());
         links.insert(
             trust_domain.clone(),
@@ -38,17 +40,36 @@ pub fn links(
                 intent: intent(peer),
                 report: report(world, trust_domain, troubles.get(trust_domain)),
                 farewell: farewell(peer),
-                catalogue: Arc::new(Catalogue {
-                    version: catalogue::version_of(&exported),
-                    services: exported,
-                    malformed: Vec::new(),
-                }),
+                catalogue: offered(services, trust_domain, memo),
                 outcomes: services.outcomes.get(trust_domain).cloned().unwrap_or_default(),
                 answered: heard.map(|catalogue| catalogue.version),
             },
         );
     }
     links
+}
+
+/// The catalogue of a peer. One that has not changed is the same one; of one that has, only what changed is hashed.
+fn offered(services: &ServicesPlan, trust_domain: &TrustDomain, memo: &mut Memo) -> Arc<Catalogue> {
+    let offers = services.catalogues.get(trust_domain).cloned().unwrap_or_default();
+    let last = memo.catalogues.get(trust_domain);
+    if let Some((catalogue, _)) = last.filter(|(catalogue, _)| catalogue.services == offers) {
+        return Arc::clone(catalogue);
+    }
+    let known = last.map(|(catalogue, hashes)| catalogue.services.iter().zip(hashes));
+    let mut known = known.into_iter().flatten().peekable();
+    let hashes: Vec<ServiceHash> = offers
+        .iter()
+        .map(|(name, service)| {
+            while known.next_if(|((other, _), _)| *other < name).is_some() {}
+            let same = known.next_if(|((_, other), _)| *other == service);
+            same.map_or_else(|| catalogue::hash(service), |(_, hash)| *hash)
+        })
+        .collect();
+    let version = catalogue::version(hashes.clone());
+    let catalogue = Arc::new(Catalogue { version, services: offers, malformed: Vec::new() });
+    memo.catalogues.insert(trust_domain.clone(), (Arc::clone(&catalogue), hashes));
+    catalogue
 }
 
 /// What we hold for a peer, as it is told. What the Workload API delivered last is not what workloads get, once it has

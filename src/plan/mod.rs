@@ -17,6 +17,7 @@ mod golden;
 pub mod imports;
 pub mod istio;
 pub mod links;
+pub mod memo;
 pub mod memory;
 pub mod monitors;
 pub mod notice;
@@ -44,6 +45,7 @@ use std::time::Duration;
 use jiff::Timestamp;
 use serde_json::Value;
 
+use self::memo::Memo;
 use self::status::trust_domain_peer::Subject;
 use crate::model::change::PatchOp;
 use crate::model::endpoint::MonitorTarget;
@@ -55,7 +57,7 @@ use crate::model::{Object, ObjectKey, Peer, TrustDomain, World};
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct Plan {
     /// Every generated object that should be there, whole.
-    pub objects: BTreeMap<ObjectKey, Object>,
+    pub objects: BTreeMap<ObjectKey, Arc<Object>>,
     /// Those of them that do not stand in the store as they should.
     pub writes: BTreeMap<ObjectKey, diff::Write>,
     /// Generated objects to delete, and such as were handed over and replaced, by the uid they were seen with.
@@ -103,17 +105,23 @@ pub struct Transition {
 /// The plan for a world. Time, too, is in the world.
 #[must_use]
 pub fn plan(world: &World) -> Plan {
+    plan_anew(world, &mut Memo::default())
+}
+
+/// As [`plan`], with what is remembered of the plan before: sooner, and the same.
+#[must_use]
+pub fn plan_anew(world: &World, memo: &mut Memo) -> Plan {
     let ending: BTreeSet<TrustDomain> = world
         .peers
         .values()
         .filter(|peer| ending::drops_services(world, peer))
         .map(|peer| peer.trust_domain.clone())
         .collect();
-    let services = services::services(world, &ending);
+    let mut services = services::decide(world, &ending, memo);
     let (relationships, blocked) = relationships(world);
-    let links = links::links(world, &services, &troubles(world, &services, &blocked));
-    let mut objects = services.objects.clone();
-    objects.extend(relationships);
+    let links = links::links(world, &services, &troubles(world, &services, &blocked), memo);
+    let mut objects = std::mem::take(&mut services.objects);
+    objects.extend(relationships.into_iter().map(|(key, object)| (key, diff::seal(object))));
     if !world.is_read() || world.identity.is_none() {
         objects.clear();
     }
@@ -126,20 +134,20 @@ pub fn plan(world: &World) -> Plan {
     if world.is_read() && world.identity.is_some() {
         prune.extend(adoption::superseded(world));
     }
-    let mut writes = diff::writes(world, &mut objects);
-    let begun = |key: &ObjectKey| {
-        let mut waiting =
-            world.peers.values().filter(|peer| peer.deletion.is_none() && !ending::is_held(peer));
-        !waiting.any(|peer| relationship::key(&peer.trust_domain) == *key)
-    };
-    writes.retain(|key, _| begun(key));
+    let mut writes = diff::writes(world, &objects, &mut memo.stood);
+    let waiting = world.peers.values().filter(|peer| peer.deletion.is_none() && !ending::is_held(peer));
+    for peer in waiting {
+        writes.remove(&relationship::key(&peer.trust_domain));
+    }
+    let statuses = statuses(world, &services, &links, &blocked, memo);
+    memo.turn();
     Plan {
         writes,
         prune,
         patches,
         spire,
         monitors: monitors::monitors(world),
-        statuses: statuses(world, &services, &links, &blocked),
+        statuses,
         wake_at: wake_at(world, &services),
         ask_again: ask_again(world),
         links,
@@ -199,6 +207,7 @@ fn statuses(
     services: &services::ServicesPlan,
     links: &BTreeMap<TrustDomain, LinkPlan>,
     blocked: &BTreeMap<TrustDomain, String>,
+    memo: &mut Memo,
 ) -> BTreeMap<ObjectKey, StatusWrite> {
     // What is not known yet must not read as what is missing.
     if !world.is_read() {
@@ -223,7 +232,7 @@ fn statuses(
         }
     }
     if world.identity.is_some() && world.spire.is_some() {
-        statuses.extend(status::services(world, services, links));
+        statuses.extend(status::services(world, services, memo));
     }
     statuses
 }

@@ -1,6 +1,7 @@
 //! What is ours and should no longer be there. Missing information deletes nothing.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
 
 use super::generated::source_of;
 use crate::model::object::{ANNOTATION_SOURCE, Kind, LABEL_PEER};
@@ -12,7 +13,7 @@ use crate::model::{Object, ObjectKey, World};
 /// Nothing before every watch has been read, and our identity and SPIRE; nothing whose source cannot be read now, or
 /// whose peer is suspended.
 #[must_use]
-pub fn prune(world: &World, desired: &BTreeMap<ObjectKey, Object>) -> BTreeMap<ObjectKey, String> {
+pub fn prune(world: &World, desired: &BTreeMap<ObjectKey, Arc<Object>>) -> BTreeMap<ObjectKey, String> {
     if !world.is_read() || world.identity.is_none() || world.spire.is_none() {
         return BTreeMap::new();
     }

@@ -217,8 +217,14 @@ pub fn object(world: &World, peer: &Peer) -> Option<Object> {
     let source = ObjectKey::cluster(Kind::TrustDomainPeer, &peer.object);
     let sources = [generated::source_of(&source)];
     let trust_domain = Some(&peer.trust_domain);
-    let mut object =
-        generated::object(world, key(&peer.trust_domain), spec, vec![peer.owner()], &sources, trust_domain);
+    let mut object = generated::object(
+        &world.settings,
+        key(&peer.trust_domain),
+        spec,
+        vec![peer.owner()],
+        &sources,
+        trust_domain,
+    );
     object.meta.annotations.insert(ANNOTATION_BOOTSTRAP.to_owned(), bootstrap_digest(world, peer));
     if let Some(kept) = poison::annotation(world, peer) {
         object.meta.annotations.insert(poison::ANNOTATION_POISONED.to_owned(), kept);

@@ -392,7 +392,7 @@ fn what_was_handed_over_under_another_name_goes_once_ours_stands_beside_it() {
     let first = planned(&mut scene, &theirs);
     let wrote: Vec<_> = first.writes.values().map(|write| write.object.clone()).collect();
     assert!(wrote.len() == 1 && first.prune.is_empty(), "ours first, and nothing goes before it stands");
-    let mut ours = wrote[0].clone();
+    let mut ours = wrote[0].as_ref().clone();
     ours.meta.created = Some(now());
     ours.meta.uid = "ours".to_owned();
     scene.world = scene.world.clone().with_object(ours.clone());

@@ -27,7 +27,7 @@ mod terms;
 pub use terms::{Aside, End, Heard, SessionLimits};
 
 /// The version of the protocol that is spoken here.
-pub const PROTOCOL_VERSION: u32 = 1;
+pub const PROTOCOL_VERSION: u32 = 2;
 /// Most outcomes in one frame: with the longest messages well under 1 MiB.
 const OUTCOMES_A_FRAME: usize = 200;
 
@@ -67,8 +67,8 @@ pub struct Session {
     catalogue: Arc<Catalogue>,
     outcomes: BTreeMap<ServiceName, Outcome>,
     answered: Option<CatalogueVersion>,
-    /// The catalogue that the peer has been sent whole.
-    offered: Option<Arc<Catalogue>>,
+    /// The catalogue that the peer has been sent whole, and the version that it was sent under.
+    offered: Option<(CatalogueVersion, Arc<Catalogue>)>,
 
     // the peer's
     assembly: Assembly,
@@ -285,12 +285,12 @@ impl Session {
 
     fn next_catalogue(&mut self) -> Option<CatalogueSnapshot> {
         if self.outgoing.frames.is_none() && std::mem::take(&mut self.outgoing.catalogue) {
-            self.outgoing.frames = Some(Frames::new(Arc::clone(&self.catalogue)));
+            self.outgoing.frames = Some(Frames::new(Arc::clone(&self.catalogue), self.spoken == Some(1)));
         }
         let frames = self.outgoing.frames.as_mut()?;
         let frame = frames.next();
         if !frame.more {
-            self.offered = Some(Arc::clone(frames.catalogue()));
+            self.offered = Some((frames.version(), Arc::clone(frames.catalogue())));
             self.outgoing.frames = None;
         }
         Some(frame)
@@ -363,14 +363,18 @@ impl Session {
     fn on_answer(&mut self, ack: &CatalogueAck) -> Result<(), String> {
         let version = CatalogueVersion::try_from(ack.version.as_slice())
             .map_err(|_| "an answer to no catalogue: a version is 32 bytes".to_owned())?;
-        let Some(offered) = self.offered.as_ref().filter(|offered| offered.version == version) else {
+        let Some((_, offered)) = self.offered.as_ref().filter(|(sent, _)| *sent == version) else {
             // to one that we have replaced since
             self.answers = None;
             return Ok(());
         };
         let mut answers = match self.answers.take() {
-            Some(answers) if answers.version == version => answers,
-            _ => Acknowledgement { version, outcomes: BTreeMap::new() },
+            Some(answers) if answers.version == offered.version => answers,
+            _ => Acknowledgement {
+                version: offered.version,
+                offered: Arc::clone(offered),
+                outcomes: BTreeMap::new(),
+            },
         };
         // what we did not offer is not kept: so the answer is no larger than what it answers
         let parsed = ack.outcomes.iter().filter_map(|outcome| outcome_from_proto(outcome).ok());

@@ -56,7 +56,7 @@ fn kinds(bodies: &[Body]) -> Vec<&'static str> {
 /// A session that has said and heard Hello, and said all it had to.
 fn open(plan: &LinkPlan) -> Session {
     let mut session = session(plan);
-    session.on_frame(hello("east.test", 1), s(100));
+    session.on_frame(hello("east.test", PROTOCOL_VERSION), s(100));
     said(&mut session, s(100));
     assert!(session.is_open() && session.end().is_none());
     session
@@ -91,7 +91,7 @@ fn a_bad_beginning_ends_the_exchange() {
         (frame(Body::Heartbeat(Heartbeat { sequence: 1, ..Heartbeat::default() })), "before the Hello"),
         (frame(Body::TrustReport(Report::default())), "before the Hello"),
     ] {
-        let mut session = heard(&[first, hello("east.test", 1)]);
+        let mut session = heard(&[first, hello("east.test", PROTOCOL_VERSION)]);
         let Some(End::Link(LinkState::Parted { reason: GoodbyeReason::ProtocolError, message })) =
             session.end()
         else {
@@ -101,9 +101,11 @@ fn a_bad_beginning_ends_the_exchange() {
         assert_eq!(kinds(&said(&mut session, s(100))), ["goodbye"]);
         assert!(!session.is_open());
     }
-    assert!(heard(&[hello("east.test", 1), hello("east.test", 1)]).end().is_some());
+    assert!(heard(&[hello("east.test", PROTOCOL_VERSION), hello("east.test", 1)]).end().is_some());
     // what a later version may send is passed over
-    assert!(heard(&[Frame { body: None }, hello("east.test", 1), Frame { body: None }]).is_open());
+    assert!(
+        heard(&[Frame { body: None }, hello("east.test", PROTOCOL_VERSION), Frame { body: None }]).is_open()
+    );
 }
 
 #[test]
@@ -130,7 +132,7 @@ fn a_busy_exporter_finishes_what_it_began_and_then_sends_the_newest() {
     let first = catalogue(&names.iter().map(String::as_str).collect::<Vec<_>>());
     let mut plan = LinkPlan { catalogue: Arc::clone(&first), ..plan() };
     let mut session = session(&plan);
-    session.on_frame(hello("east.test", 1), s(100));
+    session.on_frame(hello("east.test", PROTOCOL_VERSION), s(100));
     let mut versions = Vec::new();
     let newest = catalogue(&["newest"]);
     while let Some(frame) = session.next_frame(s(100)) {
@@ -151,7 +153,7 @@ fn a_catalogue_is_answered_once_it_is_planned_and_at_each_change_of_outcome() {
     let mut plan = plan();
     let mut session = open(&plan);
     let offered = catalogue(&["cart", "web"]);
-    let mut snapshot = Frames::new(Arc::clone(&offered)).next();
+    let mut snapshot = Frames::new(Arc::clone(&offered), false).next();
     session.on_frame(frame(Body::Catalogue(snapshot.clone())), s(101));
     assert_eq!(session.heard().catalogue.as_deref(), Some(&*offered));
     assert_eq!(kinds(&said(&mut session, s(101))), [] as [&str; 0], "nothing is decided yet");
@@ -203,8 +205,8 @@ fn a_long_answer_comes_in_parts_and_only_of_what_was_offered() {
     let mut importer =
         session(&LinkPlan { outcomes: outcomes.clone(), answered: Some(offered.version), ..plan() });
     let mut exporter = open(&LinkPlan { catalogue: Arc::clone(&offered), ..plan() });
-    importer.on_frame(hello("east.test", 1), s(100));
-    importer.on_frame(frame(Body::Catalogue(Frames::new(Arc::clone(&offered)).next())), s(100));
+    importer.on_frame(hello("east.test", PROTOCOL_VERSION), s(100));
+    importer.on_frame(frame(Body::Catalogue(Frames::new(Arc::clone(&offered), false).next())), s(100));
     let answers: Vec<_> =
         said(&mut importer, s(100)).into_iter().filter(|b| matches!(b, Body::CatalogueAck(_))).collect();
     assert_eq!(answers.len(), 3);
@@ -216,7 +218,10 @@ fn a_long_answer_comes_in_parts_and_only_of_what_was_offered() {
         assert_eq!(exporter.heard().acknowledged, None);
         exporter.on_frame(frame(Body::CatalogueAck(answer)), s(100));
     }
-    assert_eq!(exporter.heard().acknowledged, Some(Acknowledgement { version: offered.version, outcomes }));
+    assert_eq!(
+        exporter.heard().acknowledged,
+        Some(Acknowledgement { version: offered.version, offered, outcomes })
+    );
     assert_eq!(exporter.revision(), revision + 1);
     // to a catalogue that was never offered
     let stale = CatalogueAck { version: vec![3; 32], ..CatalogueAck::default() };
@@ -259,7 +264,7 @@ fn each_side_tells_its_clock_and_compares() {
         matches!(bodies.as_slice(), [Body::Hello(hello)] if hello.unix_millis == 1_000_000),
         "{bodies:?}"
     );
-    let Some(Body::Hello(ahead)) = hello("east.test", 1).body else { panic!("it is a Hello") };
+    let Some(Body::Hello(ahead)) = hello("east.test", PROTOCOL_VERSION).body else { panic!("it is a Hello") };
     session.on_frame(frame(Body::Hello(Hello { unix_millis: 1_061_000, ..ahead })), s(100));
     assert_eq!(session.heard().skew, Some(60));
     said(&mut session, s(100));
@@ -299,7 +304,7 @@ fn each_goodbye_means_what_it_says() {
         (Reason::ProtocolError, GoodbyeReason::ProtocolError),
         (Reason::Unspecified, GoodbyeReason::Unspecified),
     ] {
-        let session = heard(&[hello("east.test", 1), farewell(said)]);
+        let session = heard(&[hello("east.test", PROTOCOL_VERSION), farewell(said)]);
         let Some(End::Link(LinkState::Parted { reason: read, message })) = session.end() else {
             panic!("{said:?}")
         };
@@ -313,7 +318,7 @@ fn each_goodbye_means_what_it_says() {
         |end: &End| matches!(end, End::Link(LinkState::Refused { by: Refusal::NotAccepted, .. }));
     assert!(refused.end().is_some_and(is_refused));
     // it answers no goodbye, and hears nothing after it
-    let mut session = heard(&[farewell(Reason::Suspended), hello("east.test", 1)]);
+    let mut session = heard(&[farewell(Reason::Suspended), hello("east.test", PROTOCOL_VERSION)]);
     assert_eq!(kinds(&said(&mut session, s(200))), [] as [&str; 0]);
     assert!(!session.is_open());
 }

@@ -1,5 +1,7 @@
 //! ImportedService to [`Imported`], and back.
 
+use std::sync::Arc;
+
 use std::collections::BTreeSet;
 
 use serde_json::Value;
@@ -82,7 +84,7 @@ fn read(object: &Object) -> Result<Imported, Problem> {
         uid: object.meta.uid.clone(),
         generation: object.meta.generation,
         trust_domain,
-        service,
+        service: Arc::new(service),
     })
 }
 

@@ -131,7 +131,7 @@ proptest! {
         let host = service.name.host(&west).unwrap();
         let spec = spec_of(&service, &host, &west);
         let read = parse_spec(spec.clone()).unwrap();
-        prop_assert_eq!(&read.service, &service);
+        prop_assert_eq!(read.service.as_ref(), &service);
         prop_assert_eq!(spec_of(&read.service, &host, &west), spec);
     }
 }

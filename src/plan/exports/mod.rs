@@ -16,11 +16,13 @@ use crate::api::v1alpha1::conditions::{ClientsEnforcedReason, ExportedReason, Se
 use crate::istio::authorization_policy::MAX_RULES;
 use crate::model::object::Kind;
 use crate::model::service::{GatewayAddress, GatewayType, RemotePort, RemoteService, TlsMode};
-use crate::model::world::Rejected;
+use crate::model::session::Offers;
+use crate::model::world::{Rejected, Settings};
 use crate::model::{NamespacedName, ObjectKey, Service, ServiceName, TrustDomain, World};
 
+use super::memo::{Exported, Memo};
 use super::selectors::DisjointSelectors;
-use super::{authorization, generated, istio};
+use super::{authorization, diff, generated, istio};
 use policy::Gate;
 pub use problem::ExportProblem;
 
@@ -106,22 +108,28 @@ pub fn exports(world: &World) -> Exports {
 /// What each peer is offered: with the clients that are in its own trust domain. Peers that are offered nothing have no
 /// entry.
 #[must_use]
-pub fn catalogues(exports: &Exports) -> BTreeMap<TrustDomain, BTreeMap<ServiceName, RemoteService>> {
-    let mut all: BTreeMap<TrustDomain, BTreeMap<ServiceName, RemoteService>> = BTreeMap::new();
+pub fn catalogues(exports: &Exports, settings: &Settings, memo: &mut Memo) -> BTreeMap<TrustDomain, Offers> {
+    let mut all: BTreeMap<TrustDomain, Vec<(ServiceName, Arc<RemoteService>)>> = BTreeMap::new();
     for export in exports.exported.values() {
-        for peer in &export.to {
-            let service = offered(export, peer);
-            all.entry(peer.clone()).or_default().insert(service.name.clone(), service);
+        for (peer, service) in exported(settings, export, memo).offered {
+            if let Some(offers) = all.get_mut(&peer) {
+                offers.push((service.name.clone(), service));
+            } else {
+                all.insert(peer, vec![(service.name.clone(), service)]);
+            }
         }
     }
-    all
+    all.into_iter().map(|(peer, offers)| (peer, offers.into_iter().collect())).collect()
 }
 
-/// What one peer is offered.
-#[must_use]
-pub fn catalogue(exports: &Exports, peer: &TrustDomain) -> BTreeMap<ServiceName, RemoteService> {
-    let to_peer = exports.exported.values().filter(|export| export.to.contains(peer));
-    to_peer.map(|export| (export.service.name.clone(), offered(export, peer))).collect()
+/// What comes of an export; of the export and what is constant alone, so that it can be remembered.
+pub(super) fn exported(settings: &Settings, export: &Export, memo: &mut Memo) -> Exported {
+    memo.exports.get(&export.service.object, export, |export| Exported {
+        objects: [istio::export::alias(settings, export), istio::export::gateway(settings, export)]
+            .map(diff::seal)
+            .into(),
+        offered: export.to.iter().map(|peer| (peer.clone(), Arc::new(offered(export, peer)))).collect(),
+    })
 }
 
 fn offered(export: &Export, peer: &TrustDomain) -> RemoteService {

@@ -4,6 +4,7 @@ use crate::plan::fixtures::{
     WorldExt as _, at, cart, client, foreign, gateway, id, labels, peer, service, td, world,
 };
 
+use super::testing::{catalogue, catalogues};
 use super::*;
 
 fn reason<R: Copy + Into<&'static str>>(result: &Result<(), ExportProblem<R>>) -> &'static str {
@@ -31,7 +32,7 @@ fn an_export_goes_to_its_peer() {
     assert_eq!(report.host.as_deref(), Some("cart.shop.west.example"));
     assert_eq!(report.gateways, [gateway("10.77.2.2", 15_443)]);
     let offered = &catalogue(&exports, &td("east.example"))[&ServiceName::new("shop", "cart").unwrap()];
-    assert_eq!(offered, &crate::plan::fixtures::remote_cart());
+    assert_eq!(**offered, crate::plan::fixtures::remote_cart());
     assert!(catalogue(&exports, &td("north.example")).is_empty());
     assert_eq!(catalogues(&exports)[&td("east.example")], catalogue(&exports, &td("east.example")));
 }

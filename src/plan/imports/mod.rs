@@ -4,6 +4,7 @@
 //! time. What stands in the store is admitted anew each time, since `spec.imports` may have changed.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
 
 use jiff::{SignedDuration, Timestamp};
 use serde_json::{Value, json};
@@ -15,10 +16,12 @@ use crate::model::object::{Kind, Object, ObjectKey};
 use crate::model::peer::OnDisconnect;
 use crate::model::service::{GatewayAddress, Outcome, RemoteService};
 use crate::model::session::{GoodbyeReason, LinkState, SessionState};
+use crate::model::world::Settings;
 use crate::model::{Peer, ServiceName, TrustDomain, World};
 
 use super::admission::{Admission, Refusal, own_gateways};
-use super::{generated, istio};
+use super::memo::Memo;
+use super::{diff, generated, istio};
 
 /// What became of one ImportedService that is in the store, for its status.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -32,7 +35,7 @@ pub struct ImportReport {
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct ImportPlan {
     /// The ImportedServices that should be.
-    pub objects: BTreeMap<ObjectKey, Object>,
+    pub objects: BTreeMap<ObjectKey, Arc<Object>>,
     /// What each peer is answered, for every service of its catalogue.
     pub outcomes: BTreeMap<TrustDomain, BTreeMap<ServiceName, Outcome>>,
     /// ImportedServices that are in the store, ours and admitted as they stand there: what is generated beside them.
@@ -55,7 +58,7 @@ pub fn key(world: &World, host: &str) -> ObjectKey {
 
 /// Decides on every service of every peer that is not in `ending`.
 #[must_use]
-pub fn imports(world: &World, ending: &BTreeSet<TrustDomain>) -> ImportPlan {
+pub fn imports(world: &World, ending: &BTreeSet<TrustDomain>, memo: &mut Memo) -> ImportPlan {
     let mut plan = ImportPlan::default();
     let mut standing: BTreeMap<&TrustDomain, BTreeMap<&ServiceName, &Imported>> = BTreeMap::new();
     for imported in world.imported.values() {
@@ -73,8 +76,11 @@ pub fn imports(world: &World, ending: &BTreeSet<TrustDomain>) -> ImportPlan {
     let ours = own_gateways(world);
     for (td, peer) in world.peers.iter().filter(|(td, _)| !ending.contains(*td)) {
         let standing = standing.remove(td).unwrap_or_default();
-        PeerImports { world, peer, admission: Admission::new(world, peer, &ours), standing }
-            .plan(world.sessions.get(td), &mut plan);
+        PeerImports { world, peer, admission: Admission::new(world, peer, &ours), standing }.plan(
+            world.sessions.get(td),
+            &mut plan,
+            memo,
+        );
     }
     let rejected = world.rejected.iter().filter(|(key, _)| key.kind == Kind::TrustDomainPeer);
     plan.silent.extend(
@@ -125,18 +131,18 @@ fn is_ours(world: &World, imported: &Imported, key: &ObjectKey) -> Result<(), Re
 /// The imports of one peer.
 struct PeerImports<'a> {
     world: &'a World,
-    peer: &'a Peer,
+    peer: &'a Arc<Peer>,
     admission: Admission<'a>,
     /// What is in the store of it.
     standing: BTreeMap<&'a ServiceName, &'a Imported>,
 }
 
 impl PeerImports<'_> {
-    fn plan(&self, session: Option<&SessionState>, plan: &mut ImportPlan) {
+    fn plan(&self, session: Option<&SessionState>, plan: &mut ImportPlan, memo: &mut Memo) {
         let td = &self.peer.trust_domain;
         let withdrawn = self.withdrawn(session, plan);
         let catalogue = session.and_then(|session| session.catalogue.as_deref());
-        let offered: BTreeMap<&ServiceName, &RemoteService> = match catalogue {
+        let offered: BTreeMap<&ServiceName, &Arc<RemoteService>> = match catalogue {
             // It exports nothing any more by its own word, whether or not an empty catalogue came before the goodbye.
             _ if session.is_some_and(has_ended) => BTreeMap::new(),
             Some(catalogue) => catalogue.services.iter().collect(),
@@ -152,7 +158,11 @@ impl PeerImports<'_> {
             } else if let Some(withdrawn) = &withdrawn {
                 *decision = Err(withdrawn.clone());
             } else if let Some(service) = offered.get(*name) {
-                plan.objects.insert(key.clone(), self.object(key, service, host));
+                let input = (Arc::clone(self.peer), Arc::clone(service));
+                let object = memo.imported.get(&key, &input, |(peer, service)| {
+                    diff::seal(object(&self.world.settings, key.clone(), peer, service, host))
+                });
+                plan.objects.insert(key, object);
             }
         }
         self.judge_standing(&decided, withdrawn.as_ref(), plan);
@@ -170,7 +180,7 @@ impl PeerImports<'_> {
     /// stay, then the first by name.
     fn decide<'s>(
         &self,
-        offered: &BTreeMap<&'s ServiceName, &'s RemoteService>,
+        offered: &BTreeMap<&'s ServiceName, &'s Arc<RemoteService>>,
     ) -> BTreeMap<&'s ServiceName, Result<String, Refusal>> {
         let mut decided: BTreeMap<&ServiceName, Result<String, Refusal>> =
             offered.iter().map(|(name, service)| (*name, self.admission.admit(service))).collect();
@@ -250,13 +260,13 @@ impl PeerImports<'_> {
         plan.wake_at = Some(plan.wake_at.map_or(wake, |at| at.min(wake)));
         None
     }
+}
 
-    fn object(&self, key: ObjectKey, service: &RemoteService, host: &str) -> Object {
-        let peer = self.peer;
-        let source = format!("{}/{}", Kind::TrustDomainPeer, peer.object);
-        let spec = spec(&peer.trust_domain, service, host);
-        generated::object(self.world, key, spec, vec![peer.owner()], &[source], Some(&peer.trust_domain))
-    }
+/// The ImportedService; of these alone, so that it can be remembered.
+fn object(settings: &Settings, key: ObjectKey, peer: &Peer, service: &RemoteService, host: &str) -> Object {
+    let source = format!("{}/{}", Kind::TrustDomainPeer, peer.object);
+    let spec = spec(&peer.trust_domain, service, host);
+    generated::object(settings, key, spec, vec![peer.owner()], &[source], Some(&peer.trust_domain))
 }
 
 /// `spec` of an ImportedService, in one order whatever the peer's.
@@ -303,7 +313,8 @@ pub fn spec(trust_domain: &TrustDomain, service: &RemoteService, host: &str) -> 
 pub fn generate(
     world: &World,
     plan: &mut ImportPlan,
-) -> (BTreeMap<ObjectKey, Object>, BTreeMap<ObjectKey, ImportReport>) {
+    memo: &mut Memo,
+) -> (BTreeMap<ObjectKey, Arc<Object>>, BTreeMap<ObjectKey, ImportReport>) {
     let hosts = istio::import::HostsServed::new(world);
     let mut objects = BTreeMap::new();
     let mut reports = BTreeMap::new();
@@ -317,7 +328,7 @@ pub fn generate(
         let (Some(namespace), Some(peer)) = (&key.namespace, world.peers.get(td)) else { continue };
         let stored = crate::model::NamespacedName::new(namespace, &key.name);
         let Some(imported) = world.imported.get(&stored) else { continue };
-        let generated = istio::import::service_entry(world, peer, imported, &hosts);
+        let generated = istio::import::service_entry(world, peer, imported, &hosts, memo);
         if let Err(refusal) = &generated {
             if refusal.reason == GeneratedReason::ObjectNotOurs {
                 let entry = istio::import::key(imported);

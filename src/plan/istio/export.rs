@@ -5,9 +5,10 @@ use std::collections::{BTreeMap, BTreeSet};
 use crate::istio::gateway::{Server, ServerTls, ServerTlsMode};
 use crate::istio::service_entry::{Location, Resolution, WorkloadSelector};
 use crate::istio::{GatewaySpec, Port, ServiceEntrySpec};
+use crate::model::Service;
 use crate::model::object::{Kind, Object, ObjectKey, OwnerRef};
 use crate::model::service::GatewayType;
-use crate::model::{Service, World};
+use crate::model::world::Settings;
 use crate::plan::exports::Export;
 use crate::plan::generated;
 
@@ -29,7 +30,7 @@ pub fn gateway_key(service: &Service) -> ObjectKey {
 /// The alias: the importers' host for the selected workloads. It is seen by the gateways alone, and its port numbers are
 /// the importers', since they are part of the SNI.
 #[must_use]
-pub fn alias(world: &World, export: &Export) -> Object {
+pub fn alias(settings: &Settings, export: &Export) -> Object {
     let service = &export.service;
     let mut ports: Vec<Port> = service
         .ports
@@ -51,12 +52,12 @@ pub fn alias(world: &World, export: &Export) -> Object {
         workload_selector: Some(WorkloadSelector { labels: service.workload_labels.clone() }),
         ..ServiceEntrySpec::default()
     };
-    owned(world, service, alias_key(service, &export.host), &spec)
+    owned(settings, service, alias_key(service, &export.host), &spec)
 }
 
 /// The Gateway: on each port that a gateway of the service listens on, a server that passes this host through and no other.
 #[must_use]
-pub fn gateway(world: &World, export: &Export) -> Object {
+pub fn gateway(settings: &Settings, export: &Export) -> Object {
     let service = &export.service;
     let listening: BTreeSet<u16> = export.gateways.iter().map(|gateway| gateway.port).collect();
     let servers = listening
@@ -75,15 +76,15 @@ pub fn gateway(world: &World, export: &Export) -> Object {
         .collect();
     let label = GatewayType::EastWestGateway.istio_label().to_owned();
     let spec = GatewaySpec { selector: BTreeMap::from([("istio".to_owned(), label)]), servers };
-    owned(world, service, gateway_key(service), &spec)
+    owned(settings, service, gateway_key(service), &spec)
 }
 
-fn owned(world: &World, service: &Service, key: ObjectKey, spec: &impl serde::Serialize) -> Object {
+fn owned(settings: &Settings, service: &Service, key: ObjectKey, spec: &impl serde::Serialize) -> Object {
     let owner = OwnerRef {
         kind: Kind::FederatedService,
         name: service.object.name.clone(),
         uid: service.uid.clone(),
     };
     let source = generated::source(Kind::FederatedService, &service.object);
-    generated::object(world, key, generated::spec(spec), vec![owner], &[source], None)
+    generated::object(settings, key, generated::spec(spec), vec![owner], &[source], None)
 }

@@ -1,6 +1,7 @@
 //! What clients in the mesh need of an imported service: one ServiceEntry, beside its ImportedService.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
 
 use jiff::Timestamp;
 
@@ -10,9 +11,11 @@ use crate::istio::{Port, ServiceEntrySpec};
 use crate::model::import::Imported;
 use crate::model::object::{Kind, Object, ObjectKey, OwnerRef};
 use crate::model::service::{Address, GatewayAddress};
+use crate::model::world::Settings;
 use crate::model::{Peer, World};
 use crate::plan::admission::Refusal;
-use crate::plan::generated;
+use crate::plan::memo::Memo;
+use crate::plan::{diff, generated};
 
 /// The hosts that ServiceEntries of others serve, anywhere in the cluster, each with the oldest of them.
 #[derive(Debug)]
@@ -22,7 +25,7 @@ impl<'a> HostsServed<'a> {
     #[must_use]
     pub fn new(world: &'a World) -> Self {
         let mut served: BTreeMap<String, (Option<Timestamp>, &ObjectKey)> = BTreeMap::new();
-        let entries = world.objects.values().filter(|object| object.key.kind == Kind::ServiceEntry);
+        let entries = world.of_kind(Kind::ServiceEntry).map(|(_, object)| object);
         for object in entries.filter(|object| !object.is_generated_by(&world.settings.instance)) {
             let hosts = object.spec().and_then(|spec| spec.get("hosts")).and_then(|hosts| hosts.as_array());
             for host in hosts.into_iter().flatten().filter_map(|host| host.as_str()) {
@@ -54,10 +57,11 @@ pub fn key(imported: &Imported) -> ObjectKey {
 /// Why there can be none. Where it is for want of Istio, the import stands nevertheless.
 pub fn service_entry(
     world: &World,
-    peer: &Peer,
-    imported: &Imported,
+    peer: &Arc<Peer>,
+    imported: &Arc<Imported>,
     hosts: &HostsServed<'_>,
-) -> Result<Object, Refusal<GeneratedReason>> {
+    memo: &mut Memo,
+) -> Result<Arc<Object>, Refusal<GeneratedReason>> {
     let key = key(imported);
     let host = &imported.object.name;
     if world.absent.contains(&Kind::ServiceEntry) {
@@ -73,14 +77,22 @@ pub fn service_entry(
             format!("{host} is already the host of {keeper}, which was there first; delete one of them");
         return Err(Refusal::new(GeneratedReason::HostExists, message));
     }
+    let input = (Arc::clone(peer), Arc::clone(imported));
+    Ok(memo.entries.get(&key, &input, |(peer, imported)| {
+        diff::seal(object(&world.settings, key.clone(), peer, imported))
+    }))
+}
+
+/// The ServiceEntry; of these alone, so that it can be remembered.
+fn object(settings: &Settings, key: ObjectKey, peer: &Peer, imported: &Imported) -> Object {
     let owner = OwnerRef {
         kind: Kind::ImportedService,
         name: imported.object.name.clone(),
         uid: imported.uid.clone(),
     };
     let source = generated::source(Kind::ImportedService, &imported.object);
-    let spec = generated::spec(&spec(peer, imported, host));
-    Ok(generated::object(world, key, spec, vec![owner], &[source], Some(&imported.trust_domain)))
+    let spec = generated::spec(&spec(peer, imported, &imported.object.name));
+    generated::object(settings, key, spec, vec![owner], &[source], Some(&imported.trust_domain))
 }
 
 fn spec(peer: &Peer, imported: &Imported, host: &str) -> ServiceEntrySpec {

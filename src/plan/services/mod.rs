@@ -1,17 +1,20 @@
 //! What services need: everything that is exported and imported, in one decision.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
 
 use jiff::Timestamp;
 
 use crate::model::object::{ANNOTATION_SOURCE, Kind, LABEL_PEER, Meta, Object, ObjectKey};
-use crate::model::service::{Outcome, RemoteService};
+use crate::model::service::Outcome;
+use crate::model::session::Offers;
 use crate::model::{NamespacedName, ServiceName, TrustDomain, World};
 
 use super::exports::{self, ExportReport};
 use super::generated::{label_value, source};
 use super::imports::{self, ImportReport};
-use super::{authorization, istio};
+use super::memo::Memo;
+use super::{authorization, diff};
 
 /// What should be, of everything that has to do with services.
 #[derive(Clone, Debug, Default, PartialEq)]
@@ -20,9 +23,9 @@ pub struct ServicesPlan {
     /// catalogue sent and no catalogue answered.
     pub complete: bool,
     /// Generated objects that should be there.
-    pub objects: BTreeMap<ObjectKey, Object>,
+    pub objects: BTreeMap<ObjectKey, Arc<Object>>,
     /// What each peer is offered; no entry: nothing.
-    pub catalogues: BTreeMap<TrustDomain, BTreeMap<ServiceName, RemoteService>>,
+    pub catalogues: BTreeMap<TrustDomain, Offers>,
     /// What each peer is answered, for every service of its catalogue; no entry: it sent none.
     pub outcomes: BTreeMap<TrustDomain, BTreeMap<ServiceName, Outcome>>,
     /// By FederatedService.
@@ -39,21 +42,21 @@ pub struct ServicesPlan {
 /// Decides on all services. `ending` are trust domains whose relationship has come to the point where imports go and their
 /// clients are shut out; a peer that is only being deleted is offered nothing, and keeps the rest until then.
 #[must_use]
-pub fn services(world: &World, ending: &BTreeSet<TrustDomain>) -> ServicesPlan {
+pub fn decide(world: &World, ending: &BTreeSet<TrustDomain>, memo: &mut Memo) -> ServicesPlan {
     let exports = exports::exports(world);
     let Some(own) = world.own_trust_domain().filter(|_| world.is_read()) else {
         let export_reports =
             if world.own_trust_domain().is_none() { exports.reports } else { BTreeMap::new() };
         return ServicesPlan { export_reports, ..ServicesPlan::default() };
     };
-    let mut objects = authorization::policies(world, own, &exports, ending);
+    let mut objects = authorization::policies(world, own, &exports, ending, memo);
     for export in exports.exported.values().filter(|export| !exports.held.contains(&export.service.object)) {
-        for object in [istio::export::alias(world, export), istio::export::gateway(world, export)] {
+        for object in exports::exported(&world.settings, export, memo).objects {
             objects.insert(object.key.clone(), object);
         }
     }
-    let mut imports = imports::imports(world, ending);
-    let (entries, reports) = imports::generate(world, &mut imports);
+    let mut imports = imports::imports(world, ending, memo);
+    let (entries, reports) = imports::generate(world, &mut imports, memo);
     objects.extend(imports.objects);
     objects.extend(entries);
     let mut blocked = exports.blocked.clone();
@@ -63,7 +66,7 @@ pub fn services(world: &World, ending: &BTreeSet<TrustDomain>) -> ServicesPlan {
     ServicesPlan {
         complete: true,
         objects,
-        catalogues: exports::catalogues(&exports),
+        catalogues: exports::catalogues(&exports, &world.settings, memo),
         outcomes: imports.outcomes,
         export_reports: exports.reports,
         import_reports: reports
@@ -85,7 +88,7 @@ fn retain(
     held: BTreeSet<String>,
     silent: &BTreeSet<TrustDomain>,
     blocked: &BTreeMap<ObjectKey, String>,
-    objects: &mut BTreeMap<ObjectKey, Object>,
+    objects: &mut BTreeMap<ObjectKey, Arc<Object>>,
 ) {
     let unreadable: BTreeSet<&ObjectKey> = world
         .rejected
@@ -105,7 +108,7 @@ fn retain(
         .collect();
     let mut services = held;
     services.extend(sources(&unreadable, Kind::FederatedService));
-    let is_kept = |object: &Object, objects: &BTreeMap<ObjectKey, Object>| {
+    let is_kept = |object: &Object, objects: &BTreeMap<ObjectKey, Arc<Object>>| {
         let peer = object.meta.labels.get(LABEL_PEER);
         let is_silent = peer.is_some_and(|peer| silent.contains(peer));
         let is_of_rejected_peer = peer.is_some_and(|peer| rejected_peers.contains(peer));
@@ -132,7 +135,7 @@ fn retain(
             && !blocked.contains_key(&object.key)
             && is_kept(object, objects)
         {
-            objects.insert(object.key.clone(), as_it_stands(object));
+            objects.insert(object.key.clone(), diff::seal(as_it_stands(object)));
         }
     }
 }
@@ -154,6 +157,12 @@ fn as_it_stands(object: &Object) -> Object {
     let mut body = object.body.clone();
     body.remove("status");
     Object { key: object.key.clone(), meta, body }
+}
+
+/// As [`decide`], with nothing remembered.
+#[cfg(test)]
+pub(crate) fn services(world: &World, ending: &BTreeSet<TrustDomain>) -> ServicesPlan {
+    decide(world, ending, &mut Memo::default())
 }
 
 #[cfg(test)]

@@ -11,6 +11,8 @@ use crate::plan::fixtures::{
     NAMESPACE, WorldExt as _, at, cart, client, peer, remote_cart, service, session, td, world,
 };
 
+use crate::model::service::RemoteService;
+
 use super::*;
 
 fn decide(world: &World) -> ServicesPlan {

@@ -7,8 +7,7 @@ use serde_json::{Map, Value, json};
 use crate::api::v1alpha1::conditions::{ClientsEnforcedReason, ExportedReason, ServiceAcceptedReason};
 use crate::model::condition::{Condition, Truth};
 use crate::model::service::{GatewayType, Outcome, TlsMode};
-use crate::model::session::CatalogueVersion;
-use crate::model::{Service, TrustDomain, World};
+use crate::model::{Service, TrustDomain};
 use crate::plan::exports::{ExportProblem, ExportReport};
 
 /// What one importer did with the present state of the export.
@@ -19,21 +18,21 @@ enum Answer<'a> {
     Refused { reason: &'a str, message: &'a str },
 }
 
-/// The conditions, and the rest of the status as fields of it: `host`, `gatewayEntries`, `exportedTo`. `offered` holds the
-/// version of the catalogue that each peer is offered now: an answer to another one is no answer.
+/// The conditions, and the rest of the status as fields of it: `host`, `gatewayEntries`, `exportedTo`. `answers`
+/// are what the importers did with the present state of it, in the order of `report.to`.
 #[must_use]
 pub fn status(
-    world: &World,
     service: &Service,
     report: &ExportReport,
-    offered: &BTreeMap<TrustDomain, CatalogueVersion>,
+    answers: &[Option<Outcome>],
 ) -> (Vec<Condition>, Value) {
     let answers: BTreeMap<&TrustDomain, Answer<'_>> = report
         .to
         .iter()
-        .map(|(td, result)| match result {
+        .zip(answers)
+        .map(|((td, result), answer)| match result {
             Err(problem) => (td, Answer::NotOffered(problem)),
-            Ok(()) => (td, answer(world, service, td, offered)),
+            Ok(()) => (td, Answer::from(answer)),
         })
         .collect();
     let conditions = vec![accepted(service, report), exported(report, &answers), enforced(service, report)];
@@ -55,18 +54,13 @@ pub fn status(
     (conditions, Value::Object(rest))
 }
 
-fn answer<'a>(
-    world: &'a World,
-    service: &Service,
-    td: &TrustDomain,
-    offered: &BTreeMap<TrustDomain, CatalogueVersion>,
-) -> Answer<'a> {
-    let acknowledged = world.sessions.get(td).and_then(|session| session.acknowledged.as_ref());
-    let of_now = acknowledged.filter(|ack| offered.get(td) == Some(&ack.version));
-    match of_now.and_then(|ack| ack.outcomes.get(&service.name)) {
-        None => Answer::Pending,
-        Some(Outcome::Imported) => Answer::Imported,
-        Some(Outcome::Refused { reason, message }) => Answer::Refused { reason, message },
+impl<'a> From<&'a Option<Outcome>> for Answer<'a> {
+    fn from(outcome: &'a Option<Outcome>) -> Self {
+        match outcome {
+            None => Self::Pending,
+            Some(Outcome::Imported) => Self::Imported,
+            Some(Outcome::Refused { reason, message }) => Self::Refused { reason, message },
+        }
     }
 }
 

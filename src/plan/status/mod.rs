@@ -11,21 +11,27 @@ mod service_tests;
 pub mod trust_domain_peer;
 
 use std::collections::BTreeMap;
+use std::sync::Arc;
 
 use jiff::Timestamp;
 use serde_json::{Map, Value, json};
 
 use super::ending;
+use super::exports::ExportReport;
+use super::imports::ImportReport;
+use super::memo::Memo;
 use super::services::ServicesPlan;
 use super::{StatusWrite, Transition};
 use crate::api::v1alpha1::conditions::{
     BundleDistributedReason, BundleEndpointReason, ReadyReason, ReciprocalReason,
 };
 use crate::model::condition::{Condition, Truth};
+use crate::model::import::Imported;
 use crate::model::object::{Kind, ObjectKey};
-use crate::model::session::LinkPlan;
+use crate::model::service::Outcome;
+use crate::model::session::Offers;
 use crate::model::world::Rejected;
-use crate::model::{TrustDomain, World};
+use crate::model::{Service, TrustDomain, World};
 
 /// The status to write: `rest` with these conditions, or `None` where that is what stands there.
 #[must_use]
@@ -204,12 +210,7 @@ fn reject(
 
 /// The statuses of FederatedServices and ImportedServices.
 #[must_use]
-pub fn services(
-    world: &World,
-    services: &ServicesPlan,
-    links: &BTreeMap<TrustDomain, LinkPlan>,
-) -> BTreeMap<ObjectKey, StatusWrite> {
-    let offered = links.iter().map(|(td, link)| (td.clone(), link.catalogue.version)).collect();
+pub fn services(world: &World, services: &ServicesPlan, memo: &mut Memo) -> BTreeMap<ObjectKey, StatusWrite> {
     let mut writes = BTreeMap::new();
     for (name, report) in &services.export_reports {
         let Some(service) = world.services.get(name) else { continue };
@@ -218,30 +219,80 @@ pub fn services(
         if world.rejected.contains_key(&key) {
             continue;
         }
-        let computed = federated_service::status(world, service, report, &offered);
-        write(world, &mut writes, key, (&service.uid, service.generation), computed);
+        let answers = answers(world, service, report, &services.catalogues);
+        let stored = world.statuses.get(&key);
+        let is_same = |said: &Said| {
+            matches!(said, Said::Exported(of, was, to, stands)
+            if of == service && was == report && *to == answers && Some(stands) == stored)
+        };
+        if memo.statuses.holds(&key, is_same) {
+            continue;
+        }
+        let computed = federated_service::status(service, report, &answers);
+        let of = (service.uid.as_str(), service.generation);
+        if let (None, Some(stored)) = (write(world, &mut writes, &key, of, computed), stored) {
+            let said = Said::Exported(Arc::clone(service), report.clone(), answers, Arc::clone(stored));
+            memo.statuses.put(&key, said, ());
+        }
     }
     for (name, report) in &services.import_reports {
         let Some(imported) = world.imported.get(name) else { continue };
         let key = ObjectKey::namespaced(Kind::ImportedService, &name.namespace, &name.name);
+        let stored = world.statuses.get(&key);
+        let is_same = |said: &Said| {
+            matches!(said, Said::Imported(of, was, stands)
+            if of == imported && was == report && Some(stands) == stored)
+        };
+        if memo.statuses.holds(&key, is_same) {
+            continue;
+        }
         let computed = imported_service::status(name, report);
-        write(world, &mut writes, key, (&imported.uid, imported.generation), computed);
+        let of = (imported.uid.as_str(), imported.generation);
+        if let (None, Some(stored)) = (write(world, &mut writes, &key, of, computed), stored) {
+            let said = Said::Imported(Arc::clone(imported), report.clone(), Arc::clone(stored));
+            memo.statuses.put(&key, said, ());
+        }
     }
     writes
 }
 
+/// What each trust domain did with the service as it is offered to it now, in the order of the report. An answer to a
+/// catalogue before the present one counts where the service was the same in it.
+fn answers(
+    world: &World,
+    service: &Service,
+    report: &ExportReport,
+    offered: &BTreeMap<TrustDomain, Offers>,
+) -> Vec<Option<Outcome>> {
+    let answer = |td: &TrustDomain| {
+        let acknowledged = world.sessions.get(td)?.acknowledged.as_ref()?;
+        let offered = offered.get(td)?.get(&service.name)?;
+        let answered = acknowledged.offered.services.get(&service.name)?;
+        (answered == offered).then(|| acknowledged.outcomes.get(&service.name).cloned()).flatten()
+    };
+    report.to.iter().map(|(td, result)| if result.is_ok() { answer(td) } else { None }).collect()
+}
+
+/// What the status of an object is made of, where that stands in the store.
+#[derive(Clone, Debug, PartialEq)]
+pub(super) enum Said {
+    Exported(Arc<Service>, ExportReport, Vec<Option<Outcome>>, Arc<Value>),
+    Imported(Arc<Imported>, ImportReport, Arc<Value>),
+}
+
+/// Adds the write of a status, unless it stands there already.
 fn write(
     world: &World,
     writes: &mut BTreeMap<ObjectKey, StatusWrite>,
-    key: ObjectKey,
+    key: &ObjectKey,
     (uid, generation): (&str, i64),
     (conditions, rest): (Vec<Condition>, Value),
-) {
-    let stored = world.statuses.get(&key).map(std::convert::AsRef::as_ref);
+) -> Option<()> {
+    let stored = world.statuses.get(key).map(std::convert::AsRef::as_ref);
     let rest = rest.as_object().cloned().unwrap_or_default();
-    if let Some(status) = merge(stored, generation, &conditions, rest, world.now) {
-        writes.insert(key, written(uid, stored, status));
-    }
+    let status = merge(stored, generation, &conditions, rest, world.now)?;
+    writes.insert(key.clone(), written(uid, stored, status));
+    Some(())
 }
 
 #[cfg(test)]

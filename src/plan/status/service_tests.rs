@@ -5,7 +5,7 @@ use crate::api::v1alpha1::conditions::{ClientsEnforcedReason, ExportedReason, Se
 use crate::model::condition::{Condition, Truth};
 use crate::model::object::Kind;
 use crate::model::service::{Outcome, TlsMode};
-use crate::model::session::{Acknowledgement, LinkState};
+use crate::model::session::{Acknowledgement, Catalogue, LinkState};
 use crate::model::{NamespacedName, Service, ServiceName, World};
 use crate::plan::exports::testing::with_policies;
 use crate::plan::fixtures::{WorldExt as _, cart, client, peer, remote_cart, session, td, world};
@@ -19,6 +19,7 @@ fn world_with(service: &Service, acknowledged: Option<([u8; 32], Outcome)>) -> W
     let mut session = session(LinkState::Connected, None);
     session.acknowledged = acknowledged.map(|(version, outcome)| Acknowledgement {
         version,
+        offered: Arc::new(Catalogue { version, services: as_in(version), malformed: Vec::new() }),
         outcomes: BTreeMap::from([(ServiceName::new("shop", "cart").unwrap(), outcome)]),
     });
     let world = world("west.example")
@@ -28,11 +29,20 @@ fn world_with(service: &Service, acknowledged: Option<([u8; 32], Outcome)>) -> W
     with_policies(world)
 }
 
+/// What the answered catalogue of this version has: the service as it is now, or as it was once.
+fn as_in(version: [u8; 32]) -> Offers {
+    let mut service = remote_cart();
+    if version != NOW {
+        service.ports[0].port += 1;
+    }
+    BTreeMap::from([(service.name.clone(), Arc::new(service))])
+}
+
 fn status_of(world: &World) -> (Vec<Condition>, serde_json::Value) {
     let plan = services(world, &BTreeSet::new());
     let name = NamespacedName::new("shop", "cart");
-    let offered = BTreeMap::from([(td("east.example"), NOW)]);
-    federated_service::status(world, &world.services[&name], &plan.export_reports[&name], &offered)
+    let (service, report) = (&world.services[&name], &plan.export_reports[&name]);
+    federated_service::status(service, report, &answers(world, service, report, &plan.catalogues))
 }
 
 fn brief(conditions: &[Condition]) -> Vec<(&str, Truth, &str)> {

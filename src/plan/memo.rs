@@ -1,0 +1,137 @@
+//! What is remembered from one plan to the next, so that a change costs what it changes.
+//!
+//! All of it was made by pure functions of the inputs that are kept beside it, so a plan is the same with it and without:
+//! it is only sooner there. Inputs are compared by value; where they are shared, equal pointers are enough.
+
+use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::hash::Hash;
+use std::sync::Arc;
+
+use super::diff::Stood;
+use super::exports::Export;
+use crate::federation::catalogue::ServiceHash;
+use crate::model::import::Imported;
+use crate::model::service::RemoteService;
+use crate::model::session::Catalogue;
+use crate::model::{NamespacedName, Object, ObjectKey, Peer, Service, TrustDomain};
+
+/// What is remembered of the last plan.
+#[derive(Debug, Default)]
+pub struct Memo {
+    /// What is generated for an export, and what its peers are offered.
+    pub(super) exports: Kept<NamespacedName, Export, Exported>,
+    /// The policy of a selector, by its object.
+    pub(super) policies: Kept<ObjectKey, PolicyOf, Arc<Object>>,
+    /// The trust domains whose workloads may be let in.
+    pub(super) peers: Shared<BTreeSet<TrustDomain>>,
+    /// ImportedServices, by host.
+    pub(super) imported: Kept<ObjectKey, (Arc<Peer>, Arc<RemoteService>), Arc<Object>>,
+    /// What clients need of an import, by its object.
+    pub(super) entries: Kept<ObjectKey, (Arc<Peer>, Arc<Imported>), Arc<Object>>,
+    /// Statuses that stand as they should.
+    pub(super) statuses: Kept<ObjectKey, super::status::Said, ()>,
+    /// What each peer is offered, with the hash of each service in the order of their names.
+    pub(super) catalogues: BTreeMap<TrustDomain, (Arc<Catalogue>, Vec<ServiceHash>)>,
+    /// Objects that stand as they should.
+    pub(super) stood: Stood,
+}
+
+/// What the policy of a selector is made of: the FederatedServices that share it, and whose clients count.
+pub(super) type PolicyOf = (TrustDomain, Vec<Arc<Service>>, Arc<BTreeSet<TrustDomain>>);
+
+/// What comes of an export.
+#[derive(Clone, Debug)]
+pub(super) struct Exported {
+    pub(super) objects: Vec<Arc<Object>>,
+    pub(super) offered: Vec<(TrustDomain, Arc<RemoteService>)>,
+}
+
+impl Memo {
+    /// Forgets what the plan that was just made did not need.
+    pub(super) fn turn(&mut self) {
+        self.exports.turn();
+        self.policies.turn();
+        self.imported.turn();
+        self.entries.turn();
+        self.statuses.turn();
+        self.stood.turn();
+    }
+}
+
+/// Values by key, each with the inputs that it was made of.
+#[derive(Debug)]
+pub(super) struct Kept<K, I, V> {
+    all: HashMap<K, Entry<I, V>>,
+    turn: u64,
+    #[cfg(test)]
+    pub(super) made: usize,
+}
+
+#[derive(Debug)]
+struct Entry<I, V> {
+    input: I,
+    value: V,
+    used: u64,
+}
+
+impl<K, I, V> Default for Kept<K, I, V> {
+    fn default() -> Self {
+        Self {
+            all: HashMap::new(),
+            turn: 0,
+            #[cfg(test)]
+            made: 0,
+        }
+    }
+}
+
+impl<K: Eq + Hash + Clone, I: PartialEq + Clone, V: Clone> Kept<K, I, V> {
+    /// The value that was made of an equal input for this key, else the one that is made of it now. `make` must depend
+    /// on nothing but the input and what is constant for the life of the process.
+    pub(super) fn get(&mut self, key: &K, input: &I, make: impl FnOnce(&I) -> V) -> V {
+        if let Some(kept) = self.all.get_mut(key)
+            && kept.input == *input
+        {
+            kept.used = self.turn;
+            return kept.value.clone();
+        }
+        #[cfg(test)]
+        {
+            self.made += 1;
+        }
+        let value = make(input);
+        self.put(key, input.clone(), value.clone());
+        value
+    }
+
+    /// Whether there is a value for the key whose input is such.
+    pub(super) fn holds(&mut self, key: &K, is_such: impl FnOnce(&I) -> bool) -> bool {
+        let kept = self.all.get_mut(key).filter(|kept| is_such(&kept.input));
+        let Some(kept) = kept else { return false };
+        kept.used = self.turn;
+        true
+    }
+
+    pub(super) fn put(&mut self, key: &K, input: I, value: V) {
+        self.all.insert(key.clone(), Entry { input, value, used: self.turn });
+    }
+
+    fn turn(&mut self) {
+        let turn = self.turn;
+        self.all.retain(|_, kept| kept.used == turn);
+        self.turn += 1;
+    }
+}
+
+/// One value that seldom changes: equal ones are the same one.
+#[derive(Debug, Default)]
+pub(super) struct Shared<T>(Option<Arc<T>>);
+
+impl<T: PartialEq> Shared<T> {
+    pub(super) fn share(&mut self, value: T) -> Arc<T> {
+        match &self.0 {
+            Some(last) if **last == value => Arc::clone(last),
+            _ => Arc::clone(self.0.insert(Arc::new(value))),
+        }
+    }
+}

@@ -139,6 +139,7 @@ fn offered(export: &Export, peer: &TrustDomain) -> RemoteService {
         server_ids: service.server_ids.clone(),
         clients: service.clients.iter().filter(|c| c.trust_domain() == peer).cloned().collect(),
         gateways: export.gateways.clone(),
+        endpoints: Vec::new(),
     }
 }
 

@@ -69,12 +69,10 @@ fn policy(
     peers: &BTreeSet<TrustDomain>,
 ) -> Object {
     let spec = generated::spec(&deny(own, services, peers));
-    let owners = services
-        .iter()
-        .map(|s| OwnerRef { kind: Kind::FederatedService, name: s.object.name.clone(), uid: s.uid.clone() })
-        .collect();
-    let sources: Vec<String> =
-        services.iter().map(|s| generated::source(Kind::FederatedService, &s.object)).collect();
+    let owners: BTreeSet<OwnerRef> = services.iter().map(|s| s.owner()).collect();
+    let sources: BTreeSet<ObjectKey> = services.iter().flat_map(|s| s.sources()).collect();
+    let sources: Vec<String> = sources.iter().map(generated::source_of).collect();
+    let owners = owners.into_iter().collect();
     generated::object(settings, key, spec, owners, &sources, None)
 }
 
@@ -117,7 +115,7 @@ fn deny(
     let mut clients: BTreeMap<u16, BTreeSet<&str>> = BTreeMap::new();
     for service in services {
         for port in &service.ports {
-            let allowed = service.clients.iter().filter(|c| peers.contains(c.trust_domain()));
+            let allowed = service.clients_of(port).iter().filter(|c| peers.contains(c.trust_domain()));
             clients.entry(port.target_port).or_default().extend(allowed.map(|c| c.principal()));
         }
     }

@@ -6,7 +6,7 @@ use crate::istio::gateway::{Server, ServerTls, ServerTlsMode};
 use crate::istio::service_entry::{Location, Resolution, WorkloadSelector};
 use crate::istio::{GatewaySpec, Port, ServiceEntrySpec};
 use crate::model::Service;
-use crate::model::object::{Kind, Object, ObjectKey, OwnerRef};
+use crate::model::object::{Kind, Object, ObjectKey};
 use crate::model::service::GatewayType;
 use crate::model::world::Settings;
 use crate::plan::exports::Export;
@@ -80,11 +80,6 @@ pub fn gateway(settings: &Settings, export: &Export) -> Object {
 }
 
 fn owned(settings: &Settings, service: &Service, key: ObjectKey, spec: &impl serde::Serialize) -> Object {
-    let owner = OwnerRef {
-        kind: Kind::FederatedService,
-        name: service.object.name.clone(),
-        uid: service.uid.clone(),
-    };
-    let source = generated::source(Kind::FederatedService, &service.object);
-    generated::object(settings, key, generated::spec(spec), vec![owner], &[source], None)
+    let sources: Vec<String> = service.sources().iter().map(generated::source_of).collect();
+    generated::object(settings, key, generated::spec(spec), vec![service.owner()], &sources, None)
 }

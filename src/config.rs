@@ -87,11 +87,19 @@ pub struct ClusterArgs {
     /// Where Istio lives: the mesh's root namespace, that of its configuration and, unless said otherwise, of its gateways.
     #[arg(long, env = "ENTENTE_ISTIO_NAMESPACE", default_value = "istio-system")]
     pub istio_namespace: String,
+
+    /// The revision of Istio that the workloads here are of: its configuration is the ConfigMap `istio-REVISION`. Empty: `istio`.
+    #[arg(long, env = "ENTENTE_ISTIO_REVISION", default_value = "")]
+    pub istio_revision: String,
 }
 
 impl Default for ClusterArgs {
     fn default() -> Self {
-        Self { domain: "cluster.local".to_owned(), istio_namespace: "istio-system".to_owned() }
+        Self {
+            domain: "cluster.local".to_owned(),
+            istio_namespace: "istio-system".to_owned(),
+            istio_revision: String::new(),
+        }
     }
 }
 

@@ -10,6 +10,7 @@ use serde_json::Value;
 use super::cluster::{ClusterService, Pod};
 use super::endpoint::EndpointState;
 use super::import::Imported;
+use super::mesh::Mesh;
 use super::object::Kind;
 use super::own::{Identity, OwnHistory, WorkloadFailure};
 use super::registration::Registration;
@@ -30,6 +31,8 @@ pub struct Settings {
     pub cluster_domain: String,
     /// Where Istio lives: the mesh's root namespace, that of its configuration, and of its gateways unless said otherwise.
     pub istio_namespace: String,
+    /// The revision of Istio whose mesh configuration counts; empty: the one without a revision.
+    pub istio_revision: String,
     /// `className` of the ClusterFederatedTrustDomains that are written; empty: none.
     pub spire_class_name: String,
     /// Who makes relationships in SPIRE of what is written.
@@ -53,6 +56,7 @@ impl Settings {
             namespace: "entente-system".to_owned(),
             cluster_domain: "cluster.local".to_owned(),
             istio_namespace: "istio-system".to_owned(),
+            istio_revision: String::new(),
             spire_class_name: String::new(),
             relationships: Relationships::ControllerManager,
             drain: Duration::from_secs(30),
@@ -269,6 +273,8 @@ pub struct World {
     /// Our cluster's own Services.
     pub cluster_services: BTreeMap<NamespacedName, Arc<ClusterService>>,
     pub pods: BTreeMap<NamespacedName, Arc<Pod>>,
+    /// The mesh of our cluster; `None` where there is no cluster.
+    pub mesh: Option<Arc<Mesh>>,
     /// Observed objects of the kinds that are generated, ours and others'.
     pub objects: BTreeMap<ObjectKey, Arc<Object>>,
     pub rejected: BTreeMap<ObjectKey, Rejected>,
@@ -307,6 +313,7 @@ impl World {
             namespaces: BTreeMap::new(),
             cluster_services: BTreeMap::new(),
             pods: BTreeMap::new(),
+            mesh: None,
             objects: BTreeMap::new(),
             rejected: BTreeMap::new(),
             statuses: BTreeMap::new(),

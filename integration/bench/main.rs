@@ -20,7 +20,8 @@ use entente::model::own::Identity;
 use entente::model::trust::SpireState;
 use entente::model::world::{Relationships, Settings};
 use entente::model::{Bundle, Object, ObjectKey, SpiffeId, TrustDomain};
-use entente::plan::plan;
+use entente::plan::memo::Memo;
+use entente::plan::{plan, plan_anew};
 use entente::store::Event;
 use serde_json::json;
 
@@ -51,17 +52,52 @@ struct Planned {
 impl Planned {
     fn of(services: usize) -> Self {
         let mut index = index(services);
+        settle(&mut index);
         let plan_time = median(|| {
             black_box(plan(index.world()));
         });
+        let mut memo = Memo::default();
+        black_box(plan_anew(index.world(), &mut memo));
         let mut port = 9_000;
         let change = median(|| {
             port += 1;
-            index.store(Event::Applied(service(0, port)));
-            black_box(plan(index.world()));
+            assert!(index.store(Event::Applied(service(0, port))), "it is a change");
+            let plan = black_box(plan_anew(index.world(), &mut memo));
+            // its alias and its policy
+            assert_eq!(plan.writes.len(), 2);
         });
         Self { plan: plan_time, change }
     }
+}
+
+/// Writes what is planned, until nothing is.
+fn settle(index: &mut Index) {
+    let mut memo = Memo::default();
+    loop {
+        let plan = plan_anew(index.world(), &mut memo);
+        if plan.writes.is_empty() && plan.statuses.is_empty() {
+            return;
+        }
+        for write in plan.writes.into_values() {
+            let mut object = Object::clone(&write.object);
+            object.meta.uid = format!("uid-of-{}", object.key);
+            index.store(Event::Applied(object));
+        }
+        for (key, write) in plan.statuses {
+            let mut object = match key.kind {
+                Kind::TrustDomainPeer => peer(number_in(&key.name)),
+                _ => service(number_in(&key.name), 8_080),
+            };
+            object.body.insert("status".to_owned(), write.status);
+            index.store(Event::Applied(object));
+        }
+    }
+}
+
+/// The number in the name of a peer or a service.
+fn number_in(name: &str) -> usize {
+    let digits: String = name.chars().filter(char::is_ascii_digit).collect();
+    digits.parse().expect("its name has one number")
 }
 
 fn median(mut work: impl FnMut()) -> Duration {

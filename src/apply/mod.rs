@@ -146,7 +146,7 @@ impl Applier {
                 self.refreshes.abort(outdated);
             }
             let asks_spire = due.iter().any(|(_, operation)| matches!(operation, Operation::Spire(_)));
-            let results = self.execute_all(due, &own, limit, cancel).await;
+            let results = self.execute_all(due, stage, &own, limit, cancel).await;
             if asks_spire {
                 self.targets.spire_watch.refresh();
             }
@@ -165,17 +165,18 @@ impl Applier {
         operations.iter().any(|(id, operation)| operation.is_end() && is_hopeful(id)).then_some(HASTE)
     }
 
-    /// Does these, some at a time; what has not begun when the lead is lost is left out.
+    /// Does these, some at a time; what has not begun when the lead is lost is left out, or when it is out of date.
     async fn execute_all(
         &self,
         due: Vec<(String, Operation)>,
+        stage: Stage,
         own: &TrustDomain,
         limit: Option<Duration>,
         cancel: &CancellationToken,
     ) -> Vec<Ended> {
         futures::stream::iter(due)
             .map(|(id, operation)| async move {
-                if !may_write(&self.leading, cancel) {
+                if !may_write(&self.leading, cancel) || self.is_outdated(stage) {
                     return None;
                 }
                 let limit = limit.filter(|_| operation.object().is_some() && !operation.is_end());
@@ -186,6 +187,15 @@ impl Applier {
             .filter_map(std::future::ready)
             .collect()
             .await
+    }
+
+    /// Whether the rest of a stage is left to a newer plan: statuses, which would say what is no longer so, and whatever
+    /// stands before the end of trust.
+    fn is_outdated(&self, stage: Stage) -> bool {
+        if !matches!(stage, Stage::Writes | Stage::Statuses) || !self.plans.has_changed().unwrap_or(false) {
+            return false;
+        }
+        stage == Stage::Statuses || operation::ends_trust(&self.plans.borrow())
     }
 
     /// Another replica may lead now: what was done before says nothing, and what still runs is broken off.

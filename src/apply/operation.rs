@@ -59,6 +59,22 @@ pub(super) fn of(plan: &Plan) -> BTreeMap<String, Operation> {
     all
 }
 
+/// Whether the plan has trust end now.
+pub(super) fn ends_trust(plan: &Plan) -> bool {
+    plan.prune.keys().any(|key| is_end_of(key)) || plan.spire.iter().any(ends)
+}
+
+fn is_end_of(key: &ObjectKey) -> bool {
+    matches!(key.kind, Kind::ClusterFederatedTrustDomain)
+}
+
+fn ends(action: &SpireAction) -> bool {
+    matches!(
+        action,
+        SpireAction::DeleteRelationship(_) | SpireAction::DeleteBundle(_, BundleRemoval::Dissociate)
+    )
+}
+
 impl Operation {
     /// Whether a try of the other was one of this. A status that was computed again differs by its times at least.
     pub(super) fn is_again(&self, other: &Self) -> bool {
@@ -70,7 +86,7 @@ impl Operation {
         }
     }
 
-    pub(super) const fn stage(&self) -> Stage {
+    pub(super) fn stage(&self) -> Stage {
         match self {
             Self::Patch(_) => Stage::Trust,
             _ if self.is_end() => Stage::Trust,
@@ -83,13 +99,10 @@ impl Operation {
     }
 
     /// Whether it ends trust: the plan asks for it when nothing else has to come first, and nothing else may delay it.
-    pub(super) const fn is_end(&self) -> bool {
+    pub(super) fn is_end(&self) -> bool {
         match self {
-            Self::Prune { key, .. } => matches!(key.kind, Kind::ClusterFederatedTrustDomain),
-            Self::Spire(action) => matches!(
-                action,
-                SpireAction::DeleteRelationship(_) | SpireAction::DeleteBundle(_, BundleRemoval::Dissociate)
-            ),
+            Self::Prune { key, .. } => is_end_of(key),
+            Self::Spire(action) => ends(action),
             Self::Patch(_) | Self::Write(_) | Self::Status { .. } => false,
         }
     }
@@ -210,9 +223,11 @@ fn timeless(status: &Value) -> Value {
     status
 }
 
-/// Tells what changed in a status, in the words of its conditions: as an Event, which is logged too.
+/// Tells what changed in a status, in the words of its conditions: as an Event, which is logged too. That an import goes
+/// well is no news, since thousands may come at once.
 async fn announce(store: &crate::store::Store, key: &ObjectKey, write: &StatusWrite) {
-    for Transition { is_warning, condition, reason, message } in &write.transitions {
+    let is_news = |transition: &&Transition| transition.is_warning || key.kind != Kind::ImportedService;
+    for Transition { is_warning, condition, reason, message } in write.transitions.iter().filter(is_news) {
         let severity = if *is_warning { Severity::Warning } else { Severity::Normal };
         store.event(key, &write.uid, severity, reason, &format!("{condition}: {message}")).await;
     }

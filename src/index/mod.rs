@@ -12,7 +12,7 @@ use std::sync::Arc;
 use jiff::Timestamp;
 
 use crate::model::import::Imported;
-use crate::model::object::Kind;
+use crate::model::object::{Kind, Meta};
 use crate::model::own::Identity;
 use crate::model::trust::SpireState;
 use crate::model::world::{Rejected, Settings};
@@ -55,30 +55,36 @@ impl Index {
         &mut self.world
     }
 
-    /// Takes in what a watch told.
-    pub fn store(&mut self, event: Event) {
+    /// Takes in what a watch told. Answers whether anything is to be planned for: most of what a cluster tells of its pods
+    /// and of others' statuses changes nothing that is known here.
+    pub fn store(&mut self, event: Event) -> bool {
         let of_peers = event.kind() == Some(Kind::TrustDomainPeer);
-        match event {
+        let changed = match event {
             Event::Reset { kind, objects } => {
-                self.reset(kind, objects);
-                self.world.read.insert(kind);
-                self.world.absent.remove(&kind);
-                self.missing.remove(&kind);
+                let changed = self.reset(kind, objects);
+                let first = self.world.read.insert(kind) | self.world.absent.remove(&kind);
+                self.missing.remove(&kind).is_some() || first || changed
             }
             Event::Applied(object) => self.apply(Arc::new(object)),
-            Event::Deleted(key) => self.remove(&key),
+            Event::Deleted(key) => {
+                self.remove(&key);
+                true
+            }
             Event::Absent(kind) => {
                 self.missing.entry(kind).or_insert(self.world.now);
+                true
             }
             Event::Unreadable(unreadable) => {
                 for item in unreadable {
                     tracing::warn!(path = %item.path.display(), reason = %item.message, "a manifest is not used");
                 }
+                false
             }
-        }
+        };
         if of_peers {
             self.settle();
         }
+        changed
     }
 
     /// Takes in the time. Answers with when it wants to be told again.
@@ -120,15 +126,17 @@ impl Index {
         }
     }
 
-    fn reset(&mut self, kind: Kind, objects: Vec<Object>) {
+    fn reset(&mut self, kind: Kind, objects: Vec<Object>) -> bool {
         let fresh: std::collections::BTreeSet<ObjectKey> = objects.iter().map(|o| o.key.clone()).collect();
         let gone: Vec<ObjectKey> = self.known(kind).into_iter().filter(|key| !fresh.contains(key)).collect();
         for key in &gone {
             self.remove(key);
         }
+        let mut changed = !gone.is_empty();
         for object in objects {
-            self.apply(Arc::new(object));
+            changed |= self.apply(Arc::new(object));
         }
+        changed
     }
 
     fn known(&self, kind: Kind) -> Vec<ObjectKey> {
@@ -150,54 +158,51 @@ impl Index {
         keys.into_iter().filter(|key| key.kind == kind).cloned().collect()
     }
 
-    fn apply(&mut self, object: Arc<Object>) {
+    /// Takes an object in; whether it changes what is known.
+    fn apply(&mut self, object: Arc<Object>) -> bool {
         let key = object.key.clone();
+        let key_is_ours = key.kind.api().0 == Kind::TrustDomainPeer.api().0;
         let is_of_cluster = matches!(key.kind, Kind::Namespace | Kind::Service | Kind::Pod);
-        if let Some(status) = object.status().filter(|_| !is_of_cluster) {
-            self.world.statuses.insert(key.clone(), Arc::new(status.clone()));
+        let news = if let Some(status) = object.status().filter(|_| !is_of_cluster) {
+            put(&mut self.world.statuses, key.clone(), status.clone())
         } else {
-            self.world.statuses.remove(&key);
-        }
-        match key.kind {
+            self.world.statuses.remove(&key).is_some()
+        };
+        let changed = match key.kind {
             Kind::TrustDomainPeer => {
                 self.peers.insert(key, object);
+                true
             }
             Kind::FederatedService => {
                 self.services.insert(key.clone(), Arc::clone(&object));
                 let parsed = parse::federated_service::parse(&object, self.world.own_trust_domain());
                 let name = namespaced(&key);
-                self.keep(key, parsed, |world, service| {
-                    world.services.insert(name.clone(), Arc::new(service));
-                });
+                self.keep(key, parsed, |world, service| put(&mut world.services, name.clone(), service))
             }
             Kind::ImportedService => {
                 let parsed: Result<Imported, Rejected> = parse::imported_service::parse(&object);
                 let name = namespaced(&key);
-                self.world.objects.insert(key.clone(), object);
-                self.keep(key, parsed, |world, imported| {
-                    world.imported.insert(name.clone(), Arc::new(imported));
-                });
+                let of_object = observe(&mut self.world, object);
+                self.keep(key, parsed, |world, imported| put(&mut world.imported, name.clone(), imported))
+                    || of_object
             }
             Kind::ClusterSpiffeId | Kind::ClusterStaticEntry => {
                 let parsed = parse::registration::parse(&object);
                 let at = key.clone();
                 self.keep(key, parsed, |world, registration| {
-                    world.registrations.insert(at.clone(), Arc::new(registration));
-                });
+                    put(&mut world.registrations, at.clone(), registration)
+                })
             }
             Kind::Namespace => {
-                self.world.namespaces.insert(key.name, object.meta.labels.clone());
+                let labels = object.meta.labels.clone();
+                self.world.namespaces.insert(key.name, labels).as_ref() != Some(&object.meta.labels)
             }
             Kind::Service => {
-                self.world
-                    .cluster_services
-                    .insert(namespaced(&key), Arc::new(parse::cluster::service(&object)));
+                put(&mut self.world.cluster_services, namespaced(&key), parse::cluster::service(&object))
             }
             Kind::Pod => match parse::cluster::pod(&object) {
-                Some(pod) => {
-                    self.world.pods.insert(namespaced(&key), Arc::new(pod));
-                }
-                None => self.forget(&key),
+                Some(pod) => put(&mut self.world.pods, namespaced(&key), pod),
+                None => self.world.pods.remove(&namespaced(&key)).is_some(),
             },
             Kind::ServiceExportRule
             | Kind::ClusterFederatedTrustDomain
@@ -209,26 +214,33 @@ impl Index {
             | Kind::Gateway
             | Kind::ConfigMap
             | Kind::Secret
-            | Kind::Deployment => {
-                self.world.objects.insert(key, object);
-            }
-        }
+            | Kind::Deployment => observe(&mut self.world, object),
+        };
+        // What we say of our own objects is compared with what stands there; what others say of theirs is not read.
+        changed || (news && key_is_ours)
     }
 
     /// Takes a parsed object in, or its rejection. The last good version of a FederatedService that became bad stays in
     /// use, as that of a peer does, or its importers would lose it; of anything else, what was generated from it stays (`plan::prune`).
-    fn keep<T>(&mut self, key: ObjectKey, parsed: Result<T, Rejected>, insert: impl FnOnce(&mut World, T)) {
+    fn keep<T>(
+        &mut self,
+        key: ObjectKey,
+        parsed: Result<T, Rejected>,
+        insert: impl FnOnce(&mut World, T) -> bool,
+    ) -> bool {
         match parsed {
             Ok(value) => {
-                self.world.rejected.remove(&key);
-                insert(&mut self.world, value);
+                let was_bad = self.world.rejected.remove(&key).is_some();
+                insert(&mut self.world, value) || was_bad
             }
+            Err(rejected) if self.world.rejected.get(&key) == Some(&rejected) => false,
             Err(rejected) => {
                 if key.kind != Kind::FederatedService {
                     self.forget(&key);
                 }
                 tracing::warn!(object = %key, reason = rejected.reason, message = %rejected.message, "not accepted");
                 self.world.rejected.insert(key, rejected);
+                true
             }
         }
     }
@@ -270,12 +282,43 @@ impl Index {
     fn settle(&mut self) {
         let (peers, rejected) =
             peers::read(self.peers.values(), self.world.own_trust_domain(), &self.world.peers);
-        self.world.peers = peers;
+        let before = std::mem::take(&mut self.world.peers);
+        let same = |(td, peer): (TrustDomain, Arc<_>)| match before.get(&td) {
+            Some(known) if *known == peer => (td, Arc::clone(known)),
+            _ => (td, peer),
+        };
+        self.world.peers = peers.into_iter().map(same).collect();
         self.world.rejected.retain(|key, _| key.kind != Kind::TrustDomainPeer);
         self.world.rejected.extend(rejected);
         let world = &mut self.world;
         world.bootstraps.retain(|trust_domain: &TrustDomain, _| world.peers.contains_key(trust_domain));
     }
+}
+
+/// Takes a value in, unless it is there already: then what is there stays, so that who compares sees the same one.
+fn put<K: Ord, T: PartialEq>(all: &mut BTreeMap<K, Arc<T>>, key: K, value: T) -> bool {
+    let is_there = all.get(&key).is_some_and(|there| **there == value);
+    if !is_there {
+        all.insert(key, Arc::new(value));
+    }
+    !is_there
+}
+
+/// Takes in an object that is compared with what is to be generated: by what is decided on, which is neither its version
+/// nor what is said of it in its status.
+fn observe(world: &mut World, object: Arc<Object>) -> bool {
+    let without_status = |object: &Object| object.body.iter().filter(|(name, _)| *name != "status").count();
+    let is_same = |there: &Object| {
+        let version = Meta { resource_version: there.meta.resource_version.clone(), ..object.meta.clone() };
+        version == there.meta
+            && without_status(there) == without_status(&object)
+            && object.body.iter().all(|(name, value)| name == "status" || there.body.get(name) == Some(value))
+    };
+    if world.objects.get(&object.key).is_some_and(|there| is_same(there)) {
+        return false;
+    }
+    world.objects.insert(object.key.clone(), object);
+    true
 }
 
 fn namespaced(key: &ObjectKey) -> NamespacedName {

@@ -6,6 +6,7 @@ use std::time::Duration;
 
 use jiff::Timestamp;
 use tokio::sync::{mpsc, oneshot, watch};
+use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
 use super::Index;
@@ -22,8 +23,10 @@ use crate::plan::memo::Memo;
 use crate::plan::{self, Plan};
 use crate::store::Event;
 
-/// How long changes are gathered before they are planned for.
-const GATHER: Duration = Duration::from_millis(20);
+/// How long changes are gathered before they are planned for, at least and at most: in between, planning takes a fifth
+/// of the time while changes go on to come.
+const GATHER: Duration = Duration::from_millis(5);
+const GATHER_MOST: Duration = Duration::from_millis(250);
 
 /// Asks for everything that is known.
 #[derive(Clone, Debug)]
@@ -93,28 +96,32 @@ pub async fn run(
 ) -> anyhow::Result<()> {
     let mut wake_at = None;
     let mut memo = Memo::default();
+    let mut gathering = GATHER;
     loop {
         let woken = tokio::select! {
             () = cancel.cancelled() => return Ok(()),
             changed = take(&mut index, &mut inputs) => changed,
-            () = sleep_until(wake_at, clock) => Ok(()),
+            () = sleep_until(wake_at, clock) => Ok(true),
         };
-        if !while_running(woken, &cancel)? {
-            return Ok(());
+        match while_running(woken, &cancel)? {
+            None => return Ok(()),
+            Some(false) => continue,
+            Some(true) => {}
         }
         // Whatever else arrives within a moment is planned for together.
-        let gather = tokio::time::sleep(GATHER);
+        let gather = tokio::time::sleep(gathering);
         tokio::pin!(gather);
         loop {
             tokio::select! {
                 () = &mut gather => break,
                 changed = take(&mut index, &mut inputs) => {
-                    if !while_running(changed, &cancel)? {
+                    if while_running(changed, &cancel)?.is_none() {
                         return Ok(());
                     }
                 }
             }
         }
+        let began = Instant::now();
         let told_again = index.time(clock());
         let world = index.world_mut();
         world.memory = plan::memory::advance(world);
@@ -123,6 +130,7 @@ pub async fn run(
         let plan = plan::plan_anew(world, &mut memo);
         wake_at = plan.wake_at.into_iter().chain(told_again).min();
         publish(&index, plan, &outputs);
+        gathering = (began.elapsed() * 4).clamp(GATHER, GATHER_MOST);
         if !inputs.asked.is_empty() {
             let world = Arc::new(index.world().clone());
             for ask in inputs.asked.drain(..) {
@@ -133,19 +141,19 @@ pub async fn run(
     }
 }
 
-/// Whether to go on. Once the agent is told to stop, its sources end, some before this task has seen that.
-fn while_running(taken: anyhow::Result<()>, cancel: &CancellationToken) -> anyhow::Result<bool> {
+/// What was taken in, as long as it goes on. Once the agent is told to stop, its sources end, some before this task has seen that.
+fn while_running(taken: anyhow::Result<bool>, cancel: &CancellationToken) -> anyhow::Result<Option<bool>> {
     if cancel.is_cancelled() {
-        return Ok(false);
+        return Ok(None);
     }
-    taken.map(|()| true)
+    taken.map(Some)
 }
 
-/// Waits for one source to have news, and takes it in.
-async fn take(index: &mut Index, inputs: &mut Inputs) -> anyhow::Result<()> {
+/// Waits for one source to have news, and takes it in; whether there is anything to plan for.
+async fn take(index: &mut Index, inputs: &mut Inputs) -> anyhow::Result<bool> {
     tokio::select! {
         Some(ask) = inputs.asks.recv() => inputs.asked.push(ask),
-        event = inputs.store.recv() => index.store(event.ok_or_else(|| ended("the store"))?),
+        event = inputs.store.recv() => return Ok(index.store(event.ok_or_else(|| ended("the store"))?)),
         changed = inputs.identity.changed() => {
             changed.map_err(|_| ended("the Workload API client"))?;
             let identity = inputs.identity.borrow_and_update().clone();
@@ -180,7 +188,7 @@ async fn take(index: &mut Index, inputs: &mut Inputs) -> anyhow::Result<()> {
             index.world_mut().failures = Arc::clone(&inputs.failures.borrow_and_update());
         }
     }
-    Ok(())
+    Ok(true)
 }
 
 fn ended(source: &str) -> anyhow::Error {

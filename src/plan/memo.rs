@@ -24,6 +24,8 @@ pub struct Memo {
     pub(super) policies: Kept<ObjectKey, PolicyOf, Arc<Object>>,
     /// The trust domains whose workloads may be let in.
     pub(super) peers: Shared<BTreeSet<TrustDomain>>,
+    /// Peers without what changes with each write of their objects, beside them as they are.
+    peers_alone: BTreeMap<TrustDomain, (Arc<Peer>, Arc<Peer>)>,
     /// ImportedServices, by host.
     pub(super) imported: Kept<ObjectKey, (Arc<Peer>, Arc<RemoteService>), Arc<Object>>,
     /// What clients need of an import, by its object.
@@ -47,8 +49,29 @@ pub(super) struct Exported {
 }
 
 impl Memo {
+    /// The peer as an input: without what changes with each write of its object, on which nothing generated depends.
+    pub(super) fn peer(&mut self, peer: &Arc<Peer>) -> Arc<Peer> {
+        let known = self.peers_alone.get(&peer.trust_domain);
+        if let Some((_, alone)) = known.filter(|(whole, _)| Arc::ptr_eq(whole, peer)) {
+            return Arc::clone(alone);
+        }
+        let alone = Peer {
+            resource_version: String::new(),
+            generation: 0,
+            finalizers: Vec::new(),
+            ..Peer::clone(peer)
+        };
+        let alone = match known {
+            Some((_, known)) if **known == alone => Arc::clone(known),
+            _ => Arc::new(alone),
+        };
+        self.peers_alone.insert(peer.trust_domain.clone(), (Arc::clone(peer), Arc::clone(&alone)));
+        alone
+    }
+
     /// Forgets what the plan that was just made did not need.
     pub(super) fn turn(&mut self) {
+        self.peers_alone.retain(|_, (whole, _)| Arc::strong_count(whole) > 1);
         self.exports.turn();
         self.policies.turn();
         self.imported.turn();

@@ -148,6 +148,7 @@ impl PeerImports<'_> {
             Some(catalogue) => catalogue.services.iter().collect(),
             None => self.standing.iter().map(|(name, imported)| (*name, &imported.service)).collect(),
         };
+        let alone = memo.peer(self.peer);
         let mut decided = self.decide(&offered);
         for (name, decision) in &mut decided {
             let Ok(host) = decision else { continue };
@@ -158,7 +159,7 @@ impl PeerImports<'_> {
             } else if let Some(withdrawn) = &withdrawn {
                 *decision = Err(withdrawn.clone());
             } else if let Some(service) = offered.get(*name) {
-                let input = (Arc::clone(self.peer), Arc::clone(service));
+                let input = (Arc::clone(&alone), Arc::clone(service));
                 let object = memo.imported.get(&key, &input, |(peer, service)| {
                     diff::seal(object(&self.world.settings, key.clone(), peer, service, host))
                 });

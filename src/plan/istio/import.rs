@@ -77,7 +77,7 @@ pub fn service_entry(
             format!("{host} is already the host of {keeper}, which was there first; delete one of them");
         return Err(Refusal::new(GeneratedReason::HostExists, message));
     }
-    let input = (Arc::clone(peer), Arc::clone(imported));
+    let input = (memo.peer(peer), Arc::clone(imported));
     Ok(memo.entries.get(&key, &input, |(peer, imported)| {
         diff::seal(object(&world.settings, key.clone(), peer, imported))
     }))

@@ -9,6 +9,7 @@ use prost::Message as _;
 use sha2::{Digest, Sha256};
 
 use super::convert::{printable, service_from_proto, service_to_proto};
+use super::delta::Held;
 use crate::model::ServiceName;
 use crate::model::service::RemoteService;
 use crate::model::session::{Catalogue, CatalogueVersion, Offers};
@@ -21,7 +22,7 @@ pub const MAX_BYTES: usize = 16 * 1024 * 1024;
 /// Most bytes of one encoded service; one with more is refused for itself.
 pub const MAX_SERVICE_BYTES: usize = 512 * 1024;
 /// A frame of services ends before it is larger than this: under 1 MiB, with room for what stands around them.
-const FRAME_BYTES: usize = 1_000 * 1024;
+pub(super) const FRAME_BYTES: usize = 1_000 * 1024;
 /// Most malformed entries that are remembered, and answered.
 const MAX_MALFORMED: usize = 100;
 /// The reason with which a malformed service is refused.
@@ -66,7 +67,7 @@ fn first_version(mut encoded: Vec<Vec<u8>>) -> CatalogueVersion {
 
 /// The bytes of one service. One that no peer would take for its size stands there by its name alone, which the peer
 /// refuses as malformed, and says so.
-fn encode(service: &RemoteService) -> Vec<u8> {
+pub(super) fn encode(service: &RemoteService) -> Vec<u8> {
     let mut message = service_to_proto(service);
     if message.encoded_len() > MAX_SERVICE_BYTES {
         message = proto::Service { name: message.name, namespace: message.namespace, ..Default::default() };
@@ -134,9 +135,11 @@ pub enum CatalogueError {
 }
 
 /// A whole catalogue from a peer.
-#[derive(Debug, PartialEq)]
+#[derive(Debug)]
 pub(super) struct Received {
-    pub(super) catalogue: Catalogue,
+    pub(super) catalogue: Arc<Catalogue>,
+    /// What changes can be applied to; where something is malformed, nothing.
+    pub(super) held: Option<Held>,
     /// The answer to what is malformed in it.
     pub(super) refused: Vec<proto::ServiceOutcome>,
 }
@@ -172,9 +175,10 @@ impl Assembly {
             return Ok(None);
         }
         let whole = std::mem::take(self);
-        let received = decode(version, &whole.encoded);
+        let hashes: Vec<ServiceHash> =
+            whole.encoded.iter().map(|service| Sha256::digest(service).into()).collect();
+        let received = decode(version, &whole.encoded, &hashes);
         // Of either form: they cannot be taken for each other.
-        let hashes = whole.encoded.iter().map(|service| Sha256::digest(service).into()).collect();
         if self::version(hashes) != version && first_version(whole.encoded) != version {
             return Err(CatalogueError::Mismatch);
         }
@@ -183,20 +187,22 @@ impl Assembly {
 }
 
 /// One service that is not well formed: by what it calls itself, and why.
-struct Malformed {
+pub(super) struct Malformed {
     namespace: String,
     name: String,
     cause: String,
 }
 
-fn decode(version: CatalogueVersion, encoded: &[Vec<u8>]) -> Received {
+fn decode(version: CatalogueVersion, encoded: &[Vec<u8>], hashes: &[ServiceHash]) -> Received {
     let mut services = BTreeMap::new();
+    let mut sent = BTreeMap::new();
     let mut twice = std::collections::BTreeSet::new();
     let mut malformed = Vec::new();
-    for bytes in encoded {
+    for (bytes, hash) in encoded.iter().zip(hashes) {
         match decode_service(bytes) {
             Ok(service) => match services.entry(service.name.clone()) {
                 Entry::Vacant(entry) => {
+                    sent.insert(entry.key().clone(), (*hash, bytes.len()));
                     entry.insert(Arc::new(service));
                 }
                 Entry::Occupied(entry) => {
@@ -221,8 +227,11 @@ fn decode(version: CatalogueVersion, encoded: &[Vec<u8>]) -> Received {
     let label = |m: &Malformed| printable(&format!("{}.{}", m.name, m.namespace), 100);
     let mut labelled: Vec<_> = malformed.iter().map(|m| (label(m), m.cause.clone())).collect();
     labelled.sort_unstable();
+    let catalogue = Arc::new(Catalogue { version, services, malformed: labelled });
+    let is_clean = malformed.is_empty();
     Received {
-        catalogue: Catalogue { version, services, malformed: labelled },
+        held: is_clean.then(|| Held { catalogue: Arc::clone(&catalogue), sent }),
+        catalogue,
         refused: malformed.into_iter().map(refusal).collect(),
     }
 }
@@ -237,7 +246,7 @@ fn refusal(malformed: Malformed) -> proto::ServiceOutcome {
     }
 }
 
-fn decode_service(bytes: &[u8]) -> Result<RemoteService, Malformed> {
+pub(super) fn decode_service(bytes: &[u8]) -> Result<RemoteService, Malformed> {
     let nameless = |cause: String| Malformed { namespace: String::new(), name: String::new(), cause };
     if bytes.len() > MAX_SERVICE_BYTES {
         return Err(nameless(format!("it has {} bytes, more than {MAX_SERVICE_BYTES}", bytes.len())));

@@ -11,6 +11,7 @@
 pub mod catalogue;
 pub mod client;
 pub mod convert;
+mod delta;
 pub mod diagnose;
 pub mod manager;
 pub mod session;

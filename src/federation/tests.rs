@@ -82,7 +82,7 @@ pub(super) fn plan_for(peer: &Domain) -> LinkPlan {
         farewell: String::new(),
         report: TrustReport::default(),
         catalogue: catalogue(&[]),
-        outcomes: BTreeMap::new(),
+        outcomes: Arc::default(),
         answered: None,
     }
 }
@@ -199,7 +199,7 @@ async fn converse(west: &Agent, east: &Agent) {
     for cart_is in [refused, Outcome::Imported] {
         let outcomes = BTreeMap::from([(cart.clone(), cart_is), (web.clone(), Outcome::Imported)]);
         east.change(&w.td, |plan| {
-            plan.outcomes = outcomes.clone();
+            plan.outcomes = Arc::new(outcomes.clone());
             plan.answered = Some(offered.version);
         });
         let answer = Acknowledgement { version: offered.version, offered: Arc::clone(&offered), outcomes };

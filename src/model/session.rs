@@ -72,7 +72,7 @@ pub struct LinkPlan {
     pub report: TrustReport,
     pub catalogue: Arc<Catalogue>,
     /// What became of each service of the peer's catalogue `answered`.
-    pub outcomes: BTreeMap<ServiceName, Outcome>,
+    pub outcomes: Arc<Outcomes>,
     /// The version of the peer's catalogue that `outcomes` answers.
     pub answered: Option<CatalogueVersion>,
 }
@@ -87,6 +87,9 @@ pub enum LinkIntent {
 
 /// SHA-256 of the content of a catalogue.
 pub type CatalogueVersion = [u8; 32];
+
+/// What became of each service.
+pub type Outcomes = BTreeMap<ServiceName, Outcome>;
 
 /// Services by name. What has not changed is shared with the catalogue before.
 pub type Offers = BTreeMap<ServiceName, Arc<RemoteService>>;

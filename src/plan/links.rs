@@ -8,7 +8,7 @@ use super::services::ServicesPlan;
 use super::told;
 use crate::federation::catalogue::{self, ServiceHash};
 use crate::model::session::{
-    Catalogue, GoodbyeReason, HeldBundle, LinkIntent, LinkPlan, SessionState, Trouble, TrustReport,
+    Catalogue, GoodbyeReason, HeldBundle, LinkIntent, LinkPlan, Outcomes, SessionState, Trouble, TrustReport,
 };
 use crate::model::{Peer, TrustDomain, World};
 
@@ -25,6 +25,7 @@ pub fn links(
     if !world.is_read() {
         return links;
     }
+    memo.outcomes.retain(|trust_domain, _| world.peers.contains_key(trust_domain));
     memo.catalogues.retain(|trust_domain, _| world.peers.contains_key(trust_domain));
     for peer in world.peers.values() {
         let trust_domain = &peer.trust_domain;
@@ -41,12 +42,24 @@ pub fn links(
                 report: report(world, trust_domain, troubles.get(trust_domain)),
                 farewell: farewell(peer),
                 catalogue: offered(services, trust_domain, memo),
-                outcomes: services.outcomes.get(trust_domain).cloned().unwrap_or_default(),
+                outcomes: outcomes(services, trust_domain, memo),
                 answered: heard.map(|catalogue| catalogue.version),
             },
         );
     }
     links
+}
+
+/// What a peer is answered. An answer that has not changed is the same one.
+fn outcomes(services: &ServicesPlan, trust_domain: &TrustDomain, memo: &mut Memo) -> Arc<Outcomes> {
+    let nothing = Outcomes::new();
+    let outcomes = services.outcomes.get(trust_domain).unwrap_or(&nothing);
+    if let Some(last) = memo.outcomes.get(trust_domain).filter(|last| ***last == *outcomes) {
+        return Arc::clone(last);
+    }
+    let outcomes = Arc::new(outcomes.clone());
+    memo.outcomes.insert(trust_domain.clone(), Arc::clone(&outcomes));
+    outcomes
 }
 
 /// The catalogue of a peer. One that has not changed is the same one; of one that has, only what changed is hashed.

@@ -12,7 +12,7 @@ use super::exports::Export;
 use crate::federation::catalogue::ServiceHash;
 use crate::model::import::Imported;
 use crate::model::service::RemoteService;
-use crate::model::session::Catalogue;
+use crate::model::session::{Catalogue, Outcomes};
 use crate::model::{NamespacedName, Object, ObjectKey, Peer, Service, TrustDomain};
 
 /// What is remembered of the last plan.
@@ -34,6 +34,8 @@ pub struct Memo {
     pub(super) statuses: Kept<ObjectKey, super::status::Said, ()>,
     /// What each peer is offered, with the hash of each service in the order of their names.
     pub(super) catalogues: BTreeMap<TrustDomain, (Arc<Catalogue>, Vec<ServiceHash>)>,
+    /// What each peer is answered.
+    pub(super) outcomes: BTreeMap<TrustDomain, Arc<Outcomes>>,
     /// Objects that stand as they should.
     pub(super) stood: Stood,
 }

@@ -1,35 +1,35 @@
 //! The rules of one exchange: what is said, when, and what is made of what the peer says. No I/O and no clock: frames
 //! and times come in, frames are taken out one by one as the stream has room, so that nothing piles up here.
 
-use std::collections::{BTreeMap, VecDeque};
+use std::collections::VecDeque;
 use std::sync::Arc;
 use std::time::Duration;
 
-use crate::federation::catalogue::{Assembly, Frames, Received};
+use crate::federation::catalogue::Assembly;
 use crate::federation::convert::{
-    goodbye_from_proto, goodbye_to_proto, message, outcome_from_proto, outcome_to_proto, printable,
-    report_from_proto, report_to_proto,
+    goodbye_from_proto, goodbye_to_proto, message, printable, report_from_proto, report_to_proto,
 };
+use crate::federation::delta::{DeltaAssembly, Held};
 use crate::federation::rate::TokenBucket;
+use crate::model::TrustDomain;
 use crate::model::session::{
-    Acknowledgement, Catalogue, CatalogueVersion, GoodbyeReason, LinkPlan, LinkState, Refusal, TrustReport,
+    Acknowledgement, Catalogue, CatalogueVersion, GoodbyeReason, LinkPlan, LinkState, Outcomes, Refusal,
+    TrustReport,
 };
-use crate::model::{ServiceName, TrustDomain, service::Outcome};
 use crate::proto::federation::v1::{
-    CatalogueAck, CatalogueSnapshot, DiagnoseReply, DiagnoseRequest, Frame, Heartbeat, Hello, ServiceOutcome,
-    frame::Body,
+    Again, CatalogueAck, DiagnoseReply, DiagnoseRequest, Frame, Heartbeat, Hello, ServiceOutcome, frame::Body,
 };
 
 mod aside;
+mod catalogues;
 mod skew;
 mod terms;
 
+use catalogues::Sending;
 pub use terms::{Aside, End, Heard, SessionLimits};
 
 /// The version of the protocol that is spoken here.
 pub const PROTOCOL_VERSION: u32 = 2;
-/// Most outcomes in one frame: with the longest messages well under 1 MiB.
-const OUTCOMES_A_FRAME: usize = 200;
 
 /// What is to be sent; each is taken out when the stream has room for it.
 #[derive(Debug, Default)]
@@ -38,10 +38,16 @@ struct Outgoing {
     goodbye: Option<(GoodbyeReason, String)>,
     report: bool,
     catalogue: bool,
+    /// The peer asked for the whole of it.
+    whole: bool,
     /// The catalogue that is being sent; a newer one waits until it is out, or a busy exporter would finish none.
-    frames: Option<Frames>,
+    sending: Option<Sending>,
     answer: bool,
     answer_frames: VecDeque<CatalogueAck>,
+    /// What these say.
+    answering: Arc<Outcomes>,
+    /// What the peer is asked to send whole.
+    again: Again,
     question: Option<u64>,
     reply: Option<DiagnoseReply>,
 }
@@ -65,13 +71,21 @@ pub struct Session {
     // ours
     report: TrustReport,
     catalogue: Arc<Catalogue>,
-    outcomes: BTreeMap<ServiceName, Outcome>,
+    outcomes: Arc<Outcomes>,
     answered: Option<CatalogueVersion>,
-    /// The catalogue that the peer has been sent whole, and the version that it was sent under.
-    offered: Option<(CatalogueVersion, Arc<Catalogue>)>,
+    /// The catalogues that the peer has been sent last, the newest at the end, and the versions that they were sent under.
+    offered: VecDeque<(CatalogueVersion, Arc<Catalogue>)>,
+    /// When it was last sent the whole.
+    whole_sent: Option<Duration>,
+    /// What the answer that the peer was given last says, and to which version.
+    told: Option<(CatalogueVersion, Arc<Outcomes>)>,
 
     // the peer's
     assembly: Assembly,
+    deltas: DeltaAssembly,
+    held: Option<Held>,
+    /// Whether its catalogue was asked for, whole.
+    awaits_whole: bool,
     refused: Vec<ServiceOutcome>,
     answers: Option<Acknowledgement>,
     heard: Heard,
@@ -104,10 +118,15 @@ impl Session {
             outgoing: Outgoing { hello: Some(hello), report: true, catalogue: true, ..Outgoing::default() },
             report: plan.report.clone(),
             catalogue: Arc::clone(&plan.catalogue),
-            outcomes: plan.outcomes.clone(),
+            outcomes: Arc::clone(&plan.outcomes),
             answered: plan.answered,
-            offered: None,
+            offered: VecDeque::new(),
+            whole_sent: None,
+            told: None,
             assembly: Assembly::default(),
+            deltas: DeltaAssembly::default(),
+            held: None,
+            awaits_whole: false,
             refused: Vec::new(),
             answers: None,
             heard: Heard::default(),
@@ -165,7 +184,7 @@ impl Session {
         }
         if self.answered != plan.answered || self.outcomes != plan.outcomes {
             self.answered = plan.answered;
-            self.outcomes = plan.outcomes.clone();
+            self.outcomes = Arc::clone(&plan.outcomes);
             self.outgoing.answer = true;
         }
     }
@@ -222,7 +241,12 @@ impl Session {
                 .map(|report| self.hear(|heard| heard.remote = Some(report)))
                 .map_err(|e| format!("a trust report that is not well formed: {e}")),
             (Some(Body::Catalogue(frame)), true) => self.on_catalogue(frame),
+            (Some(Body::CatalogueDelta(frame)), true) => self.on_delta(frame),
             (Some(Body::CatalogueAck(ack)), true) => self.on_answer(&ack),
+            (Some(Body::Again(again)), true) => {
+                self.on_again(again);
+                Ok(())
+            }
             (Some(Body::Heartbeat(heartbeat)), true) => {
                 self.compare_clocks(heartbeat.unix_millis);
                 Ok(())
@@ -280,49 +304,10 @@ impl Session {
         if let Some(answer) = self.next_answer() {
             return Some(Body::CatalogueAck(answer));
         }
-        self.next_catalogue().map(Body::Catalogue)
-    }
-
-    fn next_catalogue(&mut self) -> Option<CatalogueSnapshot> {
-        if self.outgoing.frames.is_none() && std::mem::take(&mut self.outgoing.catalogue) {
-            self.outgoing.frames = Some(Frames::new(Arc::clone(&self.catalogue), self.spoken == Some(1)));
+        if self.outgoing.again != Again::default() {
+            return Some(Body::Again(std::mem::take(&mut self.outgoing.again)));
         }
-        let frames = self.outgoing.frames.as_mut()?;
-        let frame = frames.next();
-        if !frame.more {
-            self.offered = Some((frames.version(), Arc::clone(frames.catalogue())));
-            self.outgoing.frames = None;
-        }
-        Some(frame)
-    }
-
-    fn next_answer(&mut self) -> Option<CatalogueAck> {
-        let received = self.heard.catalogue.as_ref().map(|c| c.version);
-        if self.outgoing.answer_frames.is_empty() && received.is_some() && received == self.answered {
-            if !std::mem::take(&mut self.outgoing.answer) {
-                return None;
-            }
-            self.outgoing.answer_frames = self.answer(received?);
-        }
-        self.outgoing.answer_frames.pop_front()
-    }
-
-    fn answer(&self, version: CatalogueVersion) -> VecDeque<CatalogueAck> {
-        let ours = self.outcomes.iter().map(|(name, outcome)| outcome_to_proto(name, outcome));
-        let all: Vec<_> = ours.chain(self.refused.iter().cloned()).collect();
-        let frame = |outcomes: &[ServiceOutcome]| CatalogueAck {
-            version: version.to_vec(),
-            outcomes: outcomes.to_vec(),
-            more: true,
-        };
-        let mut frames: VecDeque<_> = all.chunks(OUTCOMES_A_FRAME).map(frame).collect();
-        if frames.is_empty() {
-            frames.push_back(frame(&[]));
-        }
-        if let Some(last) = frames.back_mut() {
-            last.more = false;
-        }
-        frames
+        self.next_catalogue(now)
     }
 
     fn on_hello(&mut self, hello: &Hello) -> Result<(), String> {
@@ -346,45 +331,6 @@ impl Session {
         if skew != self.heard.skew {
             self.hear(|heard| heard.skew = skew);
         }
-    }
-
-    fn on_catalogue(&mut self, frame: CatalogueSnapshot) -> Result<(), String> {
-        let Some(Received { catalogue, refused }) = self.assembly.push(frame).map_err(|e| e.to_string())?
-        else {
-            return Ok(());
-        };
-        self.refused = refused;
-        self.outgoing.answer = true;
-        self.outgoing.answer_frames.clear();
-        self.hear(|heard| heard.catalogue = Some(Arc::new(catalogue)));
-        Ok(())
-    }
-
-    fn on_answer(&mut self, ack: &CatalogueAck) -> Result<(), String> {
-        let version = CatalogueVersion::try_from(ack.version.as_slice())
-            .map_err(|_| "an answer to no catalogue: a version is 32 bytes".to_owned())?;
-        let Some((_, offered)) = self.offered.as_ref().filter(|(sent, _)| *sent == version) else {
-            // to one that we have replaced since
-            self.answers = None;
-            return Ok(());
-        };
-        let mut answers = match self.answers.take() {
-            Some(answers) if answers.version == offered.version => answers,
-            _ => Acknowledgement {
-                version: offered.version,
-                offered: Arc::clone(offered),
-                outcomes: BTreeMap::new(),
-            },
-        };
-        // what we did not offer is not kept: so the answer is no larger than what it answers
-        let parsed = ack.outcomes.iter().filter_map(|outcome| outcome_from_proto(outcome).ok());
-        answers.outcomes.extend(parsed.filter(|(name, _)| offered.services.contains_key(name)));
-        if ack.more {
-            self.answers = Some(answers);
-        } else {
-            self.hear(|heard| heard.acknowledged = Some(answers));
-        }
-        Ok(())
     }
 
     fn on_goodbye(&mut self, reason: GoodbyeReason, text: &str) {

@@ -158,7 +158,7 @@ fn a_catalogue_is_answered_once_it_is_planned_and_at_each_change_of_outcome() {
     assert_eq!(session.heard().catalogue.as_deref(), Some(&*offered));
     assert_eq!(kinds(&said(&mut session, s(101))), [] as [&str; 0], "nothing is decided yet");
     let web = ServiceName::new("shop", "web").unwrap();
-    plan.outcomes = BTreeMap::from([(web.clone(), Outcome::Imported)]);
+    plan.outcomes = Arc::new(BTreeMap::from([(web.clone(), Outcome::Imported)]));
     plan.answered = Some([1; 32]);
     session.on_plan(&plan);
     assert_eq!(kinds(&said(&mut session, s(101))), [] as [&str; 0], "of another version");
@@ -171,7 +171,8 @@ fn a_catalogue_is_answered_once_it_is_planned_and_at_each_change_of_outcome() {
     );
     session.on_plan(&plan);
     assert_eq!(kinds(&said(&mut session, s(101))), [] as [&str; 0]);
-    plan.outcomes.insert(web, Outcome::Refused { reason: "NotAdmitted".into(), message: String::new() });
+    Arc::make_mut(&mut plan.outcomes)
+        .insert(web, Outcome::Refused { reason: "NotAdmitted".into(), message: String::new() });
     session.on_plan(&plan);
     assert_eq!(kinds(&said(&mut session, s(101))), ["ack"]);
 
@@ -202,8 +203,11 @@ fn a_long_answer_comes_in_parts_and_only_of_what_was_offered() {
     let names: Vec<String> = (0..450).map(|n| format!("service-{n}")).collect();
     let offered = catalogue(&names.iter().map(String::as_str).collect::<Vec<_>>());
     let outcomes: BTreeMap<_, _> = offered.services.keys().map(|n| (n.clone(), Outcome::Imported)).collect();
-    let mut importer =
-        session(&LinkPlan { outcomes: outcomes.clone(), answered: Some(offered.version), ..plan() });
+    let mut importer = session(&LinkPlan {
+        outcomes: Arc::new(outcomes.clone()),
+        answered: Some(offered.version),
+        ..plan()
+    });
     let mut exporter = open(&LinkPlan { catalogue: Arc::clone(&offered), ..plan() });
     importer.on_frame(hello("east.test", PROTOCOL_VERSION), s(100));
     importer.on_frame(frame(Body::Catalogue(Frames::new(Arc::clone(&offered), false).next())), s(100));

@@ -1,0 +1,171 @@
+//! What changed of a catalogue: frame by frame, and applied to what is held of it.
+
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
+use std::sync::Arc;
+
+use sha2::{Digest, Sha256};
+
+use super::catalogue::{
+    CatalogueError, FRAME_BYTES, MAX_BYTES, MAX_SERVICES, ServiceHash, decode_service, encode, version,
+};
+use crate::model::ServiceName;
+use crate::model::service::RemoteService;
+use crate::model::session::{Catalogue, CatalogueVersion};
+use crate::proto::federation::v1 as proto;
+
+/// Hands out what differs between two catalogues, frame by frame.
+#[derive(Debug)]
+pub(super) struct Changes {
+    from: CatalogueVersion,
+    catalogue: Arc<Catalogue>,
+    changed: VecDeque<Arc<RemoteService>>,
+    removed: VecDeque<ServiceName>,
+}
+
+impl Changes {
+    /// From one catalogue to another; `None` where that is half of it or more, and a snapshot is as well.
+    pub(super) fn between(from: &Catalogue, to: &Arc<Catalogue>) -> Option<Self> {
+        let most = to.services.len() / 2;
+        let changed: VecDeque<_> = to
+            .services
+            .iter()
+            .filter(|(name, service)| from.services.get(*name) != Some(*service))
+            .map(|(_, service)| Arc::clone(service))
+            .take(most)
+            .collect();
+        let removed: VecDeque<_> = from
+            .services
+            .keys()
+            .filter(|name| !to.services.contains_key(*name))
+            .take(most)
+            .cloned()
+            .collect();
+        let is_small = changed.len() + removed.len() < most;
+        is_small.then(|| Self { from: from.version, catalogue: Arc::clone(to), changed, removed })
+    }
+
+    pub(super) fn catalogue(&self) -> &Arc<Catalogue> {
+        &self.catalogue
+    }
+
+    /// The next frame; its `more` says whether to call again.
+    pub(super) fn next(&mut self) -> proto::CatalogueDelta {
+        let mut frame = proto::CatalogueDelta {
+            from: self.from.to_vec(),
+            version: self.catalogue.version.to_vec(),
+            ..proto::CatalogueDelta::default()
+        };
+        let mut size = 0;
+        while let Some(name) = self.removed.front() {
+            size += name.name().len() + name.namespace().len() + 12;
+            if size > FRAME_BYTES {
+                frame.more = true;
+                return frame;
+            }
+            frame.removed.push(proto::RemovedService {
+                name: name.name().to_owned(),
+                namespace: name.namespace().to_owned(),
+            });
+            self.removed.pop_front();
+        }
+        while let Some(service) = self.changed.front() {
+            let encoded = encode(service);
+            size += encoded.len() + 8;
+            if size > FRAME_BYTES && !(frame.services.is_empty() && frame.removed.is_empty()) {
+                frame.more = true;
+                return frame;
+            }
+            frame.services.push(encoded);
+            self.changed.pop_front();
+        }
+        frame
+    }
+}
+
+/// The changes of a peer, whole.
+#[derive(Debug, Default)]
+pub(super) struct Delta {
+    from: CatalogueVersion,
+    version: CatalogueVersion,
+    services: Vec<Vec<u8>>,
+    removed: Vec<proto::RemovedService>,
+    bytes: usize,
+}
+
+/// Puts frames of changes together. Frames of another version than the ones before start anew.
+#[derive(Debug, Default)]
+pub(super) struct DeltaAssembly(Option<Delta>);
+
+impl DeltaAssembly {
+    /// Takes a frame; the changes once they are whole.
+    pub(super) fn push(&mut self, frame: proto::CatalogueDelta) -> Result<Option<Delta>, CatalogueError> {
+        let parse = |bytes: &[u8]| CatalogueVersion::try_from(bytes).map_err(|_| CatalogueError::Version);
+        let (from, version) = (parse(&frame.from)?, parse(&frame.version)?);
+        let mut delta = match self.0.take() {
+            Some(delta) if (delta.from, delta.version) == (from, version) => delta,
+            _ => Delta { from, version, ..Delta::default() },
+        };
+        if delta.services.len() + frame.services.len() > MAX_SERVICES
+            || delta.removed.len() + frame.removed.len() > MAX_SERVICES
+        {
+            return Err(CatalogueError::Services);
+        }
+        let names = frame.removed.iter().map(|gone| gone.name.len() + gone.namespace.len());
+        delta.bytes += frame.services.iter().map(Vec::len).chain(names).sum::<usize>();
+        if delta.bytes > MAX_BYTES {
+            return Err(CatalogueError::Bytes);
+        }
+        delta.services.extend(frame.services);
+        delta.removed.extend(frame.removed);
+        if frame.more {
+            self.0 = Some(delta);
+            return Ok(None);
+        }
+        Ok(Some(delta))
+    }
+}
+
+/// A catalogue as it was received, with nothing malformed in it.
+#[derive(Debug)]
+pub(super) struct Held {
+    pub(super) catalogue: Arc<Catalogue>,
+    /// The hash and the size of each service as it was sent.
+    pub(super) sent: BTreeMap<ServiceName, (ServiceHash, usize)>,
+}
+
+impl Held {
+    /// The catalogue with these changes; `None` where they do not lead from this one to what they say, or to nothing that
+    /// could be held so: then the whole has to be asked for.
+    pub(super) fn with(&self, delta: &Delta) -> Option<Self> {
+        if delta.from != self.catalogue.version {
+            return None;
+        }
+        let (mut services, mut sent) = (self.catalogue.services.clone(), self.sent.clone());
+        for gone in &delta.removed {
+            let name = ServiceName::new(&gone.namespace, &gone.name).ok()?;
+            services.remove(&name)?;
+            sent.remove(&name)?;
+        }
+        let mut seen = BTreeSet::new();
+        for encoded in &delta.services {
+            let service = decode_service(encoded).ok()?;
+            let name = service.name.clone();
+            if !seen.insert(name.clone()) {
+                return None;
+            }
+            sent.insert(name.clone(), (Sha256::digest(encoded).into(), encoded.len()));
+            services.insert(name, Arc::new(service));
+        }
+        let bytes: usize = sent.values().map(|(_, size)| size).sum();
+        let is_right = version(sent.values().map(|(hash, _)| *hash).collect()) == delta.version;
+        if !is_right || services.len() > MAX_SERVICES || bytes > MAX_BYTES {
+            return None;
+        }
+        let catalogue = Arc::new(Catalogue { version: delta.version, services, malformed: Vec::new() });
+        Some(Self { catalogue, sent })
+    }
+}
+
+#[cfg(test)]
+#[path = "delta_tests.rs"]
+mod tests;

@@ -7,9 +7,6 @@ pub mod import;
 use crate::api::v1alpha1::conditions::{AdmittedReason, ServiceAcceptedReason};
 use crate::model::name::NameError;
 
-/// The namespace of the gateways that carry exports.
-pub const GATEWAY_NAMESPACE: &str = "istio-system";
-
 /// Why the host name of an export cannot be made.
 impl From<&NameError> for ServiceAcceptedReason {
     fn from(error: &NameError) -> Self {

@@ -8,7 +8,7 @@ use crate::model::object::{ANNOTATION_SOURCE, Kind, LABEL_PEER, Meta, Object, Ob
 use crate::model::service::{Outcome, RemoteService};
 use crate::model::{NamespacedName, ServiceName, TrustDomain, World};
 
-use super::exports::{self, ExportReport};
+use super::exports::{self, Export, ExportReport};
 use super::generated::{label_value, source};
 use super::imports::{self, ImportReport};
 use super::{authorization, istio};
@@ -47,8 +47,10 @@ pub fn services(world: &World, ending: &BTreeSet<TrustDomain>) -> ServicesPlan {
         return ServicesPlan { export_reports, ..ServicesPlan::default() };
     };
     let mut objects = authorization::policies(world, own, &exports, ending);
-    for export in exports.exported.values().filter(|export| !exports.held.contains(&export.service.object)) {
-        for object in [istio::export::alias(world, export), istio::export::gateway(world, export)] {
+    let written =
+        |export: &&Export| !exports.held.contains(&export.service.object) && !export.gateways.is_empty();
+    for export in exports.exported.values().filter(written) {
+        for object in istio::export::objects(world, export) {
             objects.insert(object.key.clone(), object);
         }
     }
@@ -116,9 +118,11 @@ fn retain(
                 let beside = ObjectKey { kind: Kind::ImportedService, ..object.key.clone() };
                 is_of_rejected_peer || (unreadable.contains(&beside) && objects.contains_key(&beside))
             }
-            Kind::ServiceEntry | Kind::Gateway | Kind::AuthorizationPolicy => {
-                came_from.split(',').any(|source| services.contains(source))
-            }
+            Kind::ServiceEntry
+            | Kind::Gateway
+            | Kind::VirtualService
+            | Kind::PeerAuthentication
+            | Kind::AuthorizationPolicy => came_from.split(',').any(|source| services.contains(source)),
             _ => false,
         }
     };

@@ -188,7 +188,9 @@ fn ports_from_proto(ports: &[proto::Port]) -> Result<Vec<RemotePort>> {
         }
         let protocol = AppProtocol::parse(&port.app_protocol)
             .ok_or_else(|| invalid("application protocol", &port.app_protocol))?;
-        Ok(RemotePort { name: port.name.clone(), port: number, protocol })
+        count("client SPIFFE IDs of a port", port.client_spiffe_ids.len(), 0, MAX_CLIENTS)?;
+        let clients = port.client_spiffe_ids.iter().map(|id| client_pattern(id)).collect::<Result<_>>()?;
+        Ok(RemotePort { name: port.name.clone(), port: number, protocol, clients })
     };
     ports.iter().map(parse).collect()
 }
@@ -230,6 +232,7 @@ pub fn service_to_proto(service: &RemoteService) -> proto::Service {
         name: port.name.clone(),
         port: port.port.into(),
         app_protocol: port.protocol.as_str().to_owned(),
+        client_spiffe_ids: port.clients.iter().map(ToString::to_string).collect(),
     };
     let gateway = |gateway: &GatewayAddress| proto::Gateway {
         address: gateway.address.to_string(),

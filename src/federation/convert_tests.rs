@@ -15,7 +15,7 @@ fn good() -> proto::Service {
 }
 
 fn port(name: &str, port: u32, app_protocol: &str) -> proto::Port {
-    proto::Port { name: name.into(), port, app_protocol: app_protocol.into() }
+    proto::Port { name: name.into(), port, app_protocol: app_protocol.into(), client_spiffe_ids: Vec::new() }
 }
 
 fn gateway(address: &str, port: u32) -> proto::Gateway {

@@ -53,7 +53,12 @@ fn quick() -> Timings {
 pub(super) fn catalogue(names: &[&str]) -> Arc<Catalogue> {
     let service = |name: &str| RemoteService {
         name: ServiceName::new("shop", name).unwrap(),
-        ports: vec![RemotePort { name: "http".into(), port: 80, protocol: AppProtocol::Http }],
+        ports: vec![RemotePort {
+            name: "http".into(),
+            port: 80,
+            protocol: AppProtocol::Http,
+            clients: BTreeSet::new(),
+        }],
         tls_mode: TlsMode::IstioMtls,
         server_ids: BTreeSet::from([id("spiffe://west.test/ns/shop/sa/web")]),
         clients: BTreeSet::new(),

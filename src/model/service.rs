@@ -5,7 +5,8 @@ use std::fmt;
 use std::net::IpAddr;
 
 use super::name::{is_dns_host, is_dns_label};
-use super::{NamespacedName, ServiceName, SpiffeId, TrustDomain};
+use super::object::{Kind, OwnerRef};
+use super::{NamespacedName, ObjectKey, ServiceName, SpiffeId, TrustDomain};
 
 /// Who ends mutual TLS at the server.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -219,6 +220,8 @@ pub struct RemotePort {
     pub name: String,
     pub port: u16,
     pub protocol: AppProtocol,
+    /// Which of the importer's workloads may call this port; empty: those of the service.
+    pub clients: BTreeSet<ClientPattern>,
 }
 
 /// A service as it stands in a catalogue: well formed, but not yet admitted.
@@ -304,7 +307,11 @@ impl std::str::FromStr for GatewayChoice {
         };
         let is_number = |port: &str| port.bytes().all(|b| b.is_ascii_digit());
         let is_port = |port: &str| {
-            if is_number(port) { port.parse::<u16>().is_ok_and(|number| number != 0) } else { is_dns_label(port) }
+            if is_number(port) {
+                port.parse::<u16>().is_ok_and(|number| number != 0)
+            } else {
+                is_dns_label(port)
+            }
         };
         if port.is_some_and(|port| !is_port(port)) {
             return Err(error());
@@ -345,15 +352,30 @@ pub struct ExportedPort {
     /// What the workload listens on.
     pub target_port: u16,
     pub protocol: AppProtocol,
+    /// Who may call this port, in place of the service's `clients`; never empty.
+    pub clients: Option<BTreeSet<ClientPattern>>,
 }
 
-/// A FederatedService that is well formed.
+/// What a service is exported by.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum ExportedBy {
+    /// The FederatedService of the service's `object`.
+    FederatedService,
+    /// A ServiceExportRule, of which it owns what is generated. The service's `object` is a Kubernetes Service.
+    Rule { name: String, uid: String },
+}
+
+/// A service that is to be exported, with all that its cluster has to say to it: its pods' labels, the numbers of its ports, the
+/// IDs of its servers.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Service {
-    /// The FederatedService.
+    pub by: ExportedBy,
+    /// The FederatedService; with a rule, the Kubernetes Service.
     pub object: NamespacedName,
     pub uid: String,
+    /// Of the FederatedService; 0 with a rule.
     pub generation: i64,
+    /// Since when it is to be exported: of two that contend, the older wins.
     pub created: Option<jiff::Timestamp>,
     pub name: ServiceName,
     /// Which pods back it; never empty.
@@ -364,6 +386,58 @@ pub struct Service {
     pub clients: BTreeSet<ClientPattern>,
     pub server_ids: BTreeSet<SpiffeId>,
     pub gateways: Vec<Gateway>,
+}
+
+impl Service {
+    /// What owns all that is generated for it.
+    #[must_use]
+    pub fn owner(&self) -> OwnerRef {
+        match &self.by {
+            ExportedBy::FederatedService => OwnerRef {
+                kind: Kind::FederatedService,
+                name: self.object.name.clone(),
+                uid: self.uid.clone(),
+            },
+            ExportedBy::Rule { name, uid } => {
+                OwnerRef { kind: Kind::ServiceExportRule, name: name.clone(), uid: uid.clone() }
+            }
+        }
+    }
+
+    /// The object that it is exported as, alone of all services.
+    #[must_use]
+    pub fn key(&self) -> ObjectKey {
+        let kind = match self.by {
+            ExportedBy::FederatedService => Kind::FederatedService,
+            ExportedBy::Rule { .. } => Kind::Service,
+        };
+        ObjectKey::namespaced(kind, &self.object.namespace, &self.object.name)
+    }
+
+    /// Every object that it is exported by or as, for the annotation of what is generated for it.
+    #[must_use]
+    pub fn sources(&self) -> Vec<ObjectKey> {
+        let rule = match &self.by {
+            ExportedBy::FederatedService => None,
+            ExportedBy::Rule { name, .. } => Some(ObjectKey::cluster(Kind::ServiceExportRule, name)),
+        };
+        rule.into_iter().chain([self.key()]).collect()
+    }
+
+    /// Who may call a port of it.
+    #[must_use]
+    pub fn clients_of<'a>(&'a self, port: &'a ExportedPort) -> &'a BTreeSet<ClientPattern> {
+        port.clients.as_ref().unwrap_or(&self.clients)
+    }
+}
+
+impl fmt::Display for Service {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match &self.by {
+            ExportedBy::FederatedService => write!(f, "FederatedService {}", self.object),
+            ExportedBy::Rule { name, .. } => write!(f, "Service {} (ServiceExportRule {name})", self.object),
+        }
+    }
 }
 
 /// What became of a service at its importer; each but the first is a refusal with its reason.

@@ -16,8 +16,8 @@ use crate::model::object::{Kind, Meta};
 use crate::model::own::Identity;
 use crate::model::peer::{Imports, OnDisconnect, ServicePattern};
 use crate::model::service::{
-    Address, AppProtocol, ClientPattern, ExportedPort, Gateway, GatewayAddress, GatewayType, RemotePort,
-    RemoteService, TlsMode,
+    Address, AppProtocol, ClientPattern, ExportedBy, ExportedPort, Gateway, GatewayAddress, GatewayType,
+    RemotePort, RemoteService, TlsMode,
 };
 use crate::model::session::{Catalogue, LinkState, SessionState};
 use crate::model::world::{Rejected, Relationships, Settings};
@@ -110,6 +110,7 @@ pub(crate) fn cart() -> Service {
 /// Like [`cart`], exported to one trust domain.
 pub(crate) fn service(namespace: &str, name: &str, to: &str) -> Service {
     Service {
+        by: ExportedBy::FederatedService,
         object: NamespacedName::new(namespace, name),
         uid: format!("uid-of-{namespace}-{name}"),
         generation: 1,
@@ -121,6 +122,7 @@ pub(crate) fn service(namespace: &str, name: &str, to: &str) -> Service {
             port: 18_080,
             target_port: 8_080,
             protocol: AppProtocol::Tcp,
+            clients: None,
         }],
         tls_mode: TlsMode::IstioMtls,
         exported_to: BTreeSet::from([td(to)]),
@@ -137,7 +139,12 @@ pub(crate) fn service(namespace: &str, name: &str, to: &str) -> Service {
 pub(crate) fn remote_cart() -> RemoteService {
     RemoteService {
         name: ServiceName::new("shop", "cart").unwrap(),
-        ports: vec![RemotePort { name: "tcp".to_owned(), port: 18_080, protocol: AppProtocol::Tcp }],
+        ports: vec![RemotePort {
+            name: "tcp".to_owned(),
+            port: 18_080,
+            protocol: AppProtocol::Tcp,
+            clients: BTreeSet::new(),
+        }],
         tls_mode: TlsMode::IstioMtls,
         server_ids: BTreeSet::from([id("spiffe://west.example/ns/shop/sa/cart")]),
         clients: BTreeSet::from([client("spiffe://east.example/ns/shop/sa/client")]),

@@ -90,7 +90,13 @@ impl<'a> Claims<'a> {
 
     /// The oldest of others' objects that serves the host at the same gateway in a way that ours could not stand beside.
     #[must_use]
-    pub(super) fn rival(&self, world: &World, service: &Service, host: &str, through: &Through) -> Option<Rival> {
+    pub(super) fn rival(
+        &self,
+        world: &World,
+        service: &Service,
+        host: &str,
+        through: &Through,
+    ) -> Option<Rival> {
         let is_auto = service.tls_mode == TlsMode::IstioMtls;
         let same = |server: &&Server<'_>| {
             let apart = server

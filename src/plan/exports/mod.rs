@@ -18,7 +18,9 @@ use std::sync::Arc;
 use crate::api::v1alpha1::conditions::{ClientsEnforcedReason, ExportedReason, ServiceAcceptedReason};
 use crate::istio::authorization_policy::MAX_RULES;
 use crate::model::object::Kind;
-use crate::model::service::{DirectEndpoint, GatewayAddress, RemotePort, RemoteService, TlsMode};
+use crate::model::service::{
+    ClientPattern, DirectEndpoint, GatewayAddress, RemotePort, RemoteService, TlsMode,
+};
 use crate::model::world::Rejected;
 use crate::model::{NamespacedName, ObjectKey, Service, ServiceName, TrustDomain, World};
 
@@ -152,10 +154,18 @@ pub fn catalogue(exports: &Exports, peer: &TrustDomain) -> BTreeMap<ServiceName,
 
 fn offered(export: &Export, peer: &TrustDomain) -> RemoteService {
     let service = &export.service;
-    let mut ports: Vec<RemotePort> = service
-        .ports
-        .iter()
-        .map(|p| RemotePort { name: p.name.clone(), port: p.port, protocol: p.protocol })
+    let of_peer = |all: &BTreeSet<ClientPattern>| -> BTreeSet<ClientPattern> {
+        all.iter().filter(|client| client.trust_domain() == peer).cloned().collect()
+    };
+    // A port that nobody there may call is not offered: to the importer, no clients of its own are those of the service.
+    let offered = service.ports.iter().filter(|port| has_clients_in(service.clients_of(port), peer));
+    let mut ports: Vec<RemotePort> = offered
+        .map(|p| RemotePort {
+            name: p.name.clone(),
+            port: p.port,
+            protocol: p.protocol,
+            clients: p.clients.as_ref().map(of_peer).unwrap_or_default(),
+        })
         .collect();
     ports.sort_by_key(|p| p.port);
     let (gateways, endpoints) = if export.direct.contains(peer) {
@@ -171,10 +181,14 @@ fn offered(export: &Export, peer: &TrustDomain) -> RemoteService {
         ports,
         tls_mode: service.tls_mode,
         server_ids: service.server_ids.clone(),
-        clients: service.clients.iter().filter(|c| c.trust_domain() == peer).cloned().collect(),
+        clients: of_peer(&service.clients),
         gateways,
         endpoints,
     }
+}
+
+fn has_clients_in(clients: &BTreeSet<ClientPattern>, td: &TrustDomain) -> bool {
+    clients.iter().any(|client| client.trust_domain() == td)
 }
 
 fn report_of(service: &Service, accepted: Acceptance) -> ExportReport {
@@ -409,10 +423,10 @@ fn alone(
     warnings: &mut Vec<ExportProblem>,
 ) -> Result<(), ExportProblem> {
     let Some(rival) = around.claims.rival(world, service, host, through) else { return Ok(()) };
-    let (of, key) = (&service.object, &rival.key);
+    let key = &rival.key;
     if rival.is_older {
         let message = format!(
-            "FederatedService {of}: {key} serves {host} at the same gateway and was there first; take the host out of it, or \
+            "{service}: {key} serves {host} at the same gateway and was there first; take the host out of it, or \
              give the service another spec.name"
         );
         return Err(ExportProblem::new(ExportedReason::HostExists, message));
@@ -468,11 +482,11 @@ fn to_peer(world: &World, service: &Service, td: &TrustDomain) -> Result<(), Exp
             ExportedReason::NoPeer,
             format!("{td}: its TrustDomainPeer {} is being deleted", peer.object),
         )),
-        Some(_) if !service.clients.iter().any(|client| client.trust_domain() == td) => {
+        Some(_) if !service.ports.iter().any(|port| has_clients_in(service.clients_of(port), td)) => {
             Err(ExportProblem::new(
                 ExportedReason::NoClientsThere,
                 format!(
-                    "{td}: none of spec.clients is in this trust domain, so nobody there could call; add its clients or \
+                    "{td}: none of the clients is in this trust domain, so nobody there could call; add its clients or \
                      remove it from spec.exportedTrustDomains"
                 ),
             ))

@@ -5,9 +5,8 @@ use std::collections::{BTreeMap, BTreeSet};
 use serde_json::Value;
 
 use crate::api::v1alpha1::conditions::ExportedReason;
-use crate::model::object::Kind;
 use crate::model::service::{Address, GatewayAddress, TlsMode};
-use crate::model::{ObjectKey, Service, World};
+use crate::model::{Service, World};
 use crate::plan::gateways::{Gateways, Looked};
 
 use super::ExportProblem;
@@ -38,7 +37,12 @@ pub(super) struct Way {
 /// The way to a service: `spec.gateways`, where some of them carry its mode, and they alone; else the gateway that was found;
 /// else, so that a gateway that is being replaced takes no service away, what importers were told last.
 #[must_use]
-pub(super) fn way(world: &World, gateways: &Gateways, service: &Service, warnings: &mut Vec<ExportProblem>) -> Way {
+pub(super) fn way(
+    world: &World,
+    gateways: &Gateways,
+    service: &Service,
+    warnings: &mut Vec<ExportProblem>,
+) -> Way {
     let looked = gateways.of(service.tls_mode);
     let given = given(service, warnings);
     if !given.is_empty() {
@@ -70,8 +74,7 @@ fn given(service: &Service, warnings: &mut Vec<ExportProblem>) -> BTreeSet<Gatew
         ExportProblem::new(
             ExportedReason::GatewayTypeIgnored,
             format!(
-                "FederatedService {}: the {} at {}:{} is ignored, since tlsMode {} goes through an {}",
-                service.object,
+                "{service}: the {} at {}:{} is ignored, since tlsMode {} goes through an {}",
                 gateway.gateway_type.as_str(),
                 gateway.at.address,
                 gateway.at.port,
@@ -94,13 +97,12 @@ fn through(looked: &Looked, service: &Service, listening: BTreeSet<u16>) -> Thro
 }
 
 fn missing(service: &Service, why: Option<&String>, looked: &Looked, stays: bool) -> ExportProblem {
-    let of = &service.object;
     let kind = service.tls_mode.gateway().as_str();
     let mode = service.tls_mode.as_str();
     let stays = if stays { "; what importers were told stays until there is a gateway" } else { "" };
     if let (None, Ok(carrier)) = (why, &looked.found) {
         let message = format!(
-            "FederatedService {of}: Service {}, by which importers come for tlsMode {mode}, has no address yet: see to its \
+            "{service}: Service {}, by which importers come for tlsMode {mode}, has no address yet: see to its \
              load balancer, set externalIPs, have the agent take node ports, or give spec.gateways an {kind}{stays}",
             carrier.service
         );
@@ -117,7 +119,7 @@ fn missing(service: &Service, why: Option<&String>, looked: &Looked, stays: bool
         TlsMode::Mtls => "--ingress-gateway",
     };
     let message = format!(
-        "FederatedService {of}: importers cannot reach it: {given}, and {why}. tlsMode {mode} goes through an {kind}: \
+        "{service}: importers cannot reach it: {given}, and {why}. tlsMode {mode} goes through an {kind}: \
          install it, name its Service to the agent ({flag}), or add one with its port and its ip or hostname to \
          spec.gateways{stays}"
     );
@@ -126,9 +128,8 @@ fn missing(service: &Service, why: Option<&String>, looked: &Looked, stays: bool
 
 /// What importers were told last, as the status of the FederatedService has it.
 fn told(world: &World, service: &Service) -> Vec<GatewayAddress> {
-    let key = ObjectKey::namespaced(Kind::FederatedService, &service.object.namespace, &service.object.name);
     let kind = service.tls_mode.gateway().as_str();
-    let status = world.statuses.get(&key);
+    let status = world.statuses.get(&service.key());
     let entries = status.and_then(|status| status.get("gatewayEntries")).and_then(Value::as_array);
     let entry = |entry: &Value| {
         (entry["type"].as_str() == Some(kind)).then_some(())?;

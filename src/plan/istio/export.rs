@@ -4,7 +4,7 @@ use crate::istio::gateway::{Server, ServerTls, ServerTlsMode};
 use crate::istio::service_entry::{Location, Resolution, WorkloadSelector};
 use crate::istio::virtual_service::{Destination, PortSelector, Route, TlsMatch, TlsRoute};
 use crate::istio::{GatewaySpec, Port, ServiceEntrySpec, VirtualServiceSpec};
-use crate::model::object::{Kind, Object, ObjectKey, OwnerRef};
+use crate::model::object::{Kind, Object, ObjectKey};
 use crate::model::service::{AppProtocol, ExportedPort, TlsMode};
 use crate::model::{Service, World};
 use crate::plan::exports::Export;
@@ -127,11 +127,6 @@ const fn protocol(service: &Service, port: &ExportedPort) -> AppProtocol {
 }
 
 fn owned(world: &World, service: &Service, key: ObjectKey, spec: &impl serde::Serialize) -> Object {
-    let owner = OwnerRef {
-        kind: Kind::FederatedService,
-        name: service.object.name.clone(),
-        uid: service.uid.clone(),
-    };
-    let source = generated::source(Kind::FederatedService, &service.object);
-    generated::object(world, key, generated::spec(spec), vec![owner], &[source], None)
+    let sources: Vec<String> = service.sources().iter().map(generated::source_of).collect();
+    generated::object(world, key, generated::spec(spec), vec![service.owner()], &sources, None)
 }

@@ -4,7 +4,7 @@ use std::sync::Arc;
 use crate::api::v1alpha1::conditions::{ClientsEnforcedReason, ExportedReason, ServiceAcceptedReason};
 use crate::model::condition::{Condition, Truth};
 use crate::model::object::Kind;
-use crate::model::service::{Outcome, TlsMode};
+use crate::model::service::{ExportedPort, Outcome, TlsMode};
 use crate::model::session::{Acknowledgement, LinkState};
 use crate::model::{NamespacedName, Service, ServiceName, World};
 use crate::plan::exports::testing::with_policies;

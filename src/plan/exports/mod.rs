@@ -27,7 +27,9 @@ use crate::model::{NamespacedName, ObjectKey, Service, ServiceName, TrustDomain,
 use super::gateways::{Gateways, Pods, endpoints};
 use super::selectors::DisjointSelectors;
 use super::{authorization, generated, istio};
+use authorization::Allows;
 use claims::Claims;
+use istio::peer_authentication::{self, Others};
 use policy::Gate;
 pub use problem::ExportProblem;
 pub use way::Through;
@@ -56,6 +58,8 @@ pub struct Export {
     pub direct: BTreeSet<TrustDomain>,
     /// Its pods, by address; empty where nobody comes to them.
     pub endpoints: Vec<DirectEndpoint>,
+    /// Its application ends TLS, and pods of it have sidecars, which are to pass that on.
+    pub passes_tls: bool,
 }
 
 /// What became of one FederatedService, for its status.
@@ -109,8 +113,13 @@ pub fn exports(world: &World) -> Exports {
         );
         return exports;
     };
-    let around =
-        Around { gateways: Gateways::discover(world), pods: OnceCell::new(), claims: Claims::new(world) };
+    let around = Around {
+        gateways: Gateways::discover(world),
+        pods: OnceCell::new(),
+        claims: Claims::new(world),
+        allows: Allows::new(world),
+        peer_authentications: Others::new(world),
+    };
     for (service, accepted) in accept(world, own) {
         let is_accepted = accepted.is_ok();
         let mut report = report_of(service, accepted);
@@ -129,6 +138,8 @@ struct Around<'a> {
     /// Few need them.
     pods: OnceCell<Pods<'a>>,
     claims: Claims<'a>,
+    allows: Allows<'a>,
+    peer_authentications: Others<'a>,
 }
 
 /// What each peer is offered: with the clients that are in its own trust domain. Peers that are offered nothing have no
@@ -354,8 +365,11 @@ fn export<'a>(
     if way.is_unknown && !way.gateways.is_empty() {
         exports.held.insert(service.object.clone());
     }
+    let passes_tls =
+        service.tls_mode == TlsMode::Mtls && passes_tls(world, around, service, &mut report.warnings);
     let Way { gateways, through, .. } = way;
-    let export = Export { service: Arc::clone(service), host, to, gateways, through, direct, endpoints };
+    let export =
+        Export { service: Arc::clone(service), host, to, gateways, through, direct, endpoints, passes_tls };
     exports.exported.insert(service.object.clone(), export);
 }
 
@@ -437,6 +451,52 @@ fn alone(
     );
     warnings.push(ExportProblem::new(ExportedReason::HostExists, message));
     Ok(())
+}
+
+/// Whether sidecars are to be told that the application ends TLS; and what of others' keeps them from it, or from callers.
+fn passes_tls<'a>(
+    world: &'a World,
+    around: &Around<'a>,
+    service: &Service,
+    warnings: &mut Vec<ExportProblem>,
+) -> bool {
+    let workloads = (service.object.namespace.as_str(), &service.workload_labels);
+    let pods = around.pods.get_or_init(|| Pods::new(world));
+    let ports: BTreeSet<u16> = service.ports.iter().map(|port| port.target_port).collect();
+    let of =
+        |key: &ObjectKey| format!("{key} selects the workloads of {service}, whose application ends TLS");
+    let (mut is_any, mut has_sidecars) = (false, false);
+    for pod in pods.selected(workloads.0, workloads.1) {
+        is_any = true;
+        has_sidecars |= pod.has_sidecar;
+    }
+    if let Some(allow) = around.allows.selecting(workloads).filter(|_| has_sidecars) {
+        let message = format!(
+            "{}: their sidecars know no caller, so it has to allow whoever comes to port {}",
+            of(allow),
+            join(&ports)
+        );
+        warnings.push(ExportProblem::new(ExportedReason::AllowStands, message));
+    }
+    if let Some(standing) = around.peer_authentications.standing(workloads, &ports, pods) {
+        if has_sidecars && !standing.ports.is_empty() {
+            let message = format!(
+                "{}: istiod obeys it alone, and has the gateway wrap what the application's clients send in mutual TLS once \
+                 more; set portLevelMtls of port {} in it to mode DISABLE",
+                of(&standing.key),
+                join(&standing.ports)
+            );
+            warnings.push(ExportProblem::new(ExportedReason::PeerAuthenticationStands, message));
+        }
+        return false;
+    }
+    let key = peer_authentication::key(workloads.0, workloads.1);
+    let stands = || world.objects.get(&key).is_some_and(|o| o.is_generated_by(&world.settings.instance));
+    has_sidecars || (!is_any && stands())
+}
+
+fn join(ports: &BTreeSet<u16>) -> String {
+    ports.iter().map(u16::to_string).collect::<Vec<_>>().join(", ")
 }
 
 /// The trust domains that come to the pods, since no gateway is there now.

@@ -140,3 +140,7 @@ fn told(world: &World, service: &Service) -> Vec<GatewayAddress> {
     let all: BTreeSet<GatewayAddress> = entries.into_iter().flatten().filter_map(entry).collect();
     all.into_iter().collect()
 }
+
+#[cfg(test)]
+#[path = "way_tests.rs"]
+mod tests;

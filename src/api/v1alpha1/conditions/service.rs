@@ -51,6 +51,9 @@ reasons! {
         NoEndpoints,
         /// An object of someone else serves its host at the same gateway; the message names it. The older of the two wins.
         HostExists,
+        /// An AuthorizationPolicy of someone else allows some callers of workloads whose application ends TLS, and so denies all
+        /// others; the message says what to allow in it.
+        AllowStands,
         /// A PeerAuthentication of someone else selects the workloads; the message says what to set in it.
         PeerAuthenticationStands,
         /// Only gateways of a type that does not carry this `tlsMode` are given: the message says which does.

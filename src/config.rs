@@ -110,6 +110,9 @@ pub struct ClusterArgs {
     /// drain time has passed.
     #[arg(long, env = "ENTENTE_FENCE")]
     pub fence: bool,
+    /// The revision of Istio that the workloads here are of: its configuration is the ConfigMap `istio-REVISION`. Empty: `istio`.
+    #[arg(long, env = "ENTENTE_ISTIO_REVISION", default_value = "")]
+    pub istio_revision: String,
 }
 
 impl Default for ClusterArgs {
@@ -121,6 +124,7 @@ impl Default for ClusterArgs {
             ingress_gateway: GatewayChoice::named(GatewayType::IngressGateway),
             gateway_node_ports: false,
             fence: false,
+            istio_revision: String::new(),
         }
     }
 }

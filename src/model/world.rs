@@ -10,6 +10,7 @@ use serde_json::Value;
 use super::cluster::{ClusterService, Pod};
 use super::endpoint::EndpointState;
 use super::import::Imported;
+use super::mesh::Mesh;
 use super::object::Kind;
 use super::own::{Identity, OwnHistory, WorkloadFailure};
 use super::registration::Registration;
@@ -39,6 +40,8 @@ pub struct Settings {
     pub gateway_node_ports: bool,
     /// Whether every workload of the mesh is closed to foreign SPIFFE IDs that no export names.
     pub fence: bool,
+    /// The revision of Istio whose mesh configuration counts; empty: the one without a revision.
+    pub istio_revision: String,
     /// `className` of the ClusterFederatedTrustDomains that are written; empty: none.
     pub spire_class_name: String,
     /// Who makes relationships in SPIRE of what is written.
@@ -66,6 +69,7 @@ impl Settings {
             ingress_gateway: GatewayChoice::named(GatewayType::IngressGateway),
             gateway_node_ports: false,
             fence: false,
+            istio_revision: String::new(),
             spire_class_name: String::new(),
             relationships: Relationships::ControllerManager,
             drain: Duration::from_secs(30),
@@ -282,6 +286,8 @@ pub struct World {
     /// Our cluster's own Services.
     pub cluster_services: BTreeMap<NamespacedName, Arc<ClusterService>>,
     pub pods: BTreeMap<NamespacedName, Arc<Pod>>,
+    /// The mesh of our cluster; `None` where there is no cluster.
+    pub mesh: Option<Arc<Mesh>>,
     /// Observed objects of the kinds that are generated, ours and others'.
     pub objects: BTreeMap<ObjectKey, Arc<Object>>,
     pub rejected: BTreeMap<ObjectKey, Rejected>,
@@ -320,6 +326,7 @@ impl World {
             namespaces: BTreeMap::new(),
             cluster_services: BTreeMap::new(),
             pods: BTreeMap::new(),
+            mesh: None,
             objects: BTreeMap::new(),
             rejected: BTreeMap::new(),
             statuses: BTreeMap::new(),

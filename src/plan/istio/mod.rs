@@ -3,6 +3,7 @@
 
 pub mod export;
 pub mod import;
+pub mod local;
 
 use crate::api::v1alpha1::conditions::{AdmittedReason, ServiceAcceptedReason};
 use crate::model::name::NameError;

@@ -77,12 +77,8 @@ fn accepted(Subject { world, peer, .. }: Subject<'_>) -> Condition {
             problem.clone(),
         );
     }
-    let message = if peer.imports.as_local.is_empty() {
-        "every field is understood and in use"
-    } else {
-        "in use, but spec.imports.asLocal is not served by this version: services have their federated names alone"
-    };
-    Condition::new("Accepted", true, PeerAcceptedReason::Accepted.as_str(), message.to_owned())
+    let message = "every field is understood and in use".to_owned();
+    Condition::new("Accepted", true, PeerAcceptedReason::Accepted.as_str(), message)
 }
 
 pub(super) fn session<'a>(subject: Subject<'a>) -> Option<&'a SessionState> {

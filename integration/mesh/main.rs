@@ -47,5 +47,6 @@ mod istiod;
 mod meshes;
 mod network;
 mod proxy;
+mod three;
 mod traffic;
 mod workload;

@@ -123,17 +123,7 @@ impl Trio {
 
     /// Everything in east.
     pub(super) async fn everything(&self) -> Result<Everything> {
-        let mut all = Everything::new();
-        for kind in &self.kinds {
-            let api = Api::<DynamicObject>::all_with(self.east.kubernetes.client.clone(), kind);
-            for object in api.list(&ListParams::default()).await.with_context(|| kind.kind.clone())? {
-                let metadata = object.metadata;
-                let place = metadata.namespace.map(|it| format!("{it}/")).unwrap_or_default();
-                let name = format!("{} {place}{}", kind.kind, metadata.name.unwrap_or_default());
-                all.insert(name, metadata.resource_version.unwrap_or_default());
-            }
-        }
-        Ok(all)
+        everything(&self.east, &self.kinds).await
     }
 
     /// Offers these to east, and holds that exactly the services `imported` come of it: nothing else is made, nothing is
@@ -233,7 +223,23 @@ pub(super) fn is_harmless(host: &str, entry: &DynamicObject) -> Result<()> {
     Ok(())
 }
 
-async fn kinds(domain: &Domain) -> Result<Vec<ApiResource>> {
+/// Every object of these kinds in a domain.
+pub(super) async fn everything(domain: &Domain, kinds: &[ApiResource]) -> Result<Everything> {
+    let mut all = Everything::new();
+    for kind in kinds {
+        let api = Api::<DynamicObject>::all_with(domain.kubernetes.client.clone(), kind);
+        for object in api.list(&ListParams::default()).await.with_context(|| kind.kind.clone())? {
+            let metadata = object.metadata;
+            let place = metadata.namespace.map(|it| format!("{it}/")).unwrap_or_default();
+            let name = format!("{} {place}{}", kind.kind, metadata.name.unwrap_or_default());
+            all.insert(name, metadata.resource_version.unwrap_or_default());
+        }
+    }
+    Ok(all)
+}
+
+/// Every kind that a domain has, but Leases and Events.
+pub(super) async fn kinds(domain: &Domain) -> Result<Vec<ApiResource>> {
     let discovery = Discovery::new(domain.kubernetes.client.clone()).run().await?;
     let all = discovery.groups().flat_map(kube::discovery::ApiGroup::recommended_resources);
     Ok(all

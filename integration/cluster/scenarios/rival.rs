@@ -76,6 +76,7 @@ async fn follows(trio: &Trio, what: &str, change: Value, stands: impl Fn(&Value)
 /// Brings north's service back to how others find it.
 async fn as_it_was(trio: &Trio) -> Result<()> {
     let before = with(cart(), "/spec/serverSPIFFEIDs", json!(["spiffe://north.example/ns/shop/sa/cart"]))?;
+    trio.is_made_anew.set(true);
     delete(&trio.north, SERVICE, SHOP, "cart").await?;
     gone(&trio.east, SERVICE_ENTRY, AGENT, HONEST).await?;
     trio.north.kubernetes.apply(&before).await?;

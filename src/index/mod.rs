@@ -1,6 +1,7 @@
 //! Everything that comes in, kept as one `World`: objects of the store, our identity, SPIRE, endpoints, peers.
 
 pub mod bootstrap;
+pub mod mesh;
 pub mod parse;
 mod peers;
 pub mod run;
@@ -207,7 +208,8 @@ impl Index {
             | Kind::VirtualService
             | Kind::Gateway
             | Kind::ConfigMap
-            | Kind::Secret => {
+            | Kind::Secret
+            | Kind::Deployment => {
                 self.world.objects.insert(key, object);
             }
         }

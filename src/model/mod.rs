@@ -8,6 +8,7 @@ pub mod condition;
 pub mod diagnosis;
 pub mod endpoint;
 pub mod import;
+pub mod mesh;
 pub mod name;
 pub mod object;
 pub mod own;

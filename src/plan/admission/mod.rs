@@ -187,7 +187,7 @@ impl<'a> Admission<'a> {
         if gateway.port == 0 {
             return Err("has no port".to_owned());
         }
-        if self.ours.contains(gateway) {
+        if self.ours.contains(gateway) || self.ours.contains(&in_ipv4(gateway)) {
             return Err("is a gateway of the importer itself".to_owned());
         }
         match &gateway.address {
@@ -292,6 +292,16 @@ fn carried_v4(ip: Ipv6Addr) -> Option<Ipv4Addr> {
         [0x2002, high, low, ..] => Some(v4(high, low)),
         _ => None,
     }
+}
+
+/// The gateway by its IPv4 address, where its IPv6 one carries one.
+fn in_ipv4(gateway: &GatewayAddress) -> GatewayAddress {
+    let carried = match &gateway.address {
+        Address::Ip(IpAddr::V6(ip)) => carried_v4(*ip),
+        Address::Ip(IpAddr::V4(_)) | Address::Dns(_) => None,
+    };
+    let address = carried.map_or_else(|| gateway.address.clone(), |ip| Address::Ip(IpAddr::V4(ip)));
+    GatewayAddress { address, port: gateway.port }
 }
 
 /// An IPv4 address that is written as IPv6 lies in the CIDRs of either form.

@@ -251,13 +251,8 @@ impl PeerImports<'_> {
 
     /// Why everything of the peer is withdrawn, where it is; else notes when it will be.
     fn withdrawn(&self, session: Option<&SessionState>, plan: &mut ImportPlan) -> Option<Refusal> {
-        let OnDisconnect::Withdraw { after } = self.peer.on_disconnect else { return None };
-        let session = session.filter(|session| !session.is_connected())?;
-        let after = SignedDuration::try_from(after).ok()?;
-        // The link's state may change while the peer is away; the absence is older then.
-        let away = self.world.memory.get(&self.peer.trust_domain).and_then(|memory| memory.away_since);
-        let since = away.map_or(session.since, |away| away.min(session.since));
-        let due = since.checked_add(after).ok()?;
+        session?;
+        let Withdrawal { since, at: due } = withdrawal(self.world, self.peer)?;
         if self.world.now > due {
             let td = &self.peer.trust_domain;
             return Some(Refusal::new(
@@ -280,6 +275,26 @@ impl PeerImports<'_> {
         let spec = spec(&peer.trust_domain, service, host);
         generated::object(self.world, key, spec, vec![peer.owner()], &[source], Some(&peer.trust_domain))
     }
+}
+
+/// When the services of a peer that is away are withdrawn.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Withdrawal {
+    /// Since when it is away.
+    pub since: Timestamp,
+    pub at: Timestamp,
+}
+
+/// When the services of this peer are withdrawn, where it is away and that is asked for.
+#[must_use]
+pub fn withdrawal(world: &World, peer: &Peer) -> Option<Withdrawal> {
+    let OnDisconnect::Withdraw { after } = peer.on_disconnect else { return None };
+    let session = world.sessions.get(&peer.trust_domain).filter(|session| !session.is_connected())?;
+    let after = SignedDuration::try_from(after).ok()?;
+    // The link's state may change while the peer is away; the absence is older then.
+    let away = world.memory.get(&peer.trust_domain).and_then(|memory| memory.away_since);
+    let since = away.map_or(session.since, |away| away.min(session.since));
+    Some(Withdrawal { since, at: since.checked_add(after).ok()? })
 }
 
 /// `spec` of an ImportedService, in one order whatever the peer's.

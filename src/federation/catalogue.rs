@@ -135,7 +135,7 @@ pub enum CatalogueError {
 }
 
 /// A whole catalogue from a peer.
-#[derive(Debug)]
+#[derive(Debug, PartialEq)]
 pub(super) struct Received {
     pub(super) catalogue: Arc<Catalogue>,
     /// What changes can be applied to; where something is malformed, nothing.

@@ -55,7 +55,7 @@ fn a_large_catalogue_crosses_in_frames_under_a_mebibyte() {
         match assembly.push(frame).unwrap() {
             Some(received) => {
                 assert!(is_last && received.refused.is_empty());
-                assert_eq!(received.catalogue, *large);
+                assert_eq!(received.catalogue, large);
             }
             None => assert!(!is_last),
         }
@@ -69,7 +69,7 @@ fn a_snapshot_that_changes_version_midway_starts_anew() {
     let mut assembly = Assembly::default();
     assert_eq!(assembly.push(frames(&old).remove(0)), Ok(None));
     let received = assembly.push(frames(&new).remove(0)).unwrap().unwrap();
-    assert_eq!(received.catalogue, *new);
+    assert_eq!(received.catalogue, new);
 }
 
 #[test]

@@ -126,7 +126,7 @@ impl DeltaAssembly {
 }
 
 /// A catalogue as it was received, with nothing malformed in it.
-#[derive(Debug)]
+#[derive(Debug, PartialEq)]
 pub(super) struct Held {
     pub(super) catalogue: Arc<Catalogue>,
     /// The hash and the size of each service as it was sent.

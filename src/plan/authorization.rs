@@ -5,6 +5,9 @@
 //! domain that is federated later starts out shut. Callers of our own trust domain and plaintext callers are left as they
 //! were: `principals: ["*"]` matches only who has a SPIFFE ID. Principals are written without `spiffe://`.
 
+mod allow;
+pub mod fence;
+
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
@@ -21,8 +24,10 @@ use super::{diff, generated};
 /// A namespace, and labels in it.
 pub(super) type Workloads<'a> = (&'a str, &'a BTreeMap<String, String>);
 
-/// How much of the labels' values stands in a policy's name before the hash.
-const READABLE: usize = 38;
+pub use allow::Allows;
+
+/// How much of the labels' values, with the prefix, stands in a policy's name before the hash.
+const READABLE: usize = 45;
 
 /// The policies of every accepted FederatedService, exported or not. They do not depend on whether a peer is connected, only
 /// on whether there is a TrustDomainPeer: the clients of a trust domain that is not, or no longer (`ending`), a peer
@@ -46,29 +51,37 @@ pub fn policies(
             .push(Arc::clone(service));
     }
     let peers = memo.peers.share(peers(world, ending));
-    groups
-        .into_iter()
-        .map(|((namespace, selector), services)| (key(namespace, selector), services))
-        .filter(|(key, _)| !exports.blocked.contains_key(key))
-        .map(|(key, services)| {
-            let input = (own.clone(), services, Arc::clone(&peers));
-            let policy = memo.policies.get(&key, &input, |(own, services, peers)| {
-                diff::seal(policy(&world.settings, key.clone(), own, services, peers))
-            });
-            (key, policy)
-        })
-        .collect()
+    let allows = Allows::new(world);
+    let mut policies = BTreeMap::new();
+    for ((namespace, selector), services) in groups {
+        for spec in allow::allow(&allows, (namespace, selector), &services, &peers) {
+            let labels = spec.selector.as_ref().map(|selector| selector.match_labels.clone());
+            let key = allow_key(namespace, &labels.unwrap_or_default());
+            if generated::claim(world, &key).is_ok() {
+                policies.insert(key.clone(), diff::seal(policy(&world.settings, key, &spec, &services)));
+            }
+        }
+        let key = key(namespace, selector);
+        let input = (own.clone(), services, Arc::clone(&peers));
+        let deny = memo.policies.get(&key, &input, |(own, services, peers)| {
+            diff::seal(policy(&world.settings, key.clone(), &deny(own, services, peers), services))
+        });
+        policies.insert(key, deny);
+    }
+    let fence = fence::fence(world, own, exports, &peers);
+    policies.extend(fence.map(|fence| (fence.key.clone(), diff::seal(fence))));
+    policies.retain(|key, _| !exports.blocked.contains_key(key));
+    policies
 }
 
-/// The policy of the services of one selector. It depends on nothing else, so that it can be remembered.
+/// A policy of the services of one selector. It depends on nothing else, so that it can be remembered.
 fn policy(
     settings: &Settings,
     key: ObjectKey,
-    own: &TrustDomain,
+    spec: &AuthorizationPolicySpec,
     services: &[Arc<Service>],
-    peers: &BTreeSet<TrustDomain>,
 ) -> Object {
-    let spec = generated::spec(&deny(own, services, peers));
+    let spec = generated::spec(spec);
     let owners: BTreeSet<OwnerRef> = services.iter().map(|s| s.owner()).collect();
     let sources: BTreeSet<ObjectKey> = services.iter().flat_map(|s| s.sources()).collect();
     let sources: Vec<String> = sources.iter().map(generated::source_of).collect();
@@ -79,11 +92,21 @@ fn policy(
 /// The policy of a selector: named by its values, and a hash of all of it.
 #[must_use]
 pub fn key(namespace: &str, selector: &BTreeMap<String, String>) -> ObjectKey {
+    named("entente", namespace, selector)
+}
+
+/// The policy that allows, of a selector.
+#[must_use]
+pub fn allow_key(namespace: &str, selector: &BTreeMap<String, String>) -> ObjectKey {
+    named("entente-allow", namespace, selector)
+}
+
+fn named(prefix: &str, namespace: &str, selector: &BTreeMap<String, String>) -> ObjectKey {
     let values: Vec<&str> = selector.values().map(String::as_str).filter(|v| !v.is_empty()).collect();
     let readable: String = values
         .join("-")
         .chars()
-        .take(READABLE)
+        .take(READABLE.saturating_sub(prefix.len()))
         .map(|c| if c.is_ascii_alphanumeric() { c.to_ascii_lowercase() } else { '-' })
         .collect();
     let readable = readable.trim_matches('-');
@@ -94,7 +117,7 @@ pub fn key(namespace: &str, selector: &BTreeMap<String, String>) -> ObjectKey {
     }
     let hash = generated::short_hash(&whole);
     let name =
-        if readable.is_empty() { format!("entente-{hash}") } else { format!("entente-{readable}-{hash}") };
+        if readable.is_empty() { format!("{prefix}-{hash}") } else { format!("{prefix}-{readable}-{hash}") };
     ObjectKey::namespaced(Kind::AuthorizationPolicy, namespace, name)
 }
 
@@ -127,7 +150,7 @@ fn deny(
         .collect();
     let not_ports = clients.keys().map(u16::to_string).collect();
     rules.push(rule(own, &BTreeSet::new(), Operation { not_ports, ..Operation::default() }));
-    AuthorizationPolicySpec { selector: Selector { match_labels }, action: Action::Deny, rules }
+    AuthorizationPolicySpec { selector: Some(Selector { match_labels }), action: Action::Deny, rules }
 }
 
 fn rule(own: &TrustDomain, allowed: &BTreeSet<&str>, operation: Operation) -> Rule {
@@ -136,3 +159,7 @@ fn rule(own: &TrustDomain, allowed: &BTreeSet<&str>, operation: Operation) -> Ru
     let source = Source { principals: vec!["*".to_owned()], not_principals };
     Rule { from: vec![From { source }], to: vec![To { operation }] }
 }
+
+#[cfg(test)]
+#[path = "authorization/tests.rs"]
+mod tests;

@@ -29,7 +29,7 @@ pub struct Memo {
     /// ImportedServices, by host.
     pub(super) imported: Kept<ObjectKey, (Arc<Peer>, Arc<RemoteService>), Arc<Object>>,
     /// What clients need of an import, by its object.
-    pub(super) entries: Kept<ObjectKey, (Arc<Peer>, Arc<Imported>), Arc<Object>>,
+    pub(super) entries: Kept<ObjectKey, (Arc<Peer>, Arc<Imported>), Vec<Arc<Object>>>,
     /// Statuses that stand as they should.
     pub(super) statuses: Kept<ObjectKey, super::status::Said, ()>,
     /// What each peer is offered, with the hash of each service in the order of their names.
@@ -160,3 +160,7 @@ impl<T: PartialEq> Shared<T> {
         }
     }
 }
+
+#[cfg(test)]
+#[path = "memo_tests.rs"]
+mod tests;

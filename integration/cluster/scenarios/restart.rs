@@ -17,7 +17,7 @@ const GENERATED: [(&str, &str); 6] = [CFTD, IMPORTED, SERVICE_ENTRY, GATEWAY, PO
 /// Longer than the leases of the agents, and than what a peer is given to come back.
 const OUT_WAIT: Duration = Duration::from_secs(8);
 
-async fn writes(domain: &Domain) -> Result<Vec<Write>> {
+pub(super) async fn writes(domain: &Domain) -> Result<Vec<Write>> {
     let writes = domain.kubernetes.writes_of(AGENT_USER)?;
     Ok(writes.into_iter().filter(|write| write.resource != "leases").collect())
 }
@@ -65,7 +65,7 @@ fn a_restart_writes_nothing() {
 }
 
 /// Waits until neither has written anything but Leases for a while; how much each has written by then.
-async fn at_rest(east: &Domain, west: &Domain) -> Result<(usize, usize)> {
+pub(super) async fn at_rest(east: &Domain, west: &Domain) -> Result<(usize, usize)> {
     let rest = Duration::from_secs(5);
     eventually("both are at rest", SOON, || async {
         let before = (writes(east).await?.len(), writes(west).await?.len());

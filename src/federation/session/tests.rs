@@ -1,8 +1,13 @@
+use std::collections::BTreeMap;
+
 use super::*;
 use crate::bundle::testing::td;
+use crate::federation::catalogue::Frames;
 use crate::federation::tests::{catalogue, plan_for};
 use crate::identity::testing::Domain;
-use crate::proto::federation::v1::{Goodbye, TrustReport as Report, goodbye::Reason};
+use crate::model::ServiceName;
+use crate::model::service::Outcome;
+use crate::proto::federation::v1::{CatalogueDelta, Goodbye, TrustReport as Report, goodbye::Reason};
 
 const fn s(seconds: u64) -> Duration {
     Duration::from_secs(seconds)
@@ -49,6 +54,8 @@ fn kinds(bodies: &[Body]) -> Vec<&'static str> {
         Body::Goodbye(_) => "goodbye",
         Body::DiagnoseRequest(_) => "diagnose request",
         Body::DiagnoseReply(_) => "diagnose reply",
+        Body::CatalogueDelta(_) => "delta",
+        Body::Again(_) => "again",
     };
     bodies.iter().map(kind).collect()
 }
@@ -421,4 +428,124 @@ fn of_many_questions_the_last_waits() {
         session.on_frame(frame(Body::DiagnoseRequest(DiagnoseRequest { id })), s(101));
     }
     assert_eq!((session.take_aside(), session.take_aside()), (Some(Aside::Asked(99)), None));
+}
+
+/// A catalogue of the services of these numbers.
+fn numbered(numbers: std::ops::Range<usize>) -> Arc<Catalogue> {
+    let names: Vec<String> = numbers.map(|n| format!("service-{n}")).collect();
+    catalogue(&names.iter().map(String::as_str).collect::<Vec<_>>())
+}
+
+/// Two that talk: everything that one has to say is heard by the other, until both are silent.
+fn talk(a: &mut Session, b: &mut Session, now: Duration) -> Vec<Body> {
+    let mut all = Vec::new();
+    loop {
+        let before = all.len();
+        for body in said(a, now) {
+            b.on_frame(frame(body.clone()), now);
+            all.push(body);
+        }
+        for body in said(b, now) {
+            a.on_frame(frame(body.clone()), now);
+            all.push(body);
+        }
+        if all.len() == before {
+            return all;
+        }
+    }
+}
+
+/// An exporter in west and an importer in east, both open.
+fn pair(offered: &Arc<Catalogue>) -> (LinkPlan, Session, LinkPlan, Session) {
+    let out = LinkPlan { catalogue: Arc::clone(offered), ..plan() };
+    let west = Domain::new("west.test");
+    let taken = plan_for(&west);
+    let exporter = Session::new(&td("west.test"), &out, SessionLimits::default(), s(100));
+    let importer = Session::new(&td("east.test"), &taken, SessionLimits::default(), s(100));
+    (out, exporter, taken, importer)
+}
+
+/// The importer imports all that it holds.
+fn imports(importer: &mut Session, plan: &mut LinkPlan) {
+    let held = importer.heard().catalogue.clone().unwrap();
+    plan.outcomes = Arc::new(held.services.keys().map(|name| (name.clone(), Outcome::Imported)).collect());
+    plan.answered = Some(held.version);
+    importer.on_plan(plan);
+}
+
+#[test]
+fn one_changed_service_is_sent_alone_and_answered_alone() {
+    let first = numbered(0..400);
+    let (mut out, mut exporter, mut taken, mut importer) = pair(&first);
+    talk(&mut exporter, &mut importer, s(100));
+    assert_eq!(importer.heard().catalogue.as_ref(), Some(&first));
+    imports(&mut importer, &mut taken);
+    talk(&mut exporter, &mut importer, s(100));
+    assert_eq!(exporter.heard().acknowledged.as_ref().unwrap().outcomes.len(), 400);
+
+    let second = numbered(1..401);
+    out.catalogue = Arc::clone(&second);
+    exporter.on_plan(&out);
+    let bodies = talk(&mut exporter, &mut importer, s(101));
+    let is_small =
+        |b: &Body| matches!(b, Body::CatalogueDelta(d) if d.services.len() == 1 && d.removed.len() == 1);
+    assert!(matches!(bodies.as_slice(), [body] if is_small(body)), "{bodies:?}");
+    assert_eq!(importer.heard().catalogue.as_ref(), Some(&second));
+    imports(&mut importer, &mut taken);
+    let bodies = talk(&mut exporter, &mut importer, s(101));
+    assert!(matches!(bodies.as_slice(), [Body::CatalogueAck(ack)] if ack.outcomes.len() == 1), "{bodies:?}");
+    let acknowledged = exporter.heard().acknowledged.clone().unwrap();
+    assert_eq!((acknowledged.version, &acknowledged.outcomes), (second.version, &*taken.outcomes));
+}
+
+#[test]
+fn changes_that_lead_nowhere_have_the_whole_sent_again_and_no_more_often_than_its_pace() {
+    let first = numbered(0..40);
+    let (_out, mut exporter, _taken, mut importer) = pair(&first);
+    talk(&mut exporter, &mut importer, s(100));
+    let astray = |to| {
+        let delta = CatalogueDelta { from: vec![9; 32], version: vec![to; 32], ..CatalogueDelta::default() };
+        frame(Body::CatalogueDelta(delta))
+    };
+    importer.on_frame(astray(1), s(101));
+    importer.on_frame(astray(2), s(101));
+    let asks = said(&mut importer, s(101));
+    assert!(
+        matches!(asks.as_slice(), [Body::Again(again)] if again.catalogue && !again.answer),
+        "once: {asks:?}"
+    );
+    assert_eq!(importer.heard().catalogue.as_ref(), Some(&first), "what was held stays");
+    exporter.on_frame(frame(asks[0].clone()), s(101));
+    let whole = said(&mut exporter, s(101));
+    assert!(matches!(whole.as_slice(), [Body::Catalogue(_)]), "{whole:?}");
+    exporter.on_frame(frame(asks[0].clone()), s(101));
+    assert!(said(&mut exporter, s(101)).is_empty(), "a second time at once");
+    assert_eq!(said(&mut exporter, s(102)).len(), 1, "once its pace allows it");
+    importer.on_frame(frame(whole[0].clone()), s(102));
+    importer.on_frame(astray(3), s(102));
+    assert!(matches!(said(&mut importer, s(102)).as_slice(), [Body::Again(_)]), "it follows again");
+}
+
+#[test]
+fn a_peer_of_the_first_protocol_is_sent_snapshots_and_whole_answers() {
+    let first = numbered(0..40);
+    let mut out = LinkPlan { catalogue: Arc::clone(&first), ..plan() };
+    let mut exporter = Session::new(&td("west.test"), &out, SessionLimits::default(), s(100));
+    exporter.on_frame(hello("east.test", 1), s(100));
+    let version_of = |bodies: Vec<Body>| {
+        let snapshots = bodies.into_iter().filter_map(|body| match body {
+            Body::Catalogue(snapshot) => Some(snapshot.version),
+            Body::CatalogueDelta(_) => panic!("it does not know these"),
+            _ => None,
+        });
+        snapshots.last().unwrap()
+    };
+    let sent = version_of(said(&mut exporter, s(100)));
+    assert_ne!(sent, first.version, "the version that it computes itself");
+    out.catalogue = numbered(0..41);
+    exporter.on_plan(&out);
+    let sent = version_of(said(&mut exporter, s(101)));
+    let ack = CatalogueAck { version: sent, ..CatalogueAck::default() };
+    exporter.on_frame(frame(Body::CatalogueAck(ack)), s(101));
+    assert_eq!(exporter.heard().acknowledged.as_ref().unwrap().version, out.catalogue.version);
 }

@@ -312,8 +312,13 @@ fn a_flood_of_answers_is_not_kept() {
         let version = version_of(&[]);
         for round in 0..40 {
             let outcomes = (0..100).map(|n| outcome(round * 100 + n)).collect();
-            line.say(Body::CatalogueAck(CatalogueAck { version: version.clone(), outcomes, more: true }))
-                .await?;
+            line.say(Body::CatalogueAck(CatalogueAck {
+                version: version.clone(),
+                outcomes,
+                more: true,
+                ..CatalogueAck::default()
+            }))
+            .await?;
         }
         line.offer(&[]).await?;
         let after = trio.memory()?;

@@ -1,0 +1,195 @@
+use proptest::prelude::*;
+use serde_json::json;
+
+use super::*;
+use crate::model::object::Kind;
+use crate::model::session::{Acknowledgement, LinkState};
+use crate::model::trust::SpireState;
+use crate::model::{ServiceName, World};
+use crate::plan::fixtures::{
+    NAMESPACE, WorldExt as _, gateway, peer, remote_cart, service, session, td, world,
+};
+use crate::plan::{Plan, plan, plan_anew};
+
+/// Something that happens.
+#[derive(Clone, Debug)]
+enum Step {
+    Service {
+        number: u8,
+        port: u16,
+        to_north: bool,
+    },
+    NoService(u8),
+    Peer {
+        is_north: bool,
+        version: u8,
+    },
+    NoPeer {
+        is_north: bool,
+    },
+    /// East exports these, on this port.
+    Catalogue {
+        numbers: Vec<u8>,
+        port: u16,
+    },
+    /// East has imported what it is offered.
+    Acknowledged,
+    Written,
+    StatusesWritten,
+    /// Someone changes what was written.
+    Drift,
+}
+
+fn steps() -> impl Strategy<Value = Vec<Step>> {
+    let step = prop_oneof![
+        4 => (0..4_u8, 1..4_u16, any::<bool>())
+            .prop_map(|(number, port, to_north)| Step::Service { number, port, to_north }),
+        1 => (0..4_u8).prop_map(Step::NoService),
+        2 => (any::<bool>(), 0..3_u8).prop_map(|(is_north, version)| Step::Peer { is_north, version }),
+        1 => any::<bool>().prop_map(|is_north| Step::NoPeer { is_north }),
+        2 => (proptest::collection::vec(0..4_u8, 0..4), 1..3_u16)
+            .prop_map(|(numbers, port)| Step::Catalogue { numbers, port }),
+        1 => Just(Step::Acknowledged),
+        4 => Just(Step::Written),
+        2 => Just(Step::StatusesWritten),
+        1 => Just(Step::Drift),
+    ];
+    proptest::collection::vec(step, 1..24)
+}
+
+fn name_of(is_north: bool) -> &'static str {
+    if is_north { "north.example" } else { "east.example" }
+}
+
+fn remote(number: u8, port: u16) -> RemoteService {
+    let mut service = remote_cart();
+    service.name = ServiceName::new("shop", &format!("remote-{number}")).unwrap();
+    service.server_ids = [crate::plan::fixtures::id("spiffe://east.example/sa/remote")].into();
+    service.clients.clear();
+    service.gateways = vec![gateway("203.0.113.9", 15_000 + port)];
+    service
+}
+
+fn after(world: World, step: &Step, plan: &Plan) -> World {
+    let mut world = world;
+    match step {
+        Step::Service { number, port, to_north } => {
+            let mut service = service("shop", &format!("service-{number}"), name_of(*to_north));
+            service.ports[0].target_port = *port;
+            world = world.with_service(service);
+        }
+        Step::NoService(number) => {
+            world.services.remove(&NamespacedName::new("shop", format!("service-{number}")));
+        }
+        Step::Peer { is_north, version } => {
+            let mut peer = peer(name_of(*is_north));
+            peer.resource_version = version.to_string();
+            peer.imports.export_to = vec![if *version == 0 { "*" } else { "shop" }.to_owned()];
+            world = world.with_peer(peer);
+        }
+        Step::NoPeer { is_north } => drop(world.peers.remove(&td(name_of(*is_north)))),
+        Step::Catalogue { numbers, port } => {
+            let services = numbers.iter().map(|number| remote(*number, *port)).collect();
+            world = world.with_session("east.example", session(LinkState::Connected, Some(services)));
+        }
+        Step::Acknowledged => {
+            let Some(link) = plan.links.get(&td("east.example")) else { return world };
+            let outcomes = link.catalogue.services.keys();
+            let outcomes = outcomes.map(|name| (name.clone(), crate::model::service::Outcome::Imported));
+            let mut session = session(LinkState::Connected, None);
+            session.acknowledged = Some(Acknowledgement {
+                version: link.catalogue.version,
+                offered: Arc::clone(&link.catalogue),
+                outcomes: outcomes.collect(),
+            });
+            world = world.with_session("east.example", session);
+        }
+        Step::Written => {
+            let written = plan.writes.iter().map(|(key, write)| (key.clone(), Arc::clone(&write.object)));
+            let imported: Vec<_> = plan
+                .writes
+                .keys()
+                .filter(|key| key.kind == Kind::ImportedService)
+                .filter_map(|key| {
+                    let sessions = world.sessions.get(&td("east.example"))?;
+                    let mut services = sessions.catalogue.as_ref()?.services.values();
+                    let service = services.find(|s| key.name.starts_with(&format!("{}.", s.name.name())))?;
+                    Some(("east.example", service.as_ref().clone()))
+                })
+                .collect();
+            world = world.with_written(&written.collect(), &imported);
+            for key in plan.prune.keys() {
+                world.objects.remove(key);
+                world.imported.remove(&NamespacedName::new(NAMESPACE, &key.name));
+            }
+        }
+        Step::StatusesWritten => {
+            let statuses = plan.statuses.iter();
+            world.statuses.extend(statuses.map(|(key, write)| (key.clone(), Arc::new(write.status.clone()))));
+        }
+        Step::Drift => {
+            if let Some(object) = world.objects.values_mut().next() {
+                Arc::make_mut(object).body.insert("spec".to_owned(), json!({}));
+            }
+        }
+    }
+    world
+}
+
+fn at_first() -> World {
+    let mut world = world("west.example");
+    world.spire = Some(Arc::new(SpireState::default()));
+    world
+}
+
+proptest! {
+    #[test]
+    fn a_plan_is_the_same_with_what_is_remembered_and_without(steps in steps()) {
+        let (mut world, mut memo) = (at_first(), Memo::default());
+        let mut planned = plan_anew(&world, &mut memo);
+        for step in &steps {
+            world = after(world, step, &planned);
+            planned = plan_anew(&world, &mut memo);
+            prop_assert!(planned == plan(&world), "after {step:?} of {steps:?}");
+            prop_assert!(plan_anew(&world, &mut memo) == planned, "twice after {step:?}");
+        }
+    }
+}
+
+/// How many objects and statuses were made.
+fn made(memo: &Memo) -> usize {
+    memo.exports.made + memo.policies.made + memo.imported.made + memo.entries.made
+}
+
+#[test]
+fn one_change_among_many_makes_what_it_changes() {
+    let mut world = at_first().with_peer(peer("east.example"));
+    for number in 0..50 {
+        world = world.with_service(service("shop", &format!("service-{number}"), "east.example"));
+    }
+    let mut memo = Memo::default();
+    for _ in 0..4 {
+        let planned = plan_anew(&world, &mut memo);
+        world = after(world, &Step::Written, &planned);
+        world = after(world, &Step::StatusesWritten, &planned);
+    }
+    let (settled, before) = (plan_anew(&world, &mut memo), made(&memo));
+    assert!(settled.writes.is_empty(), "{:?}", settled.writes);
+    assert_eq!(made(&memo), before);
+    assert!(settled.objects.len() >= 150, "a policy, an alias and a Gateway for each");
+
+    let mut changed = service("shop", "service-7", "east.example");
+    changed.ports[0].target_port += 1;
+    world = world.with_service(changed);
+    let planned = plan_anew(&world, &mut memo);
+    assert_eq!(made(&memo) - before, 2, "what comes of its export, and its policy");
+    assert_eq!(planned.writes.len(), 2, "{:?}", planned.writes.keys());
+
+    // The object of a peer is written, as often as its status is.
+    let mut peer = peer("east.example");
+    peer.resource_version = "another".to_owned();
+    world = world.with_peer(peer);
+    let before = made(&memo);
+    plan_anew(&world, &mut memo);
+    assert_eq!(made(&memo), before);
+}

@@ -19,6 +19,7 @@ use crate::model::service::{GatewayAddress, GatewayType, RemotePort, RemoteServi
 use crate::model::world::Rejected;
 use crate::model::{NamespacedName, ObjectKey, Service, ServiceName, TrustDomain, World};
 
+use super::mesh::workloads::Workloads;
 use super::selectors::DisjointSelectors;
 use super::{authorization, generated, istio};
 use policy::Gate;
@@ -91,11 +92,12 @@ pub fn exports(world: &World) -> Exports {
         );
         return exports;
     };
+    let workloads = Workloads::of(world);
     for (service, accepted) in accept(world, own) {
         let is_accepted = accepted.is_ok();
         let mut report = report_of(service, accepted);
         if is_accepted {
-            export(world, own, service, &mut report, &mut exports);
+            export((world, &workloads), own, service, &mut report, &mut exports);
             exports.accepted.insert(service.object.clone(), Arc::clone(service));
         }
         exports.reports.insert(service.object.clone(), report);
@@ -226,7 +228,7 @@ impl<'a> Accepted<'a> {
 
 /// Fills in the report of an accepted service, and exports it where it goes to at least one peer.
 fn export(
-    world: &World,
+    (world, workloads): (&World, &Workloads<'_>),
     own: &TrustDomain,
     service: &Arc<Service>,
     report: &mut ExportReport,
@@ -244,6 +246,7 @@ fn export(
     report.exported = possible.and_then(|()| {
         with_server_ids(service, own)?;
         with_gateways(service, &gateways)?;
+        on_spire(service, workloads)?;
         unclaimed(world, &istio::export::alias_key(service, &host), blocked)?;
         unclaimed(world, &istio::export::gateway_key(service), blocked)
     });
@@ -294,6 +297,21 @@ fn needed_kinds(world: &World) -> Result<(), ExportProblem> {
             ),
         )),
         None => Ok(()),
+    }
+}
+
+/// Only a sidecar with SPIRE's certificates can end `IstioMtls`. Where no pod is known, nothing speaks against it.
+fn on_spire(service: &Service, workloads: &Workloads<'_>) -> Result<(), ExportProblem> {
+    let problem = match service.tls_mode {
+        TlsMode::IstioMtls => workloads.certificates(service).problem(),
+        TlsMode::Mtls => None,
+    };
+    match problem {
+        None => Ok(()),
+        Some(problem) => Err(ExportProblem::new(
+            ExportedReason::MeshNotOnSpire,
+            format!("FederatedService {}: the pods that it selects {problem}", service.object),
+        )),
     }
 }
 

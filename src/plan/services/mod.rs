@@ -11,7 +11,7 @@ use crate::model::{NamespacedName, ServiceName, TrustDomain, World};
 use super::exports::{self, ExportReport};
 use super::generated::{label_value, source};
 use super::imports::{self, ImportReport};
-use super::{authorization, istio};
+use super::{authorization, istio, mesh};
 
 /// What should be, of everything that has to do with services.
 #[derive(Clone, Debug, Default, PartialEq)]
@@ -32,6 +32,8 @@ pub struct ServicesPlan {
     /// Objects that would be generated, are there, and are neither ours nor handed over (reason `ObjectNotOurs`), with what
     /// to do about them.
     pub blocked: BTreeMap<ObjectKey, String>,
+    /// What is found of our own mesh.
+    pub mesh: mesh::Report,
     /// When to decide again though nothing changes.
     pub wake_at: Option<Timestamp>,
 }
@@ -46,6 +48,7 @@ pub fn services(world: &World, ending: &BTreeSet<TrustDomain>) -> ServicesPlan {
             if world.own_trust_domain().is_none() { exports.reports } else { BTreeMap::new() };
         return ServicesPlan { export_reports, ..ServicesPlan::default() };
     };
+    let mesh = mesh::report(world, &exports);
     let mut objects = authorization::policies(world, own, &exports, ending);
     for export in exports.exported.values().filter(|export| !exports.held.contains(&export.service.object)) {
         for object in [istio::export::alias(world, export), istio::export::gateway(world, export)] {
@@ -71,6 +74,7 @@ pub fn services(world: &World, ending: &BTreeSet<TrustDomain>) -> ServicesPlan {
             .filter_map(|(key, report)| Some((NamespacedName::new(key.namespace?, key.name), report)))
             .collect(),
         blocked,
+        mesh,
         wake_at: imports.wake_at,
     }
 }

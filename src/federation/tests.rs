@@ -53,11 +53,17 @@ fn quick() -> Timings {
 pub(super) fn catalogue(names: &[&str]) -> Arc<Catalogue> {
     let service = |name: &str| RemoteService {
         name: ServiceName::new("shop", name).unwrap(),
-        ports: vec![RemotePort { name: "http".into(), port: 80, protocol: AppProtocol::Http }],
+        ports: vec![RemotePort {
+            name: "http".into(),
+            port: 80,
+            protocol: AppProtocol::Http,
+            clients: BTreeSet::new(),
+        }],
         tls_mode: TlsMode::IstioMtls,
         server_ids: BTreeSet::from([id("spiffe://west.test/ns/shop/sa/web")]),
         clients: BTreeSet::new(),
         gateways: Vec::new(),
+        endpoints: Vec::new(),
     };
     let services: BTreeMap<_, _> = names.iter().map(|n| service(n)).map(|s| (s.name.clone(), s)).collect();
     Arc::new(Catalogue { version: version_of(&services), services, malformed: Vec::new() })

@@ -4,8 +4,9 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
 use std::net::IpAddr;
 
-use super::name::is_dns_host;
-use super::{NamespacedName, ServiceName, SpiffeId, TrustDomain};
+use super::name::{is_dns_host, is_dns_label};
+use super::object::{Kind, OwnerRef};
+use super::{NamespacedName, ObjectKey, ServiceName, SpiffeId, TrustDomain};
 
 /// Who ends mutual TLS at the server.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -22,6 +23,15 @@ impl TlsMode {
         match self {
             Self::IstioMtls => "IstioMtls",
             Self::Mtls => "Mtls",
+        }
+    }
+
+    /// The gateway that carries it.
+    #[must_use]
+    pub const fn gateway(self) -> GatewayType {
+        match self {
+            Self::IstioMtls => GatewayType::EastWestGateway,
+            Self::Mtls => GatewayType::IngressGateway,
         }
     }
 }
@@ -196,12 +206,22 @@ pub struct GatewayAddress {
     pub port: u16,
 }
 
+/// A pod that backs a service, which workloads of another trust domain reach directly: their networks are flat.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct DirectEndpoint {
+    pub address: IpAddr,
+    /// What it listens on, by the name of the service's port.
+    pub ports: BTreeMap<String, u16>,
+}
+
 /// A port as importers see it.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub struct RemotePort {
     pub name: String,
     pub port: u16,
     pub protocol: AppProtocol,
+    /// Which of the importer's workloads may call this port; empty: those of the service.
+    pub clients: BTreeSet<ClientPattern>,
 }
 
 /// A service as it stands in a catalogue: well formed, but not yet admitted.
@@ -214,6 +234,8 @@ pub struct RemoteService {
     /// Which of the importer's workloads may call.
     pub clients: BTreeSet<ClientPattern>,
     pub gateways: Vec<GatewayAddress>,
+    /// Its pods, where no gateway carries it and the networks are flat.
+    pub endpoints: Vec<DirectEndpoint>,
 }
 
 /// Which Istio gateway carries an export.
@@ -242,6 +264,71 @@ impl GatewayType {
     }
 }
 
+/// Which Service stands before a gateway, and by which of its ports importers come.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct GatewayChoice {
+    /// `None`: Istio's own.
+    pub namespace: Option<String>,
+    pub by: GatewaySelection,
+    /// The name or number of the port; `None`: the one named `tls`, else 15443, else 443.
+    pub port: Option<String>,
+}
+
+/// How the Service is told from others.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum GatewaySelection {
+    Name(String),
+    /// The oldest one with this label.
+    Label(String, String),
+}
+
+/// Why a text names no gateway.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error("{0:?} is neither [NAMESPACE/]NAME[:PORT] nor [NAMESPACE/]LABEL=VALUE[:PORT] of a Service")]
+pub struct GatewayChoiceError(String);
+
+impl GatewayChoice {
+    /// The Service of the name that Istio gives it.
+    #[must_use]
+    pub fn named(kind: GatewayType) -> Self {
+        Self { namespace: None, by: GatewaySelection::Name(kind.as_str().to_owned()), port: None }
+    }
+}
+
+impl std::str::FromStr for GatewayChoice {
+    type Err = GatewayChoiceError;
+
+    /// `[NAMESPACE/]NAME[:PORT]`, or `[NAMESPACE/]LABEL=VALUE[:PORT]`; the name of a label may hold a slash itself.
+    fn from_str(text: &str) -> Result<Self, Self::Err> {
+        let error = || GatewayChoiceError(text.chars().take(200).collect());
+        let (rest, port) = match text.rsplit_once(':') {
+            Some((rest, port)) => (rest, Some(port)),
+            None => (text, None),
+        };
+        let is_port = |port: &str| is_dns_label(port) || port.parse::<u16>().is_ok_and(|number| number != 0);
+        if port.is_some_and(|port| !is_port(port)) {
+            return Err(error());
+        }
+        // A namespace has no dot, and the part of a label before its slash nearly always has one.
+        let (namespace, selection) = match rest.split_once('/') {
+            Some((namespace, selection)) if is_dns_label(namespace) => {
+                (Some(namespace.to_owned()), selection)
+            }
+            Some(_) if rest.contains('=') => (None, rest),
+            Some(_) => return Err(error()),
+            None => (None, rest),
+        };
+        let by = match selection.split_once('=') {
+            Some((label, value)) if !label.is_empty() && !value.is_empty() => {
+                GatewaySelection::Label(label.to_owned(), value.to_owned())
+            }
+            None if is_dns_label(selection) => GatewaySelection::Name(selection.to_owned()),
+            _ => return Err(error()),
+        };
+        Ok(Self { namespace, by, port: port.map(str::to_owned) })
+    }
+}
+
 /// A gateway given in a FederatedService.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub struct Gateway {
@@ -258,15 +345,30 @@ pub struct ExportedPort {
     /// What the workload listens on.
     pub target_port: u16,
     pub protocol: AppProtocol,
+    /// Who may call this port, in place of the service's `clients`; never empty.
+    pub clients: Option<BTreeSet<ClientPattern>>,
 }
 
-/// A FederatedService that is well formed.
+/// What a service is exported by.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum ExportedBy {
+    /// The FederatedService of the service's `object`.
+    FederatedService,
+    /// A ServiceExportRule, of which it owns what is generated. The service's `object` is a Kubernetes Service.
+    Rule { name: String, uid: String },
+}
+
+/// A service that is to be exported, with all that its cluster has to say to it: its pods' labels, the numbers of its ports, the
+/// IDs of its servers.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Service {
-    /// The FederatedService.
+    pub by: ExportedBy,
+    /// The FederatedService; with a rule, the Kubernetes Service.
     pub object: NamespacedName,
     pub uid: String,
+    /// Of the FederatedService; 0 with a rule.
     pub generation: i64,
+    /// Since when it is to be exported: of two that contend, the older wins.
     pub created: Option<jiff::Timestamp>,
     pub name: ServiceName,
     /// Which pods back it; never empty.
@@ -277,6 +379,58 @@ pub struct Service {
     pub clients: BTreeSet<ClientPattern>,
     pub server_ids: BTreeSet<SpiffeId>,
     pub gateways: Vec<Gateway>,
+}
+
+impl Service {
+    /// What owns all that is generated for it.
+    #[must_use]
+    pub fn owner(&self) -> OwnerRef {
+        match &self.by {
+            ExportedBy::FederatedService => OwnerRef {
+                kind: Kind::FederatedService,
+                name: self.object.name.clone(),
+                uid: self.uid.clone(),
+            },
+            ExportedBy::Rule { name, uid } => {
+                OwnerRef { kind: Kind::ServiceExportRule, name: name.clone(), uid: uid.clone() }
+            }
+        }
+    }
+
+    /// The object that it is exported as, alone of all services.
+    #[must_use]
+    pub fn key(&self) -> ObjectKey {
+        let kind = match self.by {
+            ExportedBy::FederatedService => Kind::FederatedService,
+            ExportedBy::Rule { .. } => Kind::Service,
+        };
+        ObjectKey::namespaced(kind, &self.object.namespace, &self.object.name)
+    }
+
+    /// Every object that it is exported by or as, for the annotation of what is generated for it.
+    #[must_use]
+    pub fn sources(&self) -> Vec<ObjectKey> {
+        let rule = match &self.by {
+            ExportedBy::FederatedService => None,
+            ExportedBy::Rule { name, .. } => Some(ObjectKey::cluster(Kind::ServiceExportRule, name)),
+        };
+        rule.into_iter().chain([self.key()]).collect()
+    }
+
+    /// Who may call a port of it.
+    #[must_use]
+    pub fn clients_of<'a>(&'a self, port: &'a ExportedPort) -> &'a BTreeSet<ClientPattern> {
+        port.clients.as_ref().unwrap_or(&self.clients)
+    }
+}
+
+impl fmt::Display for Service {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match &self.by {
+            ExportedBy::FederatedService => write!(f, "FederatedService {}", self.object),
+            ExportedBy::Rule { name, .. } => write!(f, "Service {} (ServiceExportRule {name})", self.object),
+        }
+    }
 }
 
 /// What became of a service at its importer; each but the first is a refusal with its reason.

@@ -21,6 +21,8 @@ pub struct Relationship {
 pub struct Entry {
     pub id: String,
     pub spiffe_id: SpiffeId,
+    /// What a workload must show, all of it, to be given the ID: each `type:value`, as `k8s:sa:cart`.
+    pub selectors: BTreeSet<String>,
     pub federates_with: BTreeSet<TrustDomain>,
 }
 

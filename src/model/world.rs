@@ -14,6 +14,7 @@ use super::mesh::Mesh;
 use super::object::Kind;
 use super::own::{Identity, OwnHistory, WorkloadFailure};
 use super::registration::Registration;
+use super::service::{GatewayChoice, GatewayType};
 use super::session::{HeldBundle, SessionState};
 use super::trust::SpireState;
 use super::{
@@ -33,6 +34,14 @@ pub struct Settings {
     pub istio_namespace: String,
     /// The revision of Istio whose mesh configuration counts; empty: the one without a revision.
     pub istio_revision: String,
+    /// The gateway that carries `IstioMtls`.
+    pub eastwest_gateway: GatewayChoice,
+    /// The gateway that carries `Mtls`.
+    pub ingress_gateway: GatewayChoice,
+    /// Whether gateways are reached at the addresses of their nodes, by the node port.
+    pub gateway_node_ports: bool,
+    /// Whether every workload of the mesh is closed to foreign SPIFFE IDs that no export names.
+    pub fence: bool,
     /// `className` of the ClusterFederatedTrustDomains that are written; empty: none.
     pub spire_class_name: String,
     /// Who makes relationships in SPIRE of what is written.
@@ -57,6 +66,10 @@ impl Settings {
             cluster_domain: "cluster.local".to_owned(),
             istio_namespace: "istio-system".to_owned(),
             istio_revision: String::new(),
+            eastwest_gateway: GatewayChoice::named(GatewayType::EastWestGateway),
+            ingress_gateway: GatewayChoice::named(GatewayType::IngressGateway),
+            gateway_node_ports: false,
+            fence: false,
             spire_class_name: String::new(),
             relationships: Relationships::ControllerManager,
             drain: Duration::from_secs(30),

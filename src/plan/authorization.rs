@@ -45,16 +45,10 @@ pub fn policies(
         .map(|((namespace, selector), services)| {
             let key = key(namespace, selector);
             let spec = generated::spec(&deny(own, selector, &services, &peers));
-            let owners = services
-                .iter()
-                .map(|s| OwnerRef {
-                    kind: Kind::FederatedService,
-                    name: s.object.name.clone(),
-                    uid: s.uid.clone(),
-                })
-                .collect();
-            let sources: Vec<String> =
-                services.iter().map(|s| generated::source(Kind::FederatedService, &s.object)).collect();
+            let owners: BTreeSet<OwnerRef> = services.iter().map(|s| s.owner()).collect();
+            let sources: BTreeSet<ObjectKey> = services.iter().flat_map(|s| s.sources()).collect();
+            let sources: Vec<String> = sources.iter().map(generated::source_of).collect();
+            let owners = owners.into_iter().collect();
             (key.clone(), generated::object(world, key, spec, owners, &sources, None))
         })
         .filter(|(key, _)| !exports.blocked.contains_key(key))
@@ -100,7 +94,7 @@ fn deny(
     let mut clients: BTreeMap<u16, BTreeSet<&str>> = BTreeMap::new();
     for service in services {
         for port in &service.ports {
-            let allowed = service.clients.iter().filter(|c| peers.contains(c.trust_domain()));
+            let allowed = service.clients_of(port).iter().filter(|c| peers.contains(c.trust_domain()));
             clients.entry(port.target_port).or_default().extend(allowed.map(|c| c.principal()));
         }
     }

@@ -13,8 +13,8 @@ use crate::model::object::{Kind, Meta};
 use crate::model::own::Identity;
 use crate::model::peer::{Imports, OnDisconnect, ServicePattern};
 use crate::model::service::{
-    Address, AppProtocol, ClientPattern, ExportedPort, Gateway, GatewayAddress, GatewayType, RemotePort,
-    RemoteService, TlsMode,
+    Address, AppProtocol, ClientPattern, ExportedBy, ExportedPort, Gateway, GatewayAddress, GatewayType,
+    RemotePort, RemoteService, TlsMode,
 };
 use crate::model::session::{Catalogue, LinkState, SessionState};
 use crate::model::world::{Rejected, Relationships, Settings};
@@ -95,6 +95,7 @@ pub(crate) fn peer(name: &str) -> Peer {
         on_disconnect: OnDisconnect::Keep,
         suspend: false,
         withdraw: false,
+        direct_endpoints: false,
     }
 }
 
@@ -106,6 +107,7 @@ pub(crate) fn cart() -> Service {
 /// Like [`cart`], exported to one trust domain.
 pub(crate) fn service(namespace: &str, name: &str, to: &str) -> Service {
     Service {
+        by: ExportedBy::FederatedService,
         object: NamespacedName::new(namespace, name),
         uid: format!("uid-of-{namespace}-{name}"),
         generation: 1,
@@ -117,6 +119,7 @@ pub(crate) fn service(namespace: &str, name: &str, to: &str) -> Service {
             port: 18_080,
             target_port: 8_080,
             protocol: AppProtocol::Tcp,
+            clients: None,
         }],
         tls_mode: TlsMode::IstioMtls,
         exported_to: BTreeSet::from([td(to)]),
@@ -133,11 +136,17 @@ pub(crate) fn service(namespace: &str, name: &str, to: &str) -> Service {
 pub(crate) fn remote_cart() -> RemoteService {
     RemoteService {
         name: ServiceName::new("shop", "cart").unwrap(),
-        ports: vec![RemotePort { name: "tcp".to_owned(), port: 18_080, protocol: AppProtocol::Tcp }],
+        ports: vec![RemotePort {
+            name: "tcp".to_owned(),
+            port: 18_080,
+            protocol: AppProtocol::Tcp,
+            clients: BTreeSet::new(),
+        }],
         tls_mode: TlsMode::IstioMtls,
         server_ids: BTreeSet::from([id("spiffe://west.example/ns/shop/sa/cart")]),
         clients: BTreeSet::from([client("spiffe://east.example/ns/shop/sa/client")]),
         gateways: vec![gateway("10.77.2.2", 15_443)],
+        endpoints: Vec::new(),
     }
 }
 

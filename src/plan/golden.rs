@@ -44,12 +44,14 @@ fn a_wide_export() {
             port: 80,
             target_port: 9_090,
             protocol: AppProtocol::Http,
+            clients: None,
         },
         ExportedPort {
             name: "grpc".to_owned(),
             port: 50_051,
             target_port: 50_051,
             protocol: AppProtocol::Grpc,
+            clients: None,
         },
     ];
     orders

@@ -814,7 +814,12 @@ fn a_relationship_ends_in_the_safe_order() {
     scene.world = scene.world.clone().with_object(object.clone());
     scene.spire(|spire, _| {
         let spiffe_id = id("spiffe://west.example/ns/shop/sa/cart");
-        let entry = Entry { id: "e".to_owned(), spiffe_id, federates_with: BTreeSet::from([td(EAST)]) };
+        let entry = Entry {
+            id: "e".to_owned(),
+            spiffe_id,
+            selectors: BTreeSet::new(),
+            federates_with: BTreeSet::from([td(EAST)]),
+        };
         spire.entries.insert(entry.id.clone(), entry);
     });
     scene.change_peer(|peer| {
@@ -879,6 +884,7 @@ fn in_an_emergency_trust_goes_first_and_at_once() {
         let entry = Entry {
             id: "e".to_owned(),
             spiffe_id: id("spiffe://west.example/ns/shop/sa/theirs"),
+            selectors: BTreeSet::new(),
             federates_with: BTreeSet::from([td(EAST)]),
         };
         spire.entries.insert(entry.id.clone(), entry);
@@ -991,7 +997,12 @@ fn who_holds_the_bundle_back_is_named_and_told_once() {
     scene.spire(|spire, _| {
         spire.relationships.clear();
         let spiffe_id = id("spiffe://west.example/ns/shop/sa/theirs");
-        let entry = Entry { id: "e".to_owned(), spiffe_id, federates_with: BTreeSet::from([td(EAST)]) };
+        let entry = Entry {
+            id: "e".to_owned(),
+            spiffe_id,
+            selectors: BTreeSet::new(),
+            federates_with: BTreeSet::from([td(EAST)]),
+        };
         spire.entries.insert(entry.id.clone(), entry);
     });
     scene.change_peer(|peer| peer.deletion = Some(now()));
@@ -1023,7 +1034,12 @@ fn entries_that_nothing_explains_are_named_after_a_minute() {
     scene.spire(|spire, _| {
         spire.relationships.clear();
         let spiffe_id = id("spiffe://west.example/by-hand");
-        let entry = Entry { id: "e".to_owned(), spiffe_id, federates_with: BTreeSet::from([td(EAST)]) };
+        let entry = Entry {
+            id: "e".to_owned(),
+            spiffe_id,
+            selectors: BTreeSet::new(),
+            federates_with: BTreeSet::from([td(EAST)]),
+        };
         spire.entries.insert(entry.id.clone(), entry);
     });
     scene.change_peer(|peer| peer.deletion = Some(now()));

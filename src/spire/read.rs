@@ -17,7 +17,7 @@ const PAGE: i32 = 200;
 const MAX_PAGES: usize = 1_000;
 /// Relationships, and bundles, read at most.
 const MAX_ITEMS: usize = 10_000;
-/// Registration entries read at most; only three fields of each are asked for.
+/// Registration entries read at most; only four fields of each are asked for.
 const MAX_ENTRIES: usize = 100_000;
 
 impl SpireServer {
@@ -73,13 +73,14 @@ impl SpireServer {
         self.list_relationships().await.map(drop)
     }
 
-    /// Reads the registration entries, by ID: the identity and `federatesWith` of each.
+    /// Reads the registration entries, by ID: the identity, selectors and `federatesWith` of each.
     ///
     /// # Errors
     /// [`SpireError`] if the listing failed or was over its limit.
     pub async fn read_entries(&self) -> Result<BTreeMap<String, Entry>, SpireError> {
         const CALL: &str = "ListEntries";
-        let mask = types::EntryMask { spiffe_id: true, federates_with: true, ..Default::default() };
+        let mask =
+            types::EntryMask { spiffe_id: true, selectors: true, federates_with: true, ..Default::default() };
         let mut pages = Pages::new(self, CALL, MAX_ENTRIES);
         while let Some(page_token) = pages.next_token() {
             let request = entry::v1::ListEntriesRequest {
@@ -110,7 +111,12 @@ impl SpireServer {
                 .inspect_err(|e| self.complain(format!("entry {:?} federates with {name:?}: {e}", proto.id)))
                 .ok()
         });
-        Some(Entry { federates_with: federates_with.collect(), id: proto.id.clone(), spiffe_id })
+        Some(Entry {
+            federates_with: federates_with.collect(),
+            selectors: proto.selectors.iter().map(|one| format!("{}:{}", one.r#type, one.value)).collect(),
+            id: proto.id.clone(),
+            spiffe_id,
+        })
     }
 
     async fn list_relationships(&self) -> Result<Vec<types::FederationRelationship>, SpireError> {

@@ -71,6 +71,11 @@ pub struct ImportedPort {
     /// tcp, http, http2, grpc, https or tls.
     #[schemars(length(min = 1, max = 63))]
     pub app_protocol: String,
+    /// Our SPIFFE IDs that its server lets in on this port, at most 1,000; a trailing `/*` stands for every path below.
+    /// Absent: those in `clients`.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    #[schemars(length(max = limits::CLIENTS), inner(length(min = 11, max = limits::SPIFFE_ID)))]
+    pub clients: Vec<String>,
 }
 
 /// Where an imported service is reached.

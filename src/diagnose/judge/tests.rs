@@ -61,7 +61,12 @@ fn healthy() -> Evidence {
     identity.not_after = now().saturating_add(std::time::Duration::from_secs(600)).unwrap();
     identity.bundle = Arc::clone(&east);
     identity.federated = BTreeMap::from([(td(WEST), Arc::clone(&west))]);
-    let entry = Entry { id: "1".to_owned(), spiffe_id: id(OWN), federates_with: [td(WEST)].into() };
+    let entry = Entry {
+        id: "1".to_owned(),
+        spiffe_id: id(OWN),
+        selectors: BTreeSet::new(),
+        federates_with: [td(WEST)].into(),
+    };
     world.spire = Some(Arc::new(SpireState {
         relationships: [(td(WEST), relationship)].into(),
         bundles: [(td(WEST), Arc::clone(&west))].into(),

@@ -11,7 +11,7 @@ use crate::api::v1alpha1::federated_service::{
 use crate::api::v1alpha1::limits;
 use crate::model::name::NameError;
 use crate::model::service::{
-    Address, AppProtocol, ClientPattern, ExportedPort, Gateway, GatewayAddress, GatewayType,
+    Address, AppProtocol, ClientPattern, ExportedBy, ExportedPort, Gateway, GatewayAddress, GatewayType,
 };
 use crate::model::world::Rejected;
 use crate::model::{NamespacedName, Object, Service, ServiceName, TrustDomain};
@@ -34,6 +34,7 @@ fn read(object: &Object, own: Option<&TrustDomain>) -> Result<Service, Problem> 
     field::at_most(ids, spec.server_spiffe_ids.len(), limits::SERVER_IDS)?;
     field::at_most("spec.gateways", spec.gateways.len(), limits::GATEWAYS)?;
     Ok(Service {
+        by: ExportedBy::FederatedService,
         object: NamespacedName::new(namespace, &object.key.name),
         uid: object.meta.uid.clone(),
         generation: object.meta.generation,
@@ -156,7 +157,7 @@ fn ports(given: &[Port]) -> Result<Vec<ExportedPort>, Problem> {
             None => port,
         };
         let protocol = protocol(&path, given)?;
-        ports.push(ExportedPort { name: given.name.clone(), port, target_port, protocol });
+        ports.push(ExportedPort { name: given.name.clone(), port, target_port, protocol, clients: None });
     }
     Ok(ports)
 }

@@ -33,6 +33,7 @@ pub fn spec_of(service: &RemoteService, host: &str, trust_domain: &TrustDomain) 
         name: port.name.clone(),
         port: i32::from(port.port),
         app_protocol: port.protocol.as_str().to_owned(),
+        clients: port.clients.iter().map(ToString::to_string).collect(),
     };
     let gateway =
         |at: &GatewayAddress| ImportedGateway { address: at.address.to_string(), port: i32::from(at.port) };
@@ -76,6 +77,7 @@ fn read(object: &Object) -> Result<Imported, Problem> {
         })?,
         clients: field::set(clients, &spec.clients, field::client_pattern)?,
         gateways: gateways(&spec.gateways)?,
+        endpoints: Vec::new(),
     };
     Ok(Imported {
         object: NamespacedName::new(object.key.namespace.clone().unwrap_or_default(), &object.key.name),
@@ -101,7 +103,10 @@ fn ports(given: &[ImportedPort]) -> Result<Vec<RemotePort>, Problem> {
             let rule = "it must be tcp, http, http2, grpc, https or tls";
             Problem::of(&format!("{path}.appProtocol"), &given.app_protocol, rule)
         })?;
-        ports.push(RemotePort { name: given.name.clone(), port, protocol });
+        let clients_path = format!("{path}.clients");
+        field::at_most(&clients_path, given.clients.len(), limits::CLIENTS)?;
+        let clients = field::set(&clients_path, &given.clients, field::client_pattern)?;
+        ports.push(RemotePort { name: given.name.clone(), port, protocol, clients });
     }
     Ok(ports)
 }

@@ -88,7 +88,12 @@ fn remote_service() -> impl Strategy<Value = RemoteService> {
     // Names by number, so that both are distinct.
     let ports =
         btree_map(1..=u16::MAX, proptest::sample::select(protocols.to_vec()), 1..8).prop_map(|ports| {
-            let one = |(port, protocol)| RemotePort { name: format!("p-{port}"), port, protocol };
+            let one = |(port, protocol)| RemotePort {
+                name: format!("p-{port}"),
+                port,
+                protocol,
+                clients: BTreeSet::new(),
+            };
             ports.into_iter().map(one).collect::<Vec<_>>()
         });
     let gateways = vec((address(), 1..=u16::MAX), 0..5).prop_map(|gateways| {
@@ -119,6 +124,7 @@ fn remote_service() -> impl Strategy<Value = RemoteService> {
                 .map(|text| ClientPattern::parse(&format!("spiffe://{text}")).unwrap())
                 .collect(),
             gateways,
+            endpoints: Vec::new(),
         })
 }
 

@@ -15,7 +15,7 @@ use std::sync::Arc;
 use crate::api::v1alpha1::conditions::{ClientsEnforcedReason, ExportedReason, ServiceAcceptedReason};
 use crate::istio::authorization_policy::MAX_RULES;
 use crate::model::object::Kind;
-use crate::model::service::{GatewayAddress, GatewayType, RemotePort, RemoteService, TlsMode};
+use crate::model::service::{ClientPattern, GatewayAddress, GatewayType, RemotePort, RemoteService, TlsMode};
 use crate::model::world::Rejected;
 use crate::model::{NamespacedName, ObjectKey, Service, ServiceName, TrustDomain, World};
 
@@ -128,10 +128,18 @@ pub fn catalogue(exports: &Exports, peer: &TrustDomain) -> BTreeMap<ServiceName,
 
 fn offered(export: &Export, peer: &TrustDomain) -> RemoteService {
     let service = &export.service;
-    let mut ports: Vec<RemotePort> = service
-        .ports
-        .iter()
-        .map(|p| RemotePort { name: p.name.clone(), port: p.port, protocol: p.protocol })
+    let of_peer = |all: &BTreeSet<ClientPattern>| -> BTreeSet<ClientPattern> {
+        all.iter().filter(|client| client.trust_domain() == peer).cloned().collect()
+    };
+    // A port that nobody there may call is not offered: to the importer, no clients of its own are those of the service.
+    let offered = service.ports.iter().filter(|port| has_clients_in(service.clients_of(port), peer));
+    let mut ports: Vec<RemotePort> = offered
+        .map(|p| RemotePort {
+            name: p.name.clone(),
+            port: p.port,
+            protocol: p.protocol,
+            clients: p.clients.as_ref().map(of_peer).unwrap_or_default(),
+        })
         .collect();
     ports.sort_by_key(|p| p.port);
     RemoteService {
@@ -139,9 +147,14 @@ fn offered(export: &Export, peer: &TrustDomain) -> RemoteService {
         ports,
         tls_mode: service.tls_mode,
         server_ids: service.server_ids.clone(),
-        clients: service.clients.iter().filter(|c| c.trust_domain() == peer).cloned().collect(),
+        clients: of_peer(&service.clients),
         gateways: export.gateways.clone(),
+        endpoints: Vec::new(),
     }
+}
+
+fn has_clients_in(clients: &BTreeSet<ClientPattern>, td: &TrustDomain) -> bool {
+    clients.iter().any(|client| client.trust_domain() == td)
 }
 
 fn report_of(service: &Service, accepted: Acceptance) -> ExportReport {
@@ -408,11 +421,11 @@ fn to_peer(world: &World, service: &Service, td: &TrustDomain) -> Result<(), Exp
             ExportedReason::NoPeer,
             format!("{td}: its TrustDomainPeer {} is being deleted", peer.object),
         )),
-        Some(_) if !service.clients.iter().any(|client| client.trust_domain() == td) => {
+        Some(_) if !service.ports.iter().any(|port| has_clients_in(service.clients_of(port), td)) => {
             Err(ExportProblem::new(
                 ExportedReason::NoClientsThere,
                 format!(
-                    "{td}: none of spec.clients is in this trust domain, so nobody there could call; add its clients or \
+                    "{td}: none of the clients is in this trust domain, so nobody there could call; add its clients or \
                      remove it from spec.exportedTrustDomains"
                 ),
             ))

@@ -270,6 +270,7 @@ fn the_spec_does_not_depend_on_the_peers_order() {
     let mut one = remote_cart();
     one.gateways.push(crate::plan::fixtures::gateway("10.77.2.1", 15_443));
     one.ports.push(crate::model::service::RemotePort {
+        clients: BTreeSet::new(),
         name: "a".to_owned(),
         port: 1,
         protocol: crate::model::service::AppProtocol::Http,

@@ -5,7 +5,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use crate::istio::gateway::{Server, ServerTls, ServerTlsMode};
 use crate::istio::service_entry::{Location, Resolution, WorkloadSelector};
 use crate::istio::{GatewaySpec, Port, ServiceEntrySpec};
-use crate::model::object::{Kind, Object, ObjectKey, OwnerRef};
+use crate::model::object::{Kind, Object, ObjectKey};
 use crate::model::service::GatewayType;
 use crate::model::{Service, World};
 use crate::plan::exports::Export;
@@ -79,11 +79,6 @@ pub fn gateway(world: &World, export: &Export) -> Object {
 }
 
 fn owned(world: &World, service: &Service, key: ObjectKey, spec: &impl serde::Serialize) -> Object {
-    let owner = OwnerRef {
-        kind: Kind::FederatedService,
-        name: service.object.name.clone(),
-        uid: service.uid.clone(),
-    };
-    let source = generated::source(Kind::FederatedService, &service.object);
-    generated::object(world, key, generated::spec(spec), vec![owner], &[source], None)
+    let sources: Vec<String> = service.sources().iter().map(generated::source_of).collect();
+    generated::object(world, key, generated::spec(spec), vec![service.owner()], &sources, None)
 }

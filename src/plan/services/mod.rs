@@ -9,7 +9,7 @@ use crate::model::service::{Outcome, RemoteService};
 use crate::model::{NamespacedName, ServiceName, TrustDomain, World};
 
 use super::exports::{self, ExportReport};
-use super::generated::{label_value, source};
+use super::generated::{label_value, source, source_of};
 use super::imports::{self, ImportReport};
 use super::{authorization, istio, mesh};
 
@@ -61,7 +61,8 @@ pub fn services(world: &World, ending: &BTreeSet<TrustDomain>) -> ServicesPlan {
     objects.extend(entries);
     let mut blocked = exports.blocked.clone();
     blocked.extend(imports.blocked);
-    let held = exports.held.iter().map(|name| source(Kind::FederatedService, name)).collect();
+    let held = exports.held.iter().filter_map(|name| world.services.get(name));
+    let held = held.map(|service| source_of(&service.key())).collect();
     retain(world, held, &imports.silent, &blocked, &mut objects);
     ServicesPlan {
         complete: true,

@@ -300,12 +300,18 @@ fn hostile() -> impl Strategy<Value = Vec<RemoteService>> {
             name: ServiceName::new(&namespace, &name).unwrap(),
             ports: ports
                 .into_iter()
-                .map(|(name, port)| RemotePort { name, port, protocol: AppProtocol::Tcp })
+                .map(|(name, port)| RemotePort {
+                    name,
+                    port,
+                    protocol: AppProtocol::Tcp,
+                    clients: BTreeSet::new(),
+                })
                 .collect(),
             tls_mode,
             server_ids: ids.into_iter().map(|id| SpiffeId::new(id).unwrap()).collect(),
             clients: BTreeSet::new(),
             gateways,
+            endpoints: Vec::new(),
         },
     );
     proptest::collection::vec(service, 0..6)

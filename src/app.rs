@@ -314,12 +314,8 @@ impl Planning {
             ready: self.ready,
             metrics: self.metrics,
         };
-        let of_mesh = index::mesh::follow(
-            self.store.clone(),
-            Arc::clone(&self.settings),
-            mesh_sender,
-            cancel.clone(),
-        );
+        let of_mesh =
+            index::mesh::follow(self.store.clone(), Arc::clone(&self.settings), mesh_sender, cancel.clone());
         tasks.spawn(async move {
             of_mesh.await;
             Ok(())

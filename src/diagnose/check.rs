@@ -240,9 +240,7 @@ impl Check {
             (Outcome::Failed, Step::WorkloadRegistrations) => {
                 ("not all workloads that are to federate with you do", HERE)
             }
-            (Outcome::Failed, Step::Mesh) => {
-                ("our mesh is not set up for services to or from you", HERE)
-            }
+            (Outcome::Failed, Step::Mesh) => ("our mesh is not set up for services to or from you", HERE),
             (Outcome::Failed, _) => (self.message.as_str(), self.remedy.as_deref().unwrap_or_default()),
         };
         ToldCheck {
@@ -281,9 +279,14 @@ mod tests {
                     side: None,
                 };
                 let told = check.to_told();
-                let is_private =
-                    [Step::WorkloadApi, Step::OwnSvid, Step::SpireServer, Step::WorkloadRegistrations, Step::Mesh]
-                        .contains(step);
+                let is_private = [
+                    Step::WorkloadApi,
+                    Step::OwnSvid,
+                    Step::SpireServer,
+                    Step::WorkloadRegistrations,
+                    Step::Mesh,
+                ]
+                .contains(step);
                 let says = told.message.contains("secret") || told.remedy.contains("secret");
                 assert_eq!(says, outcome == Outcome::Failed && !is_private, "{told:?}");
                 assert_eq!((told.step.as_str(), told.outcome), (step.as_str(), outcome));

@@ -25,7 +25,8 @@ pub async fn follow(
     found: watch::Sender<Option<Arc<Mesh>>>,
     cancel: CancellationToken,
 ) {
-    let selections = [mesh_config(&settings), istiods(&settings), spire_agents()].map(|one| store.select(one));
+    let selections =
+        [mesh_config(&settings), istiods(&settings), spire_agents()].map(|one| store.select(one));
     let [Some(mut configs), Some(mut istiods), Some(mut agents)] = selections else {
         cancel.cancelled().await;
         return;

@@ -30,7 +30,9 @@ pub(super) fn mesh(view: View<'_>) -> Finding {
         Seen::There(config) => format!("ConfigMap {} lets services with {peer} work", config.object),
     };
     let told = planned::unseen_sds(mesh).filter(|_| report.has_services(peer)).map(str::to_owned);
-    let words: Vec<String> =
-        std::iter::once(seen).chain((!found.is_empty()).then(|| planned::in_words(found))).chain(told).collect();
+    let words: Vec<String> = std::iter::once(seen)
+        .chain((!found.is_empty()).then(|| planned::in_words(found)))
+        .chain(told)
+        .collect();
     Finding::passed(words.join("; but "))
 }

@@ -36,7 +36,9 @@ pub fn config(object: &Object) -> Result<MeshConfig, String> {
         format!("ConfigMap {name} has no key `{MESH_KEY}`: istiod runs on defaults; write the mesh configuration there")
     })?;
     let mesh = from_yaml(text)
-        .map_err(|cause| format!("ConfigMap {name}: `{MESH_KEY}` is no YAML ({cause}): istiod keeps what it had; mend it"))?
+        .map_err(|cause| {
+            format!("ConfigMap {name}: `{MESH_KEY}` is no YAML ({cause}): istiod keeps what it had; mend it")
+        })?
         .unwrap_or_default();
     if !(mesh.is_object() || mesh.is_null()) {
         return Err(format!("ConfigMap {name}: `{MESH_KEY}` is no mapping; mend it"));
@@ -61,7 +63,8 @@ pub fn config(object: &Object) -> Result<MeshConfig, String> {
 pub fn control_plane(object: &Object) -> ControlPlane {
     let containers = object.spec().and_then(|spec| spec.pointer("/template/spec/containers"));
     let containers = containers.unwrap_or(&Value::Null);
-    let discovery = items(containers).find(|one| one["name"] == DISCOVERY).or_else(|| items(containers).next());
+    let discovery =
+        items(containers).find(|one| one["name"] == DISCOVERY).or_else(|| items(containers).next());
     let discovery = discovery.unwrap_or(&Value::Null);
     let set = |name: &str| items(&discovery["env"]).find(|one| one["name"] == name).map(|one| &one["value"]);
     let labelled = VERSION_LABELS.iter().find_map(|label| Version::parse(object.meta.labels.get(*label)?));
@@ -105,7 +108,8 @@ fn in_line<'a>(line: &'a str, name: &str) -> Option<&'a str> {
         return None;
     }
     let after = after.strip_prefix('"').unwrap_or(after).trim_start();
-    let value = after.strip_prefix('=').or_else(|| after.strip_prefix(':'))?.trim_start().strip_prefix('"')?;
+    let value =
+        after.strip_prefix('=').or_else(|| after.strip_prefix(':'))?.trim_start().strip_prefix('"')?;
     value.split_once('"').map(|(value, _)| value)
 }
 

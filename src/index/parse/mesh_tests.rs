@@ -89,7 +89,9 @@ fn an_istiod_has_a_version_and_settings() {
         assert_eq!(istiod(labels, image, json!([])).version, version, "{image}");
     }
     let plain = istiod(&[], "pilot", json!([]));
-    assert!(!plain.skips_trust_domains && plain.allocates_addresses.is_none() && plain.shared_config.is_none());
+    assert!(
+        !plain.skips_trust_domains && plain.allocates_addresses.is_none() && plain.shared_config.is_none()
+    );
     let set = istiod(
         &[],
         "pilot",
@@ -106,8 +108,14 @@ fn an_istiod_has_a_version_and_settings() {
 #[test]
 fn names_of_bundles_are_read_from_hcl_and_json() {
     let cases = [
-        ("agent {\n  sds {\n    default_bundle_name = \"null\"\n    default_all_bundles_name = \"ROOTCA\"\n  }\n}", true),
-        ("{\"agent\": {\"sds\": {\n\"default_bundle_name\": \"null\",\n\"default_all_bundles_name\": \"ROOTCA\"}}}", true),
+        (
+            "agent {\n  sds {\n    default_bundle_name = \"null\"\n    default_all_bundles_name = \"ROOTCA\"\n  }\n}",
+            true,
+        ),
+        (
+            "{\"agent\": {\"sds\": {\n\"default_bundle_name\": \"null\",\n\"default_all_bundles_name\": \"ROOTCA\"}}}",
+            true,
+        ),
         ("agent { sds { default_all_bundles_name = \"ROOTCA\" } }", false),
         ("agent {\n  # default_bundle_name = \"null\"\n  // default_all_bundles_name = \"ROOTCA\"\n}", false),
         ("agent {\n url = \"a//b\" \n}", false),

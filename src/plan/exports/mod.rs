@@ -92,7 +92,7 @@ pub fn exports(world: &World) -> Exports {
         );
         return exports;
     };
-    let workloads = Workloads::of(world);
+    let workloads = Workloads::of(world, world.services.values().map(AsRef::as_ref));
     for (service, accepted) in accept(world, own) {
         let is_accepted = accepted.is_ok();
         let mut report = report_of(service, accepted);

@@ -71,7 +71,8 @@ fn trust(
     if let Some(own) = world.own_trust_domain().filter(|own| config.trust_domain.as_ref() != Some(own)) {
         let lets_own_in = config.aliases.contains(own) || config.ca_trust_domains.contains(own);
         let severity = if exports && !lets_own_in { Severity::Breaks } else { Severity::Warns };
-        let theirs = config.trust_domain.as_ref().map_or_else(|| "no trust domain".to_owned(), ToString::to_string);
+        let theirs =
+            config.trust_domain.as_ref().map_or_else(|| "no trust domain".to_owned(), ToString::to_string);
         if exchange.is_some() {
             found.push(Finding::new(
                 severity,
@@ -106,7 +107,10 @@ fn dns(mesh: &Mesh, config: &MeshConfig, peer: &TrustDomain, exchange: &Exchange
     Some(Finding::new(
         Severity::Warns,
         Reason::AddressesNotAllocated,
-        format!("services of {peer} are imported, and istiod {} gives their names no addresses", lacking.object),
+        format!(
+            "services of {peer} are imported, and istiod {} gives their names no addresses",
+            lacking.object
+        ),
         format!("set PILOT_ENABLE_IP_AUTOALLOCATE=true on Deployment {}", lacking.object),
     ))
 }
@@ -148,7 +152,10 @@ fn versions(mesh: &Mesh) -> Option<Finding> {
     Some(Finding::new(
         Severity::Advises,
         Reason::NotAllSeen,
-        format!("neither a label nor the image's tag of Deployment {} tells the version of Istio", unknown.object),
+        format!(
+            "neither a label nor the image's tag of Deployment {} tells the version of Istio",
+            unknown.object
+        ),
         format!("see that it is {OLDEST} or later"),
     ))
 }
@@ -174,9 +181,8 @@ fn sds(mesh: &Mesh) -> Option<Finding> {
 
 /// What cannot be looked at.
 fn unseen(world: &World, mesh: &Mesh) -> Vec<Finding> {
-    let advise = |message: String, remedy: &str| {
-        Finding::new(Severity::Advises, Reason::NotAllSeen, message, remedy)
-    };
+    let advise =
+        |message: String, remedy: &str| Finding::new(Severity::Advises, Reason::NotAllSeen, message, remedy);
     match &mesh.control_planes {
         Seen::Unread => Vec::new(),
         Seen::Absent => vec![advise(
@@ -196,7 +202,10 @@ fn unseen(world: &World, mesh: &Mesh) -> Vec<Finding> {
                 return Vec::new();
             }
             vec![advise(
-                format!("istiod merges ConfigMap {} into the mesh configuration, which is not looked at", some(shared)),
+                format!(
+                    "istiod merges ConfigMap {} into the mesh configuration, which is not looked at",
+                    some(shared)
+                ),
                 "what is found here may be set there",
             )]
         }

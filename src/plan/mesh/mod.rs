@@ -6,6 +6,8 @@
 
 mod config;
 mod objects;
+#[cfg(test)]
+mod tests;
 pub mod workloads;
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -120,7 +122,8 @@ pub fn report(world: &World, exports: &Exports) -> Report {
             (peer.clone(), found)
         })
         .collect();
-    let with_services = exchanges.into_iter().filter(|(_, one)| one.is_some()).map(|(peer, _)| peer).collect();
+    let with_services =
+        exchanges.into_iter().filter(|(_, one)| one.is_some()).map(|(peer, _)| peer).collect();
     Report { findings, with_services }
 }
 
@@ -219,7 +222,8 @@ pub fn condition(world: &World, report: &Report, peer: &Peer, stored: Option<&Va
         }
         (Seen::There(_), Some(best)) => Some(Condition::new(KIND, true, best.reason.as_str(), all)),
         (Seen::There(config), None) => {
-            let message = format!("the mesh configuration ({}) is as {} needs it", config.object, peer.trust_domain);
+            let message =
+                format!("the mesh configuration ({}) is as {} needs it", config.object, peer.trust_domain);
             Some(Condition::new(KIND, true, Reason::Configured.as_str(), message))
         }
     }

@@ -36,10 +36,13 @@ pub(super) fn wide(world: &World, mesh: &Mesh) -> Vec<Finding> {
         ));
     }
     let planes = mesh.control_planes.there().map_or(&[][..], Vec::as_slice);
-    let ignores = planes.iter().find_map(|plane| plane.version.filter(|version| *version < KNOWS_TRUST_DOMAINS));
+    let ignores =
+        planes.iter().find_map(|plane| plane.version.filter(|version| *version < KNOWS_TRUST_DOMAINS));
     if let Some(version) = ignores {
         let policies: Vec<String> = others(world, Kind::AuthorizationPolicy)
-            .filter(|(_, policy)| sources(policy).any(|source| names(source, &["trustDomains", "notTrustDomains"]).is_some()))
+            .filter(|(_, policy)| {
+                sources(policy).any(|source| names(source, &["trustDomains", "notTrustDomains"]).is_some())
+            })
             .map(|(key, _)| key.to_string())
             .collect();
         if !policies.is_empty() {
@@ -96,8 +99,11 @@ pub(super) fn allows(world: &World, exports: &Exports) -> Vec<Allow> {
         let spec = policy.spec().unwrap_or(&Value::Null);
         let is_allow = spec["action"].as_str().is_none_or(|action| action == "ALLOW");
         // `targetRefs` names gateways and waypoints, never workloads with sidecars.
-        let is_of_workloads = spec["targetRefs"].as_array().is_none_or(Vec::is_empty) && spec["targetRef"].is_null();
-        let Some(field) = sources(policy).find_map(|source| names(source, &["namespaces", "serviceAccounts"])) else {
+        let is_of_workloads =
+            spec["targetRefs"].as_array().is_none_or(Vec::is_empty) && spec["targetRef"].is_null();
+        let Some(field) =
+            sources(policy).find_map(|source| names(source, &["namespaces", "serviceAccounts"]))
+        else {
             continue;
         };
         if !is_allow || !is_of_workloads {

@@ -54,17 +54,22 @@ impl Certificates {
 impl<'a> Workloads<'a> {
     /// The pods that any of these services may select.
     #[must_use]
-    pub fn of(world: &'a World) -> Self {
+    pub fn of(world: &'a World, services: impl IntoIterator<Item = &'a Service>) -> Self {
         let labels = |service: &'a Service| {
             let namespace = service.object.namespace.as_str();
-            service.workload_labels.iter().map(move |(name, value)| (namespace, name.as_str(), value.as_str()))
+            service
+                .workload_labels
+                .iter()
+                .map(move |(name, value)| (namespace, name.as_str(), value.as_str()))
         };
         let mut by_label: BTreeMap<_, Vec<&Pod>> =
-            world.services.values().flat_map(|service| labels(service)).map(|key| (key, Vec::new())).collect();
+            services.into_iter().flat_map(labels).map(|key| (key, Vec::new())).collect();
         let namespaces: BTreeSet<&str> = by_label.keys().map(|(namespace, ..)| *namespace).collect();
         for pod in world.pods.values().filter(|pod| namespaces.contains(pod.object.namespace.as_str())) {
             for (name, value) in &pod.labels {
-                if let Some(pods) = by_label.get_mut(&(pod.object.namespace.as_str(), name.as_str(), value.as_str())) {
+                if let Some(pods) =
+                    by_label.get_mut(&(pod.object.namespace.as_str(), name.as_str(), value.as_str()))
+                {
                     pods.push(pod);
                 }
             }
@@ -81,8 +86,9 @@ impl<'a> Workloads<'a> {
             .iter()
             .filter_map(|(name, value)| self.by_label.get(&(namespace, name.as_str(), value.as_str())));
         let Some(fewest) = lists.min_by_key(|pods| pods.len()) else { return Certificates::Unknown };
-        let is_selected =
-            |pod: &&&Pod| service.workload_labels.iter().all(|(name, value)| pod.labels.get(name) == Some(value));
+        let is_selected = |pod: &&&Pod| {
+            service.workload_labels.iter().all(|(name, value)| pod.labels.get(name) == Some(value))
+        };
         let mut found = Certificates::Unknown;
         for pod in fewest.iter().filter(is_selected) {
             if pod.has_sidecar && pod.has_spire_socket {

@@ -65,7 +65,8 @@ fn conditions(subject: Subject<'_>, stored: Option<&Value>) -> Vec<Condition> {
         services_synced(subject, stored),
     ];
     let mesh = mesh::condition(subject.world, &subject.services.mesh, subject.peer, stored);
-    let (breaks, tells) = mesh.into_iter().partition::<Vec<_>, _>(|_| subject.services.mesh.breaks(&subject.peer.trust_domain));
+    let (breaks, tells) =
+        mesh.into_iter().partition::<Vec<_>, _>(|_| subject.services.mesh.breaks(&subject.peer.trust_domain));
     conditions.extend(breaks);
     let ready = ready(subject, &conditions);
     // What does not keep services from working has no part in Ready.

@@ -27,7 +27,8 @@ pub(super) async fn follow(selection: Selection, api: Api<DynamicObject>, found:
         config = config.labels(&selection.labels);
     }
     let mut changes = pin!(watcher(api, config));
-    let mut state = Following { selection, objects: BTreeMap::new(), list: BTreeMap::new(), retry: FIRST_RETRY };
+    let mut state =
+        Following { selection, objects: BTreeMap::new(), list: BTreeMap::new(), retry: FIRST_RETRY };
     let mut sent = None;
     loop {
         let change = tokio::select! {

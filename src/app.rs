@@ -418,11 +418,11 @@ fn settings(args: &AgentArgs) -> Arc<Settings> {
         namespace: args.namespace.clone(),
         cluster_domain: args.cluster.domain.clone(),
         istio_namespace: args.cluster.istio_namespace.clone(),
-        istio_revision: args.cluster.istio_revision.clone(),
         eastwest_gateway: args.cluster.eastwest_gateway.clone(),
         ingress_gateway: args.cluster.ingress_gateway.clone(),
         gateway_node_ports: args.cluster.gateway_node_ports,
         fence: args.cluster.fence,
+        istio_revision: args.cluster.istio_revision.clone(),
         spire_class_name: args.spire_class_name.clone(),
         relationships: match args.store {
             StoreArg::Kubernetes => Relationships::ControllerManager,

@@ -90,10 +90,6 @@ pub struct ClusterArgs {
     #[arg(long, env = "ENTENTE_ISTIO_NAMESPACE", default_value = "istio-system")]
     pub istio_namespace: String,
 
-    /// The revision of Istio that the workloads here are of: its configuration is the ConfigMap `istio-REVISION`. Empty: `istio`.
-    #[arg(long, env = "ENTENTE_ISTIO_REVISION", default_value = "")]
-    pub istio_revision: String,
-
     /// The Service of the gateway that carries tlsMode IstioMtls: `[NAMESPACE/]NAME[:PORT]`, or `[NAMESPACE/]LABEL=VALUE[:PORT]`
     /// for the oldest one with that label. PORT is the name or the number of its port for importers; by default the one named
     /// `tls`, else 15443, else 443.
@@ -114,6 +110,9 @@ pub struct ClusterArgs {
     /// drain time has passed.
     #[arg(long, env = "ENTENTE_FENCE")]
     pub fence: bool,
+    /// The revision of Istio that the workloads here are of: its configuration is the ConfigMap `istio-REVISION`. Empty: `istio`.
+    #[arg(long, env = "ENTENTE_ISTIO_REVISION", default_value = "")]
+    pub istio_revision: String,
 }
 
 impl Default for ClusterArgs {
@@ -121,11 +120,11 @@ impl Default for ClusterArgs {
         Self {
             domain: "cluster.local".to_owned(),
             istio_namespace: "istio-system".to_owned(),
-            istio_revision: String::new(),
             eastwest_gateway: GatewayChoice::named(GatewayType::EastWestGateway),
             ingress_gateway: GatewayChoice::named(GatewayType::IngressGateway),
             gateway_node_ports: false,
             fence: false,
+            istio_revision: String::new(),
         }
     }
 }

@@ -136,7 +136,12 @@ impl Hostile {
         Service {
             name: name.to_owned(),
             namespace: namespace.to_owned(),
-            ports: vec![Port { name: "tcp".to_owned(), port: 18080, app_protocol: "tcp".to_owned() }],
+            ports: vec![Port {
+                name: "tcp".to_owned(),
+                port: 18080,
+                app_protocol: "tcp".to_owned(),
+                ..Port::default()
+            }],
             tls_mode: TlsMode::IstioMtls.into(),
             server_spiffe_ids: vec![format!("spiffe://{}/ns/shop/sa/any", self.trust_domain)],
             gateways: vec![Gateway { address: "10.77.2.2".to_owned(), port: 15443 }],

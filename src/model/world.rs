@@ -32,8 +32,6 @@ pub struct Settings {
     pub cluster_domain: String,
     /// Where Istio lives: the mesh's root namespace, that of its configuration, and of its gateways unless said otherwise.
     pub istio_namespace: String,
-    /// The revision of Istio whose mesh configuration counts; empty: the one without a revision.
-    pub istio_revision: String,
     /// The gateway that carries `IstioMtls`.
     pub eastwest_gateway: GatewayChoice,
     /// The gateway that carries `Mtls`.
@@ -42,6 +40,8 @@ pub struct Settings {
     pub gateway_node_ports: bool,
     /// Whether every workload of the mesh is closed to foreign SPIFFE IDs that no export names.
     pub fence: bool,
+    /// The revision of Istio whose mesh configuration counts; empty: the one without a revision.
+    pub istio_revision: String,
     /// `className` of the ClusterFederatedTrustDomains that are written; empty: none.
     pub spire_class_name: String,
     /// Who makes relationships in SPIRE of what is written.
@@ -65,11 +65,11 @@ impl Settings {
             namespace: "entente-system".to_owned(),
             cluster_domain: "cluster.local".to_owned(),
             istio_namespace: "istio-system".to_owned(),
-            istio_revision: String::new(),
             eastwest_gateway: GatewayChoice::named(GatewayType::EastWestGateway),
             ingress_gateway: GatewayChoice::named(GatewayType::IngressGateway),
             gateway_node_ports: false,
             fence: false,
+            istio_revision: String::new(),
             spire_class_name: String::new(),
             relationships: Relationships::ControllerManager,
             drain: Duration::from_secs(30),

@@ -177,6 +177,7 @@ fn changed(trio: &Trio, number: u64) -> Vec<u8> {
         name: "tcp".to_owned(),
         port: u32::try_from(number % 60_000).unwrap_or_default() + 1,
         app_protocol: "tcp".to_owned(),
+        ..Port::default()
     };
     let service = Service { ports: vec![port], ..trio.hostile.service("shop", "good") };
     let services = encoded(&[service]);

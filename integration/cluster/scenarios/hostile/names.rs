@@ -165,7 +165,12 @@ fn chosen_labels_reach_no_object() {
 #[test]
 fn ports_that_collide_are_refused() {
     with_trio(async |trio, line| {
-        let port = |name: &str, port| Port { name: name.to_owned(), port, app_protocol: "tcp".to_owned() };
+        let port = |name: &str, port| Port {
+            name: name.to_owned(),
+            port,
+            app_protocol: "tcp".to_owned(),
+            ..Port::default()
+        };
         let many: Vec<Port> = (1..=65).map(|number| port(&format!("p{number}"), number)).collect();
         let all: Vec<Vec<Port>> = vec![
             vec![port("tcp", 1), port("tcp", 2)],

@@ -47,5 +47,6 @@ mod istiod;
 mod meshes;
 mod network;
 mod proxy;
+mod setup;
 mod traffic;
 mod workload;

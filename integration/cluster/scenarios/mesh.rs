@@ -4,7 +4,7 @@
 use super::services::{HOST, cart, exported};
 use super::{
     Agents, GATEWAY, POLICY, READY, SERVICE, SERVICE_ENTRY, SOON, TIMING, condition, delete, federated,
-    found, gone, merge, of_peer, peer, peer_says, quick,
+    found, gone, of_peer, peer_says, quick,
 };
 use crate::agent::{Agent, AgentOptions};
 use crate::kubernetes::AGENT_USER;

@@ -62,7 +62,7 @@ fn reasons_of_a_service() {
         }),
         ("NoGateway", true, |s| s.gateways.clear()),
         ("GatewayTypeIgnored", true, |s| s.gateways[0].gateway_type = GatewayType::IngressGateway),
-        ("TlsModeNotSupported", false, |s| s.tls_mode = TlsMode::Mtls),
+        ("GatewayTypeIgnored", true, |s| s.tls_mode = TlsMode::Mtls),
         ("HostTooLong", false, |s| {
             s.name = ServiceName::new(&"n".repeat(63), &"s".repeat(63)).unwrap();
         }),
@@ -184,10 +184,13 @@ fn a_refused_service_takes_nothing() {
     let mut older = cart();
     older.object.name = "older".to_owned();
     older.created = Some(at(-1_000));
-    older.tls_mode = TlsMode::Mtls;
-    let exports = exports(&base().with_service(older).with_service(cart()));
-    assert_eq!(reason(&report(&exports, "older").accepted), "TlsModeNotSupported");
-    assert!(report(&exports, "cart").exported.is_ok());
+    older.workload_labels = labels(&[("app", "older"), ("tier", "web")]);
+    let mut oldest = service("shop", "oldest", "east.example");
+    oldest.workload_labels = labels(&[("app", "older")]);
+    oldest.created = Some(at(-2_000));
+    let exports = exports(&base().with_service(oldest).with_service(older).with_service(cart()));
+    assert_eq!(reason(&report(&exports, "older").accepted), "SelectorOverlaps");
+    assert!(report(&exports, "cart").exported.is_ok(), "its host is free");
 }
 
 #[test]

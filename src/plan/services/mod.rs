@@ -9,7 +9,7 @@ use crate::model::service::{Outcome, RemoteService};
 use crate::model::{NamespacedName, ServiceName, TrustDomain, World};
 
 use super::exports::{self, ExportReport};
-use super::generated::{label_value, source, source_of};
+use super::generated::{label_value, source_of};
 use super::imports::{self, ImportReport};
 use super::{authorization, istio};
 
@@ -105,7 +105,8 @@ fn retain(
         .filter(|td| silent.contains(td))
         .collect();
     let mut services = held;
-    services.extend(sources(&unreadable, Kind::FederatedService));
+    let declares = |key: &&&ObjectKey| matches!(key.kind, Kind::FederatedService | Kind::ServiceExportRule);
+    services.extend(unreadable.iter().filter(declares).map(|key| source_of(key)));
     let is_kept = |object: &Object, objects: &BTreeMap<ObjectKey, Object>| {
         let peer = object.meta.labels.get(LABEL_PEER);
         let is_silent = peer.is_some_and(|peer| silent.contains(peer));
@@ -136,12 +137,6 @@ fn retain(
             objects.insert(object.key.clone(), as_it_stands(object));
         }
     }
-}
-
-fn sources(keys: &BTreeSet<&ObjectKey>, kind: Kind) -> BTreeSet<String> {
-    let keys = keys.iter().filter(|key| key.kind == kind);
-    keys.filter_map(|key| Some(source(kind, &NamespacedName::new(key.namespace.clone()?, &key.name))))
-        .collect()
 }
 
 /// An observed object as a desired one.

@@ -291,6 +291,7 @@ impl Planning {
         let (failure_sender, failures) = watch::channel(Failures::default());
         let (wanted_sender, wanted) = watch::channel(BTreeMap::new());
         let (found_sender, found) = mpsc::channel(4);
+        let (mesh_sender, mesh) = watch::channel(None);
         let inputs = Inputs {
             store: self.store.watch(&Kind::WATCHED),
             identity: sources.identity.subscribe(),
@@ -299,6 +300,7 @@ impl Planning {
             endpoints: sources.endpoints,
             sessions: self.sessions,
             bootstraps: found,
+            mesh,
             failures,
             asks: self.asks,
             asked: Vec::new(),
@@ -312,6 +314,12 @@ impl Planning {
             ready: self.ready,
             metrics: self.metrics,
         };
+        let of_mesh =
+            index::mesh::follow(self.store.clone(), Arc::clone(&self.settings), mesh_sender, cancel.clone());
+        tasks.spawn(async move {
+            of_mesh.await;
+            Ok(())
+        });
         let index = Index::new(self.settings, clock::now());
         tasks.spawn(index::run::run(index, inputs, outputs, clock::precise, cancel.clone()));
         let following = index::bootstrap::follow(self.store, wanted, found_sender, cancel.clone());
@@ -410,6 +418,11 @@ fn settings(args: &AgentArgs) -> Arc<Settings> {
         namespace: args.namespace.clone(),
         cluster_domain: args.cluster.domain.clone(),
         istio_namespace: args.cluster.istio_namespace.clone(),
+        eastwest_gateway: args.cluster.eastwest_gateway.clone(),
+        ingress_gateway: args.cluster.ingress_gateway.clone(),
+        gateway_node_ports: args.cluster.gateway_node_ports,
+        fence: args.cluster.fence,
+        istio_revision: args.cluster.istio_revision.clone(),
         spire_class_name: args.spire_class_name.clone(),
         relationships: match args.store {
             StoreArg::Kubernetes => Relationships::ControllerManager,

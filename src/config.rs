@@ -6,6 +6,8 @@ use std::time::Duration;
 
 use clap::Args;
 
+use crate::model::service::{GatewayChoice, GatewayType};
+
 /// Where the control socket is by default.
 pub const CONTROL_SOCKET: &str = "/run/entente/control.sock";
 
@@ -87,11 +89,43 @@ pub struct ClusterArgs {
     /// Where Istio lives: the mesh's root namespace, that of its configuration and, unless said otherwise, of its gateways.
     #[arg(long, env = "ENTENTE_ISTIO_NAMESPACE", default_value = "istio-system")]
     pub istio_namespace: String,
+
+    /// The Service of the gateway that carries tlsMode IstioMtls: `[NAMESPACE/]NAME[:PORT]`, or `[NAMESPACE/]LABEL=VALUE[:PORT]`
+    /// for the oldest one with that label. PORT is the name or the number of its port for importers; by default the one named
+    /// `tls`, else 15443, else 443.
+    #[arg(long, env = "ENTENTE_EASTWEST_GATEWAY", default_value = "istio-eastwestgateway")]
+    pub eastwest_gateway: GatewayChoice,
+
+    /// The Service of the gateway that carries tlsMode Mtls, given in the same way.
+    #[arg(long, env = "ENTENTE_INGRESS_GATEWAY", default_value = "istio-ingressgateway")]
+    pub ingress_gateway: GatewayChoice,
+
+    /// Importers reach the gateways at the nodes that they run on, by the node port of the Service, beside its external IPs;
+    /// its load balancer is passed over.
+    #[arg(long, env = "ENTENTE_GATEWAY_NODE_PORTS")]
+    pub gateway_node_ports: bool,
+
+    /// Close every workload of the mesh to foreign SPIFFE IDs that are neither a client of an export nor a peer's agent, by one
+    /// AuthorizationPolicy in Istio's namespace. A change of clients then closes connections all over the mesh, once Envoy's
+    /// drain time has passed.
+    #[arg(long, env = "ENTENTE_FENCE")]
+    pub fence: bool,
+    /// The revision of Istio that the workloads here are of: its configuration is the ConfigMap `istio-REVISION`. Empty: `istio`.
+    #[arg(long, env = "ENTENTE_ISTIO_REVISION", default_value = "")]
+    pub istio_revision: String,
 }
 
 impl Default for ClusterArgs {
     fn default() -> Self {
-        Self { domain: "cluster.local".to_owned(), istio_namespace: "istio-system".to_owned() }
+        Self {
+            domain: "cluster.local".to_owned(),
+            istio_namespace: "istio-system".to_owned(),
+            eastwest_gateway: GatewayChoice::named(GatewayType::EastWestGateway),
+            ingress_gateway: GatewayChoice::named(GatewayType::IngressGateway),
+            gateway_node_ports: false,
+            fence: false,
+            istio_revision: String::new(),
+        }
     }
 }
 

@@ -20,6 +20,7 @@ mod behaviour;
 mod bundle_server;
 mod crds;
 mod envoy;
+mod hostile;
 mod http;
 mod kubernetes;
 mod load;

@@ -2,7 +2,7 @@
 
 use crate::world::{Domain, Options};
 use anyhow::Result;
-use std::sync::{Mutex, OnceLock, PoisonError};
+use std::sync::{Mutex, MutexGuard, OnceLock, PoisonError};
 use tokio::runtime::Runtime;
 
 /// `east.example` and `west.example`.
@@ -39,10 +39,17 @@ pub(crate) fn runtime() -> &'static Runtime {
     RUNTIME.get_or_init(|| Runtime::new().unwrap())
 }
 
+/// The turn of a scenario: those on shared domains run one after the other, whichever domains they share.
+pub(crate) fn turn() -> MutexGuard<'static, ()> {
+    static TURN: Mutex<()> = Mutex::new(());
+    TURN.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
 /// Runs a scenario on the shared pair, which it finds as it stood at first, however the one before left it. A scenario
 /// must drop its agents before it ends. If it fails, the domains' logs are kept, and the next one gets new domains.
 pub(crate) fn with_pair(scenario: impl AsyncFnOnce(&mut Pair) -> Result<()>) {
     static SHARED: Mutex<Option<Pair>> = Mutex::new(None);
+    let _turn = turn();
     let mut shared = SHARED.lock().unwrap_or_else(PoisonError::into_inner);
     let failed = runtime().block_on(async {
         let mut pair = reused(shared.take()).await?;

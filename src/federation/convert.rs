@@ -1,11 +1,12 @@
 //! Frames to model and back. What comes from a peer is bounded here in number and length, and refused where it is not
 //! well formed; whether it is admitted is decided elsewhere.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 
 use crate::model::name::is_dns_label;
 use crate::model::service::{
-    Address, AppProtocol, ClientPattern, GatewayAddress, Outcome, RemotePort, RemoteService, TlsMode,
+    Address, AppProtocol, ClientPattern, DirectEndpoint, GatewayAddress, Outcome, RemotePort, RemoteService,
+    TlsMode,
 };
 use crate::model::session::{GoodbyeReason, HeldBundle, Trouble, TrustReport};
 use crate::model::{AuthorityId, BundleDigest, ServiceName, SpiffeId};
@@ -19,6 +20,8 @@ pub const MAX_CLIENTS: usize = 1_000;
 pub const MAX_PORTS: usize = 64;
 /// Most gateway addresses of one service.
 pub const MAX_GATEWAYS: usize = 64;
+/// Most direct endpoints of one service.
+pub const MAX_ENDPOINTS: usize = 64;
 /// Longest SPIFFE ID (SPIFFE-ID, section 2.3), in bytes.
 pub const MAX_SPIFFE_ID: usize = 2_048;
 /// Most authorities of a bundle that a peer may name.
@@ -139,11 +142,15 @@ pub fn service_from_proto(service: &proto::Service) -> Result<RemoteService> {
     count("client SPIFFE IDs", service.client_spiffe_ids.len(), 0, MAX_CLIENTS)?;
     count("ports", service.ports.len(), 1, MAX_PORTS)?;
     count("gateways", service.gateways.len(), 0, MAX_GATEWAYS)?;
+    count("endpoints", service.endpoints.len(), 0, MAX_ENDPOINTS)?;
     let name = ServiceName::new(&service.namespace, &service.name)
         .map_err(|e| ConvertError::Name(printable(&e.to_string(), 200)))?;
+    let ports = ports_from_proto(&service.ports)?;
+    let endpoint = |endpoint| endpoint_from_proto(endpoint, &ports);
     Ok(RemoteService {
         name,
-        ports: ports_from_proto(&service.ports)?,
+        endpoints: service.endpoints.iter().map(endpoint).collect::<Result<_>>()?,
+        ports,
         tls_mode: match proto::TlsMode::try_from(service.tls_mode) {
             Ok(proto::TlsMode::IstioMtls) => TlsMode::IstioMtls,
             Ok(proto::TlsMode::Mtls) => TlsMode::Mtls,
@@ -194,6 +201,31 @@ fn gateway_from_proto(gateway: &proto::Gateway) -> Result<GatewayAddress> {
     Ok(GatewayAddress { address, port: port_number(gateway.port)? })
 }
 
+/// An endpoint says what it listens on for every port of its service, and for nothing else.
+fn endpoint_from_proto(endpoint: &proto::Endpoint, of: &[RemotePort]) -> Result<DirectEndpoint> {
+    let address = endpoint.address.parse().map_err(|_| invalid("endpoint address", &endpoint.address))?;
+    count("ports of an endpoint", endpoint.ports.len(), of.len(), of.len())?;
+    let mut ports = BTreeMap::new();
+    for port in &endpoint.ports {
+        if !of.iter().any(|known| known.name == port.name) {
+            return Err(invalid("port name of an endpoint", &port.name));
+        }
+        if ports.insert(port.name.clone(), port_number(port.port)?).is_some() {
+            return Err(ConvertError::Twice { what: "port of an endpoint", text: port.name.clone() });
+        }
+    }
+    Ok(DirectEndpoint { address, ports })
+}
+
+fn endpoint_to_proto(endpoint: &DirectEndpoint) -> proto::Endpoint {
+    let port =
+        |(name, port): (&String, &u16)| proto::EndpointPort { name: name.clone(), port: (*port).into() };
+    proto::Endpoint {
+        address: endpoint.address.to_string(),
+        ports: endpoint.ports.iter().map(port).collect(),
+    }
+}
+
 #[must_use]
 pub fn service_to_proto(service: &RemoteService) -> proto::Service {
     let port = |port: &RemotePort| proto::Port {
@@ -218,6 +250,7 @@ pub fn service_to_proto(service: &RemoteService) -> proto::Service {
         server_spiffe_ids: service.server_ids.iter().map(ToString::to_string).collect(),
         client_spiffe_ids: service.clients.iter().map(ToString::to_string).collect(),
         gateways: service.gateways.iter().map(gateway).collect(),
+        endpoints: service.endpoints.iter().map(endpoint_to_proto).collect(),
     }
 }
 

@@ -10,6 +10,7 @@ fn good() -> proto::Service {
         server_spiffe_ids: vec!["spiffe://west.test/ns/shop/sa/web".into()],
         client_spiffe_ids: vec!["spiffe://east.test/ns/shop/*".into(), "spiffe://east.test/a".into()],
         gateways: vec![gateway("192.0.2.1", 15_443), gateway("2001:db8::1", 1), gateway("gw.west.test", 443)],
+        endpoints: vec![endpoint("192.0.2.9", &[("grpc", 9_090), ("http", 8_080)])],
     }
 }
 
@@ -19,6 +20,11 @@ fn port(name: &str, port: u32, app_protocol: &str) -> proto::Port {
 
 fn gateway(address: &str, port: u32) -> proto::Gateway {
     proto::Gateway { address: address.into(), port }
+}
+
+fn endpoint(address: &str, ports: &[(&str, u32)]) -> proto::Endpoint {
+    let port = |(name, port): &(&str, u32)| proto::EndpointPort { name: (*name).into(), port: *port };
+    proto::Endpoint { address: address.into(), ports: ports.iter().map(port).collect() }
 }
 
 #[test]
@@ -72,6 +78,12 @@ fn each_bound_of_a_service_is_held() {
         ("an address with a port", Box::new(|s| s.gateways[0].address = "192.0.2.1:80".into())),
         ("a bare host", Box::new(|s| s.gateways[0].address = "localhost".into())),
         ("gateway port 0", Box::new(|s| s.gateways[0].port = 0)),
+        ("many endpoints", Box::new(|s| s.endpoints = vec![s.endpoints[0].clone(); 65])),
+        ("an endpoint by name", Box::new(|s| s.endpoints[0].address = "pod.west.test".into())),
+        ("an endpoint without a port", Box::new(|s| s.endpoints[0].ports.truncate(1))),
+        ("an endpoint's port of no name", Box::new(|s| s.endpoints[0].ports[0].name = "tcp".into())),
+        ("an endpoint's port twice", Box::new(|s| s.endpoints[0].ports[0].name = "http".into())),
+        ("an endpoint's port 0", Box::new(|s| s.endpoints[0].ports[0].port = 0)),
     ];
     for (case, bend) in cases {
         let mut service = good();

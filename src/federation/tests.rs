@@ -63,6 +63,7 @@ pub(super) fn catalogue(names: &[&str]) -> Arc<Catalogue> {
         server_ids: BTreeSet::from([id("spiffe://west.test/ns/shop/sa/web")]),
         clients: BTreeSet::new(),
         gateways: Vec::new(),
+        endpoints: Vec::new(),
     };
     let services: BTreeMap<_, _> = names.iter().map(|n| service(n)).map(|s| (s.name.clone(), s)).collect();
     Arc::new(Catalogue { version: version_of(&services), services, malformed: Vec::new() })

@@ -2,6 +2,7 @@
 
 pub mod bootstrap;
 mod exports;
+pub mod mesh;
 pub mod parse;
 mod peers;
 pub mod run;
@@ -231,7 +232,8 @@ impl Index {
             | Kind::VirtualService
             | Kind::Gateway
             | Kind::ConfigMap
-            | Kind::Secret => {
+            | Kind::Secret
+            | Kind::Deployment => {
                 self.world.objects.insert(key, object);
             }
         }

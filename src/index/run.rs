@@ -12,6 +12,7 @@ use super::Index;
 use super::bootstrap::{self, Bootstraps, Wanted};
 use crate::bundle::watch::RefreshHandle;
 use crate::model::endpoint::{EndpointState, MonitorTarget};
+use crate::model::mesh::Mesh;
 use crate::model::own::{Identity, WorkloadFailure};
 use crate::model::session::{LinkPlan, SessionState};
 use crate::model::trust::SpireState;
@@ -56,6 +57,7 @@ pub struct Inputs {
     pub endpoints: watch::Receiver<Arc<BTreeMap<TrustDomain, EndpointState>>>,
     pub sessions: watch::Receiver<Arc<BTreeMap<TrustDomain, SessionState>>>,
     pub bootstraps: mpsc::Receiver<Bootstraps>,
+    pub mesh: watch::Receiver<Option<Arc<Mesh>>>,
     pub failures: watch::Receiver<Arc<BTreeMap<ObjectKey, String>>>,
     /// Who asks for the world as it is.
     pub asks: mpsc::Receiver<Ask>,
@@ -167,6 +169,10 @@ async fn take(index: &mut Index, inputs: &mut Inputs) -> anyhow::Result<()> {
         found = inputs.bootstraps.recv() => {
             index.world_mut().bootstraps = found.ok_or_else(|| ended("the reader of bootstrap bundles"))?;
         }
+        changed = inputs.mesh.changed() => {
+            changed.map_err(|_| ended("the reader of the mesh"))?;
+            index.world_mut().mesh = inputs.mesh.borrow_and_update().clone();
+        }
         changed = inputs.failures.changed() => {
             changed.map_err(|_| ended("the writer"))?;
             index.world_mut().failures = Arc::clone(&inputs.failures.borrow_and_update());
@@ -241,6 +247,7 @@ mod tests {
             endpoints: watch::channel(Arc::default()).1,
             sessions: watch::channel(Arc::default()).1,
             bootstraps: mpsc::channel(1).1,
+            mesh: watch::channel(None).1,
             failures: watch::channel(Arc::default()).1,
             asks: mpsc::channel(1).1,
             asked: Vec::new(),

@@ -9,6 +9,7 @@ pub mod diagnosis;
 pub mod endpoint;
 pub mod export;
 pub mod import;
+pub mod mesh;
 pub mod name;
 pub mod object;
 pub mod own;

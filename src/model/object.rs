@@ -40,6 +40,7 @@ pub enum Kind {
     Pod,
     ConfigMap,
     Secret,
+    Deployment,
 }
 
 impl Kind {
@@ -105,6 +106,7 @@ impl Kind {
             Self::Pod => ("", "v1", "Pod", "pods"),
             Self::ConfigMap => ("", "v1", "ConfigMap", "configmaps"),
             Self::Secret => ("", "v1", "Secret", "secrets"),
+            Self::Deployment => ("apps", "v1", "Deployment", "deployments"),
         }
     }
 

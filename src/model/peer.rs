@@ -43,6 +43,8 @@ pub struct Peer {
     pub suspend: bool,
     /// No registration federates with it: the user's own hold on what it could reach.
     pub withdraw: bool,
+    /// Its workloads reach our pods' addresses: where no gateway carries a service, it is told of those.
+    pub direct_endpoints: bool,
 }
 
 impl Peer {

@@ -4,7 +4,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
 use std::net::IpAddr;
 
-use super::name::is_dns_host;
+use super::name::{is_dns_host, is_dns_label};
 use super::object::{Kind, OwnerRef};
 use super::{NamespacedName, ObjectKey, ServiceName, SpiffeId, TrustDomain};
 
@@ -23,6 +23,15 @@ impl TlsMode {
         match self {
             Self::IstioMtls => "IstioMtls",
             Self::Mtls => "Mtls",
+        }
+    }
+
+    /// The gateway that carries it.
+    #[must_use]
+    pub const fn gateway(self) -> GatewayType {
+        match self {
+            Self::IstioMtls => GatewayType::EastWestGateway,
+            Self::Mtls => GatewayType::IngressGateway,
         }
     }
 }
@@ -205,6 +214,14 @@ pub struct GatewayAddress {
     pub port: u16,
 }
 
+/// A pod that backs a service, which workloads of another trust domain reach directly: their networks are flat.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct DirectEndpoint {
+    pub address: IpAddr,
+    /// What it listens on, by the name of the service's port.
+    pub ports: BTreeMap<String, u16>,
+}
+
 /// A port as importers see it.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub struct RemotePort {
@@ -225,6 +242,8 @@ pub struct RemoteService {
     /// Which of the importer's workloads may call.
     pub clients: BTreeSet<ClientPattern>,
     pub gateways: Vec<GatewayAddress>,
+    /// Its pods, where no gateway carries it and the networks are flat.
+    pub endpoints: Vec<DirectEndpoint>,
 }
 
 /// Which Istio gateway carries an export.
@@ -250,6 +269,71 @@ impl GatewayType {
             Self::IngressGateway => "ingressgateway",
             Self::EastWestGateway => "eastwestgateway",
         }
+    }
+}
+
+/// Which Service stands before a gateway, and by which of its ports importers come.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct GatewayChoice {
+    /// `None`: Istio's own.
+    pub namespace: Option<String>,
+    pub by: GatewaySelection,
+    /// The name or number of the port; `None`: the one named `tls`, else 15443, else 443.
+    pub port: Option<String>,
+}
+
+/// How the Service is told from others.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum GatewaySelection {
+    Name(String),
+    /// The oldest one with this label.
+    Label(String, String),
+}
+
+/// Why a text names no gateway.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error("{0:?} is neither [NAMESPACE/]NAME[:PORT] nor [NAMESPACE/]LABEL=VALUE[:PORT] of a Service")]
+pub struct GatewayChoiceError(String);
+
+impl GatewayChoice {
+    /// The Service of the name that Istio gives it.
+    #[must_use]
+    pub fn named(kind: GatewayType) -> Self {
+        Self { namespace: None, by: GatewaySelection::Name(kind.as_str().to_owned()), port: None }
+    }
+}
+
+impl std::str::FromStr for GatewayChoice {
+    type Err = GatewayChoiceError;
+
+    /// `[NAMESPACE/]NAME[:PORT]`, or `[NAMESPACE/]LABEL=VALUE[:PORT]`; the name of a label may hold a slash itself.
+    fn from_str(text: &str) -> Result<Self, Self::Err> {
+        let error = || GatewayChoiceError(text.chars().take(200).collect());
+        let (rest, port) = match text.rsplit_once(':') {
+            Some((rest, port)) => (rest, Some(port)),
+            None => (text, None),
+        };
+        let is_port = |port: &str| is_dns_label(port) || port.parse::<u16>().is_ok_and(|number| number != 0);
+        if port.is_some_and(|port| !is_port(port)) {
+            return Err(error());
+        }
+        // A namespace has no dot, and the part of a label before its slash nearly always has one.
+        let (namespace, selection) = match rest.split_once('/') {
+            Some((namespace, selection)) if is_dns_label(namespace) => {
+                (Some(namespace.to_owned()), selection)
+            }
+            Some(_) if rest.contains('=') => (None, rest),
+            Some(_) => return Err(error()),
+            None => (None, rest),
+        };
+        let by = match selection.split_once('=') {
+            Some((label, value)) if !label.is_empty() && !value.is_empty() => {
+                GatewaySelection::Label(label.to_owned(), value.to_owned())
+            }
+            None if is_dns_label(selection) => GatewaySelection::Name(selection.to_owned()),
+            _ => return Err(error()),
+        };
+        Ok(Self { namespace, by, port: port.map(str::to_owned) })
     }
 }
 

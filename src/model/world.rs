@@ -11,9 +11,11 @@ use super::cluster::{ClusterService, Pod};
 use super::endpoint::EndpointState;
 use super::export::{self, DeclaredService, ExportRule, Note, Resolved, Unresolved};
 use super::import::Imported;
+use super::mesh::Mesh;
 use super::object::Kind;
 use super::own::{Identity, OwnHistory, WorkloadFailure};
 use super::registration::Registration;
+use super::service::{GatewayChoice, GatewayType};
 use super::session::{HeldBundle, SessionState};
 use super::trust::SpireState;
 use super::{
@@ -31,6 +33,16 @@ pub struct Settings {
     pub cluster_domain: String,
     /// Where Istio lives: the mesh's root namespace, that of its configuration, and of its gateways unless said otherwise.
     pub istio_namespace: String,
+    /// The gateway that carries `IstioMtls`.
+    pub eastwest_gateway: GatewayChoice,
+    /// The gateway that carries `Mtls`.
+    pub ingress_gateway: GatewayChoice,
+    /// Whether gateways are reached at the addresses of their nodes, by the node port.
+    pub gateway_node_ports: bool,
+    /// Whether every workload of the mesh is closed to foreign SPIFFE IDs that no export names.
+    pub fence: bool,
+    /// The revision of Istio whose mesh configuration counts; empty: the one without a revision.
+    pub istio_revision: String,
     /// `className` of the ClusterFederatedTrustDomains that are written; empty: none.
     pub spire_class_name: String,
     /// Who makes relationships in SPIRE of what is written.
@@ -54,6 +66,11 @@ impl Settings {
             namespace: "entente-system".to_owned(),
             cluster_domain: "cluster.local".to_owned(),
             istio_namespace: "istio-system".to_owned(),
+            eastwest_gateway: GatewayChoice::named(GatewayType::EastWestGateway),
+            ingress_gateway: GatewayChoice::named(GatewayType::IngressGateway),
+            gateway_node_ports: false,
+            fence: false,
+            istio_revision: String::new(),
             spire_class_name: String::new(),
             relationships: Relationships::ControllerManager,
             drain: Duration::from_secs(30),
@@ -281,6 +298,8 @@ pub struct World {
     /// Our cluster's own Services.
     pub cluster_services: BTreeMap<NamespacedName, Arc<ClusterService>>,
     pub pods: BTreeMap<NamespacedName, Arc<Pod>>,
+    /// The mesh of our cluster; `None` where there is no cluster.
+    pub mesh: Option<Arc<Mesh>>,
     /// Observed objects of the kinds that are generated, ours and others'.
     pub objects: BTreeMap<ObjectKey, Arc<Object>>,
     pub rejected: BTreeMap<ObjectKey, Rejected>,
@@ -324,6 +343,7 @@ impl World {
             namespaces: BTreeMap::new(),
             cluster_services: BTreeMap::new(),
             pods: BTreeMap::new(),
+            mesh: None,
             objects: BTreeMap::new(),
             rejected: BTreeMap::new(),
             statuses: BTreeMap::new(),

@@ -95,6 +95,7 @@ pub(crate) fn peer(name: &str) -> Peer {
         on_disconnect: OnDisconnect::Keep,
         suspend: false,
         withdraw: false,
+        direct_endpoints: false,
     }
 }
 
@@ -145,6 +146,7 @@ pub(crate) fn remote_cart() -> RemoteService {
         server_ids: BTreeSet::from([id("spiffe://west.example/ns/shop/sa/cart")]),
         clients: BTreeSet::from([client("spiffe://east.example/ns/shop/sa/client")]),
         gateways: vec![gateway("10.77.2.2", 15_443)],
+        endpoints: Vec::new(),
     }
 }
 

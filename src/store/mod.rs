@@ -62,6 +62,27 @@ impl Event {
     }
 }
 
+/// A few objects of one kind that are followed beside those that are watched whole.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Selection {
+    pub kind: Kind,
+    /// `None`: of every namespace.
+    pub namespace: Option<String>,
+    /// The one of this name.
+    pub name: Option<String>,
+    /// Those with these labels, as `kubectl -l` has them; empty: all.
+    pub labels: String,
+}
+
+/// What is known of a [`Selection`].
+#[derive(Clone, Debug, PartialEq)]
+pub enum Selected {
+    /// All that there are now; what is not in it, is not there.
+    Objects(Vec<Object>),
+    /// They cannot be read, for this cause. It is tried again, and what was there before may be there still.
+    Refused(String),
+}
+
 /// A manifest, or one document of it, that is not used. Objects known from it before are kept as they were.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub struct Unreadable {
@@ -113,6 +134,16 @@ impl Store {
     #[must_use]
     pub fn watch(&self, kinds: &[Kind]) -> mpsc::Receiver<Event> {
         either!(self, store => store.watch(kinds))
+    }
+
+    /// Follows a selection: all of it at first, and whenever it has changed. Ends when the receiver is dropped. `None`:
+    /// there is no cluster. Must be called in a runtime.
+    #[must_use]
+    pub fn select(&self, selection: Selection) -> Option<mpsc::Receiver<Selected>> {
+        match self {
+            Self::Kubernetes(store) => Some(store.select(selection)),
+            Self::Directory(_) => None,
+        }
     }
 
     /// Reads one object; `None` where it is not there.

@@ -7,6 +7,7 @@ mod ending;
 mod enrol;
 mod federation;
 mod health;
+mod hostile;
 mod one_sided;
 mod poison;
 #[cfg(target_os = "linux")]
@@ -16,6 +17,7 @@ mod restart;
 mod revocation;
 mod rotation;
 mod services;
+mod trio;
 mod verdict;
 
 use crate::agent::{Agent, AgentOptions};

@@ -70,6 +70,10 @@ pub struct TrustDomainPeerSpec {
     /// false.
     #[serde(default)]
     pub withdraw: bool,
+    /// The workloads of the trust domain reach our pods' addresses directly: the networks are flat. Where a service that is
+    /// exported to it has no gateway, it is told of the addresses of its pods instead, at most 64. Default false.
+    #[serde(default)]
+    pub direct_endpoints: bool,
 }
 
 /// Where and how a bundle is fetched, as in a ClusterFederatedTrustDomain.

@@ -77,6 +77,7 @@ fn read(object: &Object) -> Result<Imported, Problem> {
         })?,
         clients: field::set(clients, &spec.clients, field::client_pattern)?,
         gateways: gateways(&spec.gateways)?,
+        endpoints: Vec::new(),
     };
     Ok(Imported {
         object: NamespacedName::new(object.key.namespace.clone().unwrap_or_default(), &object.key.name),

@@ -124,6 +124,7 @@ fn remote_service() -> impl Strategy<Value = RemoteService> {
                 .map(|text| ClientPattern::parse(&format!("spiffe://{text}")).unwrap())
                 .collect(),
             gateways,
+            endpoints: Vec::new(),
         })
 }
 

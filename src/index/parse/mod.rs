@@ -10,6 +10,7 @@ pub mod cluster;
 pub mod federated_service;
 pub mod field;
 pub mod imported_service;
+pub mod mesh;
 pub mod registration;
 pub mod schema;
 pub mod selector;

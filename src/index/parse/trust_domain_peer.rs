@@ -75,6 +75,7 @@ fn read(object: &Object, own: Option<&TrustDomain>) -> Result<Peer, Problem> {
         on_disconnect: on_disconnect(&spec.on_disconnect)?,
         suspend: spec.suspend,
         withdraw: spec.withdraw,
+        direct_endpoints: spec.direct_endpoints,
         trust_domain,
     })
 }

@@ -38,6 +38,7 @@ pub(in crate::index::parse) fn good() -> Value {
         },
         "onDisconnect": { "policy": "Withdraw", "after": "1h30m" },
         "suspend": true,
+        "directEndpoints": true,
     })
 }
 
@@ -79,7 +80,7 @@ fn reads_every_field() {
     );
     assert_eq!((peer.imports.max_services, peer.imports.max_endpoints_per_service), (5, 2));
     assert_eq!(peer.on_disconnect, OnDisconnect::Withdraw { after: Duration::from_secs(5_400) });
-    assert!(peer.suspend);
+    assert!(peer.suspend && peer.direct_endpoints);
 }
 
 #[test]
@@ -99,7 +100,7 @@ fn what_is_left_out_has_its_default() {
     assert_eq!(imports.export_to, ["*"]);
     assert_eq!((imports.max_services, imports.max_endpoints_per_service), (1_000, 64));
     assert_eq!(peer.on_disconnect, OnDisconnect::Keep);
-    assert!(!peer.suspend);
+    assert!(!peer.suspend && !peer.direct_endpoints);
 
     let empty = with(minimal.clone(), "/imports", Some(json!({})));
     assert_eq!(parse_spec(empty).unwrap().imports, imports, "an empty object has the same defaults");

@@ -171,6 +171,7 @@ fn offered(export: &Export, peer: &TrustDomain) -> RemoteService {
         server_ids: service.server_ids.clone(),
         clients: of_peer(&service.clients),
         gateways: export.gateways.clone(),
+        endpoints: Vec::new(),
     }
 }
 

@@ -311,6 +311,7 @@ fn hostile() -> impl Strategy<Value = Vec<RemoteService>> {
             server_ids: ids.into_iter().map(|id| SpiffeId::new(id).unwrap()).collect(),
             clients: BTreeSet::new(),
             gateways,
+            endpoints: Vec::new(),
         },
     );
     proptest::collection::vec(service, 0..6)

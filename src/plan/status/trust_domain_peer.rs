@@ -8,6 +8,7 @@ use crate::api::v1alpha1::conditions::{
     ConnectedReason, PeerAcceptedReason, ReadyReason, ReciprocalReason, RotationSafeReason,
     ServicesSyncedReason,
 };
+use crate::federation::catalogue::MALFORMED;
 use crate::model::condition::{Condition, Truth};
 use crate::model::object::{Kind, ObjectKey};
 use crate::model::peer::Bootstrap;
@@ -16,6 +17,9 @@ use crate::model::session::{LinkPlan, LinkState, Refusal, SessionState, Trouble}
 use crate::model::{Peer, World};
 use crate::plan::services::ServicesPlan;
 use crate::plan::{StatusWrite, ending, links, rotation, told, verdict};
+
+/// How many of the services that were refused are named.
+const REFUSALS_NAMED: usize = 3;
 
 /// Everything that the status of a peer is computed from.
 #[derive(Debug, Clone, Copy)]
@@ -240,7 +244,8 @@ fn services_synced(subject: Subject<'_>, stored: Option<&Value>) -> Condition {
         return Condition::new(KIND, false, ServicesSyncedReason::AwaitingAcknowledgement.as_str(), message);
     }
     let (_, imported, refused) = counts(subject);
-    let message = format!("{imported} imported, {refused} refused, and our catalogue is answered");
+    let which = refusals(subject);
+    let message = format!("{imported} imported, {refused} refused{which}, and our catalogue is answered");
     Condition::new(KIND, true, ServicesSyncedReason::InSync.as_str(), message)
 }
 
@@ -281,11 +286,34 @@ fn ready(subject: Subject<'_>, others: &[Condition]) -> Condition {
     }
 }
 
-pub(super) fn counts(Subject { services, peer, .. }: Subject<'_>) -> (usize, usize, usize) {
+/// The first of the services that were refused, and why, in parentheses; empty where none was.
+fn refusals(subject: Subject<'_>) -> String {
+    let outcomes = subject.services.outcomes.get(&subject.peer.trust_domain).into_iter().flatten();
+    let refused = outcomes.filter_map(|(name, outcome)| match outcome {
+        Outcome::Imported => None,
+        Outcome::Refused { reason, .. } => Some(format!("{name}: {reason}")),
+    });
+    let malformed = malformed(subject).iter().map(|(label, _)| format!("{label:?}: {MALFORMED}"));
+    let mut all = malformed.chain(refused);
+    let named: Vec<String> = all.by_ref().take(REFUSALS_NAMED).collect();
+    let more = if all.next().is_some() { ", ..." } else { "" };
+    if named.is_empty() { String::new() } else { format!(" ({}{more})", named.join(", ")) }
+}
+
+/// What of the peer's catalogue could not be read, and why.
+fn malformed(subject: Subject<'_>) -> &[(String, String)] {
+    let catalogue = session(subject).and_then(|session| session.catalogue.as_ref());
+    catalogue.map_or(&[], |catalogue| catalogue.malformed.as_slice())
+}
+
+/// How many services are exported to the peer, and how many of its own are imported and refused.
+pub(super) fn counts(subject: Subject<'_>) -> (usize, usize, usize) {
+    let Subject { services, peer, .. } = subject;
     let exported = services.catalogues.get(&peer.trust_domain).map_or(0, std::collections::BTreeMap::len);
     let outcomes = services.outcomes.get(&peer.trust_domain);
     let imported = outcomes.map_or(0, |o| o.values().filter(|v| **v == Outcome::Imported).count());
-    (exported, imported, outcomes.map_or(0, std::collections::BTreeMap::len) - imported)
+    let refused = outcomes.map_or(0, std::collections::BTreeMap::len) - imported;
+    (exported, imported, refused + malformed(subject).len())
 }
 
 /// Whether the bootstrap bundle is named in another object, for the index to read.

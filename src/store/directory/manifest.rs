@@ -77,8 +77,8 @@ fn split(text: &str) -> Vec<(usize, &str)> {
     documents
 }
 
-/// One YAML document; nothing where it is empty.
-fn from_yaml(text: &str) -> Result<Option<Value>, String> {
+/// One YAML document, bounded in depth and size; nothing where it is empty.
+pub(crate) fn from_yaml(text: &str) -> Result<Option<Value>, String> {
     let options = serde_saphyr::options! {
         budget: serde_saphyr::budget! {
             max_depth: MAX_DEPTH,

@@ -39,6 +39,7 @@ use serde_json::Value;
 use tokio::sync::{mpsc, watch as channel};
 use tokio_util::sync::{CancellationToken, DropGuard};
 
+pub(crate) use manifest::from_yaml;
 pub use manifest::{manifest_of, to_yaml};
 
 use self::state::{GENERATED, LOCKS, MANIFESTS, STATUS, State, View};

@@ -11,6 +11,7 @@ mod convert;
 mod errors;
 mod events;
 mod lease;
+mod select;
 mod watch;
 
 #[cfg(test)]
@@ -31,7 +32,7 @@ use super::patch::to_json_patch;
 use super::said::Said;
 use super::{
     Event, FIELD_MANAGER, Leadership, LeaseTimings, LeaseView, PatchOp, PeerLease, Precondition,
-    STATUS_FIELD_MANAGER, Severity, StoreError, WATCH_CAPACITY, pointer,
+    STATUS_FIELD_MANAGER, Selected, Selection, Severity, StoreError, WATCH_CAPACITY, pointer,
 };
 use crate::model::object::Kind;
 use crate::model::{Object, ObjectKey};
@@ -85,6 +86,17 @@ impl KubernetesStore {
             let api = Api::all_with(self.client.clone(), &resource(*kind));
             tokio::spawn(watch::follow(*kind, api, events.clone()));
         }
+        receiver
+    }
+
+    pub(super) fn select(&self, selection: Selection) -> mpsc::Receiver<Selected> {
+        let (found, receiver) = mpsc::channel(WATCH_CAPACITY);
+        let resource = resource(selection.kind);
+        let api = match &selection.namespace {
+            Some(namespace) => Api::namespaced_with(self.client.clone(), namespace, &resource),
+            None => Api::all_with(self.client.clone(), &resource),
+        };
+        tokio::spawn(select::follow(selection, api, found));
         receiver
     }
 

@@ -18,8 +18,8 @@ use crate::store::Event;
 const PAGE_SIZE: u32 = 500;
 /// How soon a kind that was not served is looked for again.
 const ABSENT_RETRY: Duration = Duration::from_secs(3);
-const FIRST_RETRY: Duration = Duration::from_millis(500);
-const LAST_RETRY: Duration = Duration::from_secs(15);
+pub(super) const FIRST_RETRY: Duration = Duration::from_millis(500);
+pub(super) const LAST_RETRY: Duration = Duration::from_secs(15);
 
 /// Sends the whole list, then changes, until the receiver is gone. Errors are waited out.
 pub(super) async fn follow(kind: Kind, api: Api<DynamicObject>, events: mpsc::Sender<Event>) {
@@ -108,7 +108,7 @@ impl Following {
     }
 }
 
-fn is_unserved(error: &watcher::Error) -> bool {
+pub(super) fn is_unserved(error: &watcher::Error) -> bool {
     match error {
         watcher::Error::InitialListFailed(kube::Error::Api(status))
         | watcher::Error::WatchStartFailed(kube::Error::Api(status))
@@ -118,6 +118,6 @@ fn is_unserved(error: &watcher::Error) -> bool {
 }
 
 /// Half to all of this time, so that replicas do not come at once.
-fn jittered(time: Duration) -> Duration {
+pub(super) fn jittered(time: Duration) -> Duration {
     time.mul_f64(rand::rng().random_range(0.5..1.0))
 }

@@ -12,6 +12,7 @@ use crate::model::condition::Truth;
 use crate::model::name::is_dns_label;
 use crate::model::service::{Address, GatewayAddress, Outcome, RemoteService, TlsMode};
 use crate::model::{Peer, TrustDomain, World};
+use crate::plan::gateways::Gateways;
 
 /// The bounds of an ImportedService (`api/v1alpha1`), beyond which it could not be stored.
 const MAX_PORTS: usize = 64;
@@ -55,18 +56,19 @@ pub struct Admission<'a> {
     peer: &'a Peer,
     /// Our own trust domain and those of the other peers.
     others: BTreeSet<&'a str>,
-    ours: &'a BTreeSet<&'a GatewayAddress>,
+    ours: &'a BTreeSet<GatewayAddress>,
 }
 
 /// The gateways of our own exports: a peer that names one would have us call ourselves.
 #[must_use]
-pub fn own_gateways(world: &World) -> BTreeSet<&GatewayAddress> {
-    world.services.values().flat_map(|service| &service.gateways).map(|gateway| &gateway.at).collect()
+pub fn own_gateways(world: &World) -> BTreeSet<GatewayAddress> {
+    let given = world.services.values().flat_map(|service| &service.gateways).map(|gateway| &gateway.at);
+    given.chain(Gateways::discover(world).addresses()).cloned().collect()
 }
 
 impl<'a> Admission<'a> {
     #[must_use]
-    pub fn new(world: &'a World, peer: &'a Peer, ours: &'a BTreeSet<&'a GatewayAddress>) -> Self {
+    pub fn new(world: &'a World, peer: &'a Peer, ours: &'a BTreeSet<GatewayAddress>) -> Self {
         let others = world.peers.keys().chain(world.own_trust_domain());
         let others = others.filter(|td| **td != peer.trust_domain).map(TrustDomain::as_str).collect();
         Self { peer, others, ours }

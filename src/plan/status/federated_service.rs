@@ -9,7 +9,7 @@ use crate::model::condition::{Condition, Truth};
 use crate::model::service::{ExportedBy, Outcome, TlsMode};
 use crate::model::session::CatalogueVersion;
 use crate::model::{NamespacedName, Service, ServiceName, TrustDomain, World};
-use crate::plan::exports::{ExportProblem, ExportReport, carrier};
+use crate::plan::exports::{ExportProblem, ExportReport};
 
 /// A FederatedService, whether or not it comes to anything.
 #[derive(Clone, Copy, Debug)]
@@ -83,7 +83,7 @@ pub fn status(
         .gateways
         .iter()
         .map(|at| {
-            let kind = carrier(service.tls_mode).as_str();
+            let kind = service.tls_mode.gateway().as_str();
             json!({"type": kind, "address": at.address.to_string(), "port": at.port})
         })
         .collect();
@@ -159,6 +159,9 @@ fn accepted(service: &Subject<'_>, report: &ExportReport) -> Condition {
 /// True where every trust domain has imported it.
 pub(super) fn exported(report: &ExportReport, answers: &BTreeMap<&TrustDomain, Answer<'_>>) -> Condition {
     if let Err(problem) = &report.exported {
+        return with_warnings(refused("Exported", problem), report);
+    }
+    if let Some(problem) = &report.kept {
         return with_warnings(refused("Exported", problem), report);
     }
     let not_offered = answers.values().find_map(|answer| match answer {

@@ -115,8 +115,6 @@ pub(in crate::plan) fn entry(spiffe_id: &str, selectors: &[&str]) -> Entry {
 pub(in crate::plan) trait Cluster: Sized {
     fn with_declared(self, declared: DeclaredService) -> Self;
     fn with_rule(self, rule: ExportRule) -> Self;
-    fn with_cluster_service(self, service: ClusterService) -> Self;
-    fn with_pod(self, pod: Pod) -> Self;
     fn with_entries(self, entries: Vec<Entry>) -> Self;
     /// Decides what the declarations come to.
     fn settled(self) -> Self;
@@ -130,16 +128,6 @@ impl Cluster for World {
 
     fn with_rule(mut self, rule: ExportRule) -> Self {
         self.rules.insert(rule.name.clone(), Arc::new(rule));
-        self
-    }
-
-    fn with_cluster_service(mut self, service: ClusterService) -> Self {
-        self.cluster_services.insert(service.object.clone(), Arc::new(service));
-        self
-    }
-
-    fn with_pod(mut self, pod: Pod) -> Self {
-        self.pods.insert(pod.object.clone(), Arc::new(pod));
         self
     }
 

@@ -46,6 +46,14 @@ fn out(mut world: World) -> World {
             host: "cart.shop.west.example".to_owned(),
             to: BTreeSet::new(),
             gateways: Vec::new(),
+            through: crate::plan::exports::Through {
+                namespace: "istio-system".to_owned(),
+                selector: BTreeMap::new(),
+                listening: BTreeSet::new(),
+            },
+            direct: BTreeSet::new(),
+            endpoints: Vec::new(),
+            passes_tls: false,
         },
     );
     object.meta.uid = "alias".to_owned();

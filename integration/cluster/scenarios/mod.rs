@@ -6,6 +6,7 @@ mod diagnose;
 mod disconnection;
 mod ending;
 mod enrol;
+mod exports;
 mod federation;
 mod health;
 mod hostile;

@@ -6,6 +6,7 @@ mod diagnose;
 mod ending;
 mod enrol;
 mod federation;
+mod gateways;
 mod health;
 mod hostile;
 mod one_sided;

@@ -15,7 +15,7 @@ const API: &str = "entente.dev/v1alpha1";
 /// How long agents, SPIRE and istiod may take for what is a matter of seconds.
 pub(crate) const SOON: Duration = Duration::from_secs(40);
 /// Short times for all that an agent waits for, and one gateway for all.
-const TIMING: [&str; 8] = [
+pub(crate) const TIMING: [&str; 8] = [
     // One gateway carries both modes.
     "--ingress-gateway=istio-eastwestgateway",
     "--drain-seconds=2",
@@ -117,7 +117,7 @@ pub(crate) async fn begin_again(east: &Domain, west: &Domain) -> Result<()> {
     Ok(())
 }
 
-async fn peer(there: &Domain) -> Result<Value> {
+pub(crate) async fn peer(there: &Domain) -> Result<Value> {
     Ok(json!({
         "apiVersion": API,
         "kind": "TrustDomainPeer",

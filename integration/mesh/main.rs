@@ -49,5 +49,6 @@ mod meshes;
 mod mtls;
 mod network;
 mod proxy;
+mod three;
 mod traffic;
 mod workload;

@@ -165,7 +165,8 @@ async fn flows(meshes: &Meshes, applications: &Applications) -> Result<()> {
         eventually("what importers are told of is the gateway that was found", SOON, || async {
             let object = found(&meshes.west, API, "FederatedService", Some("shop"), name).await?;
             let entries = &object.data["status"]["gatewayEntries"];
-            let entry = json!({"type": "istio-ingressgateway", "address": GATEWAY.to_string(), "port": GATEWAY_PORT});
+            let entry =
+                json!({"type": "istio-ingressgateway", "address": GATEWAY.to_string(), "port": GATEWAY_PORT});
             ensure!(*entries == json!([entry]), "{}", object.data["status"]);
             Ok(())
         })

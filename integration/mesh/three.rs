@@ -6,7 +6,7 @@ use crate::federation::{SOON, TIMING, found, peer, says};
 use crate::istiod::{Istiod, ROOT_NAMESPACE};
 use crate::network::{Member, Network, which};
 use crate::process::{Process, Spec};
-use crate::proxy::{Door, RESOLVER};
+use crate::proxy::Door;
 use crate::wait::eventually;
 use crate::workload::{Interception, Role, Workload};
 use crate::world::{Domain, Options};
@@ -19,6 +19,7 @@ use std::sync::{Mutex, OnceLock, PoisonError};
 use tokio::runtime::Runtime;
 
 const HERE: &str = "127.0.0.1";
+const RESOLVER: Ipv4Addr = Ipv4Addr::new(10, 77, 0, 53);
 const EXPORT: (&str, &str) = ("entente.dev/v1alpha1", "FederatedService");
 const GATEWAY_PORT: u16 = 15443;
 /// Of the Service `b` of east.
@@ -153,6 +154,7 @@ impl Three {
         let doors = domains.iter().zip(&istiods).map(open).collect::<Result<Vec<_>>>()?;
         let mut network = Network::new(domains[0].dir())?;
         let resolver = network.join(RESOLVER)?;
+        network.resolve_at(RESOLVER)?;
         let dns = serve_dns(&resolver, domains[0].dir())?;
         let (client, workloads) = start_workloads(domains, &mut network, &doors).await?;
         let agents = federate(domains).await?;

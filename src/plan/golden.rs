@@ -6,7 +6,7 @@ use std::collections::BTreeSet;
 use serde_json::json;
 
 use crate::model::object::Kind;
-use crate::model::service::{AppProtocol, ExportedPort, Gateway, GatewayType, TlsMode};
+use crate::model::service::{AppProtocol, ExportedPort, Gateway, GatewayType, RemotePort, TlsMode};
 use crate::model::session::LinkState;
 
 use super::exports::testing::with_policies;
@@ -124,4 +124,25 @@ fn an_import() {
 
     let second = services(&world.with_written(&first.objects, &known), &BTreeSet::new());
     assert_golden("import_entry", &second, &[Kind::ServiceEntry]);
+}
+
+/// A service whose application ends TLS: on one port the client's application begins it, on the other its sidecar.
+#[test]
+fn an_import_of_mutual_tls() {
+    let mut remote = remote_cart();
+    remote.tls_mode = TlsMode::Mtls;
+    let port = |name: &str, port, protocol| RemotePort {
+        name: name.to_owned(),
+        port,
+        protocol,
+        clients: BTreeSet::new(),
+    };
+    remote.ports = vec![port("tls", 8_443, AppProtocol::Tls), port("http", 8_080, AppProtocol::Http)];
+    let world = world("east.example")
+        .with_peer(peer("west.example"))
+        .with_session("west.example", session(LinkState::Connected, Some(vec![remote.clone()])));
+    let first = services(&world, &BTreeSet::new());
+    let known = [("west.example", remote)];
+    let second = services(&world.with_written(&first.objects, &known), &BTreeSet::new());
+    assert_golden("import_mtls", &second, &[Kind::ServiceEntry, Kind::DestinationRule]);
 }

@@ -9,6 +9,7 @@ mod enrol;
 mod federation;
 mod health;
 mod hostile;
+mod mesh;
 mod one_sided;
 mod poison;
 #[cfg(target_os = "linux")]

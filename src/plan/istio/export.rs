@@ -114,6 +114,7 @@ pub fn route(world: &World, export: &Export) -> Object {
             r#match: vec![TlsMatch { port: None, sni_hosts: vec![host.clone()] }],
             route: vec![Route { destination }],
         }],
+        ..VirtualServiceSpec::default()
     };
     owned(world, service, route_key(service, host), &spec)
 }

@@ -3,6 +3,7 @@
 
 pub mod export;
 pub mod import;
+pub mod local;
 pub mod peer_authentication;
 
 use crate::api::v1alpha1::conditions::{AdmittedReason, ServiceAcceptedReason};

@@ -12,7 +12,7 @@ use crate::model::{NamespacedName, Service, ServiceName, TrustDomain, World};
 use super::exports::{self, Export, ExportReport, Exports};
 use super::generated::{label_value, source, source_of};
 use super::imports::{self, ImportReport};
-use super::{authorization, generated, istio};
+use super::{authorization, generated, istio, mesh};
 
 /// What should be, of everything that has to do with services.
 #[derive(Clone, Debug, Default, PartialEq)]
@@ -33,6 +33,8 @@ pub struct ServicesPlan {
     /// Objects that would be generated, are there, and are neither ours nor handed over (reason `ObjectNotOurs`), with what
     /// to do about them.
     pub blocked: BTreeMap<ObjectKey, String>,
+    /// What is found of our own mesh.
+    pub mesh: mesh::Report,
     /// When to decide again though nothing changes.
     pub wake_at: Option<Timestamp>,
 }
@@ -47,6 +49,7 @@ pub fn services(world: &World, ending: &BTreeSet<TrustDomain>) -> ServicesPlan {
             if world.own_trust_domain().is_none() { exports.reports } else { BTreeMap::new() };
         return ServicesPlan { export_reports, ..ServicesPlan::default() };
     };
+    let mesh = mesh::report(world, &exports);
     let mut objects = authorization::policies(world, own, &exports, ending);
     let written =
         |export: &&Export| !exports.held.contains(&export.service.object) && !export.gateways.is_empty();
@@ -78,6 +81,7 @@ pub fn services(world: &World, ending: &BTreeSet<TrustDomain>) -> ServicesPlan {
             .filter_map(|(key, report)| Some((NamespacedName::new(key.namespace?, key.name), report)))
             .collect(),
         blocked,
+        mesh,
         wake_at: imports.wake_at,
     }
 }
@@ -132,12 +136,22 @@ fn retain(
         let peer = object.meta.labels.get(LABEL_PEER);
         let is_silent = peer.is_some_and(|peer| silent.contains(peer));
         let is_of_rejected_peer = peer.is_some_and(|peer| rejected_peers.contains(peer));
+        let is_of_rejected = |import: &ObjectKey| {
+            let import = world.objects.get(import);
+            let peer = import.and_then(|import| import.meta.labels.get(LABEL_PEER));
+            peer.is_some_and(|peer| rejected_peers.contains(peer))
+        };
         let came_from = object.meta.annotations.get(ANNOTATION_SOURCE).map_or("", String::as_str);
         match object.key.kind {
             Kind::ImportedService => is_of_rejected_peer || (is_silent && unreadable.contains(&object.key)),
-            Kind::ServiceEntry if peer.is_some() => {
-                let beside = ObjectKey { kind: Kind::ImportedService, ..object.key.clone() };
-                is_of_rejected_peer || (unreadable.contains(&beside) && objects.contains_key(&beside))
+            // What is made of imports follows them, the ones that are kept here included.
+            Kind::ServiceEntry | Kind::DestinationRule | Kind::VirtualService
+                if came_from.starts_with(Kind::ImportedService.kind()) =>
+            {
+                let is_kept = |import: &ObjectKey| {
+                    is_of_rejected(import) || unreadable.contains(import) && objects.contains_key(import)
+                };
+                imports_of(came_from).any(|import| is_kept(&import))
             }
             Kind::ServiceEntry
             | Kind::Gateway
@@ -160,6 +174,16 @@ fn retain(
             objects.insert(object.key.clone(), as_it_stands(object));
         }
     }
+}
+
+/// The ImportedServices that an annotation names.
+fn imports_of(sources: &str) -> impl Iterator<Item = ObjectKey> {
+    sources.split(',').filter_map(|source| {
+        let mut parts = source.split('/');
+        let is_import = parts.next()? == Kind::ImportedService.kind();
+        let key = ObjectKey::namespaced(Kind::ImportedService, parts.next()?, parts.next()?);
+        is_import.then_some(key)
+    })
 }
 
 fn sources(keys: &BTreeSet<&ObjectKey>, kind: Kind) -> BTreeSet<String> {

@@ -62,6 +62,9 @@ reasons! {
         NoPeer,
         /// A trust domain in `exportedTrustDomains` has nobody in `clients`. Add its clients, or take it out.
         NoClientsThere,
+        /// `tlsMode` is `IstioMtls`, and no pod that is selected has a sidecar that takes its certificates from SPIRE: the message says
+        /// what they have. Inject sidecars with SPIRE's socket, or let the application end TLS and set `Mtls`.
+        MeshNotOnSpire,
         /// An object of a name that is needed is there and is not ours; the message names it. Delete it, or hand it over with the
         /// annotation `entente.dev/adopt: "true"`.
         ObjectNotOurs,
@@ -157,5 +160,46 @@ reasons! {
         ObjectNotOurs,
         /// Another object serves its host already; the message names it.
         HostExists,
+    }
+}
+
+reasons! {
+    /// Whether it also answers at its local name, where `imports.asLocal` asks for that.
+    LocalReason of ServedLocally {
+        /// True: together with a Service of the cluster, whose endpoints are used too.
+        Merged,
+        /// True: the cluster has no Service of that name. Only workloads with a sidecar that resolves names (Istio's DNS capture)
+        /// find it.
+        Alone,
+        /// Only `*` in `imports.asLocal` matches it, and its namespace is `kube-*`, Istio's or the agent's own, or it is
+        /// `kubernetes` in `default`. Name it in `imports.asLocal` if that is what you want.
+        NamespaceReserved,
+        /// The Service of that name is headless or an ExternalName: its callers have the addresses of its endpoints. Give it a
+        /// cluster IP, or call the federated name.
+        ServiceNotSupported,
+        /// No port can be called there: the Service has none of the same number or name, or TLS is spoken on it, which is told apart
+        /// by the name that is called. Call the federated name.
+        PortsDiffer,
+        /// The peers that serve the name are to be seen by different namespaces; the message names the other. Give both the same
+        /// `imports.exportTo`.
+        ExportToDiffers,
+        /// `imports.exportTo` is `~`: nobody would see it.
+        NotVisible,
+        /// The local name is longer than 253 characters.
+        HostTooLong,
+        /// An older object, not the agent's, has that host already: a VirtualService for it, or a ServiceEntry where there is no
+        /// Service; the message names it. Delete it, or take the service out of `imports.asLocal`.
+        HostExists,
+        /// An object of a name that is needed is there and is not ours; the message names it. Delete it, or hand it over with the
+        /// annotation `entente.dev/adopt: "true"`.
+        ObjectNotOurs,
+        /// See Generated: what its federated name needs cannot be generated.
+        NotGenerated,
+        /// It is not written yet (Unknown), or cannot be (False); the message has the cause.
+        Pending,
+        /// Unknown: another import of the same name cannot be read now, and what stands is kept until it can.
+        OtherUnreadable,
+        /// This cluster does not serve a kind of Istio's that is needed. Install Istio's CustomResourceDefinitions.
+        IstioAbsent,
     }
 }

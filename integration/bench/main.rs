@@ -62,6 +62,7 @@ impl Planned {
         let change = median(|| {
             port += 1;
             assert!(index.store(Event::Applied(service(0, port))), "it is a change");
+            index.settle_exports();
             let plan = black_box(plan_anew(index.world(), &mut memo));
             // its alias and its policy
             assert_eq!(plan.writes.len(), 2);
@@ -74,6 +75,7 @@ impl Planned {
 fn settle(index: &mut Index) {
     let mut memo = Memo::default();
     loop {
+        index.settle_exports();
         let plan = plan_anew(index.world(), &mut memo);
         if plan.writes.is_empty() && plan.statuses.is_empty() {
             return;
@@ -143,6 +145,7 @@ fn index(services: usize) -> Index {
         };
         index.store(Event::Reset { kind, objects });
     }
+    index.settle_exports();
     let world = index.world();
     assert!(world.rejected.is_empty(), "the benchmark's own objects are good: {:?}", world.rejected);
     assert_eq!((world.peers.len(), world.services.len()), (10, services));

@@ -1,6 +1,7 @@
 //! Everything that comes in, kept as one `World`: objects of the store, our identity, SPIRE, endpoints, peers.
 
 pub mod bootstrap;
+mod exports;
 pub mod mesh;
 pub mod parse;
 mod peers;
@@ -28,6 +29,8 @@ pub struct Index {
     services: BTreeMap<ObjectKey, Arc<Object>>,
     /// Kinds that the store does not serve, and since when.
     missing: BTreeMap<Kind, Timestamp>,
+    /// What of the exports has to be decided again.
+    exports: exports::Exports,
 }
 
 /// How long a kind may be missing before it is taken as absent: an API server serves some later than others.
@@ -41,6 +44,7 @@ impl Index {
             peers: BTreeMap::new(),
             services: BTreeMap::new(),
             missing: BTreeMap::new(),
+            exports: exports::Exports::default(),
         }
     }
 
@@ -87,8 +91,15 @@ impl Index {
         changed
     }
 
-    /// Takes in the time. Answers with when it wants to be told again.
+    /// Decides which services the declarations come to by what was taken in since the last time. Must be called before the
+    /// world is planned for. Answers with whether any service changed.
+    pub fn settle_exports(&mut self) -> bool {
+        self.exports.settle(&mut self.world)
+    }
+
+    /// Takes in the time, and settles what was taken in before it. Answers with when it wants to be told again.
     pub fn time(&mut self, moment: Timestamp) -> Option<Timestamp> {
+        self.settle_exports();
         let now = crate::clock::whole(moment);
         self.world.moment = moment;
         self.world.now = now;
@@ -110,7 +121,9 @@ impl Index {
         if first {
             // What was read without knowing who we are was not checked against that: it is no last good version.
             self.world.peers.clear();
-            self.world.services.clear();
+            self.world.declared.clear();
+            self.world.rules.clear();
+            self.exports.all();
             let services: Vec<Arc<Object>> = self.services.values().cloned().collect();
             for object in services {
                 self.apply(object);
@@ -122,6 +135,7 @@ impl Index {
     /// Takes in what SPIRE holds.
     pub fn spire(&mut self, state: Option<Arc<SpireState>>) {
         if state.is_some() {
+            self.exports.spire(self.world.spire.as_deref(), state.as_deref());
             self.world.spire = state;
         }
     }
@@ -151,7 +165,7 @@ impl Index {
         }
         let keys: Vec<&ObjectKey> = match kind {
             Kind::TrustDomainPeer => self.peers.keys().collect(),
-            Kind::FederatedService => self.services.keys().collect(),
+            Kind::FederatedService | Kind::ServiceExportRule => self.services.keys().collect(),
             Kind::ClusterSpiffeId | Kind::ClusterStaticEntry => self.world.registrations.keys().collect(),
             _ => self.world.objects.keys().collect(),
         };
@@ -162,6 +176,8 @@ impl Index {
     fn apply(&mut self, object: Arc<Object>) -> bool {
         let key = object.key.clone();
         let key_is_ours = key.kind.api().0 == Kind::TrustDomainPeer.api().0;
+        let before = self.world.objects.get(&key).map(AsRef::as_ref);
+        self.exports.object(&key, [before, Some(&object)], &self.world.settings.instance);
         let is_of_cluster = matches!(key.kind, Kind::Namespace | Kind::Service | Kind::Pod);
         let news = if let Some(status) = object.status().filter(|_| !is_of_cluster) {
             put(&mut self.world.statuses, key.clone(), status.clone())
@@ -177,7 +193,12 @@ impl Index {
                 self.services.insert(key.clone(), Arc::clone(&object));
                 let parsed = parse::federated_service::parse(&object, self.world.own_trust_domain());
                 let name = namespaced(&key);
-                self.keep(key, parsed, |world, service| put(&mut world.services, name.clone(), service))
+                self.keep(key, parsed, |world, service| put(&mut world.declared, name.clone(), service))
+            }
+            Kind::ServiceExportRule => {
+                self.services.insert(key.clone(), Arc::clone(&object));
+                let parsed = parse::service_export_rule::parse(&object, self.world.own_trust_domain());
+                self.keep(key, parsed, |world, rule| put(&mut world.rules, rule.name.clone(), rule))
             }
             Kind::ImportedService => {
                 let parsed: Result<Imported, Rejected> = parse::imported_service::parse(&object);
@@ -201,11 +222,18 @@ impl Index {
                 put(&mut self.world.cluster_services, namespaced(&key), parse::cluster::service(&object))
             }
             Kind::Pod => match parse::cluster::pod(&object) {
-                Some(pod) => put(&mut self.world.pods, namespaced(&key), pod),
-                None => self.world.pods.remove(&namespaced(&key)).is_some(),
+                Some(pod) => {
+                    let name = namespaced(&key);
+                    self.exports.pod(self.world.pods.get(&name).map(AsRef::as_ref), Some(&pod));
+                    put(&mut self.world.pods, name, pod)
+                }
+                None => {
+                    let was_there = self.world.pods.contains_key(&namespaced(&key));
+                    self.forget(&key);
+                    was_there
+                }
             },
-            Kind::ServiceExportRule
-            | Kind::ClusterFederatedTrustDomain
+            Kind::ClusterFederatedTrustDomain
             | Kind::PeerAuthentication
             | Kind::AuthorizationPolicy
             | Kind::DestinationRule
@@ -220,8 +248,8 @@ impl Index {
         changed || (news && key_is_ours)
     }
 
-    /// Takes a parsed object in, or its rejection. The last good version of a FederatedService that became bad stays in
-    /// use, as that of a peer does, or its importers would lose it; of anything else, what was generated from it stays (`plan::prune`).
+    /// Takes a parsed object in, or its rejection. The last good version of a FederatedService or ServiceExportRule that became bad
+    /// stays in use, as that of a peer does, or importers would lose what it exports; of anything else, what was generated from it stays (`plan::prune`).
     fn keep<T>(
         &mut self,
         key: ObjectKey,
@@ -235,7 +263,7 @@ impl Index {
             }
             Err(rejected) if self.world.rejected.get(&key) == Some(&rejected) => false,
             Err(rejected) => {
-                if key.kind != Kind::FederatedService {
+                if !matches!(key.kind, Kind::FederatedService | Kind::ServiceExportRule) {
                     self.forget(&key);
                 }
                 tracing::warn!(object = %key, reason = rejected.reason, message = %rejected.message, "not accepted");
@@ -246,6 +274,8 @@ impl Index {
     }
 
     fn remove(&mut self, key: &ObjectKey) {
+        let before = self.world.objects.get(key).map(AsRef::as_ref);
+        self.exports.object(key, [before, None], &self.world.settings.instance);
         self.peers.remove(key);
         self.services.remove(key);
         self.world.statuses.remove(key);
@@ -257,7 +287,10 @@ impl Index {
     fn forget(&mut self, key: &ObjectKey) {
         match key.kind {
             Kind::FederatedService => {
-                self.world.services.remove(&namespaced(key));
+                self.world.declared.remove(&namespaced(key));
+            }
+            Kind::ServiceExportRule => {
+                self.world.rules.remove(&key.name);
             }
             Kind::ImportedService => {
                 self.world.imported.remove(&namespaced(key));
@@ -272,7 +305,8 @@ impl Index {
                 self.world.cluster_services.remove(&namespaced(key));
             }
             Kind::Pod => {
-                self.world.pods.remove(&namespaced(key));
+                let gone = self.world.pods.remove(&namespaced(key));
+                self.exports.pod(gone.as_deref(), None);
             }
             _ => {}
         }

@@ -20,6 +20,7 @@ pub mod istio;
 pub mod links;
 pub mod memo;
 pub mod memory;
+pub mod mesh;
 pub mod monitors;
 pub mod notice;
 pub mod pace;

@@ -6,35 +6,73 @@ use serde_json::{Map, Value, json};
 
 use crate::api::v1alpha1::conditions::{ClientsEnforcedReason, ExportedReason, ServiceAcceptedReason};
 use crate::model::condition::{Condition, Truth};
-use crate::model::service::{Outcome, TlsMode};
-use crate::model::{Service, TrustDomain};
+use crate::model::service::{ExportedBy, Outcome, TlsMode};
+use crate::model::session::Offers;
+use crate::model::{NamespacedName, Service, ServiceName, TrustDomain, World};
 use crate::plan::exports::{ExportProblem, ExportReport};
 
+/// A FederatedService, whether or not it comes to anything.
+#[derive(Clone, Copy, Debug)]
+pub struct Subject<'a> {
+    pub object: &'a NamespacedName,
+    pub uid: &'a str,
+    pub generation: i64,
+    pub name: &'a ServiceName,
+    pub tls_mode: TlsMode,
+    /// What it comes to.
+    pub service: Option<&'a Service>,
+}
+
+impl<'a> Subject<'a> {
+    /// The FederatedService of this name. `None` for a Service that a rule exports.
+    #[must_use]
+    pub fn of(world: &'a World, name: &NamespacedName) -> Option<Self> {
+        if let Some(service) = world.services.get(name) {
+            return (service.by == ExportedBy::FederatedService).then(|| Self::of_service(service));
+        }
+        let declared = world.declared.get(name)?;
+        Some(Self {
+            object: &declared.object,
+            uid: &declared.uid,
+            generation: declared.generation,
+            name: &declared.name,
+            tls_mode: declared.tls_mode,
+            service: None,
+        })
+    }
+
+    /// What is exported.
+    #[must_use]
+    pub fn of_service(service: &'a Service) -> Self {
+        Self {
+            object: &service.object,
+            uid: &service.uid,
+            generation: service.generation,
+            name: &service.name,
+            tls_mode: service.tls_mode,
+            service: Some(service),
+        }
+    }
+}
+
 /// What one importer did with the present state of the export.
-enum Answer<'a> {
+pub(super) enum Answer<'a> {
     NotOffered(&'a ExportProblem),
     Pending,
     Imported,
     Refused { reason: &'a str, message: &'a str },
 }
 
-/// The conditions, and the rest of the status as fields of it: `host`, `gatewayEntries`, `exportedTo`. `answers`
-/// are what the importers did with the present state of it, in the order of `report.to`.
+/// The conditions, and the rest of the status as fields of it: `host`, `gatewayEntries`,
+/// `serverSPIFFEIDs`, `imported`, `exportedTo`. `outcomes` are what the importers did with the present state of it, in the
+/// order of `report.to`.
 #[must_use]
 pub fn status(
-    service: &Service,
+    service: &Subject<'_>,
     report: &ExportReport,
-    answers: &[Option<Outcome>],
+    outcomes: &[Option<&Outcome>],
 ) -> (Vec<Condition>, Value) {
-    let answers: BTreeMap<&TrustDomain, Answer<'_>> = report
-        .to
-        .iter()
-        .zip(answers)
-        .map(|((td, result), answer)| match result {
-            Err(problem) => (td, Answer::NotOffered(problem)),
-            Ok(()) => (td, Answer::from(answer)),
-        })
-        .collect();
+    let answers = answers(report, outcomes);
     let conditions = vec![accepted(service, report), exported(report, &answers), enforced(service, report)];
     let mut rest = Map::new();
     if let Some(host) = &report.host {
@@ -49,19 +87,52 @@ pub fn status(
         })
         .collect();
     rest.insert("gatewayEntries".to_owned(), gateways.into());
+    let imported = answers.values().filter(|answer| matches!(answer, Answer::Imported)).count();
+    rest.insert("imported".to_owned(), json!(format!("{imported}/{}", answers.len())));
+    if let Some(service) = service.service {
+        let ids: Vec<String> = service.server_ids.iter().map(ToString::to_string).collect();
+        if !ids.is_empty() {
+            rest.insert("serverSPIFFEIDs".to_owned(), json!(ids));
+        }
+    }
     let exported_to: Vec<Value> = answers.iter().map(|(td, answer)| entry(td, answer)).collect();
     rest.insert("exportedTo".to_owned(), exported_to.into());
     (conditions, Value::Object(rest))
 }
 
-impl<'a> From<&'a Option<Outcome>> for Answer<'a> {
-    fn from(outcome: &'a Option<Outcome>) -> Self {
-        match outcome {
-            None => Self::Pending,
-            Some(Outcome::Imported) => Self::Imported,
-            Some(Outcome::Refused { reason, message }) => Self::Refused { reason, message },
+/// What each importer did.
+fn answers<'a>(
+    report: &'a ExportReport,
+    outcomes: &[Option<&'a Outcome>],
+) -> BTreeMap<&'a TrustDomain, Answer<'a>> {
+    let of = |((td, result), outcome): (
+        (&'a TrustDomain, &'a Result<(), ExportProblem>),
+        &Option<&'a Outcome>,
+    )| {
+        match (result, outcome) {
+            (Err(problem), _) => (td, Answer::NotOffered(problem)),
+            (Ok(()), None) => (td, Answer::Pending),
+            (Ok(()), Some(Outcome::Imported)) => (td, Answer::Imported),
+            (Ok(()), Some(Outcome::Refused { reason, message })) => (td, Answer::Refused { reason, message }),
         }
-    }
+    };
+    report.to.iter().zip(outcomes).map(of).collect()
+}
+
+/// What each trust domain did with the service as it is offered to it now, in the order of the report. An answer to a
+/// catalogue before the present one counts where the service was the same in it.
+pub(super) fn outcomes<'a>(
+    world: &'a World,
+    name: &ServiceName,
+    report: &ExportReport,
+    offered: &BTreeMap<TrustDomain, Offers>,
+) -> Vec<Option<&'a Outcome>> {
+    let outcome = |td: &TrustDomain| {
+        let acknowledged = world.sessions.get(td)?.acknowledged.as_ref()?;
+        let answered = acknowledged.offered.services.get(name)?;
+        (answered == offered.get(td)?.get(name)?).then(|| acknowledged.outcomes.get(name)).flatten()
+    };
+    report.to.iter().map(|(td, result)| if result.is_ok() { outcome(td) } else { None }).collect()
 }
 
 fn entry(td: &TrustDomain, answer: &Answer<'_>) -> Value {
@@ -78,7 +149,7 @@ fn entry(td: &TrustDomain, answer: &Answer<'_>) -> Value {
     entry
 }
 
-fn accepted(service: &Service, report: &ExportReport) -> Condition {
+fn accepted(service: &Subject<'_>, report: &ExportReport) -> Condition {
     match &report.accepted {
         Ok(()) => Condition::new(
             "Accepted",
@@ -91,7 +162,7 @@ fn accepted(service: &Service, report: &ExportReport) -> Condition {
 }
 
 /// True where every trust domain has imported it.
-fn exported(report: &ExportReport, answers: &BTreeMap<&TrustDomain, Answer<'_>>) -> Condition {
+pub(super) fn exported(report: &ExportReport, answers: &BTreeMap<&TrustDomain, Answer<'_>>) -> Condition {
     if let Err(problem) = &report.exported {
         return with_warnings(refused("Exported", problem), report);
     }
@@ -139,7 +210,7 @@ fn with_warnings(mut condition: Condition, report: &ExportReport) -> Condition {
     condition
 }
 
-fn enforced(service: &Service, report: &ExportReport) -> Condition {
+fn enforced(service: &Subject<'_>, report: &ExportReport) -> Condition {
     let kind = "ClientsEnforced";
     match (&report.enforced, service.tls_mode) {
         (_, TlsMode::Mtls) => Condition::new(

@@ -6,6 +6,7 @@ pub mod federated_service;
 pub mod imported_service;
 mod peer_bundle;
 mod peer_details;
+pub mod service_export_rule;
 #[cfg(test)]
 mod service_tests;
 pub mod trust_domain_peer;
@@ -28,10 +29,9 @@ use crate::api::v1alpha1::conditions::{
 use crate::model::condition::{Condition, Truth};
 use crate::model::import::Imported;
 use crate::model::object::{Kind, ObjectKey};
-use crate::model::service::Outcome;
-use crate::model::session::Offers;
+use crate::model::service::{Outcome, TlsMode};
 use crate::model::world::Rejected;
-use crate::model::{Service, TrustDomain, World};
+use crate::model::{NamespacedName, Service, ServiceName, World};
 
 /// The status to write: `rest` with these conditions, or `None` where that is what stands there.
 #[must_use]
@@ -142,7 +142,8 @@ pub fn stored_condition(stored: Option<&Value>, kind: &'static str) -> Option<(T
 /// The statuses of objects that cannot be used: `Accepted=False`, and what was known of them before stays.
 #[must_use]
 pub fn rejected(world: &World) -> BTreeMap<ObjectKey, StatusWrite> {
-    let ours = [Kind::TrustDomainPeer, Kind::FederatedService, Kind::ImportedService];
+    let ours =
+        [Kind::TrustDomainPeer, Kind::FederatedService, Kind::ServiceExportRule, Kind::ImportedService];
     world
         .rejected
         .iter()
@@ -213,26 +214,34 @@ fn reject(
 pub fn services(world: &World, services: &ServicesPlan, memo: &mut Memo) -> BTreeMap<ObjectKey, StatusWrite> {
     let mut writes = BTreeMap::new();
     for (name, report) in &services.export_reports {
-        let Some(service) = world.services.get(name) else { continue };
+        let Some(service) = federated_service::Subject::of(world, name) else { continue };
         let key = ObjectKey::namespaced(Kind::FederatedService, &name.namespace, &name.name);
         // Its last good version is in use still, but what is said is what is wrong with it now.
         if world.rejected.contains_key(&key) {
             continue;
         }
-        let answers = answers(world, service, report, &services.catalogues);
+        let outcomes = federated_service::outcomes(world, service.name, report, &services.catalogues);
         let stored = world.statuses.get(&key);
         let is_same = |said: &Said| {
-            matches!(said, Said::Exported(of, was, to, stands)
-            if of == service && was == report && *to == answers && Some(stands) == stored)
+            matches!(said, Said::Exported(of, was, to, stands) if of.is(&service) && was == report
+                && to.iter().map(Option::as_ref).eq(outcomes.iter().copied()) && Some(stands) == stored)
         };
         if memo.statuses.holds(&key, is_same) {
             continue;
         }
-        let computed = federated_service::status(service, report, &answers);
-        let of = (service.uid.as_str(), service.generation);
+        let computed = federated_service::status(&service, report, &outcomes);
+        let of = (service.uid, service.generation);
         if let (None, Some(stored)) = (write(world, &mut writes, &key, of, computed), stored) {
-            let said = Said::Exported(Arc::clone(service), report.clone(), answers, Arc::clone(stored));
-            memo.statuses.put(&key, said, ());
+            let outcomes = outcomes.into_iter().map(Option::<&Outcome>::cloned).collect();
+            let of = Box::new(Declared::of(&service));
+            memo.statuses.put(&key, Said::Exported(of, report.clone(), outcomes, Arc::clone(stored)), ());
+        }
+    }
+    let of_rules = service_export_rule::statuses(world, &services.export_reports, &services.catalogues);
+    for (rule, computed) in of_rules {
+        let key = ObjectKey::cluster(Kind::ServiceExportRule, &rule.name);
+        if !world.rejected.contains_key(&key) {
+            write(world, &mut writes, &key, (&rule.uid, rule.generation), computed);
         }
     }
     for (name, report) in &services.import_reports {
@@ -256,28 +265,47 @@ pub fn services(world: &World, services: &ServicesPlan, memo: &mut Memo) -> BTre
     writes
 }
 
-/// What each trust domain did with the service as it is offered to it now, in the order of the report. An answer to a
-/// catalogue before the present one counts where the service was the same in it.
-fn answers(
-    world: &World,
-    service: &Service,
-    report: &ExportReport,
-    offered: &BTreeMap<TrustDomain, Offers>,
-) -> Vec<Option<Outcome>> {
-    let answer = |td: &TrustDomain| {
-        let acknowledged = world.sessions.get(td)?.acknowledged.as_ref()?;
-        let offered = offered.get(td)?.get(&service.name)?;
-        let answered = acknowledged.offered.services.get(&service.name)?;
-        (answered == offered).then(|| acknowledged.outcomes.get(&service.name).cloned()).flatten()
-    };
-    report.to.iter().map(|(td, result)| if result.is_ok() { answer(td) } else { None }).collect()
-}
-
 /// What the status of an object is made of, where that stands in the store.
 #[derive(Clone, Debug, PartialEq)]
 pub(super) enum Said {
-    Exported(Arc<Service>, ExportReport, Vec<Option<Outcome>>, Arc<Value>),
+    Exported(Box<Declared>, ExportReport, Vec<Option<Outcome>>, Arc<Value>),
     Imported(Arc<Imported>, ImportReport, Arc<Value>),
+}
+
+/// A FederatedService, as its status speaks of it.
+#[derive(Clone, Debug, PartialEq)]
+pub(super) struct Declared {
+    object: NamespacedName,
+    uid: String,
+    generation: i64,
+    name: ServiceName,
+    tls_mode: TlsMode,
+    service: Option<Service>,
+}
+
+impl Declared {
+    fn of(subject: &federated_service::Subject<'_>) -> Self {
+        Self {
+            object: subject.object.clone(),
+            uid: subject.uid.to_owned(),
+            generation: subject.generation,
+            name: subject.name.clone(),
+            tls_mode: subject.tls_mode,
+            service: subject.service.cloned(),
+        }
+    }
+
+    fn is(&self, subject: &federated_service::Subject<'_>) -> bool {
+        (&self.object, self.uid.as_str(), self.generation, &self.name, self.tls_mode, self.service.as_ref())
+            == (
+                subject.object,
+                subject.uid,
+                subject.generation,
+                subject.name,
+                subject.tls_mode,
+                subject.service,
+            )
+    }
 }
 
 /// Adds the write of a status, unless it stands there already.

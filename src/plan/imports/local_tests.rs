@@ -258,7 +258,12 @@ fn several_peers_serve_one_name_and_one_that_goes_takes_only_its_own() {
 #[test]
 fn ports_are_led_by_number_then_by_name_and_by_what_is_spoken() {
     let mut remote = remote_cart();
-    let port_of = |name: &str, port, protocol| RemotePort { name: name.to_owned(), port, protocol };
+    let port_of = |name: &str, port, protocol| RemotePort {
+        name: name.to_owned(),
+        port,
+        protocol,
+        clients: BTreeSet::new(),
+    };
     remote.ports = vec![
         port_of("http-web", 80, AppProtocol::Http),
         port_of("grpc", 9_000, AppProtocol::Grpc),

@@ -12,6 +12,7 @@ use crate::model::condition::Truth;
 use crate::model::name::is_dns_label;
 use crate::model::service::{Address, DirectEndpoint, GatewayAddress, Outcome, RemoteService};
 use crate::model::{Peer, TrustDomain, World};
+use crate::plan::gateways::Gateways;
 
 /// The bounds of an ImportedService (`api/v1alpha1`), beyond which it could not be stored.
 const MAX_PORTS: usize = 64;
@@ -58,13 +59,14 @@ pub struct Admission<'a> {
     /// The DNS domain of our cluster.
     cluster_domain: &'a str,
     own: &'a OwnAddresses,
-    ours: &'a BTreeSet<&'a GatewayAddress>,
+    ours: &'a BTreeSet<GatewayAddress>,
 }
 
 /// The gateways of our own exports: a peer that names one would have us call ourselves.
 #[must_use]
-pub fn own_gateways(world: &World) -> BTreeSet<&GatewayAddress> {
-    world.services.values().flat_map(|service| &service.gateways).map(|gateway| &gateway.at).collect()
+pub fn own_gateways(world: &World) -> BTreeSet<GatewayAddress> {
+    let given = world.services.values().flat_map(|service| &service.gateways).map(|gateway| &gateway.at);
+    given.chain(Gateways::discover(world).addresses()).cloned().collect()
 }
 
 /// The addresses of our own pods and Services, where a peer names pods at all. An index, made once a plan.
@@ -99,7 +101,7 @@ impl<'a> Admission<'a> {
     pub fn new(
         world: &'a World,
         peer: &'a Peer,
-        ours: &'a BTreeSet<&'a GatewayAddress>,
+        ours: &'a BTreeSet<GatewayAddress>,
         own: &'a OwnAddresses,
     ) -> Self {
         let others = world.peers.keys().chain(world.own_trust_domain());

@@ -1,17 +1,18 @@
 //! What services need: everything that is exported and imported, in one decision.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
 
 use jiff::Timestamp;
 
 use crate::model::object::{ANNOTATION_SOURCE, Kind, LABEL_PEER, Meta, Object, ObjectKey};
 use crate::model::service::{Outcome, RemoteService};
-use crate::model::{NamespacedName, ServiceName, TrustDomain, World};
+use crate::model::{NamespacedName, Service, ServiceName, TrustDomain, World};
 
-use super::exports::{self, ExportReport};
+use super::exports::{self, Export, ExportReport, Exports};
 use super::generated::{label_value, source, source_of};
 use super::imports::{self, ImportReport};
-use super::{authorization, istio};
+use super::{authorization, generated, istio};
 
 /// What should be, of everything that has to do with services.
 #[derive(Clone, Debug, Default, PartialEq)]
@@ -47,10 +48,15 @@ pub fn services(world: &World, ending: &BTreeSet<TrustDomain>) -> ServicesPlan {
         return ServicesPlan { export_reports, ..ServicesPlan::default() };
     };
     let mut objects = authorization::policies(world, own, &exports, ending);
-    for export in exports.exported.values().filter(|export| !exports.held.contains(&export.service.object)) {
-        for object in [istio::export::alias(world, export), istio::export::gateway(world, export)] {
+    let written =
+        |export: &&Export| !exports.held.contains(&export.service.object) && !export.gateways.is_empty();
+    for export in exports.exported.values().filter(written) {
+        for object in istio::export::objects(world, export) {
             objects.insert(object.key.clone(), object);
         }
+    }
+    for object in passed_on(world, &exports) {
+        objects.insert(object.key.clone(), object);
     }
     let mut imports = imports::imports(world, ending);
     let (entries, reports) = imports::generate(world, &mut imports);
@@ -74,6 +80,22 @@ pub fn services(world: &World, ending: &BTreeSet<TrustDomain>) -> ServicesPlan {
         blocked,
         wake_at: imports.wake_at,
     }
+}
+
+/// What sidecars need in front of applications that end TLS: one object for each selector.
+fn passed_on(world: &World, exports: &Exports) -> Vec<Object> {
+    if world.absent.contains(&Kind::PeerAuthentication) {
+        return Vec::new();
+    }
+    let mut groups: BTreeMap<authorization::Workloads<'_>, Vec<&Arc<Service>>> = BTreeMap::new();
+    for export in exports.exported.values().filter(|export| export.passes_tls) {
+        let service = &export.service;
+        groups.entry((&service.object.namespace, &service.workload_labels)).or_default().push(service);
+    }
+    let all = groups
+        .into_iter()
+        .map(|(workloads, services)| istio::peer_authentication::object(world, workloads, &services));
+    all.filter(|object| generated::claim(world, &object.key).is_ok()).collect()
 }
 
 /// Keeps, as it stands, what was generated from an object that has become unreadable: missing information takes nothing
@@ -127,9 +149,11 @@ fn retain(
                 };
                 imports_of(came_from).any(|import| is_kept(&import))
             }
-            Kind::ServiceEntry | Kind::Gateway | Kind::AuthorizationPolicy => {
-                came_from.split(',').any(|source| services.contains(source))
-            }
+            Kind::ServiceEntry
+            | Kind::Gateway
+            | Kind::VirtualService
+            | Kind::PeerAuthentication
+            | Kind::AuthorizationPolicy => came_from.split(',').any(|source| services.contains(source)),
             _ => false,
         }
     };

@@ -11,6 +11,9 @@ reasons! {
         ServiceRefNotSupported,
         /// This `tlsMode` is not served by this version of the agent, or not by this mesh; the message says which is.
         TlsModeNotSupported,
+        /// With `tlsMode: Mtls` it has ports that lead to several ports of the workload, and only the host would tell them apart.
+        /// Export each by a FederatedService of its own, with another `name`.
+        OneTargetPort,
         /// Our own trust domain is no legal DNS host, so that no service can be named below it.
         TrustDomainNotDns,
         /// The host name would be longer than 253 characters. Set a shorter `name`.
@@ -39,8 +42,20 @@ reasons! {
         NoServerIds,
         /// A server ID lies outside our own trust domain, and importers would refuse it. Mend `serverSPIFFEIDs`.
         ForeignServerId,
-        /// No gateway is known: give `gateways`. Importers would have nowhere to connect to.
+        /// No gateway is known: install the one that carries this `tlsMode`, name its Service to the agent, or give `gateways`.
+        /// Importers would have nowhere to connect to. What they were told before stays.
         NoGateway,
+        /// Unknown: the Service of the gateway has no address yet. What importers were told before stays.
+        GatewayPending,
+        /// A trust domain is to come to the pods themselves, and there are none that can be told of.
+        NoEndpoints,
+        /// An object of someone else serves its host at the same gateway; the message names it. The older of the two wins.
+        HostExists,
+        /// An AuthorizationPolicy of someone else allows some callers of workloads whose application ends TLS, and so denies all
+        /// others; the message says what to allow in it.
+        AllowStands,
+        /// A PeerAuthentication of someone else selects the workloads; the message says what to set in it.
+        PeerAuthenticationStands,
         /// Only gateways of a type that does not carry this `tlsMode` are given: the message says which does.
         GatewayTypeIgnored,
         /// A trust domain in `exportedTrustDomains` has no TrustDomainPeer that is accepted. Create or mend it.

@@ -49,6 +49,7 @@ mod meshes;
 mod mtls;
 mod network;
 mod proxy;
+mod setup;
 mod three;
 mod traffic;
 mod workload;

@@ -10,6 +10,7 @@ mod exports;
 mod federation;
 mod health;
 mod hostile;
+mod mesh;
 mod one_sided;
 mod poison;
 #[cfg(target_os = "linux")]

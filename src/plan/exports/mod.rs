@@ -27,6 +27,7 @@ use crate::model::world::Rejected;
 use crate::model::{NamespacedName, ObjectKey, Service, ServiceName, TrustDomain, World};
 
 use super::gateways::{Gateways, Pods, endpoints};
+use super::mesh::workloads::Workloads;
 use super::selectors::DisjointSelectors;
 use super::{authorization, generated, istio};
 use authorization::Allows;
@@ -120,6 +121,7 @@ pub fn exports(world: &World) -> Exports {
         claims: Claims::new(world),
         allows: Allows::new(world),
         peer_authentications: Others::new(world),
+        workloads: Workloads::of(world, world.services.values().map(AsRef::as_ref)),
     };
     for (candidate, accepted) in accept(world, own) {
         let is_accepted = accepted.is_ok();
@@ -164,6 +166,7 @@ struct Around<'a> {
     claims: Claims<'a>,
     allows: Allows<'a>,
     peer_authentications: Others<'a>,
+    workloads: Workloads<'a>,
 }
 
 /// What each peer is offered: with the clients that are in its own trust domain. Peers that are offered nothing have no
@@ -361,6 +364,7 @@ fn export<'a>(
         .and_then(|()| policy::in_place(world, service));
     report.exported = possible.and_then(|()| {
         with_server_ids(service, own)?;
+        on_spire(service, &around.workloads)?;
         if way.gateways.is_empty() {
             return Ok(());
         }
@@ -442,6 +446,21 @@ fn needed_kinds(world: &World, mode: TlsMode) -> Result<(), ExportProblem> {
             ),
         )),
         None => Ok(()),
+    }
+}
+
+/// Only a sidecar with SPIRE's certificates can end `IstioMtls`. Where no pod is known, nothing speaks against it.
+fn on_spire(service: &Service, workloads: &Workloads<'_>) -> Result<(), ExportProblem> {
+    let problem = match service.tls_mode {
+        TlsMode::IstioMtls => workloads.certificates(service).problem(),
+        TlsMode::Mtls => None,
+    };
+    match problem {
+        None => Ok(()),
+        Some(problem) => Err(ExportProblem::new(
+            ExportedReason::MeshNotOnSpire,
+            format!("FederatedService {}: the pods that it selects {problem}", service.object),
+        )),
     }
 }
 

@@ -12,7 +12,7 @@ use crate::model::{NamespacedName, Service, ServiceName, TrustDomain, World};
 use super::exports::{self, Export, ExportReport, Exports};
 use super::generated::{label_value, source_of};
 use super::imports::{self, ImportReport};
-use super::{authorization, generated, istio};
+use super::{authorization, generated, istio, mesh};
 
 /// What should be, of everything that has to do with services.
 #[derive(Clone, Debug, Default, PartialEq)]
@@ -33,6 +33,8 @@ pub struct ServicesPlan {
     /// Objects that would be generated, are there, and are neither ours nor handed over (reason `ObjectNotOurs`), with what
     /// to do about them.
     pub blocked: BTreeMap<ObjectKey, String>,
+    /// What is found of our own mesh.
+    pub mesh: mesh::Report,
     /// When to decide again though nothing changes.
     pub wake_at: Option<Timestamp>,
 }
@@ -47,6 +49,7 @@ pub fn services(world: &World, ending: &BTreeSet<TrustDomain>) -> ServicesPlan {
             if world.own_trust_domain().is_none() { exports.reports } else { BTreeMap::new() };
         return ServicesPlan { export_reports, ..ServicesPlan::default() };
     };
+    let mesh = mesh::report(world, &exports);
     let mut objects = authorization::policies(world, own, &exports, ending);
     let written =
         |export: &&Export| !exports.held.contains(&export.service.object) && !export.gateways.is_empty();
@@ -78,6 +81,7 @@ pub fn services(world: &World, ending: &BTreeSet<TrustDomain>) -> ServicesPlan {
             .filter_map(|(key, report)| Some((NamespacedName::new(key.namespace?, key.name), report)))
             .collect(),
         blocked,
+        mesh,
         wake_at: imports.wake_at,
     }
 }

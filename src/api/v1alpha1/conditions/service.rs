@@ -89,6 +89,9 @@ reasons! {
         NoPeer,
         /// A trust domain in `exportedTrustDomains` has nobody in `clients`. Add its clients, or take it out.
         NoClientsThere,
+        /// `tlsMode` is `IstioMtls`, and no pod that is selected has a sidecar that takes its certificates from SPIRE: the message says
+        /// what they have. Inject sidecars with SPIRE's socket, or let the application end TLS and set `Mtls`.
+        MeshNotOnSpire,
         /// An object of a name that is needed is there and is not ours; the message names it. Delete it, or hand it over with the
         /// annotation `entente.dev/adopt: "true"`.
         ObjectNotOurs,

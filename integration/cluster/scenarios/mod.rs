@@ -8,6 +8,7 @@ mod ending;
 mod enrol;
 mod exports;
 mod federation;
+mod gateways;
 mod health;
 mod hostile;
 mod mesh;

@@ -110,3 +110,7 @@ fn all_namespaces(world: &World) -> BTreeSet<String> {
     let names = names.chain(world.services.keys()).chain(world.unresolved.keys()).chain(world.skipped.keys());
     names.map(|name| name.namespace.clone()).collect()
 }
+
+#[cfg(test)]
+#[path = "exports_tests.rs"]
+mod tests;

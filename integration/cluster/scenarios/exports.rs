@@ -8,7 +8,7 @@ use crate::pair::{Pair, with_pair};
 use crate::wait::{always, eventually};
 use crate::world::{AGENT_NAMESPACE, Domain};
 use anyhow::{Context, Result, ensure};
-use kube::api::DeleteParams;
+use kube::api::{DeleteParams, DynamicObject};
 use serde_json::{Value, json};
 use std::time::Duration;
 
@@ -272,7 +272,19 @@ async fn who_wins(pair: &Pair) -> Result<()> {
     let status = |name: &'static str| async move {
         Ok::<_, anyhow::Error>(found(west, RULE, None, name).await?.data["status"].clone())
     };
-    west.kubernetes.apply(&rule("second", "spiffe://east.example/ns/web/sa/other")).await?;
+    // Kubernetes tells ages in whole seconds.
+    eventually("there is a younger rule", SOON, || async {
+        let age = |rule: DynamicObject| rule.metadata.creation_timestamp.map(|time| time.0);
+        let second = rule("second", "spiffe://east.example/ns/web/sa/other");
+        let (first, second) =
+            (age(found(west, RULE, None, "first").await?), age(west.kubernetes.apply(&second).await?));
+        if second <= first {
+            delete(west, RULE, None, "second").await?;
+        }
+        ensure!(second > first, "{second:?}");
+        Ok(())
+    })
+    .await?;
     eventually("the younger rule exports nothing", SOON, || async {
         let status = status("second").await?;
         ensure!(status["services"]["exported"] == 0, "{status}");

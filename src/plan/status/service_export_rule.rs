@@ -18,6 +18,9 @@ use crate::plan::exports::{ExportProblem, ExportReport};
 /// Most characters of one message in the list of what is skipped.
 const MESSAGE: usize = 512;
 
+/// Conditions, and the rest of a status as fields of it.
+type Said = (Vec<Condition>, Value);
+
 /// What became of the Services of one rule.
 #[derive(Default)]
 struct Tally<'a> {
@@ -32,7 +35,7 @@ pub(super) fn statuses<'a>(
     world: &'a World,
     reports: &'a BTreeMap<NamespacedName, ExportReport>,
     offered: &BTreeMap<TrustDomain, Offers>,
-) -> Vec<(&'a Arc<ExportRule>, (Vec<Condition>, Value))> {
+) -> Vec<(&'a Arc<ExportRule>, Said)> {
     let mut tallies: BTreeMap<&str, Tally<'_>> =
         world.rules.keys().map(|name| (name.as_str(), Tally::default())).collect();
     if tallies.is_empty() {
@@ -79,7 +82,7 @@ fn why_not(report: &ExportReport) -> Option<(&str, &str)> {
     Some((of(problem), &problem.message))
 }
 
-fn status(rule: &ExportRule, tally: Option<Tally<'_>>) -> (Vec<Condition>, Value) {
+fn status(rule: &ExportRule, tally: Option<Tally<'_>>) -> Said {
     let tally = tally.unwrap_or_default();
     let accepted = Condition::new(
         "Accepted",

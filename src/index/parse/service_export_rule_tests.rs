@@ -17,9 +17,12 @@ pub(in crate::index::parse) fn good() -> Value {
     })
 }
 
+fn own() -> TrustDomain {
+    TrustDomain::new("east.example").unwrap()
+}
+
 fn parse_spec(spec: Value) -> Result<ExportRule, Rejected> {
-    let own = TrustDomain::new("east.example").unwrap();
-    parse(&object(Kind::ServiceExportRule, None, "shop", spec), Some(&own))
+    parse(&object(Kind::ServiceExportRule, None, "shop", spec), Some(&own()))
 }
 
 #[test]

@@ -61,7 +61,7 @@ pub(super) fn of(plan: &Plan) -> BTreeMap<String, Operation> {
 
 /// Whether the plan has trust end now.
 pub(super) fn ends_trust(plan: &Plan) -> bool {
-    plan.prune.keys().any(|key| is_end_of(key)) || plan.spire.iter().any(ends)
+    plan.prune.keys().any(is_end_of) || plan.spire.iter().any(ends)
 }
 
 fn is_end_of(key: &ObjectKey) -> bool {

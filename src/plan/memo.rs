@@ -29,7 +29,7 @@ pub struct Memo {
     /// ImportedServices, by host.
     pub(super) imported: Kept<ObjectKey, (Arc<Peer>, Arc<RemoteService>), Arc<Object>>,
     /// What clients need of an import, by its object.
-    pub(super) entries: Kept<ObjectKey, (Arc<Peer>, Arc<Imported>), Vec<Arc<Object>>>,
+    pub(super) entries: Kept<ObjectKey, ImportOf, Vec<Arc<Object>>>,
     /// Statuses that stand as they should.
     pub(super) statuses: Kept<ObjectKey, super::status::Said, ()>,
     /// What each peer is offered, with the hash of each service in the order of their names.
@@ -42,6 +42,9 @@ pub struct Memo {
 
 /// What the policy of a selector is made of: the FederatedServices that share it, and whose clients count.
 pub(super) type PolicyOf = (TrustDomain, Vec<Arc<Service>>, Arc<BTreeSet<TrustDomain>>);
+
+/// What the objects of an import are made of.
+pub(super) type ImportOf = (Arc<Peer>, Arc<Imported>);
 
 /// What comes of an export.
 #[derive(Clone, Debug)]

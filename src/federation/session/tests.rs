@@ -533,12 +533,12 @@ fn a_peer_of_the_first_protocol_is_sent_snapshots_and_whole_answers() {
     let mut exporter = Session::new(&td("west.test"), &out, SessionLimits::default(), s(100));
     exporter.on_frame(hello("east.test", 1), s(100));
     let version_of = |bodies: Vec<Body>| {
-        let snapshots = bodies.into_iter().filter_map(|body| match body {
+        let mut snapshots = bodies.into_iter().filter_map(|body| match body {
             Body::Catalogue(snapshot) => Some(snapshot.version),
             Body::CatalogueDelta(_) => panic!("it does not know these"),
             _ => None,
         });
-        snapshots.last().unwrap()
+        snapshots.next_back().unwrap()
     };
     let sent = version_of(said(&mut exporter, s(100)));
     assert_ne!(sent, first.version, "the version that it computes itself");

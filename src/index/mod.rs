@@ -17,6 +17,7 @@ use crate::model::own::Identity;
 use crate::model::trust::SpireState;
 use crate::model::world::{Rejected, Settings};
 use crate::model::{NamespacedName, Object, ObjectKey, TrustDomain, World};
+use crate::plan::gateways::Gateways;
 use crate::store::Event;
 
 /// The world, and the objects that it was read from.
@@ -57,7 +58,8 @@ impl Index {
 
     /// Takes in what a watch told.
     pub fn store(&mut self, event: Event) {
-        let of_peers = event.kind() == Some(Kind::TrustDomainPeer);
+        let kind = event.kind();
+        let by_pods = self.world.settings.gateway_node_ports;
         match event {
             Event::Reset { kind, objects } => {
                 self.reset(kind, objects);
@@ -76,8 +78,11 @@ impl Index {
                 }
             }
         }
-        if of_peers {
-            self.settle();
+        match kind {
+            Some(Kind::TrustDomainPeer) => self.settle(),
+            Some(Kind::Service) => self.see_gateways(),
+            Some(Kind::Pod) if by_pods => self.see_gateways(),
+            _ => {}
         }
     }
 
@@ -266,6 +271,15 @@ impl Index {
         }
     }
 
+    /// Keeps where the gateways are in mind, for a time in which nothing says it.
+    fn see_gateways(&mut self) {
+        for (kind, carrier) in Gateways::discover(&self.world).found() {
+            if !carrier.addresses.is_empty() {
+                self.world.gateways_seen.insert(kind, carrier.addresses.clone());
+            }
+        }
+    }
+
     /// Peers are few and depend on each other (one for each trust domain), so they are read together.
     fn settle(&mut self) {
         let (peers, rejected) =
@@ -281,3 +295,6 @@ impl Index {
 fn namespaced(key: &ObjectKey) -> NamespacedName {
     NamespacedName::new(key.namespace.clone().unwrap_or_default(), key.name.clone())
 }
+
+#[cfg(test)]
+mod tests;

@@ -343,6 +343,13 @@ fn export<'a>(
         Gate::Open => {}
         Gate::Held => {
             exports.held.insert(service.object.clone());
+            // Pods are told of as they are now, and those that are new to it are not guarded yet.
+            let problem =
+                report.enforced.clone().err().map(|problem| problem.under(ExportedReason::PolicyNotInPlace));
+            let told = report.to.iter_mut().filter(|(td, result)| direct.contains(*td) && result.is_ok());
+            for (_, result) in told {
+                *result = problem.clone().map_or(Ok(()), Err);
+            }
         }
         Gate::Shut(problem) => {
             exports.held.insert(service.object.clone());

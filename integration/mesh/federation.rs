@@ -174,6 +174,14 @@ pub(crate) async fn says(
     .await
 }
 
+/// A condition of a TrustDomainPeer.
+pub(crate) async fn of_peer(domain: &Domain, peer: &str, condition: &str) -> Result<Value> {
+    let object = found(domain, API, "TrustDomainPeer", None, peer).await?;
+    let conditions = object.data.pointer("/status/conditions").and_then(Value::as_array);
+    let found = conditions.into_iter().flatten().find(|one| one["type"] == condition);
+    found.cloned().with_context(|| format!("no {condition}: {}", object.data["status"]))
+}
+
 /// An object that must be there.
 pub(crate) async fn found(
     domain: &Domain,

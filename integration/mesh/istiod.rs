@@ -21,9 +21,15 @@ use std::time::Duration;
 pub(crate) const ROOT_NAMESPACE: &str = "istio-system";
 const NAMES: [&str; 2] = ["istiod", "pilot-discovery"];
 const READY_DEADLINE: Duration = Duration::from_secs(60);
-/// Stock Envoy lacks the filters that Istio adds to its own build.
-const FOR_STOCK_ENVOY: [(&str, &str); 2] =
-    [("PILOT_ENABLE_METADATA_EXCHANGE", "false"), ("PILOT_DISABLE_MX_ALPN", "true")];
+/// Stock Envoy lacks the filters that Istio adds to its own build: metadata exchange, and the choice of an ALPN by what a
+/// request speaks, for which the cluster's own (`istio`, and `h2` where it is known) stands in. Telemetry has no provider.
+const FOR_STOCK_ENVOY: [(&str, &str); 3] = [
+    ("PILOT_ENABLE_METADATA_EXCHANGE", "false"),
+    ("PILOT_DISABLE_MX_ALPN", "true"),
+    ("PILOT_ENABLE_ALPN_FILTER", "false"),
+];
+/// The ConfigMap that istiod takes the mesh configuration from, and that the agent reads.
+const MESH_CONFIG: &str = "istio";
 
 /// The istiod of one cluster. Dropped, it is gone.
 pub(crate) struct Istiod {
@@ -53,16 +59,7 @@ impl Istiod {
         std::fs::create_dir_all(&dir)?;
         domain.kubernetes.namespace(ROOT_NAMESPACE).await?;
         install_crds(domain).await?;
-        let ca = if trusted.is_empty() { json!([]) } else { json!([{"trustDomains": trusted}]) };
-        let mesh = json!({
-            "trustDomain": domain.trust_domain().to_string(),
-            "rootNamespace": ROOT_NAMESPACE,
-            "caCertificates": ca,
-            "defaultProviders": {},
-            "defaultConfig": {"interceptionMode": "NONE"},
-        });
-        let mesh_file = dir.join("mesh.yaml");
-        std::fs::write(&mesh_file, serde_json::to_vec_pretty(&mesh)?)?;
+        trust(domain, trusted).await?;
         let (http, https, xds, monitoring) = (ports::free()?, ports::free()?, ports::free()?, ports::free()?);
         // The API server's own certificate is for 127.0.0.1, too.
         let credential = |name: &str| domain.dir().join("k").join(name).display().to_string();
@@ -72,7 +69,8 @@ impl Istiod {
                 "--kubeconfig={}",
                 domain.kubernetes.agent_kubeconfig().with_file_name("admin.kubeconfig").display()
             ),
-            format!("--meshConfig={}", mesh_file.display()),
+            // no such file: it goes by the ConfigMap
+            format!("--meshConfig={}", dir.join("none").display()),
             format!("--namespace={ROOT_NAMESPACE}"),
             format!("--httpAddr={http}"),
             format!("--httpsAddr={https}"),
@@ -187,6 +185,28 @@ impl Istiod {
     pub(crate) fn log(&self) -> String {
         self.process.log()
     }
+}
+
+/// Writes the mesh configuration of a domain: `trusted` are the foreign trust domains whose certificates sidecars take.
+pub(crate) async fn trust(domain: &Domain, trusted: &[&str]) -> Result<()> {
+    let ca = if trusted.is_empty() { json!([]) } else { json!([{"trustDomains": trusted}]) };
+    let mesh = json!({
+        "trustDomain": domain.trust_domain().to_string(),
+        "rootNamespace": ROOT_NAMESPACE,
+        "caCertificates": ca,
+        "defaultProviders": {},
+        "defaultConfig": {"interceptionMode": "NONE"},
+    });
+    domain
+        .kubernetes
+        .apply(&json!({
+            "apiVersion": "v1",
+            "kind": "ConfigMap",
+            "metadata": {"name": MESH_CONFIG, "namespace": ROOT_NAMESPACE},
+            "data": {"mesh": serde_json::to_string_pretty(&mesh)?},
+        }))
+        .await?;
+    Ok(())
 }
 
 /// All kinds of Istio's: the cluster ring installs only those that the agent knows.

@@ -41,6 +41,7 @@ mod wait;
 mod world;
 
 mod application;
+mod as_local;
 mod configuration;
 mod ending;
 mod federation;
@@ -49,6 +50,7 @@ mod meshes;
 mod mtls;
 mod network;
 mod proxy;
+mod setup;
 mod three;
 mod traffic;
 mod workload;

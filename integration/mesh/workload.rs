@@ -230,6 +230,7 @@ fn pod(role: &Role<'_>) -> Value {
         None => labels["sidecar.istio.io/inject"] = json!("true"),
     }
     let ip = role.address.to_string();
+    let socket = json!({"name": "workload-socket", "mountPath": "/run/secrets/workload-spiffe-uds"});
     let ready = if role.interception == Interception::None { "True" } else { "False" };
     json!({
         "apiVersion": "v1",
@@ -237,7 +238,11 @@ fn pod(role: &Role<'_>) -> Value {
         "metadata": {"name": role.name, "namespace": role.namespace, "labels": labels},
         "spec": {
             "serviceAccountName": role.name,
-            "containers": [{"name": "main", "image": "none.example/none"}],
+            "containers": [
+                {"name": "main", "image": "none.example/none"},
+                {"name": "istio-proxy", "image": "none.example/none", "volumeMounts": [socket]},
+            ],
+            "volumes": [{"name": "workload-socket", "csi": {"driver": "csi.spiffe.io", "readOnly": true}}],
         },
         "status": {
             "phase": "Running",

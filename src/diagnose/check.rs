@@ -63,6 +63,8 @@ steps! {
     BundleInWorkloadApi = "bundle-in-workload-api" needs [PeerObject, OwnSvid, BundleInSpire, AgentRegistration],
     /// The selected registrations federate with the peer.
     WorkloadRegistrations = "workload-registrations" needs [PeerObject, SpireServer, BundleAuthorities, BundleAlarms, BundleInSpire],
+    /// Our own mesh lets services to and from the peer work.
+    Mesh = "mesh" needs [PeerObject],
     AgentDns = "agent-dns" needs [PeerObject],
     AgentTcp = "agent-tcp" needs [PeerObject, AgentDns],
     /// Both agents accept each other's certificate and ID.
@@ -96,6 +98,7 @@ impl Step {
                 | Self::AgentRegistration
                 | Self::BundleInWorkloadApi
                 | Self::WorkloadRegistrations
+                | Self::Mesh
                 | Self::AgentTcp
                 | Self::AgentMtls
                 | Self::Session
@@ -237,6 +240,7 @@ impl Check {
             (Outcome::Failed, Step::WorkloadRegistrations) => {
                 ("not all workloads that are to federate with you do", HERE)
             }
+            (Outcome::Failed, Step::Mesh) => ("our mesh is not set up for services to or from you", HERE),
             (Outcome::Failed, _) => (self.message.as_str(), self.remedy.as_deref().unwrap_or_default()),
         };
         ToldCheck {
@@ -275,9 +279,14 @@ mod tests {
                     side: None,
                 };
                 let told = check.to_told();
-                let is_private =
-                    [Step::WorkloadApi, Step::OwnSvid, Step::SpireServer, Step::WorkloadRegistrations]
-                        .contains(step);
+                let is_private = [
+                    Step::WorkloadApi,
+                    Step::OwnSvid,
+                    Step::SpireServer,
+                    Step::WorkloadRegistrations,
+                    Step::Mesh,
+                ]
+                .contains(step);
                 let says = told.message.contains("secret") || told.remedy.contains("secret");
                 assert_eq!(says, outcome == Outcome::Failed && !is_private, "{told:?}");
                 assert_eq!((told.step.as_str(), told.outcome), (step.as_str(), outcome));

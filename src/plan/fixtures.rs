@@ -12,6 +12,7 @@ use crate::model::cluster::{
 };
 use crate::model::endpoint::{BundleEndpoint, EndpointProfile, EndpointUrl};
 use crate::model::import::Imported;
+use crate::model::mesh::{ControlPlane, Mesh, MeshConfig, SdsNames, Seen, Version};
 use crate::model::object::{Kind, Meta};
 use crate::model::own::Identity;
 use crate::model::peer::{Imports, OnDisconnect, ServicePattern};
@@ -99,6 +100,32 @@ pub(crate) fn peer(name: &str) -> Peer {
         suspend: false,
         withdraw: false,
         direct_endpoints: false,
+    }
+}
+
+/// A mesh of this trust domain in which nothing is wrong, and in which nobody else's certificates are taken.
+pub(crate) fn mesh(own: &str) -> Mesh {
+    Mesh {
+        config: Seen::There(MeshConfig {
+            object: NamespacedName::new("istio-system", "istio"),
+            trust_domain: Some(td(own)),
+            aliases: BTreeSet::new(),
+            ca_trust_domains: BTreeSet::new(),
+            captures_dns: true,
+            proxies_allocate: false,
+        }),
+        control_planes: Seen::There(vec![ControlPlane {
+            object: NamespacedName::new("istio-system", "istiod"),
+            version: Some(Version::new(1, 30, 2)),
+            skips_trust_domains: false,
+            allocates_addresses: None,
+            shared_config: None,
+        }]),
+        spire_agents: Seen::There(vec![SdsNames {
+            object: NamespacedName::new("spire", "spire-agent"),
+            own: "null".to_owned(),
+            all: "ROOTCA".to_owned(),
+        }]),
     }
 }
 

@@ -9,6 +9,8 @@ use crate::model::object::Kind;
 use crate::model::service::{AppProtocol, ExportedPort, Gateway, GatewayType, RemotePort, TlsMode};
 use crate::model::session::LinkState;
 
+use super::exports::resolve::testing as running;
+use super::exports::resolve::testing::Cluster as _;
 use super::exports::testing::with_policies;
 use super::fixtures::{
     WorldExt as _, cart, client, foreign, gateway, labels, manifest, peer, pod, remote_cart, service,
@@ -107,6 +109,42 @@ fn a_wide_export() {
     assert_golden("wide_export", &plan, &[Kind::ServiceEntry, Kind::Gateway, Kind::AuthorizationPolicy]);
 }
 
+/// A Service that a rule selects, behind the gateway that was found; the rule owns what is generated.
+#[test]
+fn a_rule() {
+    let world = world("west.example")
+        .with_peer(peer("east.example"))
+        .with_rule(running::rule("carts", -10))
+        .with_cluster_service(running::cluster_service("cart"))
+        .with_pod(running::pod("one", "cart", Some(8080)))
+        .settled();
+    let mut world = with_policies(world);
+    let service = std::sync::Arc::make_mut(world.services.values_mut().next().unwrap());
+    service.gateways = cart().gateways;
+    let plan = services(&world, &BTreeSet::new());
+    assert_golden("rule_export", &plan, &[Kind::ServiceEntry, Kind::Gateway, Kind::AuthorizationPolicy]);
+}
+
+/// One port is for others than the rest.
+#[test]
+fn clients_of_a_port() {
+    let mut cart = cart();
+    let admin = ExportedPort {
+        name: "admin".to_owned(),
+        port: 9_000,
+        target_port: 9_000,
+        clients: Some(BTreeSet::from([client("spiffe://east.example/ns/ops/*")])),
+        ..cart.ports[0].clone()
+    };
+    cart.ports.push(admin);
+    let world = with_policies(world("west.example").with_peer(peer("east.example")).with_service(cart));
+    let plan = services(&world, &BTreeSet::new());
+    assert_golden("export_policy_by_port", &plan, &[Kind::AuthorizationPolicy]);
+    let offered = plan.catalogues[&td("east.example")].values().next().unwrap();
+    let clients: Vec<usize> = offered.ports.iter().map(|port| port.clients.len()).collect();
+    assert_eq!((clients, offered.ports[0].name.as_str()), (vec![1, 0], "admin"), "no more than it says");
+}
+
 #[test]
 fn an_import() {
     let mut west = peer("west.example");
@@ -145,4 +183,23 @@ fn an_import_of_mutual_tls() {
     let known = [("west.example", remote)];
     let second = services(&world.with_written(&first.objects, &known), &BTreeSet::new());
     assert_golden("import_mtls", &second, &[Kind::ServiceEntry, Kind::DestinationRule]);
+}
+
+/// Where the networks are flat: its pods, each with what it listens on.
+#[test]
+fn an_import_without_gateways() {
+    let mut remote = remote_cart();
+    remote.gateways.clear();
+    let pod = |address: &str, port| crate::model::service::DirectEndpoint {
+        address: address.parse().unwrap(),
+        ports: std::collections::BTreeMap::from([("tcp".to_owned(), port)]),
+    };
+    remote.endpoints = vec![pod("10.9.0.2", 8_081), pod("10.9.0.1", 8_080)];
+    let world = world("east.example")
+        .with_peer(peer("west.example"))
+        .with_session("west.example", session(LinkState::Connected, Some(vec![remote.clone()])));
+    let first = services(&world, &BTreeSet::new());
+    let known = [("west.example", remote)];
+    let second = services(&world.with_written(&first.objects, &known), &BTreeSet::new());
+    assert_golden("import_direct", &second, &[Kind::ImportedService, Kind::ServiceEntry]);
 }

@@ -19,6 +19,7 @@ pub mod imports;
 pub mod istio;
 pub mod links;
 pub mod memory;
+pub mod mesh;
 pub mod monitors;
 pub mod notice;
 pub mod pace;

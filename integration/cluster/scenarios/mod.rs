@@ -6,10 +6,12 @@ mod diagnose;
 mod disconnection;
 mod ending;
 mod enrol;
+mod exports;
 mod federation;
 mod gateways;
 mod health;
 mod hostile;
+mod mesh;
 mod one_sided;
 mod poison;
 #[cfg(target_os = "linux")]

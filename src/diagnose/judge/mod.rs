@@ -2,6 +2,7 @@
 
 mod agent;
 mod bundle;
+mod mesh;
 mod own;
 mod registration;
 mod spire;
@@ -51,6 +52,7 @@ fn look(evidence: &Evidence, step: Step) -> Finding {
         Step::AgentRegistration => registration::agent(view),
         Step::BundleInWorkloadApi => spire::delivered(view),
         Step::WorkloadRegistrations => registration::workloads(view),
+        Step::Mesh => mesh::mesh(view),
         Step::AgentDns => agent::dns(view),
         Step::AgentTcp => agent::tcp(view),
         Step::AgentMtls => agent::mtls(view),

@@ -9,10 +9,12 @@ use super::*;
 use crate::bundle::endpoint::{FailedProbe, Fetched};
 use crate::bundle::testing::{Ca, NOW};
 use crate::diagnose::evidence::{AddressSeen, EndpointSeen, TcpFailure, WorkloadSeen};
+use crate::model::NamespacedName;
 use crate::model::diagnosis::ToldCheck;
 use crate::model::endpoint::{
     BundleAlarm, BundleEndpoint, EndpointProfile, EndpointState, EndpointUrl, FetchFailure, FetchProblem,
 };
+use crate::model::mesh::{SdsNames, Seen};
 use crate::model::object::Kind;
 use crate::model::own::Identity;
 use crate::model::peer::{LabelSelector, RegistrationSelection};
@@ -83,7 +85,9 @@ fn healthy() -> Evidence {
     let held = Some(HeldBundle::from(&*east));
     exchange.remote =
         Some(TrustReport { delivered: held.clone(), held, relationship: true, ..TrustReport::default() });
-    let world = world.with_session(WEST, exchange);
+    world.mesh = Some(Arc::new(crate::plan::fixtures::mesh(EAST)));
+    let cart = crate::plan::fixtures::remote_cart();
+    let world = world.with_session(WEST, exchange).with_written(&BTreeMap::new(), &[(WEST, cart)]);
     let address = "192.0.2.1:443".parse().unwrap();
     let fetched = Fetched {
         bundle: Bundle::clone(&west),
@@ -599,6 +603,22 @@ const SPIRE: &[Case] = &[
         Step::BundleInWorkloadApi,
         OURS,
         "SPIRE agent's log",
+    ),
+    (
+        "proxies that get our bundle alone",
+        |e| {
+            e.world(|world| {
+                let mesh = Arc::make_mut(world.mesh.as_mut().unwrap());
+                mesh.spire_agents = Seen::There(vec![SdsNames {
+                    object: NamespacedName::new("spire", "spire-agent"),
+                    own: "ROOTCA".to_owned(),
+                    all: "ALL".to_owned(),
+                }]);
+            });
+        },
+        Step::Mesh,
+        OURS,
+        "default_all_bundles_name = \"ROOTCA\"",
     ),
     (
         "a workload that someone reverts",

@@ -10,9 +10,9 @@ use crate::model::service::{Outcome, RemoteService};
 use crate::model::{NamespacedName, Service, ServiceName, TrustDomain, World};
 
 use super::exports::{self, Export, ExportReport, Exports};
-use super::generated::{label_value, source, source_of};
+use super::generated::{label_value, source_of};
 use super::imports::{self, ImportReport};
-use super::{authorization, generated, istio};
+use super::{authorization, generated, istio, mesh};
 
 /// What should be, of everything that has to do with services.
 #[derive(Clone, Debug, Default, PartialEq)]
@@ -33,6 +33,8 @@ pub struct ServicesPlan {
     /// Objects that would be generated, are there, and are neither ours nor handed over (reason `ObjectNotOurs`), with what
     /// to do about them.
     pub blocked: BTreeMap<ObjectKey, String>,
+    /// What is found of our own mesh.
+    pub mesh: mesh::Report,
     /// When to decide again though nothing changes.
     pub wake_at: Option<Timestamp>,
 }
@@ -47,6 +49,7 @@ pub fn services(world: &World, ending: &BTreeSet<TrustDomain>) -> ServicesPlan {
             if world.own_trust_domain().is_none() { exports.reports } else { BTreeMap::new() };
         return ServicesPlan { export_reports, ..ServicesPlan::default() };
     };
+    let mesh = mesh::report(world, &exports);
     let mut objects = authorization::policies(world, own, &exports, ending);
     let written =
         |export: &&Export| !exports.held.contains(&export.service.object) && !export.gateways.is_empty();
@@ -78,6 +81,7 @@ pub fn services(world: &World, ending: &BTreeSet<TrustDomain>) -> ServicesPlan {
             .filter_map(|(key, report)| Some((NamespacedName::new(key.namespace?, key.name), report)))
             .collect(),
         blocked,
+        mesh,
         wake_at: imports.wake_at,
     }
 }
@@ -127,7 +131,8 @@ fn retain(
         .filter(|td| silent.contains(td))
         .collect();
     let mut services = held;
-    services.extend(sources(&unreadable, Kind::FederatedService));
+    let declares = |key: &&&ObjectKey| matches!(key.kind, Kind::FederatedService | Kind::ServiceExportRule);
+    services.extend(unreadable.iter().filter(declares).map(|key| source_of(key)));
     let is_kept = |object: &Object, objects: &BTreeMap<ObjectKey, Object>| {
         let peer = object.meta.labels.get(LABEL_PEER);
         let is_silent = peer.is_some_and(|peer| silent.contains(peer));
@@ -180,12 +185,6 @@ fn imports_of(sources: &str) -> impl Iterator<Item = ObjectKey> {
         let key = ObjectKey::namespaced(Kind::ImportedService, parts.next()?, parts.next()?);
         is_import.then_some(key)
     })
-}
-
-fn sources(keys: &BTreeSet<&ObjectKey>, kind: Kind) -> BTreeSet<String> {
-    let keys = keys.iter().filter(|key| key.kind == kind);
-    keys.filter_map(|key| Some(source(kind, &NamespacedName::new(key.namespace.clone()?, &key.name))))
-        .collect()
 }
 
 /// An observed object as a desired one.

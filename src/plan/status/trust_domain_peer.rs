@@ -1,4 +1,4 @@
-//! The status of a TrustDomainPeer: eight conditions, each with what the operator is to do.
+//! The status of a TrustDomainPeer: nine conditions, each with what the operator is to do.
 
 use serde_json::Value;
 
@@ -16,7 +16,7 @@ use crate::model::service::Outcome;
 use crate::model::session::{LinkPlan, LinkState, Refusal, SessionState, Trouble};
 use crate::model::{Peer, World};
 use crate::plan::services::ServicesPlan;
-use crate::plan::{StatusWrite, ending, imports, links, rotation, told, verdict};
+use crate::plan::{StatusWrite, ending, imports, links, mesh, rotation, told, verdict};
 
 /// How many of the services that were refused are named.
 const REFUSALS_NAMED: usize = 3;
@@ -64,7 +64,14 @@ fn conditions(subject: Subject<'_>, stored: Option<&Value>) -> Vec<Condition> {
         rotation_safe(subject, stored),
         services_synced(subject, stored),
     ];
-    conditions.push(ready(subject, &conditions));
+    let mesh = mesh::condition(subject.world, &subject.services.mesh, subject.peer, stored);
+    let (breaks, tells) =
+        mesh.into_iter().partition::<Vec<_>, _>(|_| subject.services.mesh.breaks(&subject.peer.trust_domain));
+    conditions.extend(breaks);
+    let ready = ready(subject, &conditions);
+    // What does not keep services from working has no part in Ready.
+    conditions.extend(tells);
+    conditions.push(ready);
     conditions
 }
 
@@ -308,6 +315,7 @@ fn ready(subject: Subject<'_>, others: &[Condition]) -> Condition {
                 "Connected" => ReadyReason::NotConnected,
                 "Reciprocal" => ReadyReason::NotReciprocal,
                 "RotationSafe" => ReadyReason::NotRotationSafe,
+                "MeshReady" => ReadyReason::MeshNotReady,
                 _ => ReadyReason::ServicesNotSynced,
             };
             let status = if c.status == Truth::True { Truth::False } else { c.status };

@@ -40,9 +40,11 @@ macro_rules! reasons {
     };
 }
 
+mod mesh;
 mod peer;
 mod service;
 
+pub use mesh::*;
 pub use peer::*;
 pub use service::*;
 
@@ -63,6 +65,8 @@ pub enum ConditionType {
     RotationSafe,
     /// TrustDomainPeer: each side has answered what the other exports.
     ServicesSynced,
+    /// TrustDomainPeer: our own mesh is set up for services to and from it. Absent where there is no mesh.
+    MeshReady,
     /// TrustDomainPeer: all of the above.
     Ready,
     /// FederatedService: every trust domain that it is exported to has imported it.
@@ -89,6 +93,7 @@ impl ConditionType {
             Self::Reciprocal => "Reciprocal",
             Self::RotationSafe => "RotationSafe",
             Self::ServicesSynced => "ServicesSynced",
+            Self::MeshReady => "MeshReady",
             Self::Ready => "Ready",
             Self::Exported => "Exported",
             Self::ClientsEnforced => "ClientsEnforced",
@@ -157,6 +162,7 @@ mod tests {
             ReciprocalReason::ALL.iter().map(|r| r.as_str()).collect(),
             RotationSafeReason::ALL.iter().map(|r| r.as_str()).collect(),
             ServicesSyncedReason::ALL.iter().map(|r| r.as_str()).collect(),
+            MeshReadyReason::ALL.iter().map(|r| r.as_str()).collect(),
             ReadyReason::ALL.iter().map(|r| r.as_str()).collect(),
             ServiceAcceptedReason::ALL.iter().map(|r| r.as_str()).collect(),
             ExportedReason::ALL.iter().map(|r| r.as_str()).collect(),

@@ -264,6 +264,8 @@ reasons! {
         NotRotationSafe,
         /// See ServicesSynced.
         ServicesNotSynced,
+        /// Our own mesh keeps services from working. See MeshReady.
+        MeshNotReady,
         /// `suspend` is set: unset it to go on.
         Suspended,
         /// The relationship is being ended; the message says what is awaited.

@@ -18,6 +18,7 @@ use crate::model::own::Identity;
 use crate::model::trust::SpireState;
 use crate::model::world::{Rejected, Settings};
 use crate::model::{NamespacedName, Object, ObjectKey, TrustDomain, World};
+use crate::plan::gateways::Gateways;
 use crate::store::Event;
 
 /// The world, and the objects that it was read from.
@@ -62,7 +63,8 @@ impl Index {
     /// Takes in what a watch told. Answers whether anything is to be planned for: most of what a cluster tells of its pods
     /// and of others' statuses changes nothing that is known here.
     pub fn store(&mut self, event: Event) -> bool {
-        let of_peers = event.kind() == Some(Kind::TrustDomainPeer);
+        let kind = event.kind();
+        let by_pods = self.world.settings.gateway_node_ports;
         let changed = match event {
             Event::Reset { kind, objects } => {
                 let changed = self.reset(kind, objects);
@@ -85,8 +87,11 @@ impl Index {
                 false
             }
         };
-        if of_peers {
-            self.settle();
+        match kind {
+            Some(Kind::TrustDomainPeer) => self.settle(),
+            Some(Kind::Service) if changed => self.see_gateways(),
+            Some(Kind::Pod) if by_pods && changed => self.see_gateways(),
+            _ => {}
         }
         changed
     }
@@ -312,6 +317,15 @@ impl Index {
         }
     }
 
+    /// Keeps where the gateways are in mind, for a time in which nothing says it.
+    fn see_gateways(&mut self) {
+        for (kind, carrier) in Gateways::discover(&self.world).found() {
+            if !carrier.addresses.is_empty() {
+                self.world.gateways_seen.insert(kind, carrier.addresses.clone());
+            }
+        }
+    }
+
     /// Peers are few and depend on each other (one for each trust domain), so they are read together.
     fn settle(&mut self) {
         let (peers, rejected) =
@@ -358,3 +372,6 @@ fn observe(world: &mut World, object: Arc<Object>) -> bool {
 fn namespaced(key: &ObjectKey) -> NamespacedName {
     NamespacedName::new(key.namespace.clone().unwrap_or_default(), key.name.clone())
 }
+
+#[cfg(test)]
+mod tests;

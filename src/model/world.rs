@@ -15,7 +15,7 @@ use super::mesh::Mesh;
 use super::object::Kind;
 use super::own::{Identity, OwnHistory, WorkloadFailure};
 use super::registration::Registration;
-use super::service::{GatewayChoice, GatewayType};
+use super::service::{GatewayAddress, GatewayChoice, GatewayType};
 use super::session::{HeldBundle, SessionState};
 use super::trust::SpireState;
 use super::{
@@ -298,6 +298,8 @@ pub struct World {
     /// Our cluster's own Services.
     pub cluster_services: BTreeMap<NamespacedName, Arc<ClusterService>>,
     pub pods: BTreeMap<NamespacedName, Arc<Pod>>,
+    /// Where each gateway was last found, in this life of the process.
+    pub gateways_seen: BTreeMap<GatewayType, BTreeSet<GatewayAddress>>,
     /// The mesh of our cluster; `None` where there is no cluster.
     pub mesh: Option<Arc<Mesh>>,
     /// Observed objects of the kinds that are generated, ours and others'.
@@ -343,6 +345,7 @@ impl World {
             namespaces: BTreeMap::new(),
             cluster_services: BTreeMap::new(),
             pods: BTreeMap::new(),
+            gateways_seen: BTreeMap::new(),
             mesh: None,
             objects: BTreeMap::new(),
             rejected: BTreeMap::new(),

@@ -85,12 +85,16 @@ impl Gateways {
         }
     }
 
+    /// Those that were found.
+    pub fn found(&self) -> impl Iterator<Item = (GatewayType, &Carrier)> {
+        let eastwest = self.eastwest.found.iter().map(|found| (GatewayType::EastWestGateway, found));
+        let ingress = self.ingress.found.iter().map(|found| (GatewayType::IngressGateway, found));
+        eastwest.chain(ingress)
+    }
+
     /// Every address at which our own gateways are reached.
     pub fn addresses(&self) -> impl Iterator<Item = &GatewayAddress> {
-        [&self.eastwest, &self.ingress]
-            .into_iter()
-            .flat_map(|looked| &looked.found)
-            .flat_map(|c| &c.addresses)
+        self.found().flat_map(|(_, carrier)| &carrier.addresses)
     }
 }
 

@@ -1,13 +1,15 @@
 //! The gateway of exports is found by its Service and followed, and nothing but the peer is told of where it is.
 
 use super::services::cart;
-use super::{GATEWAY, IMPORTED, POLICY, SERVICE, SERVICE_ENTRY, SOON, condition, delete, federated, found};
+use super::{
+    GATEWAY, IMPORTED, PEER, POLICY, SERVICE, SERVICE_ENTRY, SOON, condition, delete, federated, found, merge,
+};
 use crate::kubernetes::AGENT_USER;
 use crate::pair::with_pair;
 use crate::wait::{always, eventually};
 use crate::world::{AGENT_NAMESPACE, Domain};
 use anyhow::{Result, ensure};
-use kube::api::{Patch, PatchParams};
+use kube::api::{DeleteParams, ListParams, Patch, PatchParams};
 use serde_json::{Value, json};
 use std::time::{Duration, Instant};
 
@@ -151,4 +153,70 @@ async fn stays_while_nothing_is_known(east: &Domain, west: &Domain) -> Result<()
     delete(west, CLUSTER_SERVICE, ISTIO, NAME).await?;
     exported_says(west, "False", "NoGateway").await?;
     always("what was told stays", Duration::from_secs(2), unchanged).await
+}
+
+/// A pod of cart, ready at this address.
+async fn pod(west: &Domain, name: &str, ip: &str) -> Result<()> {
+    let pod = json!({
+        "apiVersion": "v1",
+        "kind": "Pod",
+        "metadata": {
+            "name": name,
+            "namespace": "shop",
+            "labels": {"app": "cart", "security.istio.io/tlsMode": "istio"},
+        },
+        "spec": {"serviceAccountName": "cart", "containers": [{"name": "main", "image": "none.example/none"}]},
+    });
+    west.kubernetes.apply(&pod).await?;
+    let status = json!({
+        "status": {
+            "phase": "Running",
+            "podIP": ip,
+            "podIPs": [{"ip": ip}],
+            "conditions": [{"type": "Ready", "status": "True"}],
+        },
+    });
+    let pods = west.kubernetes.api("v1", "Pod", Some("shop")).await?;
+    pods.patch_status(name, &PatchParams::default(), &Patch::Merge(status)).await?;
+    Ok(())
+}
+
+async fn without(west: &Domain, pod: &str) -> Result<()> {
+    let pods = west.kubernetes.api("v1", "Pod", Some("shop")).await?;
+    pods.delete(pod, &DeleteParams::default().grace_period(0)).await?;
+    Ok(())
+}
+
+/// Where the peer is said to reach our pods it goes to them, as they come and go, until there is a gateway.
+#[test]
+fn where_networks_are_flat_pods_are_gone_to() {
+    with_pair(async |pair| {
+        let _agents = federated(pair).await?;
+        let (east, west) = (&pair.east, &pair.west);
+        for namespace in ["shop", "istio-system"] {
+            west.kubernetes.namespace(namespace).await?;
+        }
+        let mut cart = cart();
+        cart["spec"]["gateways"] = json!([]);
+        west.kubernetes.apply(&cart).await?;
+        pod(west, "cart-a", "10.77.9.1").await?;
+        exported_says(west, "False", "NoGateway").await?;
+        merge(west, PEER, None, "east.example", json!({"spec": {"directEndpoints": true}})).await?;
+        has(east, &["10.77.9.1"]).await?;
+        exported_says(west, "True", "Exported").await?;
+        let entry = found(east, SERVICE_ENTRY, Some(AGENT_NAMESPACE), HOST).await?;
+        let endpoint = &entry.data["spec"]["endpoints"][0];
+        ensure!(endpoint["ports"] == json!({"tcp": 8080}), "{endpoint}");
+        let gateways = west.kubernetes.api(GATEWAY.0, GATEWAY.1, Some("shop")).await?;
+        ensure!(gateways.list(&ListParams::default()).await?.items.is_empty(), "a Gateway without a gateway");
+
+        pod(west, "cart-b", "10.77.9.2").await?;
+        has(east, &["10.77.9.1", "10.77.9.2"]).await?;
+        without(west, "cart-a").await?;
+        has(east, &["10.77.9.2"]).await?;
+        balance(west, &[json!({"ip": "192.0.2.9"})]).await?;
+        has(east, &["192.0.2.9"]).await?;
+        without(west, "cart-b").await?;
+        delete(west, CLUSTER_SERVICE, ISTIO, NAME).await
+    });
 }

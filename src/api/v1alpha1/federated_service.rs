@@ -73,7 +73,7 @@ pub struct FederatedServiceSpec {
     #[serde(rename = "serverSPIFFEIDs", default, skip_serializing_if = "Vec::is_empty")]
     #[schemars(length(max = limits::SERVER_IDS), inner(length(min = 11, max = limits::SPIFFE_ID)))]
     pub server_spiffe_ids: Vec<String>,
-    /// Where importers reach it, at most 64. Without any it is not exported.
+    /// Where importers reach it, at most 64, in place of the gateway that is found by its Service.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     #[schemars(length(max = limits::GATEWAYS))]
     pub gateways: Vec<Gateway>,

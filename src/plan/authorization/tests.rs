@@ -113,10 +113,10 @@ fn fenced(mut world: World) -> World {
 
 fn open(world: &World) -> Option<Vec<String>> {
     let plan = decide(world);
-    let fence = plan.objects.get(&fence::key(world))?.spec().unwrap();
+    let fence = plan.objects.get(&fence::key(world))?.spec()?;
     assert_eq!((&fence["action"], fence.get("selector")), (&json!("DENY"), None));
     assert_eq!(fence["rules"][0]["from"][0]["source"]["principals"], json!(["*"]));
-    Some(serde_json::from_value(fence["rules"][0]["from"][0]["source"]["notPrincipals"].clone()).unwrap())
+    serde_json::from_value(fence["rules"][0]["from"][0]["source"]["notPrincipals"].clone()).ok()
 }
 
 #[test]

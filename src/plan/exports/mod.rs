@@ -406,6 +406,7 @@ fn export<'a>(
         Gate::Open => {}
         Gate::Held => {
             exports.held.insert(service.object.clone());
+            hold_back(report, &direct);
         }
         Gate::Shut(problem) => {
             exports.held.insert(service.object.clone());
@@ -507,6 +508,16 @@ fn with_server_ids(service: &Service, own: &TrustDomain) -> Result<(), ExportPro
 fn in_words(labels: &BTreeMap<String, String>) -> String {
     let few: Vec<String> = labels.iter().take(4).map(|(key, value)| format!("{key}={value}")).collect();
     few.join(",")
+}
+
+/// Keeps the pods of a service from those that come to them: they are told of as they are now, and those that are new to it
+/// are not guarded yet.
+fn hold_back(report: &mut ExportReport, direct: &BTreeSet<TrustDomain>) {
+    let Err(problem) = &report.enforced else { return };
+    let problem = problem.clone().under(ExportedReason::PolicyNotInPlace);
+    for (_, result) in report.to.iter_mut().filter(|(td, result)| direct.contains(*td) && result.is_ok()) {
+        *result = Err(problem.clone());
+    }
 }
 
 /// Refuses the host where someone else's object served it first; a younger one is named.

@@ -56,7 +56,7 @@ pub(super) fn key(service: &Service) -> ObjectKey {
 }
 
 /// Whether callers may come in already: the Gateway is what lets them.
-fn is_out(world: &World, service: &Service) -> bool {
+pub(super) fn is_out(world: &World, service: &Service) -> bool {
     is_ours(world, &istio::export::gateway_key(service))
 }
 

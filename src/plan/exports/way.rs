@@ -9,7 +9,7 @@ use crate::model::service::{Address, GatewayAddress, TlsMode};
 use crate::model::{Service, World};
 use crate::plan::gateways::{Gateways, Looked};
 
-use super::ExportProblem;
+use super::{ExportProblem, policy};
 
 /// The gateway that carries an export, as Gateway objects mean it.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -126,7 +126,8 @@ fn missing(service: &Service, why: Option<&String>, looked: &Looked, stays: bool
     ExportProblem::new(reason, message)
 }
 
-/// What importers were told last, as the status of the FederatedService has it.
+/// What importers were told last, as the status of the FederatedService has it; of what a rule exports no status says it, so
+/// that is where the gateway was last found, once the service is out.
 fn told(world: &World, service: &Service) -> Vec<GatewayAddress> {
     let kind = service.tls_mode.gateway().as_str();
     let status = world.statuses.get(&service.key());
@@ -138,6 +139,10 @@ fn told(world: &World, service: &Service) -> Vec<GatewayAddress> {
         Some(GatewayAddress { address: Address::parse(entry["address"].as_str()?)?, port })
     };
     let all: BTreeSet<GatewayAddress> = entries.into_iter().flatten().filter_map(entry).collect();
+    if all.is_empty() && policy::is_out(world, service) {
+        let seen = world.gateways_seen.get(&service.tls_mode.gateway());
+        return seen.into_iter().flatten().cloned().collect();
+    }
     all.into_iter().collect()
 }
 

@@ -109,6 +109,22 @@ fn a_gateway_that_is_not_there_takes_nothing_away() {
     }
 }
 
+/// What a rule exports has no status of its own to remember by.
+#[test]
+fn where_a_gateway_was_seen_is_told_on_where_no_status_says_it() {
+    let there = base().with_cluster_service(service_of_gateway(EASTWEST, &["192.0.2.9"]));
+    let (_, written) = decide(&there);
+    let mut gone = there.with_written(&written.objects, &[]);
+    gone.cluster_services.clear();
+    assert!(offered(&exports(&gone)).is_none(), "nothing is known");
+    let seen = BTreeSet::from([gateway("192.0.2.9", 15_443)]);
+    gone.gateways_seen.insert(GatewayType::EastWestGateway, seen.clone());
+    assert_eq!(offered(&exports(&gone)).unwrap().gateways, [gateway("192.0.2.9", 15_443)]);
+    let mut new = with_policies(base());
+    new.gateways_seen.insert(GatewayType::EastWestGateway, seen);
+    assert!(offered(&exports(&new)).is_none(), "what is not out was never told");
+}
+
 #[test]
 fn a_gateway_that_never_was_is_waited_for() {
     let pending = base().with_cluster_service(service_of_gateway(EASTWEST, &[]));

@@ -1,0 +1,39 @@
+use serde_json::json;
+
+use super::*;
+
+/// A gateway's Service, with these addresses of its load balancer.
+fn gateway(addresses: &[&str]) -> Object {
+    let key = ObjectKey::namespaced(Kind::Service, "istio-system", "istio-eastwestgateway");
+    let spec = json!({
+        "type": "LoadBalancer",
+        "selector": {"istio": "eastwestgateway"},
+        "ports": [{"name": "tls", "port": 15443}],
+    });
+    let mut object = Object::desired(key, spec);
+    let ingress: Vec<_> = addresses.iter().map(|ip| json!({"ip": ip})).collect();
+    object.body.insert("status".to_owned(), json!({"loadBalancer": {"ingress": ingress}}));
+    object
+}
+
+#[test]
+fn where_a_gateway_was_seen_is_kept_in_mind_while_nothing_says_it() {
+    let mut index = Index::new(Arc::new(Settings::standard()), Timestamp::UNIX_EPOCH);
+    let seen = |index: &Index| -> Vec<String> {
+        index
+            .world()
+            .gateways_seen
+            .values()
+            .flatten()
+            .map(|at| format!("{}:{}", at.address, at.port))
+            .collect()
+    };
+    index.store(Event::Reset { kind: Kind::Service, objects: vec![gateway(&["192.0.2.9", "192.0.2.8"])] });
+    assert_eq!(seen(&index), ["192.0.2.8:15443", "192.0.2.9:15443"]);
+    index.store(Event::Applied(gateway(&["192.0.2.8"])));
+    assert_eq!(seen(&index), ["192.0.2.8:15443"], "one that is gone is gone");
+    index.store(Event::Applied(gateway(&[])));
+    index.store(Event::Deleted(gateway(&[]).key));
+    assert!(index.world().cluster_services.is_empty());
+    assert_eq!(seen(&index), ["192.0.2.8:15443"]);
+}

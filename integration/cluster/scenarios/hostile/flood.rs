@@ -130,7 +130,7 @@ fn more_services_than_are_admitted_are_refused() {
         .await?;
         trio.says(&["10 imported", "19990 refused", "TooManyServices"]).await?;
         is_responsive(trio).await?;
-        line.offer(&[]).await?;
+        drop(line);
         merge(&trio.east, PEER, None, WEST, json!({"spec": {"imports": {"maxServices": null}}})).await
     });
 }

@@ -41,6 +41,7 @@ mod wait;
 mod world;
 
 mod application;
+mod as_local;
 mod configuration;
 mod ending;
 mod federation;

@@ -91,6 +91,12 @@ impl Meshes {
         Workload::start_in(&self.west, member, &self.parts.doors[1], role).await
     }
 
+    /// One more workload of east.
+    pub(crate) async fn start_in_east(&self, role: Role<'_>) -> Result<Workload> {
+        let member = self.join(role.address)?;
+        Workload::start_in(&self.east, member, &self.parts.doors[0], role).await
+    }
+
     pub(crate) const fn east_istiod(&self) -> &Istiod {
         &self.parts.istiods[0]
     }

@@ -184,3 +184,22 @@ fn an_import_of_mutual_tls() {
     let second = services(&world.with_written(&first.objects, &known), &BTreeSet::new());
     assert_golden("import_mtls", &second, &[Kind::ServiceEntry, Kind::DestinationRule]);
 }
+
+/// Where the networks are flat: its pods, each with what it listens on.
+#[test]
+fn an_import_without_gateways() {
+    let mut remote = remote_cart();
+    remote.gateways.clear();
+    let pod = |address: &str, port| crate::model::service::DirectEndpoint {
+        address: address.parse().unwrap(),
+        ports: std::collections::BTreeMap::from([("tcp".to_owned(), port)]),
+    };
+    remote.endpoints = vec![pod("10.9.0.2", 8_081), pod("10.9.0.1", 8_080)];
+    let world = world("east.example")
+        .with_peer(peer("west.example"))
+        .with_session("west.example", session(LinkState::Connected, Some(vec![remote.clone()])));
+    let first = services(&world, &BTreeSet::new());
+    let known = [("west.example", remote)];
+    let second = services(&world.with_written(&first.objects, &known), &BTreeSet::new());
+    assert_golden("import_direct", &second, &[Kind::ImportedService, Kind::ServiceEntry]);
+}

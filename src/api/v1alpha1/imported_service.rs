@@ -57,6 +57,10 @@ pub struct ImportedServiceSpec {
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     #[schemars(length(max = limits::GATEWAYS))]
     pub gateways: Vec<ImportedGateway>,
+    /// Its pods, at most 64, where it is reached without a gateway.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    #[schemars(length(max = limits::GATEWAYS))]
+    pub endpoints: Vec<ImportedEndpoint>,
 }
 
 /// A port of an imported service.
@@ -86,6 +90,30 @@ pub struct ImportedGateway {
     /// An IP address or a DNS name.
     #[schemars(length(min = 2, max = 253))]
     pub address: String,
+    /// 1 to 65535.
+    #[schemars(range(min = 1, max = 65535))]
+    pub port: i32,
+}
+
+/// A pod that backs an imported service.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, KubeSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct ImportedEndpoint {
+    /// An IP address.
+    #[schemars(length(min = 2, max = 45))]
+    pub address: String,
+    /// What it listens on, for each port of the service.
+    #[schemars(length(min = 1, max = limits::PORTS))]
+    pub ports: Vec<EndpointPort>,
+}
+
+/// A port of a pod.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, KubeSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct EndpointPort {
+    /// The name of the service's port.
+    #[schemars(length(min = 1, max = 63))]
+    pub name: String,
     /// 1 to 65535.
     #[schemars(range(min = 1, max = 65535))]
     pub port: i32,

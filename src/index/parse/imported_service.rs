@@ -1,15 +1,17 @@
 //! ImportedService to [`Imported`], and back.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 
 use serde_json::Value;
 
 use super::field::{self, Problem};
 use super::{names, reject, spec};
-use crate::api::v1alpha1::imported_service::{ImportedGateway, ImportedPort, ImportedServiceSpec};
+use crate::api::v1alpha1::imported_service::{
+    EndpointPort, ImportedEndpoint, ImportedGateway, ImportedPort, ImportedServiceSpec,
+};
 use crate::api::v1alpha1::limits;
 use crate::model::import::Imported;
-use crate::model::service::{AppProtocol, GatewayAddress, RemotePort, RemoteService};
+use crate::model::service::{AppProtocol, DirectEndpoint, GatewayAddress, RemotePort, RemoteService};
 use crate::model::world::Rejected;
 use crate::model::{NamespacedName, Object, ServiceName, TrustDomain};
 
@@ -47,6 +49,7 @@ pub fn spec_of(service: &RemoteService, host: &str, trust_domain: &TrustDomain) 
         server_spiffe_ids: service.server_ids.iter().map(ToString::to_string).collect(),
         clients: service.clients.iter().map(ToString::to_string).collect(),
         gateways: service.gateways.iter().map(gateway).collect(),
+        endpoints: service.endpoints.iter().map(endpoint_of).collect(),
     };
     // Text, numbers and lists of them: there is nothing in it that JSON could not hold.
     serde_json::to_value(spec).unwrap_or_default()
@@ -77,7 +80,7 @@ fn read(object: &Object) -> Result<Imported, Problem> {
         })?,
         clients: field::set(clients, &spec.clients, field::client_pattern)?,
         gateways: gateways(&spec.gateways)?,
-        endpoints: Vec::new(),
+        endpoints: endpoints(&spec.endpoints)?,
     };
     Ok(Imported {
         object: NamespacedName::new(object.key.namespace.clone().unwrap_or_default(), &object.key.name),
@@ -86,6 +89,14 @@ fn read(object: &Object) -> Result<Imported, Problem> {
         trust_domain,
         service,
     })
+}
+
+fn endpoint_of(endpoint: &DirectEndpoint) -> ImportedEndpoint {
+    let port = |(name, port): (&String, &u16)| EndpointPort { name: name.clone(), port: i32::from(*port) };
+    ImportedEndpoint {
+        address: endpoint.address.to_string(),
+        ports: endpoint.ports.iter().map(port).collect(),
+    }
 }
 
 fn ports(given: &[ImportedPort]) -> Result<Vec<RemotePort>, Problem> {
@@ -117,6 +128,24 @@ fn gateways(given: &[ImportedGateway]) -> Result<Vec<GatewayAddress>, Problem> {
             address: field::address(&format!("spec.gateways[{i}].address"), &given.address)?,
             port: field::port(&format!("spec.gateways[{i}].port"), given.port)?,
         })
+    };
+    given.iter().enumerate().map(one).collect()
+}
+
+fn endpoints(given: &[ImportedEndpoint]) -> Result<Vec<DirectEndpoint>, Problem> {
+    field::at_most("spec.endpoints", given.len(), limits::GATEWAYS)?;
+    let one = |(i, given): (usize, &ImportedEndpoint)| {
+        let path = format!("spec.endpoints[{i}]");
+        let address = given.address.parse().map_err(|_| {
+            Problem::of(&format!("{path}.address"), &given.address, "it must be an IP address")
+        })?;
+        field::some_of(&format!("{path}.ports"), given.ports.len(), limits::PORTS)?;
+        let mut ports = BTreeMap::new();
+        for given in &given.ports {
+            field::dns_label(&format!("{path}.ports"), &given.name)?;
+            ports.insert(given.name.clone(), field::port(&format!("{path}.ports"), given.port)?);
+        }
+        Ok(DirectEndpoint { address, ports })
     };
     given.iter().enumerate().map(one).collect()
 }

@@ -10,7 +10,7 @@ use ipnet::IpNet;
 use crate::api::v1alpha1::conditions::AdmittedReason;
 use crate::model::condition::Truth;
 use crate::model::name::is_dns_label;
-use crate::model::service::{Address, GatewayAddress, Outcome, RemoteService};
+use crate::model::service::{Address, DirectEndpoint, GatewayAddress, Outcome, RemoteService};
 use crate::model::{Peer, TrustDomain, World};
 use crate::plan::gateways::Gateways;
 
@@ -58,6 +58,7 @@ pub struct Admission<'a> {
     others: BTreeSet<&'a str>,
     /// The DNS domain of our cluster.
     cluster_domain: &'a str,
+    own: &'a OwnAddresses,
     ours: &'a BTreeSet<GatewayAddress>,
 }
 
@@ -68,12 +69,44 @@ pub fn own_gateways(world: &World) -> BTreeSet<GatewayAddress> {
     given.chain(Gateways::discover(world).addresses()).cloned().collect()
 }
 
+/// The addresses of our own pods and Services, where a peer names pods at all. An index, made once a plan.
+#[derive(Debug, Default)]
+pub struct OwnAddresses(BTreeSet<IpAddr>);
+
+impl OwnAddresses {
+    #[must_use]
+    pub fn new(world: &World) -> Self {
+        let heard = world.sessions.values().filter_map(|session| session.catalogue.as_deref());
+        let heard = heard.flat_map(|catalogue| catalogue.services.values());
+        let mut known = heard.chain(world.imported.values().map(|imported| &imported.service));
+        if !known.any(|service| !service.endpoints.is_empty()) {
+            return Self::default();
+        }
+        let pods = world.pods.values().flat_map(|pod| pod.ip.into_iter().chain(pod.host_ip));
+        let services = world.cluster_services.values().flat_map(|service| &service.cluster_ips).copied();
+        Self(pods.chain(services).map(|ip| ip.to_canonical()).collect())
+    }
+
+    fn contains(&self, ip: IpAddr) -> bool {
+        let carried = match ip {
+            IpAddr::V6(ip) => carried_v4(ip).map(IpAddr::V4),
+            IpAddr::V4(_) => None,
+        };
+        self.0.contains(&ip) || carried.is_some_and(|ip| self.0.contains(&ip))
+    }
+}
+
 impl<'a> Admission<'a> {
     #[must_use]
-    pub fn new(world: &'a World, peer: &'a Peer, ours: &'a BTreeSet<GatewayAddress>) -> Self {
+    pub fn new(
+        world: &'a World,
+        peer: &'a Peer,
+        ours: &'a BTreeSet<GatewayAddress>,
+        own: &'a OwnAddresses,
+    ) -> Self {
         let others = world.peers.keys().chain(world.own_trust_domain());
         let others = others.filter(|td| **td != peer.trust_domain).map(TrustDomain::as_str).collect();
-        Self { peer, others, cluster_domain: &world.settings.cluster_domain, ours }
+        Self { peer, others, cluster_domain: &world.settings.cluster_domain, ours, own }
     }
 
     /// The host at which the service is to be called here. The number of services is not looked at.
@@ -160,12 +193,12 @@ impl<'a> Admission<'a> {
     }
 
     fn endpoints(&self, service: &RemoteService) -> Result<(), (AdmittedReason, String)> {
-        if service.gateways.is_empty() {
+        if service.gateways.is_empty() && service.endpoints.is_empty() {
             return Err((AdmittedReason::NoGateway, "it names no gateway".to_owned()));
         }
         let most = self.peer.imports.max_endpoints_per_service.min(MAX_GATEWAYS);
-        if service.gateways.len() > most {
-            let count = service.gateways.len();
+        let count = service.gateways.len().max(service.endpoints.len());
+        if count > most {
             return Err((
                 AdmittedReason::TooManyEndpoints,
                 format!("it has {count} endpoints, over the importer's {most}"),
@@ -179,7 +212,26 @@ impl<'a> Admission<'a> {
                 )
             })?;
         }
+        for pod in &service.endpoints {
+            self.pod(service, pod).map_err(|cause| {
+                (AdmittedReason::AddressNotAdmitted, format!("its endpoint {} {cause}", pod.address))
+            })?;
+        }
         Ok(())
+    }
+
+    /// A pod of the peer's: nothing of our own cluster, with a port for each port of the service.
+    fn pod(&self, service: &RemoteService, pod: &DirectEndpoint) -> Result<(), String> {
+        let names: BTreeSet<&String> = service.ports.iter().map(|port| &port.name).collect();
+        if pod.ports.keys().collect::<BTreeSet<_>>() != names {
+            return Err("does not have a port for each of the service's".to_owned());
+        }
+        if self.own.contains(pod.address) {
+            return Err("is an address of the importer's own cluster".to_owned());
+        }
+        pod.ports.values().try_for_each(|port| {
+            self.endpoint(&GatewayAddress { address: Address::Ip(pod.address), port: *port })
+        })
     }
 
     fn endpoint(&self, gateway: &GatewayAddress) -> Result<(), String> {

@@ -12,7 +12,8 @@ fn judge(peer: Peer, service: &RemoteService) -> Result<String, &'static str> {
 fn judge_in(world: World, peer: Peer, service: &RemoteService) -> Result<String, &'static str> {
     let world = world.with_peer(peer.clone());
     let ours = own_gateways(&world);
-    Admission::new(&world, &peer, &ours).admit(service).map_err(|refusal| {
+    let own = OwnAddresses::new(&world);
+    Admission::new(&world, &peer, &ours, &own).admit(service).map_err(|refusal| {
         assert!(refusal.message.contains(&service.name.to_string()), "{}", refusal.message);
         refusal.reason.as_str()
     })
@@ -250,4 +251,67 @@ fn the_clusters_own_domain_is_no_peers() {
     assert_eq!(judge("west.example", "db.shop.svc.corp.example.net"), Err("AddressNotAdmitted"));
     assert!(judge("cluster.local", "10.0.0.1").is_ok(), "it is not ours here");
     assert!(judge("acorp.example.net", "10.0.0.1").is_ok());
+}
+
+#[test]
+fn pods_of_a_flat_network_are_admitted_as_gateways_are() {
+    use crate::model::service::DirectEndpoint;
+    let with = |address: &str, ports: &[(&str, u16)]| {
+        let mut service = remote_cart();
+        service.gateways.clear();
+        service.endpoints = vec![DirectEndpoint {
+            address: address.parse().unwrap(),
+            ports: ports.iter().map(|(name, port)| ((*name).to_owned(), *port)).collect(),
+        }];
+        service
+    };
+    // What the peer names is looked at where it is known, so the session has it as well.
+    let judge = |service: &RemoteService| {
+        let mut world = world("east.example");
+        let session = crate::plan::fixtures::session(
+            crate::model::session::LinkState::Connected,
+            Some(vec![service.clone()]),
+        );
+        world = world.with_session("west.example", session);
+        let object = crate::model::NamespacedName::new("shop", "ours");
+        let pod = crate::model::cluster::Pod {
+            object: object.clone(),
+            uid: "u".to_owned(),
+            labels: Default::default(),
+            service_account: "a".to_owned(),
+            ip: Some("10.1.0.9".parse().unwrap()),
+            host_ip: Some("192.168.0.9".parse().unwrap()),
+            is_ready: true,
+            uses_host_network: false,
+            named_ports: Default::default(),
+            has_sidecar: false,
+            has_spire_socket: false,
+            is_ambient: false,
+        };
+        world.pods.insert(object, std::sync::Arc::new(pod));
+        let mut west = peer("west.example");
+        west.imports.endpoint_cidrs = vec!["10.0.0.0/8".parse().unwrap(), "2001:db8::/32".parse().unwrap()];
+        west.imports.max_endpoints_per_service = 2;
+        judge_in(world, west, service)
+    };
+    let table = [
+        ("10.9.0.1", vec![("tcp", 8_080)], Ok("cart.shop.west.example".to_owned())),
+        ("2001:db8::1", vec![("tcp", 8_080)], Ok("cart.shop.west.example".to_owned())),
+        ("11.9.0.1", vec![("tcp", 8_080)], Err("AddressNotAdmitted")),
+        ("127.0.0.1", vec![("tcp", 8_080)], Err("AddressNotAdmitted")),
+        ("10.1.0.9", vec![("tcp", 8_080)], Err("AddressNotAdmitted")),
+        ("::ffff:10.1.0.9", vec![("tcp", 8_080)], Err("AddressNotAdmitted")),
+        ("10.9.0.1", vec![("tcp", 0)], Err("AddressNotAdmitted")),
+        ("10.9.0.1", vec![("other", 8_080)], Err("AddressNotAdmitted")),
+        ("10.9.0.1", vec![("tcp", 8_080), ("more", 1)], Err("AddressNotAdmitted")),
+        ("10.9.0.1", vec![], Err("AddressNotAdmitted")),
+    ];
+    for (address, ports, expected) in table {
+        assert_eq!(judge(&with(address, &ports)), expected, "{address} {ports:?}");
+    }
+    let mut many = with("10.9.0.1", &[("tcp", 1)]);
+    many.endpoints.extend(with("10.9.0.2", &[("tcp", 1)]).endpoints);
+    assert!(judge(&many).is_ok());
+    many.endpoints.extend(with("10.9.0.3", &[("tcp", 1)]).endpoints);
+    assert_eq!(judge(&many), Err("TooManyEndpoints"));
 }

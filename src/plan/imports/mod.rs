@@ -17,11 +17,11 @@ use crate::model::condition::Truth;
 use crate::model::import::Imported;
 use crate::model::object::{Kind, Object, ObjectKey};
 use crate::model::peer::OnDisconnect;
-use crate::model::service::{GatewayAddress, Outcome, RemoteService};
+use crate::model::service::{ClientPattern, DirectEndpoint, GatewayAddress, Outcome, RemoteService};
 use crate::model::session::{GoodbyeReason, LinkState, SessionState};
 use crate::model::{NamespacedName, Peer, ServiceName, TrustDomain, World};
 
-use super::admission::{Admission, Refusal, own_gateways};
+use super::admission::{Admission, OwnAddresses, Refusal, own_gateways};
 use super::{generated, istio};
 pub use claims::Claims;
 use local::Member;
@@ -81,10 +81,10 @@ pub fn imports(world: &World, ending: &BTreeSet<TrustDomain>) -> ImportPlan {
             }
         }
     }
-    let ours = own_gateways(world);
+    let (ours, own) = (own_gateways(world), OwnAddresses::new(world));
     for (td, peer) in world.peers.iter().filter(|(td, _)| !ending.contains(*td)) {
         let standing = standing.remove(td).unwrap_or_default();
-        PeerImports { world, peer, admission: Admission::new(world, peer, &ours), standing }
+        PeerImports { world, peer, admission: Admission::new(world, peer, &ours, &own), standing }
             .plan(world.sessions.get(td), &mut plan);
     }
     let rejected = world.rejected.iter().filter(|(key, _)| key.kind == Kind::TrustDomainPeer);
@@ -304,7 +304,13 @@ pub fn spec(trust_domain: &TrustDomain, service: &RemoteService, host: &str) -> 
     ports.sort_by_key(|port| (port.port, &port.name));
     let ports: Vec<Value> = ports
         .into_iter()
-        .map(|p| json!({"name": p.name, "port": p.port, "appProtocol": p.protocol.as_str()}))
+        .map(|p| {
+            let mut port = json!({"name": p.name, "port": p.port, "appProtocol": p.protocol.as_str()});
+            if let Some(fields) = port.as_object_mut().filter(|_| !p.clients.is_empty()) {
+                fields.insert("clients".to_owned(), json!(sorted_clients(&p.clients)));
+            }
+            port
+        })
         .collect();
     let mut server_ids: Vec<String> = service.server_ids.iter().map(ToString::to_string).collect();
     server_ids.sort();
@@ -318,10 +324,8 @@ pub fn spec(trust_domain: &TrustDomain, service: &RemoteService, host: &str) -> 
         "serverSPIFFEIDs": server_ids,
     });
     if let Some(fields) = spec.as_object_mut() {
-        let mut clients: Vec<&str> = service.clients.iter().map(|client| client.as_str()).collect();
-        clients.sort_unstable();
-        if !clients.is_empty() {
-            fields.insert("clients".to_owned(), json!(clients));
+        if !service.clients.is_empty() {
+            fields.insert("clients".to_owned(), json!(sorted_clients(&service.clients)));
         }
         let gateways: BTreeSet<&GatewayAddress> = service.gateways.iter().collect();
         if !gateways.is_empty() {
@@ -331,8 +335,24 @@ pub fn spec(trust_domain: &TrustDomain, service: &RemoteService, host: &str) -> 
                 .collect();
             fields.insert("gateways".to_owned(), gateways.into());
         }
+        let endpoints: BTreeSet<&DirectEndpoint> = service.endpoints.iter().collect();
+        if !endpoints.is_empty() {
+            let endpoints: Vec<Value> = endpoints.into_iter().map(endpoint).collect();
+            fields.insert("endpoints".to_owned(), endpoints.into());
+        }
     }
     spec
+}
+
+fn endpoint(endpoint: &DirectEndpoint) -> Value {
+    let ports = endpoint.ports.iter().map(|(name, port)| json!({"name": name, "port": port}));
+    json!({"address": endpoint.address.to_string(), "ports": ports.collect::<Vec<_>>()})
+}
+
+fn sorted_clients(clients: &BTreeSet<ClientPattern>) -> Vec<&str> {
+    let mut clients: Vec<&str> = clients.iter().map(|client| client.as_str()).collect();
+    clients.sort_unstable();
+    clients
 }
 
 /// What is generated beside the ImportedServices that stand, their reports, and the outcomes that change by it: a service that

@@ -10,7 +10,7 @@ use crate::istio::virtual_service::PortSelector;
 use crate::istio::{DestinationRuleSpec, Port, ServiceEntrySpec};
 use crate::model::import::Imported;
 use crate::model::object::{Kind, Object, ObjectKey, OwnerRef};
-use crate::model::service::{Address, AppProtocol, GatewayAddress, RemotePort, TlsMode};
+use crate::model::service::{Address, AppProtocol, DirectEndpoint, GatewayAddress, RemotePort, TlsMode};
 use crate::model::{Peer, World};
 use crate::plan::admission::Refusal;
 use crate::plan::generated;
@@ -88,7 +88,7 @@ pub fn passes_through(mode: TlsMode, port: &RemotePort) -> bool {
     mode == TlsMode::Mtls && matches!(port.protocol, AppProtocol::Tls | AppProtocol::Https)
 }
 
-/// Endpoints are the peer's gateways, SANs are the server IDs. Only what Istio's own mutual TLS reaches is labelled for it,
+/// Endpoints are the peer's gateways, or without any its pods; SANs are the server IDs. Only what Istio's own mutual TLS reaches is labelled for it,
 /// and is of the mesh.
 fn service_entry(peer: &Peer, imported: &Imported, host: &str) -> ServiceEntrySpec {
     let service = &imported.service;
@@ -115,7 +115,7 @@ fn service_entry(peer: &Peer, imported: &Imported, host: &str) -> ServiceEntrySp
         }
         TlsMode::Mtls => (Location::MeshExternal, BTreeMap::new()),
     };
-    let endpoints = gateways
+    let mut endpoints: Vec<Endpoint> = gateways
         .iter()
         .map(|gateway| Endpoint {
             address: address(&gateway.address),
@@ -123,6 +123,14 @@ fn service_entry(peer: &Peer, imported: &Imported, host: &str) -> ServiceEntrySp
             labels: labels.clone(),
         })
         .collect();
+    if endpoints.is_empty() {
+        let pods: BTreeSet<&DirectEndpoint> = service.endpoints.iter().collect();
+        endpoints.extend(pods.into_iter().map(|pod| Endpoint {
+            address: pod.address.to_canonical().to_string(),
+            ports: pod.ports.clone(),
+            labels: labels.clone(),
+        }));
+    }
     let has_names = gateways.iter().any(|gateway| matches!(gateway.address, Address::Dns(_)));
     ServiceEntrySpec {
         hosts: vec![host.to_owned()],

@@ -9,7 +9,7 @@ use super::{
 use crate::wait::{always, eventually};
 use crate::world::{AGENT_NAMESPACE, Domain};
 use anyhow::{Context, Result, ensure};
-use kube::api::{DynamicObject, ListParams};
+use kube::api::{DynamicObject, ListParams, Patch, PatchParams};
 use serde_json::{Value, json};
 use std::time::Duration;
 
@@ -269,6 +269,29 @@ async fn routes(trio: &Trio, host: &str) -> Result<Vec<String>> {
     Ok(hosts)
 }
 
+/// A Pod of the local Service, in whose place a test is kubelet: a Service without a ready one has nobody to answer.
+async fn ready_pod(domain: &Domain) -> Result<()> {
+    let pod = json!({
+        "apiVersion": "v1",
+        "kind": "Pod",
+        "metadata": {"name": "cart", "namespace": "shop", "labels": {"app": "cart"}},
+        "spec": {
+            "terminationGracePeriodSeconds": 0,
+            "containers": [{"name": "main", "image": "none.example/none"}],
+        },
+    });
+    domain.kubernetes.apply(&pod).await?;
+    let ready = json!({"status": {
+        "phase": "Running",
+        "podIP": "10.1.1.1",
+        "podIPs": [{"ip": "10.1.1.1"}],
+        "conditions": [{"type": "Ready", "status": "True"}],
+    }});
+    let pods = domain.kubernetes.api("v1", "Pod", SHOP).await?;
+    pods.patch_status("cart", &PatchParams::default(), &Patch::Merge(ready)).await?;
+    Ok(())
+}
+
 /// A local Service that appears is served together with the remote ones, and they alone once it is gone: at once, with no
 /// word of a peer in between. Two peers that have it share the one name.
 #[test]
@@ -304,11 +327,13 @@ fn a_local_service_that_comes_and_goes_switches() {
             "spec": {"selector": {"app": "cart"}, "ports": [{"name": "tcp", "port": 18080, "targetPort": 8080}]},
         });
         east.kubernetes.apply(&service).await?;
+        ready_pod(east).await?;
         leads_to("the local Service is with them", &[local, &both[0], &both[1]]).await?;
         gone(east, SERVICE_ENTRY, SHOP, local).await?;
         line.offer(&[]).await?;
         leads_to("one that is withdrawn is gone from it", &[local, HONEST]).await?;
         delete(east, ("v1", "Service"), SHOP, "cart").await?;
+        delete(east, ("v1", "Pod"), SHOP, "cart").await?;
         leads_to("the remote one alone again", &[HONEST]).await?;
         eventually("the name is made again", SOON, || found(east, SERVICE_ENTRY, SHOP, local)).await?;
         for peer in [WEST, "north.example"] {

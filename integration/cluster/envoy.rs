@@ -327,7 +327,7 @@ fn resources(
 }
 
 /// The SVID and every bundle of the workload, and whom it takes the other side for.
-fn tls(ids: &[String]) -> Value {
+pub(crate) fn tls(ids: &[String]) -> Value {
     let sds = |name: &str| {
         json!({
             "name": name,
@@ -351,7 +351,8 @@ fn tls(ids: &[String]) -> Value {
     })
 }
 
-fn proxy_to(cluster: &str) -> Value {
+/// A filter that passes bytes on to a cluster.
+pub(crate) fn proxy_to(cluster: &str) -> Value {
     json!({
         "name": "envoy.filters.network.tcp_proxy",
         "typed_config": with_type(
@@ -361,7 +362,8 @@ fn proxy_to(cluster: &str) -> Value {
     })
 }
 
-fn with_type(name: &str, mut config: Value) -> Value {
+/// A configuration with the name of its type.
+pub(crate) fn with_type(name: &str, mut config: Value) -> Value {
     config["@type"] = json!(format!("type.googleapis.com/{name}"));
     config
 }

@@ -10,7 +10,7 @@ use entente::identity::workload::WorkloadEndpoint;
 use entente::model::TrustDomain;
 use entente::proto::federation::v1::frame::Body;
 use entente::proto::federation::v1::{
-    CatalogueSnapshot, Frame, Gateway, Heartbeat, Hello, Port, Service, ServiceOutcome, TlsMode,
+    CatalogueAck, CatalogueSnapshot, Frame, Gateway, Heartbeat, Hello, Port, Service, ServiceOutcome, TlsMode,
 };
 use hyper_util::rt::TokioIo;
 use prost::Message as _;
@@ -265,6 +265,13 @@ async fn listen(
                     let whole = std::mem::take(&mut said.parts);
                     said.answers.insert(ack.version, whole);
                 }
+            }
+            // What it is offered it takes, as an agent would say.
+            Ok(Some(Frame {
+                body: Some(Body::Catalogue(CatalogueSnapshot { version, more: false, .. })),
+            })) => {
+                let ack = CatalogueAck { version, ..CatalogueAck::default() };
+                let _ = out.try_send(frame(Body::CatalogueAck(ack)));
             }
             Ok(Some(_)) => {}
             Ok(None) => break "the stream ended".to_owned(),

@@ -14,16 +14,18 @@ where
     F: Future<Output = Result<T>>,
 {
     let deadline = Instant::now() + within;
+    let mut before = None;
     loop {
         let left = deadline.saturating_duration_since(Instant::now()).max(POLL);
         let last = match tokio::time::timeout(left, look()).await {
             Ok(Ok(value)) => return Ok(value),
             Ok(Err(error)) => error,
-            Err(_) => anyhow::anyhow!("no answer"),
+            Err(_) => anyhow::anyhow!("no answer; the look before it: {before:?}"),
         };
         if Instant::now() >= deadline {
             return Err(last).with_context(|| format!("not so after {within:?}: {what}"));
         }
+        before = Some(format!("{last:#}"));
         tokio::time::sleep(POLL).await;
     }
 }

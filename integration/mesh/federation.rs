@@ -14,8 +14,10 @@ use std::time::Duration;
 const API: &str = "entente.dev/v1alpha1";
 /// How long agents, SPIRE and istiod may take for what is a matter of seconds.
 pub(crate) const SOON: Duration = Duration::from_secs(40);
-/// Short times for all that an agent waits for.
-const TIMING: [&str; 7] = [
+/// Short times for all that an agent waits for, and one gateway for all.
+pub(crate) const TIMING: [&str; 8] = [
+    // One gateway carries both modes.
+    "--ingress-gateway=istio-eastwestgateway",
     "--drain-seconds=2",
     "--bundle-poll-min-seconds=1",
     "--bundle-poll-max-seconds=2",
@@ -115,7 +117,7 @@ pub(crate) async fn begin_again(east: &Domain, west: &Domain) -> Result<()> {
     Ok(())
 }
 
-async fn peer(there: &Domain) -> Result<Value> {
+pub(crate) async fn peer(there: &Domain) -> Result<Value> {
     Ok(json!({
         "apiVersion": API,
         "kind": "TrustDomainPeer",
@@ -152,7 +154,7 @@ pub(crate) async fn withdraw(west: &Domain, service: Exported) -> Result<()> {
 }
 
 /// Waits until a condition of an object of ours is True.
-async fn says(
+pub(crate) async fn says(
     domain: &Domain,
     kind: &str,
     namespace: Option<&str>,

@@ -1,4 +1,4 @@
-//! The mesh ring: what the agents of two trust domains generate for `tlsMode: IstioMtls`, on a real istiod a cluster and
+//! The mesh ring: what the agents of two trust domains generate, on a real istiod a cluster and
 //! real Envoy as client, gateway and server, with SPIRE's certificates. istiod is found, not built: see `istiod.rs`.
 //! Everything else is the cluster ring's.
 
@@ -40,13 +40,16 @@ mod wait;
 #[path = "../cluster/world.rs"]
 mod world;
 
+mod application;
 mod configuration;
 mod ending;
 mod federation;
 mod istiod;
 mod meshes;
+mod mtls;
 mod network;
 mod proxy;
 mod setup;
+mod three;
 mod traffic;
 mod workload;

@@ -2,7 +2,7 @@
 
 use crate::federation::{Agents, Exported, export};
 use crate::istiod::{Istiod, ROOT_NAMESPACE};
-use crate::network::Network;
+use crate::network::{Member, Network};
 use crate::proxy::Door;
 use crate::workload::{Interception, Role, Workload};
 use crate::world::{Domain, Options};
@@ -44,7 +44,7 @@ pub(crate) struct Workloads {
 struct Parts {
     workloads: Workloads,
     doors: [Door; 2],
-    network: Network,
+    network: Mutex<Network>,
     agents: Agents,
     istiods: [Istiod; 2],
 }
@@ -80,6 +80,17 @@ impl Meshes {
         &self.parts.agents
     }
 
+    /// One more namespace.
+    pub(crate) fn join(&self, address: Ipv4Addr) -> Result<Member> {
+        self.parts.network.lock().unwrap_or_else(PoisonError::into_inner).join(address)
+    }
+
+    /// One more workload of west.
+    pub(crate) async fn start_in_west(&self, role: Role<'_>) -> Result<Workload> {
+        let member = self.join(role.address)?;
+        Workload::start_in(&self.west, member, &self.parts.doors[1], role).await
+    }
+
     pub(crate) const fn east_istiod(&self) -> &Istiod {
         &self.parts.istiods[0]
     }
@@ -104,7 +115,7 @@ impl Parts {
         for service in [CART, ORDERS] {
             export(west, service, &GATEWAY.to_string(), GATEWAY_PORT).await?;
         }
-        Ok(Self { workloads, doors, network, agents, istiods })
+        Ok(Self { workloads, doors, network: Mutex::new(network), agents, istiods })
     }
 }
 

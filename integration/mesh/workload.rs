@@ -116,11 +116,21 @@ impl Workload {
         istiod: &Door,
         role: Role<'_>,
     ) -> Result<Self> {
+        let member = network.join(role.address)?;
+        Self::start_in(domain, member, istiod, role).await
+    }
+
+    /// The same, in a namespace that is there.
+    pub(crate) async fn start_in(
+        domain: &Domain,
+        member: Member,
+        istiod: &Door,
+        role: Role<'_>,
+    ) -> Result<Self> {
         let dir = domain.dir().join("w");
         std::fs::create_dir_all(&dir)?;
         domain.kubernetes.namespace(role.namespace).await?;
         let program = own_program(&dir, role.name)?;
-        let member = network.join(role.address)?;
         register(domain, &role, &program).await?;
         let pod = pod(&role);
         domain.kubernetes.apply(&without_status(&pod)).await?;
@@ -155,14 +165,24 @@ impl Workload {
 
     /// What a client beside this sidecar hears from `address:port`; empty where the connection is closed on it.
     pub(crate) async fn hears(&self, address: &str, port: u16) -> Result<String> {
-        let args = ["-c", CLIENT, address, &port.to_string()].map(str::to_owned);
-        let (program, args) = self.member.inside(&which("python3")?, &args)?;
-        let running = tokio::process::Command::new(program).args(args).kill_on_drop(true).output();
-        let output: Output = tokio::time::timeout(ANSWER_DEADLINE, running).await??;
-        let errors = String::from_utf8_lossy(&output.stderr).into_owned();
-        ensure!(output.status.success(), "{}", errors.lines().last().unwrap_or_default());
-        Ok(String::from_utf8(output.stdout)?)
+        hears_from(&self.member, address, port).await
     }
+
+    /// The namespace that it runs in.
+    pub(crate) const fn member(&self) -> &Member {
+        &self.member
+    }
+}
+
+/// What a client in the namespace hears from `address:port`; empty where the connection is closed on it.
+pub(crate) async fn hears_from(member: &Member, address: &str, port: u16) -> Result<String> {
+    let args = ["-c", CLIENT, address, &port.to_string()].map(str::to_owned);
+    let (program, args) = member.inside(&which("python3")?, &args)?;
+    let running = tokio::process::Command::new(program).args(args).kill_on_drop(true).output();
+    let output: Output = tokio::time::timeout(ANSWER_DEADLINE, running).await??;
+    let errors = String::from_utf8_lossy(&output.stderr).into_owned();
+    ensure!(output.status.success(), "{}", errors.lines().last().unwrap_or_default());
+    Ok(String::from_utf8(output.stdout)?)
 }
 
 /// A connection that is held. Dropped, it is closed.
@@ -234,7 +254,7 @@ fn pod(role: &Role<'_>) -> Value {
 }
 
 /// Nothing redirects connections to the sidecar: it has to be told where to listen for its server.
-fn sidecar(role: &Role<'_>, port: u16) -> Value {
+pub(crate) fn sidecar(role: &Role<'_>, port: u16) -> Value {
     json!({
         "apiVersion": "networking.istio.io/v1",
         "kind": "Sidecar",
@@ -260,15 +280,26 @@ fn without_status(object: &Value) -> Value {
 
 /// The sidecar passes connections on to 127.0.0.1.
 fn serve(member: &Member, dir: &Path, role: &Role<'_>, port: u16) -> Result<Process> {
-    let args = ["-c", SERVER, role.name, "127.0.0.1", &port.to_string()].map(str::to_owned);
+    serve_at(member, dir, role.name, Ipv4Addr::LOCALHOST, port)
+}
+
+/// A server that says its name.
+pub(crate) fn serve_at(
+    member: &Member,
+    dir: &Path,
+    name: &str,
+    address: Ipv4Addr,
+    port: u16,
+) -> Result<Process> {
+    let args = ["-c", SERVER, name, &address.to_string(), &port.to_string()].map(str::to_owned);
     let (program, args) = member.inside(&which("python3")?, &args)?;
     let mut process = Process::new(Spec {
-        name: format!("server of {}", role.name),
+        name: format!("server of {name}"),
         program,
         args,
         env: vec![("HOME".to_owned(), dir.display().to_string())],
         dir: dir.to_owned(),
-        log: dir.join(format!("{}-server.log", role.name)),
+        log: dir.join(format!("{name}-server.log")),
     });
     process.start()?;
     Ok(process)

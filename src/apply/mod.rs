@@ -9,7 +9,7 @@ mod refresh;
 #[cfg(test)]
 mod tests;
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -64,6 +64,9 @@ pub struct Applier {
     /// Until when what is paced was tried ahead of its pace, for as long as that matters.
     paced: BTreeMap<String, Instant>,
     refreshes: Refreshes,
+    /// The plan before this one, and the operations that put back what stood by it and someone else changed or deleted.
+    last: Option<Arc<Plan>>,
+    repairs: BTreeSet<String>,
 }
 
 /// The last try of an operation.
@@ -93,6 +96,8 @@ impl Applier {
             attempts: BTreeMap::new(),
             paced: BTreeMap::new(),
             refreshes: Refreshes::default(),
+            last: None,
+            repairs: BTreeSet::new(),
         }
     }
 
@@ -102,6 +107,7 @@ impl Applier {
             let mut again = None;
             if *self.leading.borrow_and_update() {
                 let plan = Arc::clone(&self.plans.borrow_and_update());
+                self.look_for_drift(&plan);
                 again = self.execute(&plan, &cancel).await;
             } else {
                 self.forget();
@@ -119,6 +125,27 @@ impl Applier {
         }
     }
 
+    /// What stood by the last plan, is wanted just so by this one, and does not stand: that was not us.
+    fn look_for_drift(&mut self, plan: &Arc<Plan>) {
+        let Some(last) = self.last.replace(Arc::clone(plan)).filter(|last| !Arc::ptr_eq(last, plan)) else {
+            return;
+        };
+        let drifted = |key: &ObjectKey| {
+            !last.writes.contains_key(key)
+                && last.objects.get(key).is_some_and(|before| plan.objects.get(key) == Some(before))
+        };
+        let found = plan.writes.iter().filter(|(key, _)| drifted(key));
+        self.repairs.extend(found.map(|(_, write)| Operation::Write(Box::new(write.clone())).to_string()));
+    }
+
+    /// Counts a write that put back what someone else had changed.
+    fn count_repair(&mut self, id: &str, operation: &Operation) {
+        if let Some(key) = operation.object().filter(|_| self.repairs.remove(id)) {
+            tracing::warn!(object = %key, "it was changed or deleted by someone else, and is put back");
+            self.targets.metrics.repaired(key.kind);
+        }
+    }
+
     /// Does what is due; when something next is.
     async fn execute(&mut self, plan: &Plan, cancel: &CancellationToken) -> Option<Instant> {
         let Some(own) = self.own() else {
@@ -128,6 +155,7 @@ impl Applier {
         let operations = operation::of(plan);
         // What is no longer asked for needs no memory, but of when it was done: it may be asked for again at once.
         self.attempts.retain(|id, _| operations.contains_key(id));
+        self.repairs.retain(|id| operations.contains_key(id));
         let now = Instant::now();
         self.paced.retain(|_, ahead| *ahead > now);
         let limit = self.limit(&operations);
@@ -191,6 +219,8 @@ impl Applier {
     /// Another replica may lead now: what was done before says nothing, and what still runs is broken off.
     fn forget(&mut self) {
         self.attempts.clear();
+        self.last = None;
+        self.repairs.clear();
         self.paced.clear();
         self.refreshes.clear();
     }
@@ -233,6 +263,7 @@ impl Applier {
         self.targets.metrics.wrote(if result.is_ok() { WriteResult::Ok } else { WriteResult::Error });
         let (failures, wait) = match &result {
             Ok(()) => {
+                self.count_repair(&id, &operation);
                 tracing::info!(operation = %operation, "done");
                 (0, operation.rests())
             }

@@ -7,11 +7,13 @@ use serde::{Deserialize, Serialize};
 /// At most this many rules are legal in one policy.
 pub const MAX_RULES: usize = 512;
 
-/// Who may, or may not, call the workloads that `selector` selects in the policy's namespace.
+/// Who may, or may not, call the workloads that `selector` selects in the policy's namespace; in Istio's own namespace, in
+/// all. Without one it selects all workloads.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct AuthorizationPolicySpec {
-    pub selector: Selector,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub selector: Option<Selector>,
     pub action: Action,
     pub rules: Vec<Rule>,
 }

@@ -146,7 +146,7 @@ pub struct Imports {
     /// Empty: nothing.
     pub services: Vec<ServicePattern>,
     /// Which of them are also served under the local name.
-    pub as_local: Vec<ServicePattern>,
+    pub as_local: Vec<LocalPattern>,
     /// Istio's `exportTo`.
     pub export_to: Vec<String>,
     /// Within which endpoint addresses must lie; empty: anywhere that is not forbidden altogether.
@@ -160,6 +160,14 @@ pub struct Imports {
 pub struct ServicePattern {
     pub namespace: Option<String>,
     pub name: Option<String>,
+}
+
+/// One of `spec.imports.asLocal`.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct LocalPattern {
+    pub pattern: ServicePattern,
+    /// Whether the cluster's own endpoints are preferred to the peer's.
+    pub local_first: bool,
 }
 
 impl ServicePattern {

@@ -305,7 +305,14 @@ impl std::str::FromStr for GatewayChoice {
             Some((rest, port)) => (rest, Some(port)),
             None => (text, None),
         };
-        let is_port = |port: &str| is_dns_label(port) || port.parse::<u16>().is_ok_and(|number| number != 0);
+        let is_number = |port: &str| port.bytes().all(|b| b.is_ascii_digit());
+        let is_port = |port: &str| {
+            if is_number(port) {
+                port.parse::<u16>().is_ok_and(|number| number != 0)
+            } else {
+                is_dns_label(port)
+            }
+        };
         if port.is_some_and(|port| !is_port(port)) {
             return Err(error());
         }

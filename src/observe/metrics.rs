@@ -48,6 +48,12 @@ struct WriteLabels {
     result: WriteResult,
 }
 
+/// A kind of object.
+#[derive(Clone, Debug, Hash, PartialEq, Eq, EncodeLabelSet)]
+struct KindLabels {
+    kind: String,
+}
+
 /// Whether it went well.
 #[derive(Clone, Copy, Debug, Hash, PartialEq, Eq, EncodeLabelValue)]
 pub enum WriteResult {
@@ -65,6 +71,7 @@ pub struct Metrics {
     bundle_alarms: Family<AlarmLabels, Gauge>,
     plans: Counter<u64, AtomicU64>,
     writes: Family<WriteLabels, Counter>,
+    drift_repaired: Family<KindLabels, Counter>,
     peers: Mutex<Vec<String>>,
     raised: Mutex<BTreeSet<AlarmLabels>>,
 }
@@ -104,6 +111,12 @@ impl Default for Metrics {
             "Objects written, patched or deleted, and calls to SPIRE",
             writes.clone(),
         );
+        let drift_repaired = Family::default();
+        registry.register(
+            "drift_repaired",
+            "Generated objects that someone else changed or deleted while the agent ran, and that it put back",
+            drift_repaired.clone(),
+        );
         Self {
             registry,
             conditions,
@@ -112,6 +125,7 @@ impl Default for Metrics {
             activation,
             plans,
             writes,
+            drift_repaired,
             peers: Mutex::default(),
             raised: Mutex::default(),
         }
@@ -122,6 +136,11 @@ impl Metrics {
     /// Counts a write.
     pub fn wrote(&self, result: WriteResult) {
         self.writes.get_or_create(&WriteLabels { result }).inc();
+    }
+
+    /// Counts an object that was put back as it stood.
+    pub fn repaired(&self, kind: Kind) {
+        self.drift_repaired.get_or_create(&KindLabels { kind: kind.kind().to_owned() }).inc();
     }
 
     /// Only what stands is shown: an alarm that ended is taken out.

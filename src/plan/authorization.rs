@@ -5,6 +5,9 @@
 //! domain that is federated later starts out shut. Callers of our own trust domain and plaintext callers are left as they
 //! were: `principals: ["*"]` matches only who has a SPIFFE ID. Principals are written without `spiffe://`.
 
+mod allow;
+pub mod fence;
+
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
@@ -19,8 +22,10 @@ use super::generated;
 /// A namespace, and labels in it.
 pub(super) type Workloads<'a> = (&'a str, &'a BTreeMap<String, String>);
 
-/// How much of the labels' values stands in a policy's name before the hash.
-const READABLE: usize = 38;
+pub use allow::Allows;
+
+/// How much of the labels' values, with the prefix, stands in a policy's name before the hash.
+const READABLE: usize = 45;
 
 /// The policies of every accepted FederatedService, exported or not. They do not depend on whether a peer is connected, only
 /// on whether there is a TrustDomainPeer: the clients of a trust domain that is not, or no longer (`ending`), a peer
@@ -40,29 +45,49 @@ pub fn policies(
         groups.entry((&service.object.namespace, &service.workload_labels)).or_default().push(service);
     }
     let peers = peers(world, ending);
-    groups
-        .into_iter()
-        .map(|((namespace, selector), services)| {
-            let key = key(namespace, selector);
-            let spec = generated::spec(&deny(own, selector, &services, &peers));
-            let owners: BTreeSet<OwnerRef> = services.iter().map(|s| s.owner()).collect();
-            let sources: BTreeSet<ObjectKey> = services.iter().flat_map(|s| s.sources()).collect();
-            let sources: Vec<String> = sources.iter().map(generated::source_of).collect();
-            let owners = owners.into_iter().collect();
-            (key.clone(), generated::object(world, key, spec, owners, &sources, None))
-        })
-        .filter(|(key, _)| !exports.blocked.contains_key(key))
-        .collect()
+    let allows = Allows::new(world);
+    let mut policies = BTreeMap::new();
+    for ((namespace, selector), services) in groups {
+        let owners: BTreeSet<OwnerRef> = services.iter().map(|s| s.owner()).collect();
+        let sources: BTreeSet<ObjectKey> = services.iter().flat_map(|s| s.sources()).collect();
+        let sources: Vec<String> = sources.iter().map(generated::source_of).collect();
+        let owners: Vec<OwnerRef> = owners.into_iter().collect();
+        let mut add = |key: ObjectKey, spec: &AuthorizationPolicySpec| {
+            let spec = generated::spec(spec);
+            policies.insert(key.clone(), generated::object(world, key, spec, owners.clone(), &sources, None));
+        };
+        add(key(namespace, selector), &deny(own, selector, &services, &peers));
+        for spec in allow::allow(&allows, (namespace, selector), &services, &peers) {
+            let labels = spec.selector.as_ref().map(|selector| selector.match_labels.clone());
+            let key = allow_key(namespace, &labels.unwrap_or_default());
+            if generated::claim(world, &key).is_ok() {
+                add(key, &spec);
+            }
+        }
+    }
+    policies.extend(fence::fence(world, own, exports, &peers).map(|fence| (fence.key.clone(), fence)));
+    policies.retain(|key, _| !exports.blocked.contains_key(key));
+    policies
 }
 
 /// The policy of a selector: named by its values, and a hash of all of it.
 #[must_use]
 pub fn key(namespace: &str, selector: &BTreeMap<String, String>) -> ObjectKey {
+    named("entente", namespace, selector)
+}
+
+/// The policy that allows, of a selector.
+#[must_use]
+pub fn allow_key(namespace: &str, selector: &BTreeMap<String, String>) -> ObjectKey {
+    named("entente-allow", namespace, selector)
+}
+
+fn named(prefix: &str, namespace: &str, selector: &BTreeMap<String, String>) -> ObjectKey {
     let values: Vec<&str> = selector.values().map(String::as_str).filter(|v| !v.is_empty()).collect();
     let readable: String = values
         .join("-")
         .chars()
-        .take(READABLE)
+        .take(READABLE.saturating_sub(prefix.len()))
         .map(|c| if c.is_ascii_alphanumeric() { c.to_ascii_lowercase() } else { '-' })
         .collect();
     let readable = readable.trim_matches('-');
@@ -73,7 +98,7 @@ pub fn key(namespace: &str, selector: &BTreeMap<String, String>) -> ObjectKey {
     }
     let hash = generated::short_hash(&whole);
     let name =
-        if readable.is_empty() { format!("entente-{hash}") } else { format!("entente-{readable}-{hash}") };
+        if readable.is_empty() { format!("{prefix}-{hash}") } else { format!("{prefix}-{readable}-{hash}") };
     ObjectKey::namespaced(Kind::AuthorizationPolicy, namespace, name)
 }
 
@@ -107,7 +132,7 @@ fn deny(
     let not_ports = clients.keys().map(u16::to_string).collect();
     rules.push(rule(own, &BTreeSet::new(), Operation { not_ports, ..Operation::default() }));
     AuthorizationPolicySpec {
-        selector: Selector { match_labels: selector.clone() },
+        selector: Some(Selector { match_labels: selector.clone() }),
         action: Action::Deny,
         rules,
     }
@@ -119,3 +144,7 @@ fn rule(own: &TrustDomain, allowed: &BTreeSet<&str>, operation: Operation) -> Ru
     let source = Source { principals: vec!["*".to_owned()], not_principals };
     Rule { from: vec![From { source }], to: vec![To { operation }] }
 }
+
+#[cfg(test)]
+#[path = "authorization/tests.rs"]
+mod tests;

@@ -7,6 +7,9 @@ use std::time::Duration;
 use jiff::Timestamp;
 use serde_json::{Map, Value, json};
 
+use crate::model::cluster::{
+    ClusterPort, ClusterService, ClusterServiceKind, LoadBalancer, Pod, TargetPort, Transport,
+};
 use crate::model::endpoint::{BundleEndpoint, EndpointProfile, EndpointUrl};
 use crate::model::import::Imported;
 use crate::model::mesh::{ControlPlane, Mesh, MeshConfig, SdsNames, Seen, Version};
@@ -177,6 +180,49 @@ pub(crate) fn remote_cart() -> RemoteService {
     }
 }
 
+/// A gateway's Service in istio-system, as Istio installs one, with these addresses of its load balancer.
+pub(crate) fn service_of_gateway(name: &str, addresses: &[&str]) -> ClusterService {
+    let port = |name: &str, number: u16| ClusterPort {
+        name: name.to_owned(),
+        number,
+        target: TargetPort::Number(number),
+        node_port: None,
+        transport: Transport::Tcp,
+        app_protocol: None,
+    };
+    ClusterService {
+        object: NamespacedName::new("istio-system", name),
+        uid: format!("uid-of-{name}"),
+        created: Some(at(-200)),
+        labels: BTreeMap::new(),
+        selector: labels(&[("istio", name.trim_start_matches("istio-"))]),
+        kind: ClusterServiceKind::LoadBalancer,
+        cluster_ips: vec!["10.96.0.9".parse().unwrap()],
+        is_headless: false,
+        ports: vec![port("status-port", 15_021), port("tls", 15_443)],
+        external_ips: Vec::new(),
+        load_balancer: addresses.iter().map(|ip| LoadBalancer::Ip(ip.parse().unwrap())).collect(),
+    }
+}
+
+/// A pod that is ready, with a sidecar.
+pub(crate) fn pod(namespace: &str, name: &str, ip: &str, of: &[(&str, &str)]) -> Pod {
+    Pod {
+        object: NamespacedName::new(namespace, name),
+        uid: format!("uid-of-{namespace}-{name}"),
+        labels: labels(of),
+        service_account: "default".to_owned(),
+        ip: Some(ip.parse().unwrap()),
+        host_ip: None,
+        is_ready: true,
+        uses_host_network: false,
+        named_ports: BTreeMap::new(),
+        has_sidecar: true,
+        has_spire_socket: true,
+        is_ambient: false,
+    }
+}
+
 pub(crate) fn labels(pairs: &[(&str, &str)]) -> BTreeMap<String, String> {
     pairs.iter().map(|(k, v)| ((*k).to_owned(), (*v).to_owned())).collect()
 }
@@ -207,6 +253,8 @@ pub(crate) trait WorldExt: Sized {
     fn with_service(self, service: Service) -> Self;
     fn with_session(self, td: &str, session: SessionState) -> Self;
     fn with_object(self, object: Object) -> Self;
+    fn with_pod(self, pod: Pod) -> Self;
+    fn with_cluster_service(self, service: ClusterService) -> Self;
     fn with_rejected(self, key: ObjectKey, trust_domain: Option<&str>) -> Self;
     /// As the store is once what a plan wants was written: objects, and the ImportedServices of `imported`.
     fn with_written(self, objects: &BTreeMap<ObjectKey, Object>, imported: &[(&str, RemoteService)]) -> Self;
@@ -230,6 +278,16 @@ impl WorldExt for World {
 
     fn with_object(mut self, object: Object) -> Self {
         self.objects.insert(object.key.clone(), Arc::new(object));
+        self
+    }
+
+    fn with_pod(mut self, pod: Pod) -> Self {
+        self.pods.insert(pod.object.clone(), Arc::new(pod));
+        self
+    }
+
+    fn with_cluster_service(mut self, service: ClusterService) -> Self {
+        self.cluster_services.insert(service.object.clone(), Arc::new(service));
         self
     }
 

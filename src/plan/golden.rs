@@ -3,13 +3,16 @@
 
 use std::collections::BTreeSet;
 
+use serde_json::json;
+
 use crate::model::object::Kind;
-use crate::model::service::{AppProtocol, ExportedPort, Gateway, GatewayType};
+use crate::model::service::{AppProtocol, ExportedPort, Gateway, GatewayType, RemotePort, TlsMode};
 use crate::model::session::LinkState;
 
 use super::exports::testing::with_policies;
 use super::fixtures::{
-    WorldExt as _, cart, client, gateway, labels, manifest, peer, remote_cart, service, session, td, world,
+    WorldExt as _, cart, client, foreign, gateway, labels, manifest, peer, pod, remote_cart, service,
+    service_of_gateway, session, td, world,
 };
 use super::services::{ServicesPlan, services};
 
@@ -29,6 +32,42 @@ fn an_export() {
     assert_golden("export_alias", &plan, &[Kind::ServiceEntry]);
     assert_golden("export_gateway", &plan, &[Kind::Gateway]);
     assert_golden("export_policy", &plan, &[Kind::AuthorizationPolicy]);
+}
+
+/// An application with a sidecar that ends TLS itself, behind a gateway that was found.
+#[test]
+fn an_export_whose_application_ends_tls() {
+    let mut web = service("shop", "web", "east.example");
+    web.tls_mode = TlsMode::Mtls;
+    web.gateways.clear();
+    web.ports[0].protocol = AppProtocol::Tls;
+    let world = world("west.example")
+        .with_peer(peer("east.example"))
+        .with_service(web)
+        .with_pod(pod("shop", "web", "10.0.0.1", &[("app", "web")]))
+        .with_cluster_service(service_of_gateway("istio-ingressgateway", &["192.0.2.9"]));
+    let plan = services(&with_policies(world), &BTreeSet::new());
+    assert_golden(
+        "export_mtls",
+        &plan,
+        &[Kind::ServiceEntry, Kind::Gateway, Kind::VirtualService, Kind::PeerAuthentication],
+    );
+}
+
+/// What opens and closes the rest: clients where others allow, and the fence.
+#[test]
+fn policies_beside_others() {
+    let theirs = foreign(
+        Kind::AuthorizationPolicy,
+        "shop",
+        "theirs",
+        json!({"action": "ALLOW", "selector": {"matchLabels": {"tier": "web"}}}),
+    );
+    let mut world =
+        world("west.example").with_peer(peer("east.example")).with_service(cart()).with_object(theirs);
+    std::sync::Arc::make_mut(&mut world.settings).fence = true;
+    let plan = services(&world, &BTreeSet::new());
+    assert_golden("policies_beside_others", &plan, &[Kind::AuthorizationPolicy]);
 }
 
 /// Two FederatedServices of one selector, several ports, gateways and trust domains.
@@ -85,4 +124,25 @@ fn an_import() {
 
     let second = services(&world.with_written(&first.objects, &known), &BTreeSet::new());
     assert_golden("import_entry", &second, &[Kind::ServiceEntry]);
+}
+
+/// A service whose application ends TLS: on one port the client's application begins it, on the other its sidecar.
+#[test]
+fn an_import_of_mutual_tls() {
+    let mut remote = remote_cart();
+    remote.tls_mode = TlsMode::Mtls;
+    let port = |name: &str, port, protocol| RemotePort {
+        name: name.to_owned(),
+        port,
+        protocol,
+        clients: BTreeSet::new(),
+    };
+    remote.ports = vec![port("tls", 8_443, AppProtocol::Tls), port("http", 8_080, AppProtocol::Http)];
+    let world = world("east.example")
+        .with_peer(peer("west.example"))
+        .with_session("west.example", session(LinkState::Connected, Some(vec![remote.clone()])));
+    let first = services(&world, &BTreeSet::new());
+    let known = [("west.example", remote)];
+    let second = services(&world.with_written(&first.objects, &known), &BTreeSet::new());
+    assert_golden("import_mtls", &second, &[Kind::ServiceEntry, Kind::DestinationRule]);
 }

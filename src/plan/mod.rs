@@ -11,6 +11,7 @@ pub mod exports;
 pub mod finalizers;
 #[cfg(test)]
 pub(crate) mod fixtures;
+pub mod gateways;
 pub mod generated;
 #[cfg(test)]
 mod golden;

@@ -3,6 +3,7 @@
 mod admin;
 mod behaviour;
 mod diagnose;
+mod disconnection;
 mod ending;
 mod enrol;
 mod federation;
@@ -16,9 +17,11 @@ mod proxies;
 mod push;
 mod restart;
 mod revocation;
+mod rival;
 mod rotation;
 mod services;
 mod trio;
+mod uninstall;
 mod verdict;
 
 use crate::agent::{Agent, AgentOptions};

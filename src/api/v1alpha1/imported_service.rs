@@ -23,6 +23,7 @@ use super::{Condition, TlsMode, limits};
     printcolumn = r#"{"name":"Admitted","type":"string","jsonPath":".status.conditions[?(@.type==\"Admitted\")].status","description":"Whether the TrustDomainPeer admits it"}"#,
     printcolumn = r#"{"name":"Generated","type":"string","priority":1,"jsonPath":".status.conditions[?(@.type==\"Generated\")].status","description":"Whether what clients need was generated"}"#,
     printcolumn = r#"{"name":"Why","type":"string","priority":1,"jsonPath":".status.conditions[?(@.type==\"Admitted\")].reason","description":"The reason of the condition Admitted"}"#,
+    printcolumn = r#"{"name":"Local Name","type":"string","jsonPath":".status.localHost","description":"The local name at which it answers as well"}"#,
     printcolumn = r#"{"name":"Age","type":"date","jsonPath":".metadata.creationTimestamp"}"#
 )]
 #[serde(rename_all = "camelCase")]
@@ -97,11 +98,15 @@ pub struct ImportedServiceStatus {
     /// The `metadata.generation` that this was computed from.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub observed_generation: Option<i64>,
-    /// Admitted and Generated.
+    /// Admitted and Generated, and ServedLocally where `imports.asLocal` names it.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     #[schemars(length(max = 32))]
     #[x_kube(merge_strategy = ListMerge::Map(vec!["type".to_owned()]))]
     pub conditions: Vec<Condition>,
+    /// The local name at which it answers as well, where `imports.asLocal` asks for that and it does.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(length(max = 253))]
+    pub local_host: Option<String>,
     /// What was generated from it.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     #[schemars(length(max = 64))]

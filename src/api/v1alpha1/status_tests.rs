@@ -43,7 +43,7 @@ fn peer_spec(trust_domain: &str) -> Value {
         "bundleEndpoint": { "url": "https://w.example", "profile": { "type": "https_web" } },
         "agent": { "addresses": ["w.example:1"], "spiffeIDs": [format!("spiffe://{trust_domain}/agent")] },
         "federatesWith": {},
-        "imports": { "services": [{ "namespace": "*", "name": "*" }] },
+        "imports": { "services": [{ "namespace": "*", "name": "*" }], "asLocal": [{ "namespace": "*", "name": "*" }] },
     })
 }
 
@@ -203,6 +203,7 @@ fn reasons(kind: Kind, condition: &str) -> Vec<&'static str> {
         (Kind::FederatedService, "ClientsEnforced") => words(ClientsEnforcedReason::ALL),
         (Kind::ImportedService, "Admitted") => words(AdmittedReason::ALL),
         (Kind::ImportedService, "Generated") => words(GeneratedReason::ALL),
+        (Kind::ImportedService, "ServedLocally") => words(LocalReason::ALL),
         other => panic!("{other:?} is no condition"),
     }
 }
@@ -273,7 +274,7 @@ fn statuses_fit_the_schema_and_reasons_are_enumerated() {
         }
     }
     assert!(wrong.is_empty(), "{wrong:#?}");
-    assert_eq!(seen.len(), 13, "each condition of each kind was written: {seen:#?}");
+    assert_eq!(seen.len(), 14, "each condition of each kind was written: {seen:#?}");
     let distinct: usize = seen.values().map(std::collections::BTreeSet::len).sum();
     assert!(distinct > 40, "worlds differ by enough to mean something: {distinct} reasons, {seen:#?}");
 }

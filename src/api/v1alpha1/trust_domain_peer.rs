@@ -183,10 +183,11 @@ pub struct Imports {
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     #[schemars(length(max = limits::IMPORT_PATTERNS))]
     pub services: Vec<ServicePattern>,
-    /// Which of the admitted services are also served under the local name, at most 256 patterns. Empty: none.
+    /// Which of the admitted services are also served under the local name `{name}.{namespace}.svc.{cluster domain}`, at most
+    /// 256 patterns, of which the first that matches holds. Empty: none.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     #[schemars(length(max = limits::IMPORT_PATTERNS))]
-    pub as_local: Vec<ServicePattern>,
+    pub as_local: Vec<LocalPattern>,
     /// The namespaces that see the imported services, as Istio's `exportTo`: `*` (all) or `~` (none) alone, or up to 64 of `.`
     /// (the agent's own) and names. Default `["*"]`.
     #[serde(default = "everywhere")]
@@ -242,6 +243,23 @@ pub struct ServicePattern {
     /// The name of the service: a DNS label, or `*`.
     #[schemars(length(min = 1, max = 63))]
     pub name: String,
+}
+
+/// Services of the peer that are also served under their local name.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, KubeSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct LocalPattern {
+    /// The namespace, at the peer as here: a DNS label, or `*`, which never stands for a namespace `kube-*`, that of Istio or
+    /// the agent's own.
+    #[schemars(length(min = 1, max = 63))]
+    pub namespace: String,
+    /// The name of the service: a DNS label, or `*`.
+    #[schemars(length(min = 1, max = 63))]
+    pub name: String,
+    /// Whether our own cluster's endpoints are preferred: the peer's are used while none of ours is ready. Default: connections
+    /// are spread evenly over our cluster and the peers.
+    #[serde(default)]
+    pub local_first: bool,
 }
 
 /// What becomes of imported services while the peer's agent is away.

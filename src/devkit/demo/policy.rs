@@ -51,7 +51,8 @@ impl Policies {
             let spec = document.get("spec").cloned().unwrap_or_default();
             let spec: AuthorizationPolicySpec =
                 serde_json::from_value(spec).map_err(|e| unreadable(e.to_string()))?;
-            if spec.selector.match_labels.iter().all(|(label, value)| labels.get(label) == Some(value)) {
+            let mut wanted = spec.selector.iter().flat_map(|selector| &selector.match_labels);
+            if wanted.all(|(label, value)| labels.get(label) == Some(value)) {
                 policies.insert(name, spec);
             }
         }

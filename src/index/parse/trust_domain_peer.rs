@@ -8,13 +8,15 @@ use crate::api::v1alpha1::conditions::PeerAcceptedReason;
 use crate::api::v1alpha1::limits;
 use crate::api::v1alpha1::trust_domain_peer::{
     BootstrapBundle, BundleEndpoint as GivenEndpoint, DisconnectPolicy, FederatesWith,
-    Imports as GivenImports, KeyRef, OnDisconnect as GivenOnDisconnect, ProfileType,
-    ServicePattern as GivenPattern, TrustDomainPeerSpec,
+    Imports as GivenImports, KeyRef, LocalPattern as GivenLocalPattern, OnDisconnect as GivenOnDisconnect,
+    ProfileType, ServicePattern as GivenPattern, TrustDomainPeerSpec,
 };
 use crate::bundle::document;
 use crate::model::endpoint::{BundleEndpoint, EndpointProfile, EndpointUrl};
 use crate::model::name::dns_trust_domain;
-use crate::model::peer::{Bootstrap, Ending, Imports, OnDisconnect, RegistrationSelection, ServicePattern};
+use crate::model::peer::{
+    Bootstrap, Ending, Imports, LocalPattern, OnDisconnect, RegistrationSelection, ServicePattern,
+};
 use crate::model::world::Rejected;
 use crate::model::{Object, Peer, TrustDomain};
 
@@ -158,7 +160,7 @@ fn imports(given: &GivenImports) -> Result<Imports, Problem> {
     field::at_most(cidrs, given.endpoint_cidrs.len(), limits::IMPORT_SCOPES)?;
     Ok(Imports {
         services: patterns("spec.imports.services", &given.services)?,
-        as_local: patterns("spec.imports.asLocal", &given.as_local)?,
+        as_local: local_patterns("spec.imports.asLocal", &given.as_local)?,
         export_to: export_to(&given.export_to)?,
         endpoint_cidrs: field::each(cidrs, &given.endpoint_cidrs, field::cidr)?,
         max_services: field::count("spec.imports.maxServices", given.max_services, limits::MAX_SERVICES)?,
@@ -172,6 +174,20 @@ fn imports(given: &GivenImports) -> Result<Imports, Problem> {
 
 fn patterns(path: &str, given: &[GivenPattern]) -> Result<Vec<ServicePattern>, Problem> {
     field::at_most(path, given.len(), limits::IMPORT_PATTERNS)?;
+    let one = |(i, given): (usize, &GivenPattern)| pattern(path, i, &given.namespace, &given.name);
+    given.iter().enumerate().map(one).collect()
+}
+
+fn local_patterns(path: &str, given: &[GivenLocalPattern]) -> Result<Vec<LocalPattern>, Problem> {
+    field::at_most(path, given.len(), limits::IMPORT_PATTERNS)?;
+    let one = |(i, given): (usize, &GivenLocalPattern)| {
+        let pattern = pattern(path, i, &given.namespace, &given.name)?;
+        Ok(LocalPattern { pattern, local_first: given.local_first })
+    };
+    given.iter().enumerate().map(one).collect()
+}
+
+fn pattern(path: &str, i: usize, namespace: &str, name: &str) -> Result<ServicePattern, Problem> {
     let one = |path: String, text: &str| -> Result<Option<String>, Problem> {
         if text == "*" {
             return Ok(None);
@@ -182,13 +198,10 @@ fn patterns(path: &str, given: &[GivenPattern]) -> Result<Vec<ServicePattern>, P
         })?;
         Ok(Some(text.to_owned()))
     };
-    let pattern = |(i, given): (usize, &GivenPattern)| {
-        Ok(ServicePattern {
-            namespace: one(format!("{path}[{i}].namespace"), &given.namespace)?,
-            name: one(format!("{path}[{i}].name"), &given.name)?,
-        })
-    };
-    given.iter().enumerate().map(pattern).collect()
+    Ok(ServicePattern {
+        namespace: one(format!("{path}[{i}].namespace"), namespace)?,
+        name: one(format!("{path}[{i}].name"), name)?,
+    })
 }
 
 /// By the rules of Istio: `*` or `~` alone, else `.` and namespaces.

@@ -30,7 +30,7 @@ pub(in crate::index::parse) fn good() -> Value {
         },
         "imports": {
             "services": [{ "namespace": "shop", "name": "*" }],
-            "asLocal": [{ "namespace": "*", "name": "orders" }],
+            "asLocal": [{ "namespace": "*", "name": "orders", "localFirst": true }],
             "exportTo": [".", "shop"],
             "endpointCIDRs": ["192.0.2.0/24", "2001:db8::/32"],
             "maxServices": 5,
@@ -72,7 +72,8 @@ fn reads_every_field() {
     assert_eq!(selection.spiffe_ids.len(), 1);
     let any_in_shop = ServicePattern { namespace: Some("shop".into()), name: None };
     assert_eq!(peer.imports.services, [any_in_shop]);
-    assert_eq!(peer.imports.as_local, [ServicePattern { namespace: None, name: Some("orders".into()) }]);
+    let pattern = ServicePattern { namespace: None, name: Some("orders".into()) };
+    assert_eq!(peer.imports.as_local, [LocalPattern { pattern, local_first: true }]);
     assert_eq!(peer.imports.export_to, [".", "shop"]);
     assert_eq!(
         peer.imports.endpoint_cidrs.iter().map(ToString::to_string).collect::<Vec<_>>(),

@@ -10,8 +10,9 @@ use ipnet::IpNet;
 use crate::api::v1alpha1::conditions::AdmittedReason;
 use crate::model::condition::Truth;
 use crate::model::name::is_dns_label;
-use crate::model::service::{Address, GatewayAddress, Outcome, RemoteService, TlsMode};
+use crate::model::service::{Address, GatewayAddress, Outcome, RemoteService};
 use crate::model::{Peer, TrustDomain, World};
+use crate::plan::gateways::Gateways;
 
 /// The bounds of an ImportedService (`api/v1alpha1`), beyond which it could not be stored.
 const MAX_PORTS: usize = 64;
@@ -19,9 +20,9 @@ const MAX_SERVER_IDS: usize = 64;
 const MAX_CLIENTS: usize = 1_000;
 const MAX_GATEWAYS: usize = 64;
 
-/// Zones of the cluster's own DNS, and of the machine's: hosts in them are never a peer's. `svc` is here for the search
-/// list of a pod, which completes `{name}.{namespace}.svc`.
-const LOCAL_ZONES: [&str; 3] = ["cluster.local", "svc", "localhost"];
+/// Zones of the machine's own names, and of those that the search list of a pod completes (`{name}.{namespace}.svc`): beside
+/// the cluster's own DNS domain, hosts in them are never a peer's.
+const LOCAL_ZONES: [&str; 2] = ["svc", "localhost"];
 
 /// Last labels of DNS names that never are the address of a gateway elsewhere.
 const LOCAL_NAMES: [&str; 5] = ["local", "localhost", "svc", "pod", "localdomain"];
@@ -55,21 +56,24 @@ pub struct Admission<'a> {
     peer: &'a Peer,
     /// Our own trust domain and those of the other peers.
     others: BTreeSet<&'a str>,
-    ours: &'a BTreeSet<&'a GatewayAddress>,
+    /// The DNS domain of our cluster.
+    cluster_domain: &'a str,
+    ours: &'a BTreeSet<GatewayAddress>,
 }
 
 /// The gateways of our own exports: a peer that names one would have us call ourselves.
 #[must_use]
-pub fn own_gateways(world: &World) -> BTreeSet<&GatewayAddress> {
-    world.services.values().flat_map(|service| &service.gateways).map(|gateway| &gateway.at).collect()
+pub fn own_gateways(world: &World) -> BTreeSet<GatewayAddress> {
+    let given = world.services.values().flat_map(|service| &service.gateways).map(|gateway| &gateway.at);
+    given.chain(Gateways::discover(world).addresses()).cloned().collect()
 }
 
 impl<'a> Admission<'a> {
     #[must_use]
-    pub fn new(world: &'a World, peer: &'a Peer, ours: &'a BTreeSet<&'a GatewayAddress>) -> Self {
+    pub fn new(world: &'a World, peer: &'a Peer, ours: &'a BTreeSet<GatewayAddress>) -> Self {
         let others = world.peers.keys().chain(world.own_trust_domain());
         let others = others.filter(|td| **td != peer.trust_domain).map(TrustDomain::as_str).collect();
-        Self { peer, others, ours }
+        Self { peer, others, cluster_domain: &world.settings.cluster_domain, ours }
     }
 
     /// The host at which the service is to be called here. The number of services is not looked at.
@@ -84,13 +88,6 @@ impl<'a> Admission<'a> {
             return refuse(
                 AdmittedReason::NotAdmitted,
                 "spec.imports.services of the importer does not admit it".to_owned(),
-            );
-        }
-        if service.tls_mode != TlsMode::IstioMtls {
-            let mode = service.tls_mode.as_str();
-            return refuse(
-                AdmittedReason::TlsModeNotSupported,
-                format!("tlsMode {mode} is not served by the importer's version; use IstioMtls"),
             );
         }
         let host = match service.name.host(&self.peer.trust_domain) {
@@ -112,7 +109,7 @@ impl<'a> Admission<'a> {
     /// a peer chooses must not put a host into a zone that is the cluster's, ours or another peer's. A trust domain that
     /// lies below another one by itself was named by whoever wrote its TrustDomainPeer.
     fn shadows(&self, service: &RemoteService, host: &str) -> Result<(), (AdmittedReason, String)> {
-        let local = LOCAL_ZONES.iter().find(|zone| is_in_zone(host, zone));
+        let local = LOCAL_ZONES.into_iter().chain([self.cluster_domain]).find(|zone| is_in_zone(host, zone));
         if let Some(zone) = local {
             return Err((
                 AdmittedReason::HostShadows,
@@ -190,7 +187,7 @@ impl<'a> Admission<'a> {
         if gateway.port == 0 {
             return Err("has no port".to_owned());
         }
-        if self.ours.contains(gateway) {
+        if self.ours.contains(gateway) || self.ours.contains(&in_ipv4(gateway)) {
             return Err("is a gateway of the importer itself".to_owned());
         }
         match &gateway.address {
@@ -206,6 +203,9 @@ impl<'a> Admission<'a> {
             Address::Dns(_) if !cidrs.is_empty() => {
                 Err("is a name, and spec.imports.endpointCIDRs of the importer admits addresses only"
                     .to_owned())
+            }
+            Address::Dns(name) if is_in_zone(name, self.cluster_domain) => {
+                Err(format!("is a name in {}, which is the importer's own", self.cluster_domain))
             }
             Address::Dns(name) => dns(name),
         }
@@ -292,6 +292,16 @@ fn carried_v4(ip: Ipv6Addr) -> Option<Ipv4Addr> {
         [0x2002, high, low, ..] => Some(v4(high, low)),
         _ => None,
     }
+}
+
+/// The gateway by its IPv4 address, where its IPv6 one carries one.
+fn in_ipv4(gateway: &GatewayAddress) -> GatewayAddress {
+    let carried = match &gateway.address {
+        Address::Ip(IpAddr::V6(ip)) => carried_v4(*ip),
+        Address::Ip(IpAddr::V4(_)) | Address::Dns(_) => None,
+    };
+    let address = carried.map_or_else(|| gateway.address.clone(), |ip| Address::Ip(IpAddr::V4(ip)));
+    GatewayAddress { address, port: gateway.port }
 }
 
 /// An IPv4 address that is written as IPv6 lies in the CIDRs of either form.

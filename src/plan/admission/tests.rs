@@ -24,6 +24,13 @@ fn a_sound_service_is_admitted_at_its_host() {
 }
 
 #[test]
+fn both_modes_are_admitted() {
+    let mut service = remote_cart();
+    service.tls_mode = crate::model::service::TlsMode::Mtls;
+    assert!(judge(peer("west.example"), &service).is_ok());
+}
+
+#[test]
 fn only_what_the_patterns_name_is_admitted() {
     let pattern = |namespace: Option<&str>, name: Option<&str>| ServicePattern {
         namespace: namespace.map(str::to_owned),
@@ -49,8 +56,7 @@ fn only_what_the_patterns_name_is_admitted() {
 fn each_rule_has_its_reason() {
     type Change = fn(&mut RemoteService);
     let port = |s: &RemoteService| s.ports[0].clone();
-    let table: [(&str, Change); 12] = [
-        ("TlsModeNotSupported", |s| s.tls_mode = TlsMode::Mtls),
+    let table: [(&str, Change); 11] = [
         ("NoServerId", |s| s.server_ids.clear()),
         ("ForeignServerId", |s| {
             s.server_ids.insert(id("spiffe://east.example/ns/shop/sa/cart"));
@@ -225,4 +231,23 @@ fn hosts_stay_out_of_other_zones() {
         assert_eq!(verdict.is_ok(), expected, "{name}.{namespace}.{td} in {own}");
         assert!(expected || verdict == Err("HostShadows"), "{name}.{namespace}.{td} in {own}");
     }
+}
+
+/// Both the hosts and the addresses that are the cluster's follow its DNS domain.
+#[test]
+fn the_clusters_own_domain_is_no_peers() {
+    let mut world = world("east.example");
+    let settings = std::sync::Arc::make_mut(&mut world.settings);
+    settings.cluster_domain = "corp.example.net".to_owned();
+    let judge = |td: &str, address: &str| {
+        let mut service = remote_cart();
+        service.server_ids = BTreeSet::from([id(&format!("spiffe://{td}/sa/cart"))]);
+        service.gateways = vec![gateway(address, 15_443)];
+        judge_in(world.clone(), peer(td), &service)
+    };
+    assert_eq!(judge("corp.example.net", "10.0.0.1"), Err("HostShadows"));
+    assert_eq!(judge("svc.corp.example.net", "10.0.0.1"), Err("HostShadows"));
+    assert_eq!(judge("west.example", "db.shop.svc.corp.example.net"), Err("AddressNotAdmitted"));
+    assert!(judge("cluster.local", "10.0.0.1").is_ok(), "it is not ours here");
+    assert!(judge("acorp.example.net", "10.0.0.1").is_ok());
 }

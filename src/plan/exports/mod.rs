@@ -4,29 +4,40 @@
 //! IDs, a gateway, and that nothing is in the way of what is generated for it. A service that is accepted is closed to
 //! foreign callers (`authorization`) whether or not it is exported.
 
+mod claims;
 mod policy;
 mod problem;
 #[cfg(test)]
 pub(in crate::plan) mod testing;
+mod way;
 
+use std::cell::OnceCell;
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
 use crate::api::v1alpha1::conditions::{ClientsEnforcedReason, ExportedReason, ServiceAcceptedReason};
 use crate::istio::authorization_policy::MAX_RULES;
 use crate::model::object::Kind;
-use crate::model::service::{ClientPattern, GatewayAddress, GatewayType, RemotePort, RemoteService, TlsMode};
+use crate::model::service::{
+    ClientPattern, DirectEndpoint, GatewayAddress, RemotePort, RemoteService, TlsMode,
+};
 use crate::model::world::Rejected;
 use crate::model::{NamespacedName, ObjectKey, Service, ServiceName, TrustDomain, World};
 
-use super::mesh::workloads::Workloads;
+use super::gateways::{Gateways, Pods, endpoints};
 use super::selectors::DisjointSelectors;
-use super::{authorization, generated, istio};
+use super::{authorization, generated, istio, mesh};
+use authorization::Allows;
+use claims::Claims;
+use istio::peer_authentication::{self, Others};
 use policy::Gate;
 pub use problem::ExportProblem;
+pub use way::Through;
+use way::Way;
 
-/// Istio's kinds that an export needs.
-const NEEDED: [Kind; 3] = [Kind::AuthorizationPolicy, Kind::ServiceEntry, Kind::Gateway];
+/// Istio's kinds that an export needs; with `Mtls` the last as well.
+const NEEDED: [Kind; 4] =
+    [Kind::AuthorizationPolicy, Kind::ServiceEntry, Kind::Gateway, Kind::VirtualService];
 
 /// Whether a FederatedService stands among the others.
 pub type Acceptance = Result<(), ExportProblem<ServiceAcceptedReason>>;
@@ -39,8 +50,16 @@ pub struct Export {
     pub host: String,
     /// Those of its trust domains that it really goes to; never empty.
     pub to: BTreeSet<TrustDomain>,
-    /// The gateways that carry it, sorted; never empty.
+    /// The gateways that carry it, sorted; empty: none does, and all of `to` are in `direct`.
     pub gateways: Vec<GatewayAddress>,
+    /// How those gateways are meant.
+    pub through: Through,
+    /// Those that come to its pods, for want of a gateway.
+    pub direct: BTreeSet<TrustDomain>,
+    /// Its pods, by address; empty where nobody comes to them.
+    pub endpoints: Vec<DirectEndpoint>,
+    /// Its application ends TLS, and pods of it have sidecars, which are to pass that on.
+    pub passes_tls: bool,
 }
 
 /// What became of one FederatedService, for its status.
@@ -57,6 +76,8 @@ pub struct ExportReport {
     pub host: Option<String>,
     /// The gateways that importers are told of.
     pub gateways: Vec<GatewayAddress>,
+    /// Why there is no gateway now, though importers are told of what there was.
+    pub kept: Option<ExportProblem>,
     /// Whether the policy that holds callers to `clients` stands in the store as it should.
     pub enforced: Result<(), ExportProblem<ClientsEnforcedReason>>,
 }
@@ -92,17 +113,33 @@ pub fn exports(world: &World) -> Exports {
         );
         return exports;
     };
-    let workloads = Workloads::of(world, world.services.values().map(AsRef::as_ref));
+    let around = Around {
+        gateways: Gateways::discover(world),
+        pods: OnceCell::new(),
+        claims: Claims::new(world),
+        allows: Allows::new(world),
+        peer_authentications: Others::new(world),
+    };
     for (service, accepted) in accept(world, own) {
         let is_accepted = accepted.is_ok();
         let mut report = report_of(service, accepted);
         if is_accepted {
-            export((world, &workloads), own, service, &mut report, &mut exports);
+            export(world, own, &around, service, &mut report, &mut exports);
             exports.accepted.insert(service.object.clone(), Arc::clone(service));
         }
         exports.reports.insert(service.object.clone(), report);
     }
     exports
+}
+
+/// What services are exported into, made ready once for all of them.
+struct Around<'a> {
+    gateways: Gateways,
+    /// Few need them.
+    pods: OnceCell<Pods<'a>>,
+    claims: Claims<'a>,
+    allows: Allows<'a>,
+    peer_authentications: Others<'a>,
 }
 
 /// What each peer is offered: with the clients that are in its own trust domain. Peers that are offered nothing have no
@@ -142,14 +179,22 @@ fn offered(export: &Export, peer: &TrustDomain) -> RemoteService {
         })
         .collect();
     ports.sort_by_key(|p| p.port);
+    let (gateways, endpoints) = if export.direct.contains(peer) {
+        let offered = |name: &String| ports.iter().any(|port| port.name == *name);
+        let mut endpoints = export.endpoints.clone();
+        endpoints.iter_mut().for_each(|endpoint| endpoint.ports.retain(|name, _| offered(name)));
+        (Vec::new(), endpoints)
+    } else {
+        (export.gateways.clone(), Vec::new())
+    };
     RemoteService {
         name: service.name.clone(),
         ports,
         tls_mode: service.tls_mode,
         server_ids: service.server_ids.clone(),
         clients: of_peer(&service.clients),
-        gateways: export.gateways.clone(),
-        endpoints: Vec::new(),
+        gateways,
+        endpoints,
     }
 }
 
@@ -167,6 +212,7 @@ fn report_of(service: &Service, accepted: Acceptance) -> ExportReport {
         warnings: Vec::new(),
         host: None,
         gateways: Vec::new(),
+        kept: None,
     }
 }
 
@@ -198,10 +244,12 @@ impl<'a> Accepted<'a> {
         service: &'a Service,
         own: &TrustDomain,
     ) -> Result<(), (ServiceAcceptedReason, String)> {
-        if service.tls_mode != TlsMode::IstioMtls {
-            let mode = service.tls_mode.as_str();
-            let cause = format!("spec.tlsMode {mode} is not served by this version; use IstioMtls");
-            return Err((ServiceAcceptedReason::TlsModeNotSupported, cause));
+        let targets: BTreeSet<u16> = service.ports.iter().map(|port| port.target_port).collect();
+        if service.tls_mode == TlsMode::Mtls && targets.len() > 1 {
+            let cause = "with tlsMode Mtls a gateway knows what is called by the SNI alone, which is the host, so a host leads \
+                         to one port of the workload; export each by a FederatedService of its own, with a spec.name of its own"
+                .to_owned();
+            return Err((ServiceAcceptedReason::OneTargetPort, cause));
         }
         service.name.host(own).map_err(|e| (ServiceAcceptedReason::from(&e), e.to_string()))?;
         if let Some(winner) = self.hosts.get(&service.name) {
@@ -240,30 +288,46 @@ impl<'a> Accepted<'a> {
 }
 
 /// Fills in the report of an accepted service, and exports it where it goes to at least one peer.
-fn export(
-    (world, workloads): (&World, &Workloads<'_>),
+fn export<'a>(
+    world: &'a World,
     own: &TrustDomain,
+    around: &Around<'a>,
     service: &Arc<Service>,
     report: &mut ExportReport,
     exports: &mut Exports,
 ) {
     let Ok(host) = service.name.host(own) else { return };
     report.host = Some(host.clone());
-    let gateways = gateways(service, &mut report.warnings);
+    let way = way::way(world, &around.gateways, service, &mut report.warnings);
     let blocked = &mut exports.blocked;
-    let possible = needed_kinds(world).and_then(|()| unclaimed(world, &policy::key(service), blocked));
+    let possible =
+        needed_kinds(world, service.tls_mode).and_then(|()| unclaimed(world, &policy::key(service), blocked));
     report.enforced = possible
         .clone()
         .map_err(|problem| problem.under(ClientsEnforcedReason::PolicyNotInPlace))
         .and_then(|()| policy::in_place(world, service));
     report.exported = possible.and_then(|()| {
         with_server_ids(service, own)?;
-        with_gateways(service, &gateways)?;
-        on_spire(service, workloads)?;
-        unclaimed(world, &istio::export::alias_key(service, &host), blocked)?;
-        unclaimed(world, &istio::export::gateway_key(service), blocked)
+        on_spire(world, around, service)?;
+        if way.gateways.is_empty() {
+            return Ok(());
+        }
+        for key in istio::export::keys(service, &host) {
+            unclaimed(world, &key, blocked)?;
+        }
+        alone(world, around, service, &host, &way.through, &mut report.warnings)
     });
-    let to = |td| report.exported.clone().and_then(|()| to_peer(world, service, td));
+    let direct = direct(world, service, &way);
+    let endpoints = if direct.is_empty() {
+        Vec::new()
+    } else {
+        endpoints(around.pods.get_or_init(|| Pods::new(world)), service)
+    };
+    let to = |td| {
+        report.exported.clone()?;
+        to_peer(world, service, td)?;
+        reached(&way, td, direct.contains(td), &endpoints)
+    };
     report.to = service.exported_to.iter().map(|td| (td.clone(), to(td))).collect();
     let nowhere = report.to.values().all(Result::is_err);
     if nowhere && service.exported_to.iter().any(|td| is_unreadable(world, td)) {
@@ -295,18 +359,34 @@ fn export(
     if to.is_empty() {
         return;
     }
-    report.gateways.clone_from(&gateways);
-    let export = Export { service: Arc::clone(service), host, to, gateways };
+    if to.iter().any(|td| !direct.contains(td)) {
+        report.gateways.clone_from(&way.gateways);
+        report.kept = way.missing.filter(|_| !way.gateways.is_empty());
+    }
+    if way.is_unknown && !way.gateways.is_empty() {
+        exports.held.insert(service.object.clone());
+    }
+    let passes_tls =
+        service.tls_mode == TlsMode::Mtls && passes_tls(world, around, service, &mut report.warnings);
+    let Way { gateways, through, .. } = way;
+    let export =
+        Export { service: Arc::clone(service), host, to, gateways, through, direct, endpoints, passes_tls };
     exports.exported.insert(service.object.clone(), export);
 }
 
-fn needed_kinds(world: &World) -> Result<(), ExportProblem> {
-    match NEEDED.iter().find(|kind| world.absent.contains(kind)) {
+fn needed_kinds(world: &World, mode: TlsMode) -> Result<(), ExportProblem> {
+    let needed = if mode == TlsMode::Mtls {
+        &NEEDED[..]
+    } else {
+        NEEDED.split_last().map_or(&[][..], |(_, most)| most)
+    };
+    match needed.iter().find(|kind| world.absent.contains(kind)) {
         Some(kind) => Err(ExportProblem::new(
             ExportedReason::IstioAbsent,
             format!(
-                "this cluster does not serve {kind} ({}), which tlsMode IstioMtls needs; install Istio",
-                kind.api_version()
+                "this cluster does not serve {kind} ({}), which tlsMode {} needs; install Istio",
+                kind.api_version(),
+                mode.as_str()
             ),
         )),
         None => Ok(()),
@@ -314,9 +394,12 @@ fn needed_kinds(world: &World) -> Result<(), ExportProblem> {
 }
 
 /// Only a sidecar with SPIRE's certificates can end `IstioMtls`. Where no pod is known, nothing speaks against it.
-fn on_spire(service: &Service, workloads: &Workloads<'_>) -> Result<(), ExportProblem> {
+fn on_spire<'a>(world: &'a World, around: &Around<'a>, service: &Service) -> Result<(), ExportProblem> {
     let problem = match service.tls_mode {
-        TlsMode::IstioMtls => workloads.certificates(service).problem(),
+        TlsMode::IstioMtls => {
+            let pods = around.pods.get_or_init(|| Pods::new(world));
+            mesh::workloads::certificates(pods, service).problem()
+        }
         TlsMode::Mtls => None,
     };
     match problem {
@@ -363,45 +446,102 @@ fn with_server_ids(service: &Service, own: &TrustDomain) -> Result<(), ExportPro
     }
 }
 
-fn with_gateways(service: &Service, carrying: &[GatewayAddress]) -> Result<(), ExportProblem> {
-    if !carrying.is_empty() {
-        return Ok(());
+/// Refuses the host where someone else's object served it first; a younger one is named.
+fn alone(
+    world: &World,
+    around: &Around<'_>,
+    service: &Service,
+    host: &str,
+    through: &Through,
+    warnings: &mut Vec<ExportProblem>,
+) -> Result<(), ExportProblem> {
+    let Some(rival) = around.claims.rival(world, service, host, through) else { return Ok(()) };
+    let key = &rival.key;
+    if rival.is_older {
+        let message = format!(
+            "{service}: {key} serves {host} at the same gateway and was there first; take the host out of it, or \
+             give the service another spec.name"
+        );
+        return Err(ExportProblem::new(ExportedReason::HostExists, message));
     }
-    let (reason, given) = if service.gateways.is_empty() {
-        (ExportedReason::NoGateway, "no gateway")
-    } else {
-        (ExportedReason::GatewayTypeIgnored, "only gateways of another type")
-    };
-    let kind = GatewayType::EastWestGateway.as_str();
     let message = format!(
-        "FederatedService {}: spec.gateways names {given}, so importers cannot reach it: tlsMode IstioMtls goes through \
-         an {kind}; add one with its port and its ip or hostname",
-        service.object
+        "{key} names {host} at the same gateway too, and is younger than what was generated for it: it is passed over, or \
+         keeps the gateway from taking its configuration; take the host out of it"
     );
-    Err(ExportProblem::new(reason, message))
+    warnings.push(ExportProblem::new(ExportedReason::HostExists, message));
+    Ok(())
 }
 
-/// The gateways that can carry `IstioMtls`, sorted; the others are passed over.
-fn gateways(service: &Service, warnings: &mut Vec<ExportProblem>) -> Vec<GatewayAddress> {
-    let mut carrying = BTreeSet::new();
-    for gateway in &service.gateways {
-        if gateway.gateway_type == GatewayType::EastWestGateway {
-            carrying.insert(gateway.at.clone());
-        } else {
-            warnings.push(ExportProblem::new(
-                ExportedReason::GatewayTypeIgnored,
-                format!(
-                    "FederatedService {}: the {} at {}:{} is ignored, since tlsMode IstioMtls goes through an {}",
-                    service.object,
-                    gateway.gateway_type.as_str(),
-                    gateway.at.address,
-                    gateway.at.port,
-                    GatewayType::EastWestGateway.as_str()
-                ),
-            ));
-        }
+/// Whether sidecars are to be told that the application ends TLS; and what of others' keeps them from it, or from callers.
+fn passes_tls<'a>(
+    world: &'a World,
+    around: &Around<'a>,
+    service: &Service,
+    warnings: &mut Vec<ExportProblem>,
+) -> bool {
+    let workloads = (service.object.namespace.as_str(), &service.workload_labels);
+    let pods = around.pods.get_or_init(|| Pods::new(world));
+    let ports: BTreeSet<u16> = service.ports.iter().map(|port| port.target_port).collect();
+    let of =
+        |key: &ObjectKey| format!("{key} selects the workloads of {service}, whose application ends TLS");
+    let (mut is_any, mut has_sidecars) = (false, false);
+    for pod in pods.selected(workloads.0, workloads.1) {
+        is_any = true;
+        has_sidecars |= pod.has_sidecar;
     }
-    carrying.into_iter().collect()
+    if let Some(allow) = around.allows.selecting(workloads).filter(|_| has_sidecars) {
+        let message = format!(
+            "{}: their sidecars know no caller, so it has to allow whoever comes to port {}",
+            of(allow),
+            join(&ports)
+        );
+        warnings.push(ExportProblem::new(ExportedReason::AllowStands, message));
+    }
+    if let Some(standing) = around.peer_authentications.standing(workloads, &ports, pods) {
+        if has_sidecars && !standing.ports.is_empty() {
+            let message = format!(
+                "{}: istiod obeys it alone, and has the gateway wrap what the application's clients send in mutual TLS once \
+                 more; set portLevelMtls of port {} in it to mode DISABLE",
+                of(&standing.key),
+                join(&standing.ports)
+            );
+            warnings.push(ExportProblem::new(ExportedReason::PeerAuthenticationStands, message));
+        }
+        return false;
+    }
+    let key = peer_authentication::key(workloads.0, workloads.1);
+    let stands = || world.objects.get(&key).is_some_and(|o| o.is_generated_by(&world.settings.instance));
+    has_sidecars || (!is_any && stands())
+}
+
+fn join(ports: &BTreeSet<u16>) -> String {
+    ports.iter().map(u16::to_string).collect::<Vec<_>>().join(", ")
+}
+
+/// The trust domains that come to the pods, since no gateway is there now.
+fn direct(world: &World, service: &Service, way: &Way) -> BTreeSet<TrustDomain> {
+    let comes = |td: &&TrustDomain| world.peers.get(*td).is_some_and(|peer| peer.direct_endpoints);
+    let all = service.exported_to.iter().filter(|_| way.missing.is_some());
+    all.filter(comes).cloned().collect()
+}
+
+fn reached(
+    way: &Way,
+    td: &TrustDomain,
+    is_direct: bool,
+    endpoints: &[DirectEndpoint],
+) -> Result<(), ExportProblem> {
+    if is_direct && endpoints.is_empty() {
+        let message = format!(
+            "{td}: its TrustDomainPeer has spec.directEndpoints, there is no gateway, and no pod of the service that could be \
+             told of: it has none with an address, or with tlsMode IstioMtls none with a sidecar"
+        );
+        return Err(ExportProblem::new(ExportedReason::NoEndpoints, message));
+    }
+    match &way.missing {
+        Some(problem) if !is_direct && way.gateways.is_empty() => Err(problem.clone()),
+        _ => Ok(()),
+    }
 }
 
 /// Whether a TrustDomainPeer names this trust domain, but is malformed, and no good version of it is known.

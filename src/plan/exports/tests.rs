@@ -1,5 +1,5 @@
 use crate::model::condition::Truth;
-use crate::model::service::{ExportedPort, Gateway};
+use crate::model::service::{ExportedPort, Gateway, GatewayType};
 use crate::plan::fixtures::{
     WorldExt as _, at, cart, client, foreign, gateway, id, labels, peer, service, td, world,
 };
@@ -62,7 +62,11 @@ fn reasons_of_a_service() {
         }),
         ("NoGateway", true, |s| s.gateways.clear()),
         ("GatewayTypeIgnored", true, |s| s.gateways[0].gateway_type = GatewayType::IngressGateway),
-        ("TlsModeNotSupported", false, |s| s.tls_mode = TlsMode::Mtls),
+        ("OneTargetPort", false, |s| {
+            s.tls_mode = TlsMode::Mtls;
+            let other = ExportedPort { name: "b".to_owned(), port: 1, target_port: 2, ..s.ports[0].clone() };
+            s.ports.push(other);
+        }),
         ("HostTooLong", false, |s| {
             s.name = ServiceName::new(&"n".repeat(63), &"s".repeat(63)).unwrap();
         }),
@@ -185,8 +189,10 @@ fn a_refused_service_takes_nothing() {
     older.object.name = "older".to_owned();
     older.created = Some(at(-1_000));
     older.tls_mode = TlsMode::Mtls;
+    let other = ExportedPort { name: "b".to_owned(), port: 1, target_port: 2, ..older.ports[0].clone() };
+    older.ports.push(other);
     let exports = exports(&base().with_service(older).with_service(cart()));
-    assert_eq!(reason(&report(&exports, "older").accepted), "TlsModeNotSupported");
+    assert_eq!(reason(&report(&exports, "older").accepted), "OneTargetPort");
     assert!(report(&exports, "cart").exported.is_ok());
 }
 
@@ -215,7 +221,7 @@ fn one_selector_has_one_policy_of_bounded_size() {
 
 #[test]
 fn without_istio_nothing_is_exported() {
-    for kind in NEEDED {
+    for kind in [Kind::AuthorizationPolicy, Kind::ServiceEntry, Kind::Gateway] {
         let mut world = base().with_service(cart());
         world.absent.insert(kind);
         let exports = exports(&world);

@@ -3,29 +3,38 @@
 //! A catalogue is a peer's word and may take away; silence takes nothing away, but for `onDisconnect: Withdraw` after its
 //! time. What stands in the store is admitted anew each time, since `spec.imports` may have changed.
 
+mod claims;
+mod endpoints;
+mod local;
+
 use std::collections::{BTreeMap, BTreeSet};
 
 use jiff::{SignedDuration, Timestamp};
 use serde_json::{Value, json};
 
-use crate::api::v1alpha1::conditions::{AdmittedReason, GeneratedReason};
+use crate::api::v1alpha1::conditions::{AdmittedReason, GeneratedReason, LocalReason};
 use crate::model::condition::Truth;
 use crate::model::import::Imported;
 use crate::model::object::{Kind, Object, ObjectKey};
 use crate::model::peer::OnDisconnect;
 use crate::model::service::{GatewayAddress, Outcome, RemoteService};
 use crate::model::session::{GoodbyeReason, LinkState, SessionState};
-use crate::model::{Peer, ServiceName, TrustDomain, World};
+use crate::model::{NamespacedName, Peer, ServiceName, TrustDomain, World};
 
 use super::admission::{Admission, Refusal, own_gateways};
 use super::{generated, istio};
+pub use claims::Claims;
+use local::Member;
+pub use local::{LocalReport, Served};
 
 /// What became of one ImportedService that is in the store, for its status.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct ImportReport {
     pub admitted: Result<(), Refusal>,
-    /// The object that clients need, as it stands in the store, or why it does not.
-    pub generated: Result<ObjectKey, Refusal<GeneratedReason>>,
+    /// The objects that clients need, as they stand in the store, or why they do not.
+    pub generated: Result<Vec<ObjectKey>, Refusal<GeneratedReason>>,
+    /// Whether it answers at its local name, where that is asked for.
+    pub local: Option<LocalReport>,
 }
 
 /// What becomes of the imports of all peers.
@@ -42,6 +51,8 @@ pub struct ImportPlan {
     /// Peers that have not said what they export: an object of theirs is not to be taken away because it cannot be read.
     pub silent: BTreeSet<TrustDomain>,
     pub blocked: BTreeMap<ObjectKey, String>,
+    /// ImportedServices that cannot be read now, or whose TrustDomainPeer cannot, as a source annotation names them.
+    pub unread: BTreeSet<String>,
     /// When the next withdrawal is due.
     pub wake_at: Option<Timestamp>,
 }
@@ -77,11 +88,12 @@ pub fn imports(world: &World, ending: &BTreeSet<TrustDomain>) -> ImportPlan {
             .plan(world.sessions.get(td), &mut plan);
     }
     let rejected = world.rejected.iter().filter(|(key, _)| key.kind == Kind::TrustDomainPeer);
-    plan.silent.extend(
-        rejected
-            .filter_map(|(_, r)| r.trust_domain.clone())
-            .filter(|td| !world.peers.contains_key(td) && !ending.contains(td)),
-    );
+    let unreadable: BTreeSet<TrustDomain> = rejected
+        .filter_map(|(_, r)| r.trust_domain.clone())
+        .filter(|td| !world.peers.contains_key(td) && !ending.contains(td))
+        .collect();
+    plan.unread = unread(world, &unreadable);
+    plan.silent.extend(unreadable);
     for imported in standing.into_values().flat_map(BTreeMap::into_values) {
         let td = &imported.trust_domain;
         let object =
@@ -95,6 +107,17 @@ pub fn imports(world: &World, ending: &BTreeSet<TrustDomain>) -> ImportPlan {
         );
     }
     plan
+}
+
+/// The ImportedServices of which nobody knows now what they say, or what their peer admits.
+fn unread(world: &World, unreadable: &BTreeSet<TrustDomain>) -> BTreeSet<String> {
+    let rejected =
+        world.rejected.iter().filter(|(key, r)| key.kind == Kind::ImportedService && r.deletion.is_none());
+    let of_peers = world.imported.values().filter(|imported| unreadable.contains(&imported.trust_domain));
+    rejected
+        .map(|(key, _)| generated::source_of(key))
+        .chain(of_peers.map(|imported| generated::source(Kind::ImportedService, &imported.object)))
+        .collect()
 }
 
 /// Whether the peer said that it ended the relationship.
@@ -228,13 +251,8 @@ impl PeerImports<'_> {
 
     /// Why everything of the peer is withdrawn, where it is; else notes when it will be.
     fn withdrawn(&self, session: Option<&SessionState>, plan: &mut ImportPlan) -> Option<Refusal> {
-        let OnDisconnect::Withdraw { after } = self.peer.on_disconnect else { return None };
-        let session = session.filter(|session| !session.is_connected())?;
-        let after = SignedDuration::try_from(after).ok()?;
-        // The link's state may change while the peer is away; the absence is older then.
-        let away = self.world.memory.get(&self.peer.trust_domain).and_then(|memory| memory.away_since);
-        let since = away.map_or(session.since, |away| away.min(session.since));
-        let due = since.checked_add(after).ok()?;
+        session?;
+        let Withdrawal { since, at: due } = withdrawal(self.world, self.peer)?;
         if self.world.now > due {
             let td = &self.peer.trust_domain;
             return Some(Refusal::new(
@@ -257,6 +275,26 @@ impl PeerImports<'_> {
         let spec = spec(&peer.trust_domain, service, host);
         generated::object(self.world, key, spec, vec![peer.owner()], &[source], Some(&peer.trust_domain))
     }
+}
+
+/// When the services of a peer that is away are withdrawn.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Withdrawal {
+    /// Since when it is away.
+    pub since: Timestamp,
+    pub at: Timestamp,
+}
+
+/// When the services of this peer are withdrawn, where it is away and that is asked for.
+#[must_use]
+pub fn withdrawal(world: &World, peer: &Peer) -> Option<Withdrawal> {
+    let OnDisconnect::Withdraw { after } = peer.on_disconnect else { return None };
+    let session = world.sessions.get(&peer.trust_domain).filter(|session| !session.is_connected())?;
+    let after = SignedDuration::try_from(after).ok()?;
+    // The link's state may change while the peer is away; the absence is older then.
+    let away = world.memory.get(&peer.trust_domain).and_then(|memory| memory.away_since);
+    let since = away.map_or(session.since, |away| away.min(session.since));
+    Some(Withdrawal { since, at: since.checked_add(after).ok()? })
 }
 
 /// `spec` of an ImportedService, in one order whatever the peer's.
@@ -304,24 +342,27 @@ pub fn generate(
     world: &World,
     plan: &mut ImportPlan,
 ) -> (BTreeMap<ObjectKey, Object>, BTreeMap<ObjectKey, ImportReport>) {
-    let hosts = istio::import::HostsServed::new(world);
+    let claims = Claims::new(world);
     let mut objects = BTreeMap::new();
     let mut reports = BTreeMap::new();
+    let mut as_local = AsLocal::default();
     for (key, refusal) in &plan.refused {
         let message = format!("nothing is generated, since {}", refusal.message);
         let generated = Err(Refusal::new(GeneratedReason::NotAdmitted, message));
-        let report = ImportReport { admitted: Err(refusal.clone()), generated };
+        let report = ImportReport { admitted: Err(refusal.clone()), generated, local: None };
         reports.insert(key.clone(), report);
     }
     for (key, (td, name)) in &plan.standing {
         let (Some(namespace), Some(peer)) = (&key.namespace, world.peers.get(td)) else { continue };
-        let stored = crate::model::NamespacedName::new(namespace, &key.name);
+        let stored = NamespacedName::new(namespace, &key.name);
         let Some(imported) = world.imported.get(&stored) else { continue };
-        let generated = istio::import::service_entry(world, peer, imported, &hosts);
+        let generated = istio::import::objects(world, peer, imported, &claims);
+        as_local.add(world, peer, imported, &generated);
         if let Err(refusal) = &generated {
             if refusal.reason == GeneratedReason::ObjectNotOurs {
-                let entry = istio::import::key(imported);
-                plan.blocked.insert(entry, refusal.message.clone());
+                let keys = istio::import::keys(imported).into_iter();
+                plan.blocked
+                    .extend(keys.filter_map(|key| Some((key.clone(), generated::claim(world, &key).err()?))));
             }
             let outcome = plan.outcomes.get_mut(td).and_then(|outcomes| outcomes.get_mut(name));
             if let (Some(outcome @ Outcome::Imported), true) =
@@ -330,18 +371,67 @@ pub fn generate(
                 *outcome = refusal.clone().into();
             }
         }
-        let generated = generated.and_then(|object| {
-            let entry = object.key.clone();
-            objects.insert(entry.clone(), object);
-            in_place(world, entry)
+        let generated = generated.and_then(|made| {
+            let keys: Vec<ObjectKey> = made.iter().map(|object| object.key.clone()).collect();
+            objects.extend(made.into_iter().map(|object| (object.key.clone(), object)));
+            keys.into_iter().map(|key| in_place(world, key)).collect()
         });
-        reports.insert(key.clone(), ImportReport { admitted: Ok(()), generated });
+        reports.insert(key.clone(), ImportReport { admitted: Ok(()), generated, local: None });
+    }
+    let local = as_local.plan(world, &claims, &plan.unread);
+    plan.blocked.extend(local.blocked);
+    objects.extend(local.objects.into_iter().map(|object| (object.key.clone(), object)));
+    for (name, local) in local.reports {
+        let key = ObjectKey::namespaced(Kind::ImportedService, name.namespace, name.name);
+        if let Some(report) = reports.get_mut(&key) {
+            report.local = Some(local);
+        }
     }
     (objects, reports)
 }
 
+/// The imports that are to answer at their local name as well.
+#[derive(Default)]
+struct AsLocal<'a> {
+    groups: BTreeMap<&'a ServiceName, Vec<Member<'a>>>,
+    refused: BTreeMap<NamespacedName, LocalReport>,
+}
+
+impl<'a> AsLocal<'a> {
+    /// Adds an import, where its peer's `spec.imports.asLocal` asks for it.
+    fn add(
+        &mut self,
+        world: &World,
+        peer: &'a Peer,
+        imported: &'a Imported,
+        generated: &Result<Vec<Object>, Refusal<GeneratedReason>>,
+    ) {
+        let name = &imported.service.name;
+        let member = match (local::asked(peer, &world.settings, name), generated) {
+            (None, _) => return,
+            (Some(Err(refusal)), _) => Err(refusal),
+            (Some(Ok(_)), Err(refusal)) => {
+                Err(Refusal::new(LocalReason::NotGenerated, refusal.message.clone()))
+            }
+            (Some(Ok(local_first)), Ok(_)) => Ok(Member { peer, imported, local_first }),
+        };
+        match member {
+            Ok(member) => self.groups.entry(name).or_default().push(member),
+            Err(refusal) => {
+                self.refused.insert(imported.object.clone(), Err(refusal));
+            }
+        }
+    }
+
+    fn plan(self, world: &World, claims: &Claims<'_>, unread: &BTreeSet<String>) -> local::LocalPlan {
+        let mut plan = local::plan(world, &self.groups, claims, unread);
+        plan.reports.extend(self.refused);
+        plan
+    }
+}
+
 /// The generated object, once it stands in the store and its last write went well.
-fn in_place(world: &World, key: ObjectKey) -> Result<ObjectKey, Refusal<GeneratedReason>> {
+pub(super) fn in_place(world: &World, key: ObjectKey) -> Result<ObjectKey, Refusal<GeneratedReason>> {
     let reason = GeneratedReason::Pending;
     if let Some(failure) = world.failures.get(&key) {
         return Err(Refusal::new(reason, format!("{key} cannot be written: {failure}")));

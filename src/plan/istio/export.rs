@@ -1,17 +1,14 @@
 //! What an export needs beside its FederatedService: the alias that the gateway routes to, and the gateway's server.
 
-use std::collections::{BTreeMap, BTreeSet};
-
 use crate::istio::gateway::{Server, ServerTls, ServerTlsMode};
 use crate::istio::service_entry::{Location, Resolution, WorkloadSelector};
-use crate::istio::{GatewaySpec, Port, ServiceEntrySpec};
+use crate::istio::virtual_service::{Destination, PortSelector, Route, TlsMatch, TlsRoute};
+use crate::istio::{GatewaySpec, Port, ServiceEntrySpec, VirtualServiceSpec};
 use crate::model::object::{Kind, Object, ObjectKey};
-use crate::model::service::GatewayType;
+use crate::model::service::{AppProtocol, ExportedPort, TlsMode};
 use crate::model::{Service, World};
 use crate::plan::exports::Export;
 use crate::plan::generated;
-
-use super::GATEWAY_NAMESPACE;
 
 /// The alias of a service: named by its host.
 #[must_use]
@@ -22,8 +19,27 @@ pub fn alias_key(service: &Service, host: &str) -> ObjectKey {
 /// The Gateway of a service. Istio wants a DNS label as its name.
 #[must_use]
 pub fn gateway_key(service: &Service) -> ObjectKey {
-    let name = format!("{}-{}", service.object.name, GatewayType::EastWestGateway.istio_label());
+    let name = format!("{}-{}", service.object.name, service.tls_mode.gateway().istio_label());
     ObjectKey::namespaced(Kind::Gateway, &service.object.namespace, generated::label_name(&name))
+}
+
+/// The route of a service whose application ends TLS: named by its host.
+#[must_use]
+pub fn route_key(service: &Service, host: &str) -> ObjectKey {
+    ObjectKey::namespaced(Kind::VirtualService, &service.object.namespace, host)
+}
+
+/// All that is generated for a service so that it is reached through a gateway.
+pub fn keys(service: &Service, host: &str) -> impl Iterator<Item = ObjectKey> {
+    let route = (service.tls_mode == TlsMode::Mtls).then(|| route_key(service, host));
+    [alias_key(service, host), gateway_key(service)].into_iter().chain(route)
+}
+
+/// What has those keys.
+#[must_use]
+pub fn objects(world: &World, export: &Export) -> Vec<Object> {
+    let route = (export.service.tls_mode == TlsMode::Mtls).then(|| route(world, export));
+    [alias(world, export), gateway(world, export)].into_iter().chain(route).collect()
 }
 
 /// The alias: the importers' host for the selected workloads. It is seen by the gateways alone, and its port numbers are
@@ -37,7 +53,7 @@ pub fn alias(world: &World, export: &Export) -> Object {
         .map(|port| Port {
             number: port.port,
             name: port.name.clone(),
-            protocol: port.protocol.istio().to_owned(),
+            protocol: protocol(service, port).istio().to_owned(),
             target_port: Some(port.target_port),
         })
         .collect();
@@ -46,7 +62,7 @@ pub fn alias(world: &World, export: &Export) -> Object {
         hosts: vec![export.host.clone()],
         location: Some(Location::MeshInternal),
         resolution: Some(Resolution::Static),
-        export_to: vec![GATEWAY_NAMESPACE.to_owned()],
+        export_to: vec![export.through.namespace.clone()],
         ports,
         workload_selector: Some(WorkloadSelector { labels: service.workload_labels.clone() }),
         ..ServiceEntrySpec::default()
@@ -58,10 +74,15 @@ pub fn alias(world: &World, export: &Export) -> Object {
 #[must_use]
 pub fn gateway(world: &World, export: &Export) -> Object {
     let service = &export.service;
-    let listening: BTreeSet<u16> = export.gateways.iter().map(|gateway| gateway.port).collect();
-    let servers = listening
-        .into_iter()
-        .map(|number| Server {
+    let mode = match service.tls_mode {
+        TlsMode::IstioMtls => ServerTlsMode::AutoPassthrough,
+        TlsMode::Mtls => ServerTlsMode::Passthrough,
+    };
+    let through = &export.through;
+    let servers = through
+        .listening
+        .iter()
+        .map(|&number| Server {
             name: Some(format!("{}-{number}", service.name)),
             port: Port {
                 number,
@@ -70,12 +91,40 @@ pub fn gateway(world: &World, export: &Export) -> Object {
                 target_port: None,
             },
             hosts: vec![format!("{}/{}", service.object.namespace, export.host)],
-            tls: Some(ServerTls { mode: ServerTlsMode::AutoPassthrough }),
+            tls: Some(ServerTls { mode }),
         })
         .collect();
-    let label = GatewayType::EastWestGateway.istio_label().to_owned();
-    let spec = GatewaySpec { selector: BTreeMap::from([("istio".to_owned(), label)]), servers };
+    let spec = GatewaySpec { selector: through.selector.clone(), servers };
     owned(world, service, gateway_key(service), &spec)
+}
+
+/// The route of a service whose application ends TLS, by the SNI that clients send of themselves: the host. Where there are
+/// several ports they lead to one of the workload, so any of them will do.
+#[must_use]
+pub fn route(world: &World, export: &Export) -> Object {
+    let service = &export.service;
+    let Export { host, .. } = export;
+    let number = service.ports.iter().map(|port| port.port).min();
+    let destination = Destination { host: host.clone(), port: number.map(|number| PortSelector { number }) };
+    let spec = VirtualServiceSpec {
+        hosts: vec![host.clone()],
+        gateways: vec![format!("{}/{}", service.object.namespace, gateway_key(service).name)],
+        export_to: vec![export.through.namespace.clone()],
+        tls: vec![TlsRoute {
+            r#match: vec![TlsMatch { port: None, sni_hosts: vec![host.clone()] }],
+            route: vec![Route { destination }],
+        }],
+        ..VirtualServiceSpec::default()
+    };
+    owned(world, service, route_key(service, host), &spec)
+}
+
+/// What the workload's port speaks, as its sidecar and the gateway see it: where the application ends TLS, nothing but that.
+const fn protocol(service: &Service, port: &ExportedPort) -> AppProtocol {
+    match service.tls_mode {
+        TlsMode::IstioMtls => port.protocol,
+        TlsMode::Mtls => AppProtocol::Tls,
+    }
 }
 
 fn owned(world: &World, service: &Service, key: ObjectKey, spec: &impl serde::Serialize) -> Object {

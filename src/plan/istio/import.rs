@@ -1,125 +1,178 @@
-//! What clients in the mesh need of an imported service: one ServiceEntry, beside its ImportedService.
+//! What clients in the mesh need of an imported service, beside its ImportedService: a ServiceEntry, and where our sidecar
+//! begins a TLS that is not Istio's own, a DestinationRule.
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use jiff::Timestamp;
-
 use crate::api::v1alpha1::conditions::GeneratedReason;
+use crate::istio::destination_rule::{ClientTls, ClientTlsMode, PortPolicy, TrafficPolicy};
 use crate::istio::service_entry::{Endpoint, LABEL_TLS_MODE, Location, Resolution};
-use crate::istio::{Port, ServiceEntrySpec};
+use crate::istio::virtual_service::PortSelector;
+use crate::istio::{DestinationRuleSpec, Port, ServiceEntrySpec};
 use crate::model::import::Imported;
 use crate::model::object::{Kind, Object, ObjectKey, OwnerRef};
-use crate::model::service::{Address, GatewayAddress};
+use crate::model::service::{Address, AppProtocol, GatewayAddress, RemotePort, TlsMode};
 use crate::model::{Peer, World};
 use crate::plan::admission::Refusal;
 use crate::plan::generated;
+use crate::plan::imports::Claims;
 
-/// The hosts that ServiceEntries of others serve, anywhere in the cluster, each with the oldest of them.
-#[derive(Debug)]
-pub struct HostsServed<'a>(BTreeMap<String, (Option<Timestamp>, &'a ObjectKey)>);
-
-impl<'a> HostsServed<'a> {
-    #[must_use]
-    pub fn new(world: &'a World) -> Self {
-        let mut served: BTreeMap<String, (Option<Timestamp>, &ObjectKey)> = BTreeMap::new();
-        let entries = world.objects.values().filter(|object| object.key.kind == Kind::ServiceEntry);
-        for object in entries.filter(|object| !object.is_generated_by(&world.settings.instance)) {
-            let hosts = object.spec().and_then(|spec| spec.get("hosts")).and_then(|hosts| hosts.as_array());
-            for host in hosts.into_iter().flatten().filter_map(|host| host.as_str()) {
-                let this = (object.meta.created, &object.key);
-                let first = served.entry(host.to_ascii_lowercase()).or_insert(this);
-                *first = (*first).min(this);
-            }
-        }
-        Self(served)
-    }
-
-    /// The object that keeps the host: one that was there before `ours`, which is `None` where ours is not there yet.
-    fn keeper(&self, host: &str, mine: &ObjectKey, ours: Option<&Object>) -> Option<&'a ObjectKey> {
-        let (created, key) = self.0.get(host)?;
-        let is_older = ours.is_none_or(|ours| *created <= ours.meta.created);
-        (*key != mine && is_older).then_some(*key)
-    }
-}
-
-/// The ServiceEntry has the name and the namespace of its ImportedService.
+/// What is generated has the name and the namespace of its ImportedService.
 #[must_use]
-pub fn key(imported: &Imported) -> ObjectKey {
-    ObjectKey::namespaced(Kind::ServiceEntry, &imported.object.namespace, &imported.object.name)
+pub fn keys(imported: &Imported) -> [ObjectKey; 2] {
+    [Kind::ServiceEntry, Kind::DestinationRule].map(|kind| key_of(kind, imported))
 }
 
-/// The ServiceEntry of an admitted ImportedService: its endpoints are the peer's gateways, its SANs are the server IDs.
+fn key_of(kind: Kind, imported: &Imported) -> ObjectKey {
+    ObjectKey::namespaced(kind, &imported.object.namespace, &imported.object.name)
+}
+
+/// The objects of an admitted ImportedService: the ServiceEntry first.
 ///
 /// # Errors
 /// Why there can be none. Where it is for want of Istio, the import stands nevertheless.
-pub fn service_entry(
+pub fn objects(
     world: &World,
     peer: &Peer,
     imported: &Imported,
-    hosts: &HostsServed<'_>,
-) -> Result<Object, Refusal<GeneratedReason>> {
-    let key = key(imported);
-    let host = &imported.object.name;
-    if world.absent.contains(&Kind::ServiceEntry) {
-        let message = format!(
-            "{host}: this cluster does not serve ServiceEntry (networking.istio.io/v1); install Istio"
-        );
-        return Err(Refusal::new(GeneratedReason::IstioAbsent, message));
-    }
-    generated::claim(world, &key).map_err(|message| Refusal::new(GeneratedReason::ObjectNotOurs, message))?;
-    let observed = world.objects.get(&key).filter(|o| o.is_generated_by(&world.settings.instance));
-    if let Some(keeper) = hosts.keeper(host, &key, observed.map(|o| &**o)) {
-        let message =
-            format!("{host} is already the host of {keeper}, which was there first; delete one of them");
-        return Err(Refusal::new(GeneratedReason::HostExists, message));
-    }
-    let owner = OwnerRef {
-        kind: Kind::ImportedService,
-        name: imported.object.name.clone(),
-        uid: imported.uid.clone(),
-    };
-    let source = generated::source(Kind::ImportedService, &imported.object);
-    let spec = generated::spec(&spec(peer, imported, host));
-    Ok(generated::object(world, key, spec, vec![owner], &[source], Some(&imported.trust_domain)))
+    claims: &Claims<'_>,
+) -> Result<Vec<Object>, Refusal<GeneratedReason>> {
+    let host = imported.object.name.as_str();
+    let rule = destination_rule(peer, imported, host);
+    let mut specs = vec![(Kind::ServiceEntry, generated::spec(&service_entry(peer, imported, host)))];
+    specs.extend(rule.map(|rule| (Kind::DestinationRule, generated::spec(&rule))));
+    specs
+        .into_iter()
+        .map(|(kind, spec)| {
+            let key = key_of(kind, imported);
+            free(world, imported, &key, claims)?;
+            let owner = OwnerRef {
+                kind: Kind::ImportedService,
+                name: imported.object.name.clone(),
+                uid: imported.uid.clone(),
+            };
+            let source = generated::source(Kind::ImportedService, &imported.object);
+            let td = &imported.trust_domain;
+            Ok(generated::object(world, key, spec, vec![owner], &[source], Some(td)))
+        })
+        .collect()
 }
 
-fn spec(peer: &Peer, imported: &Imported, host: &str) -> ServiceEntrySpec {
+/// Whether an object can be made: its kind is served, its name is free, and nobody had its host before.
+fn free(
+    world: &World,
+    imported: &Imported,
+    key: &ObjectKey,
+    claims: &Claims<'_>,
+) -> Result<(), Refusal<GeneratedReason>> {
+    let (host, kind) = (&imported.object.name, key.kind);
+    if world.absent.contains(&kind) {
+        let message =
+            format!("{host}: this cluster does not serve {kind} ({}); install Istio", kind.api_version());
+        return Err(Refusal::new(GeneratedReason::IstioAbsent, message));
+    }
+    generated::claim(world, key).map_err(|message| Refusal::new(GeneratedReason::ObjectNotOurs, message))?;
+    // Of two DestinationRules in one namespace one host's settings are the older one's; elsewhere they are others' matter.
+    let concerns = |other: &ObjectKey| kind == Kind::ServiceEntry || other.namespace == key.namespace;
+    match claims.keeper(world, host, key, concerns) {
+        None => Ok(()),
+        Some(keeper) => Err(Refusal::new(
+            GeneratedReason::HostExists,
+            format!("{host} is already the host of {keeper}, which was there first; delete one of them"),
+        )),
+    }
+}
+
+/// Whether the client's application brings the TLS that the server's ends: our sidecar passes it through, by its SNI.
+#[must_use]
+pub fn passes_through(mode: TlsMode, port: &RemotePort) -> bool {
+    mode == TlsMode::Mtls && matches!(port.protocol, AppProtocol::Tls | AppProtocol::Https)
+}
+
+/// Endpoints are the peer's gateways, SANs are the server IDs. Only what Istio's own mutual TLS reaches is labelled for it,
+/// and is of the mesh.
+fn service_entry(peer: &Peer, imported: &Imported, host: &str) -> ServiceEntrySpec {
     let service = &imported.service;
     let gateways: BTreeSet<&GatewayAddress> = service.gateways.iter().collect();
     // The endpoints say for themselves which port they listen on; this one is for whoever looks at the port alone.
     let target_port = gateways.first().map(|gateway| gateway.port);
+    let mode = service.tls_mode;
     let mut ports: Vec<Port> = service
         .ports
         .iter()
         .map(|port| Port {
             number: port.port,
             name: port.name.clone(),
-            protocol: port.protocol.istio().to_owned(),
+            protocol: if passes_through(mode, port) { AppProtocol::Tls } else { port.protocol }
+                .istio()
+                .to_owned(),
             target_port,
         })
         .collect();
     ports.sort_by_key(|port| port.number);
+    let (location, labels) = match mode {
+        TlsMode::IstioMtls => {
+            (Location::MeshInternal, BTreeMap::from([(LABEL_TLS_MODE.to_owned(), "istio".to_owned())]))
+        }
+        TlsMode::Mtls => (Location::MeshExternal, BTreeMap::new()),
+    };
     let endpoints = gateways
         .iter()
         .map(|gateway| Endpoint {
             address: address(&gateway.address),
             ports: service.ports.iter().map(|port| (port.name.clone(), gateway.port)).collect(),
-            labels: BTreeMap::from([(LABEL_TLS_MODE.to_owned(), "istio".to_owned())]),
+            labels: labels.clone(),
         })
         .collect();
     let has_names = gateways.iter().any(|gateway| matches!(gateway.address, Address::Dns(_)));
-    let mut subject_alt_names: Vec<String> = service.server_ids.iter().map(ToString::to_string).collect();
-    subject_alt_names.sort();
     ServiceEntrySpec {
         hosts: vec![host.to_owned()],
-        location: Some(Location::MeshInternal),
+        location: Some(location),
         resolution: Some(if has_names { Resolution::Dns } else { Resolution::Static }),
-        export_to: peer.imports.export_to.iter().cloned().collect::<BTreeSet<_>>().into_iter().collect(),
+        export_to: export_to(peer),
         ports,
-        subject_alt_names,
+        subject_alt_names: server_ids(imported),
         endpoints,
-        workload_selector: None,
+        ..ServiceEntrySpec::default()
     }
+}
+
+/// Where the server's application ends TLS and the client's has none, our sidecar begins it, with the workload's own SVID: the
+/// SNI is the host, and the server IDs are pinned. `None` where no port is so, or nobody is to see it.
+fn destination_rule(peer: &Peer, imported: &Imported, host: &str) -> Option<DestinationRuleSpec> {
+    let service = &imported.service;
+    let is_begun_here =
+        |port: &&RemotePort| service.tls_mode == TlsMode::Mtls && !passes_through(service.tls_mode, port);
+    let numbers: BTreeSet<u16> = service.ports.iter().filter(is_begun_here).map(|port| port.port).collect();
+    let export_to = export_to(peer);
+    // Istio knows "nobody" of ServiceEntries only.
+    if numbers.is_empty() || export_to == ["~"] {
+        return None;
+    }
+    let tls = ClientTls {
+        mode: ClientTlsMode::IstioMutual,
+        sni: Some(host.to_owned()),
+        subject_alt_names: server_ids(imported),
+    };
+    let settings = numbers
+        .into_iter()
+        .map(|number| PortPolicy { port: PortSelector { number }, tls: Some(tls.clone()) })
+        .collect();
+    Some(DestinationRuleSpec {
+        host: host.to_owned(),
+        export_to,
+        traffic_policy: Some(TrafficPolicy { port_level_settings: settings, ..TrafficPolicy::default() }),
+    })
+}
+
+/// `exportTo` as admitted, in one order.
+fn export_to(peer: &Peer) -> Vec<String> {
+    peer.imports.export_to.iter().cloned().collect::<BTreeSet<_>>().into_iter().collect()
+}
+
+fn server_ids(imported: &Imported) -> Vec<String> {
+    let mut ids: Vec<String> = imported.service.server_ids.iter().map(ToString::to_string).collect();
+    ids.sort();
+    ids
 }
 
 /// An IPv4 address that came as IPv6 is written as what it is.

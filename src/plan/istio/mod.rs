@@ -3,12 +3,11 @@
 
 pub mod export;
 pub mod import;
+pub mod local;
+pub mod peer_authentication;
 
 use crate::api::v1alpha1::conditions::{AdmittedReason, ServiceAcceptedReason};
 use crate::model::name::NameError;
-
-/// The namespace of the gateways that carry exports.
-pub const GATEWAY_NAMESPACE: &str = "istio-system";
 
 /// Why the host name of an export cannot be made.
 impl From<&NameError> for ServiceAcceptedReason {

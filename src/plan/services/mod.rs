@@ -1,17 +1,18 @@
 //! What services need: everything that is exported and imported, in one decision.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
 
 use jiff::Timestamp;
 
 use crate::model::object::{ANNOTATION_SOURCE, Kind, LABEL_PEER, Meta, Object, ObjectKey};
 use crate::model::service::{Outcome, RemoteService};
-use crate::model::{NamespacedName, ServiceName, TrustDomain, World};
+use crate::model::{NamespacedName, Service, ServiceName, TrustDomain, World};
 
-use super::exports::{self, ExportReport};
+use super::exports::{self, Export, ExportReport, Exports};
 use super::generated::{label_value, source, source_of};
 use super::imports::{self, ImportReport};
-use super::{authorization, istio, mesh};
+use super::{authorization, generated, istio, mesh};
 
 /// What should be, of everything that has to do with services.
 #[derive(Clone, Debug, Default, PartialEq)]
@@ -50,10 +51,15 @@ pub fn services(world: &World, ending: &BTreeSet<TrustDomain>) -> ServicesPlan {
     };
     let mesh = mesh::report(world, &exports);
     let mut objects = authorization::policies(world, own, &exports, ending);
-    for export in exports.exported.values().filter(|export| !exports.held.contains(&export.service.object)) {
-        for object in [istio::export::alias(world, export), istio::export::gateway(world, export)] {
+    let written =
+        |export: &&Export| !exports.held.contains(&export.service.object) && !export.gateways.is_empty();
+    for export in exports.exported.values().filter(written) {
+        for object in istio::export::objects(world, export) {
             objects.insert(object.key.clone(), object);
         }
+    }
+    for object in passed_on(world, &exports) {
+        objects.insert(object.key.clone(), object);
     }
     let mut imports = imports::imports(world, ending);
     let (entries, reports) = imports::generate(world, &mut imports);
@@ -78,6 +84,22 @@ pub fn services(world: &World, ending: &BTreeSet<TrustDomain>) -> ServicesPlan {
         mesh,
         wake_at: imports.wake_at,
     }
+}
+
+/// What sidecars need in front of applications that end TLS: one object for each selector.
+fn passed_on(world: &World, exports: &Exports) -> Vec<Object> {
+    if world.absent.contains(&Kind::PeerAuthentication) {
+        return Vec::new();
+    }
+    let mut groups: BTreeMap<authorization::Workloads<'_>, Vec<&Arc<Service>>> = BTreeMap::new();
+    for export in exports.exported.values().filter(|export| export.passes_tls) {
+        let service = &export.service;
+        groups.entry((&service.object.namespace, &service.workload_labels)).or_default().push(service);
+    }
+    let all = groups
+        .into_iter()
+        .map(|(workloads, services)| istio::peer_authentication::object(world, workloads, &services));
+    all.filter(|object| generated::claim(world, &object.key).is_ok()).collect()
 }
 
 /// Keeps, as it stands, what was generated from an object that has become unreadable: missing information takes nothing
@@ -114,16 +136,28 @@ fn retain(
         let peer = object.meta.labels.get(LABEL_PEER);
         let is_silent = peer.is_some_and(|peer| silent.contains(peer));
         let is_of_rejected_peer = peer.is_some_and(|peer| rejected_peers.contains(peer));
+        let is_of_rejected = |import: &ObjectKey| {
+            let import = world.objects.get(import);
+            let peer = import.and_then(|import| import.meta.labels.get(LABEL_PEER));
+            peer.is_some_and(|peer| rejected_peers.contains(peer))
+        };
         let came_from = object.meta.annotations.get(ANNOTATION_SOURCE).map_or("", String::as_str);
         match object.key.kind {
             Kind::ImportedService => is_of_rejected_peer || (is_silent && unreadable.contains(&object.key)),
-            Kind::ServiceEntry if peer.is_some() => {
-                let beside = ObjectKey { kind: Kind::ImportedService, ..object.key.clone() };
-                is_of_rejected_peer || (unreadable.contains(&beside) && objects.contains_key(&beside))
+            // What is made of imports follows them, the ones that are kept here included.
+            Kind::ServiceEntry | Kind::DestinationRule | Kind::VirtualService
+                if came_from.starts_with(Kind::ImportedService.kind()) =>
+            {
+                let is_kept = |import: &ObjectKey| {
+                    is_of_rejected(import) || unreadable.contains(import) && objects.contains_key(import)
+                };
+                imports_of(came_from).any(|import| is_kept(&import))
             }
-            Kind::ServiceEntry | Kind::Gateway | Kind::AuthorizationPolicy => {
-                came_from.split(',').any(|source| services.contains(source))
-            }
+            Kind::ServiceEntry
+            | Kind::Gateway
+            | Kind::VirtualService
+            | Kind::PeerAuthentication
+            | Kind::AuthorizationPolicy => came_from.split(',').any(|source| services.contains(source)),
             _ => false,
         }
     };
@@ -140,6 +174,16 @@ fn retain(
             objects.insert(object.key.clone(), as_it_stands(object));
         }
     }
+}
+
+/// The ImportedServices that an annotation names.
+fn imports_of(sources: &str) -> impl Iterator<Item = ObjectKey> {
+    sources.split(',').filter_map(|source| {
+        let mut parts = source.split('/');
+        let is_import = parts.next()? == Kind::ImportedService.kind();
+        let key = ObjectKey::namespaced(Kind::ImportedService, parts.next()?, parts.next()?);
+        is_import.then_some(key)
+    })
 }
 
 fn sources(keys: &BTreeSet<&ObjectKey>, kind: Kind) -> BTreeSet<String> {

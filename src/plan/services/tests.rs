@@ -339,13 +339,18 @@ proptest! {
         let from_peer = first.objects.values().chain(second.objects.values());
         for object in from_peer.filter(|object| object.meta.labels.contains_key(LABEL_PEER)) {
             prop_assert_eq!(object.key.namespace.as_deref(), Some(NAMESPACE));
-            prop_assert!(matches!(object.key.kind, Kind::ImportedService | Kind::ServiceEntry));
+            let kinds = [Kind::ImportedService, Kind::ServiceEntry, Kind::DestinationRule];
+            prop_assert!(kinds.contains(&object.key.kind));
             prop_assert!(object.key.name.ends_with(".west.example"), "{}", object.key);
             let spec = object.spec().unwrap();
             let host = if object.key.kind == Kind::ServiceEntry { &spec["hosts"] } else { &spec["host"] };
+            let host = host.clone();
+            let tls = spec.pointer("/trafficPolicy/portLevelSettings/0/tls");
+            let spec = tls.unwrap_or(spec);
             let expected = if host.is_array() { json!([object.key.name]) } else { json!(object.key.name) };
-            prop_assert_eq!(host, &expected);
-            let field = if object.key.kind == Kind::ServiceEntry { "subjectAltNames" } else { "serverSPIFFEIDs" };
+            prop_assert_eq!(host, expected);
+            let field =
+                if object.key.kind == Kind::ImportedService { "serverSPIFFEIDs" } else { "subjectAltNames" };
             let pins = spec[field].as_array().unwrap();
             let is_of_peer = |pin: &Value| pin.as_str().unwrap().starts_with("spiffe://west.example/");
             prop_assert!(!pins.is_empty() && pins.iter().all(is_of_peer));

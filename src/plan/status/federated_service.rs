@@ -6,7 +6,7 @@ use serde_json::{Map, Value, json};
 
 use crate::api::v1alpha1::conditions::{ClientsEnforcedReason, ExportedReason, ServiceAcceptedReason};
 use crate::model::condition::{Condition, Truth};
-use crate::model::service::{GatewayType, Outcome, TlsMode};
+use crate::model::service::{Outcome, TlsMode};
 use crate::model::session::CatalogueVersion;
 use crate::model::{Service, TrustDomain, World};
 use crate::plan::exports::{ExportProblem, ExportReport};
@@ -45,7 +45,7 @@ pub fn status(
         .gateways
         .iter()
         .map(|at| {
-            let kind = GatewayType::EastWestGateway.as_str();
+            let kind = service.tls_mode.gateway().as_str();
             json!({"type": kind, "address": at.address.to_string(), "port": at.port})
         })
         .collect();
@@ -99,6 +99,9 @@ fn accepted(service: &Service, report: &ExportReport) -> Condition {
 /// True where every trust domain has imported it.
 fn exported(report: &ExportReport, answers: &BTreeMap<&TrustDomain, Answer<'_>>) -> Condition {
     if let Err(problem) = &report.exported {
+        return with_warnings(refused("Exported", problem), report);
+    }
+    if let Some(problem) = &report.kept {
         return with_warnings(refused("Exported", problem), report);
     }
     let not_offered = answers.values().find_map(|answer| match answer {

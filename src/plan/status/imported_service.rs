@@ -2,16 +2,16 @@
 
 use serde_json::{Value, json};
 
-use crate::api::v1alpha1::conditions::{AdmittedReason, GeneratedReason};
+use crate::api::v1alpha1::conditions::{AdmittedReason, GeneratedReason, LocalReason};
 use crate::model::condition::Condition;
 use crate::model::{NamespacedName, ObjectKey};
 use crate::plan::admission::Refusal;
-use crate::plan::imports::ImportReport;
+use crate::plan::imports::{ImportReport, LocalReport};
 
-/// The conditions, and the rest of the status as fields of it: `generated`.
+/// The conditions, and the rest of the status as fields of it: `generated` and `localHost`.
 #[must_use]
 pub fn status(name: &NamespacedName, report: &ImportReport) -> (Vec<Condition>, Value) {
-    let conditions = vec![
+    let mut conditions = vec![
         condition("Admitted", AdmittedReason::Admitted, &report.admitted, || {
             format!("ImportedService {name}: spec.imports of its TrustDomainPeer admits it")
         }),
@@ -19,8 +19,34 @@ pub fn status(name: &NamespacedName, report: &ImportReport) -> (Vec<Condition>, 
             format!("ImportedService {name}: what clients need is generated")
         }),
     ];
-    let generated: Vec<Value> = report.generated.iter().map(generated).collect();
-    (conditions, json!({"generated": generated}))
+    let served = report.local.iter().flatten().next();
+    conditions.extend(report.local.as_ref().map(local));
+    let here = served.into_iter().flat_map(|served| &served.generated);
+    let generated: Vec<Value> = report.generated.iter().flatten().chain(here).map(generated).collect();
+    let mut rest = json!({"generated": generated});
+    if let (Some(fields), Some(served)) = (rest.as_object_mut(), served) {
+        fields.insert("localHost".to_owned(), json!(served.host));
+    }
+    (conditions, rest)
+}
+
+fn local(report: &LocalReport) -> Condition {
+    const KIND: &str = "ServedLocally";
+    match report {
+        Ok(served) => {
+            let (reason, how) = if served.is_merged {
+                (LocalReason::Merged, "together with the Service of that name")
+            } else {
+                (LocalReason::Alone, "found by workloads whose sidecar resolves names (DNS capture)")
+            };
+            let notes: String = served.notes.iter().map(|note| format!("; {note}")).collect();
+            let message = format!("answers at {}, {how}{notes}", served.host);
+            Condition::new(KIND, true, reason.as_str(), message)
+        }
+        Err(refusal) => {
+            Condition::new(KIND, refusal.status, refusal.reason.as_str(), refusal.message.clone())
+        }
+    }
 }
 
 fn condition<T, R: Copy + Into<&'static str>>(

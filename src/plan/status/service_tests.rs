@@ -4,7 +4,7 @@ use std::sync::Arc;
 use crate::api::v1alpha1::conditions::{ClientsEnforcedReason, ExportedReason, ServiceAcceptedReason};
 use crate::model::condition::{Condition, Truth};
 use crate::model::object::Kind;
-use crate::model::service::{Outcome, TlsMode};
+use crate::model::service::{ExportedPort, Outcome, TlsMode};
 use crate::model::session::{Acknowledgement, LinkState};
 use crate::model::{NamespacedName, Service, ServiceName, World};
 use crate::plan::exports::testing::with_policies;
@@ -93,11 +93,13 @@ fn a_trust_domain_without_a_peer_is_named_beside_one_that_imported() {
 fn a_refused_service_says_so_in_every_condition() {
     let mut mtls = cart();
     mtls.tls_mode = TlsMode::Mtls;
+    let other = ExportedPort { name: "b".to_owned(), port: 1, target_port: 2, ..mtls.ports[0].clone() };
+    mtls.ports.push(other);
     let (conditions, rest) = status_of(&world_with(&mtls, None));
     assert_eq!(
         brief(&conditions),
         [
-            ("Accepted", Truth::False, "TlsModeNotSupported"),
+            ("Accepted", Truth::False, "OneTargetPort"),
             ("Exported", Truth::False, "NotAccepted"),
             ("ClientsEnforced", Truth::False, "ApplicationTerminatesTLS"),
         ]

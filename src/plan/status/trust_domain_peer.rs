@@ -11,12 +11,12 @@ use crate::api::v1alpha1::conditions::{
 use crate::federation::catalogue::MALFORMED;
 use crate::model::condition::{Condition, Truth};
 use crate::model::object::{Kind, ObjectKey};
-use crate::model::peer::Bootstrap;
+use crate::model::peer::{Bootstrap, OnDisconnect};
 use crate::model::service::Outcome;
 use crate::model::session::{LinkPlan, LinkState, Refusal, SessionState, Trouble};
 use crate::model::{Peer, World};
 use crate::plan::services::ServicesPlan;
-use crate::plan::{StatusWrite, ending, links, mesh, rotation, told, verdict};
+use crate::plan::{StatusWrite, ending, imports, links, mesh, rotation, told, verdict};
 
 /// How many of the services that were refused are named.
 const REFUSALS_NAMED: usize = 3;
@@ -84,12 +84,8 @@ fn accepted(Subject { world, peer, .. }: Subject<'_>) -> Condition {
             problem.clone(),
         );
     }
-    let message = if peer.imports.as_local.is_empty() {
-        "every field is understood and in use"
-    } else {
-        "in use, but spec.imports.asLocal is not served by this version: services have their federated names alone"
-    };
-    Condition::new("Accepted", true, PeerAcceptedReason::Accepted.as_str(), message.to_owned())
+    let message = "every field is understood and in use".to_owned();
+    Condition::new("Accepted", true, PeerAcceptedReason::Accepted.as_str(), message)
 }
 
 pub(super) fn session<'a>(subject: Subject<'a>) -> Option<&'a SessionState> {
@@ -234,13 +230,7 @@ fn services_synced(subject: Subject<'_>, stored: Option<&Value>) -> Condition {
     let trust_domain = &subject.peer.trust_domain;
     let connected = session(subject).filter(|session| session.is_connected());
     let (Some(session), Some(link)) = (connected, subject.link) else {
-        return keep(
-            stored,
-            KIND,
-            Truth::Unknown,
-            ServicesSyncedReason::AwaitingPeer.as_str(),
-            "no exchange with the peer",
-        );
+        return services_of_one_away(subject, stored);
     };
     if session.catalogue.is_none() {
         let message = format!("the catalogue of {trust_domain} has not arrived yet");
@@ -253,7 +243,47 @@ fn services_synced(subject: Subject<'_>, stored: Option<&Value>) -> Condition {
     let (_, imported, refused) = counts(subject);
     let which = refusals(subject);
     let message = format!("{imported} imported, {refused} refused{which}, and our catalogue is answered");
-    Condition::new(KIND, true, ServicesSyncedReason::InSync.as_str(), message)
+    let reason = if refused == 0 { ServicesSyncedReason::InSync } else { ServicesSyncedReason::SomeRefused };
+    Condition::new(KIND, true, reason.as_str(), message)
+}
+
+/// What becomes of the services of a peer whose agent is away. Clients reach them by the peer's gateways, which the agents
+/// have no part in: they may work as ever.
+fn services_of_one_away(subject: Subject<'_>, stored: Option<&Value>) -> Condition {
+    const KIND: &str = "ServicesSynced";
+    let Subject { world, peer, .. } = subject;
+    if is_settling(subject) {
+        let awaiting = ServicesSyncedReason::AwaitingPeer.as_str();
+        return keep(stored, KIND, Truth::Unknown, awaiting, "no exchange with the peer");
+    }
+    let td = &peer.trust_domain;
+    let (truth, reason, becomes) = match (peer.on_disconnect, imports::withdrawal(world, peer)) {
+        (OnDisconnect::Withdraw { .. }, Some(due)) if world.now > due.at => (
+            Truth::False,
+            ServicesSyncedReason::Withdrawn,
+            "for longer than spec.onDisconnect.after: its services were withdrawn, until it is back".to_owned(),
+        ),
+        (OnDisconnect::Withdraw { after }, _) => (
+            Truth::Unknown,
+            ServicesSyncedReason::PeerAway,
+            format!(
+                "(see Connected): its services stay as they were last known, and are withdrawn once it has been away for \
+                 {} s",
+                after.as_secs()
+            ),
+        ),
+        (OnDisconnect::Keep, _) => (
+            Truth::Unknown,
+            ServicesSyncedReason::PeerAway,
+            "(see Connected): its services stay as they were last known, and can be called as long as its gateways \
+             answer"
+                .to_owned(),
+        ),
+    };
+    Condition {
+        status: truth,
+        ..Condition::new(KIND, false, reason.as_str(), format!("the agent of {td} is away {becomes}"))
+    }
 }
 
 fn ready(subject: Subject<'_>, others: &[Condition]) -> Condition {

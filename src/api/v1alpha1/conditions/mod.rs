@@ -77,6 +77,8 @@ pub enum ConditionType {
     Admitted,
     /// ImportedService: what clients need was generated.
     Generated,
+    /// ImportedService: it also answers at its local name. There only where `asLocal` asks for it.
+    ServedLocally,
 }
 
 impl ConditionType {
@@ -97,6 +99,7 @@ impl ConditionType {
             Self::ClientsEnforced => "ClientsEnforced",
             Self::Admitted => "Admitted",
             Self::Generated => "Generated",
+            Self::ServedLocally => "ServedLocally",
         }
     }
 }
@@ -166,6 +169,7 @@ mod tests {
             ClientsEnforcedReason::ALL.iter().map(|r| r.as_str()).collect(),
             AdmittedReason::ALL.iter().map(|r| r.as_str()).collect(),
             GeneratedReason::ALL.iter().map(|r| r.as_str()).collect(),
+            LocalReason::ALL.iter().map(|r| r.as_str()).collect(),
         ];
         for reasons in all {
             for reason in &reasons {

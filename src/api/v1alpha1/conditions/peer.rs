@@ -229,11 +229,14 @@ reasons! {
         InSync,
         /// The peer has not been connected since this agent started; what was imported stays.
         AwaitingPeer,
+        /// Unknown: the peer's agent is away, see Connected. What was imported stays as it was last known, or until
+        /// `onDisconnect.after` has passed.
+        PeerAway,
         /// The peer has not answered our present exports yet.
         AwaitingAcknowledgement,
         /// What was admitted is not written yet. Where it stays so, see the log of the agent.
         AwaitingImports,
-        /// Some services were refused, here or there. See the message, the FederatedServices and `spec.imports`.
+        /// True: all is answered, and some services of the peer were refused. See the message and `spec.imports`.
         SomeRefused,
         /// The peer has been away for longer than `onDisconnect.after`: its services were withdrawn.
         Withdrawn,

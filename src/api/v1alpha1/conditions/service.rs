@@ -11,6 +11,9 @@ reasons! {
         ServiceRefNotSupported,
         /// This `tlsMode` is not served by this version of the agent, or not by this mesh; the message says which is.
         TlsModeNotSupported,
+        /// With `tlsMode: Mtls` it has ports that lead to several ports of the workload, and only the host would tell them apart.
+        /// Export each by a FederatedService of its own, with another `name`.
+        OneTargetPort,
         /// Our own trust domain is no legal DNS host, so that no service can be named below it.
         TrustDomainNotDns,
         /// The host name would be longer than 253 characters. Set a shorter `name`.
@@ -39,8 +42,20 @@ reasons! {
         NoServerIds,
         /// A server ID lies outside our own trust domain, and importers would refuse it. Mend `serverSPIFFEIDs`.
         ForeignServerId,
-        /// No gateway is known: give `gateways`. Importers would have nowhere to connect to.
+        /// No gateway is known: install the one that carries this `tlsMode`, name its Service to the agent, or give `gateways`.
+        /// Importers would have nowhere to connect to. What they were told before stays.
         NoGateway,
+        /// Unknown: the Service of the gateway has no address yet. What importers were told before stays.
+        GatewayPending,
+        /// A trust domain is to come to the pods themselves, and there are none that can be told of.
+        NoEndpoints,
+        /// An object of someone else serves its host at the same gateway; the message names it. The older of the two wins.
+        HostExists,
+        /// An AuthorizationPolicy of someone else allows some callers of workloads whose application ends TLS, and so denies all
+        /// others; the message says what to allow in it.
+        AllowStands,
+        /// A PeerAuthentication of someone else selects the workloads; the message says what to set in it.
+        PeerAuthenticationStands,
         /// Only gateways of a type that does not carry this `tlsMode` are given: the message says which does.
         GatewayTypeIgnored,
         /// A trust domain in `exportedTrustDomains` has no TrustDomainPeer that is accepted. Create or mend it.
@@ -145,5 +160,46 @@ reasons! {
         ObjectNotOurs,
         /// Another object serves its host already; the message names it.
         HostExists,
+    }
+}
+
+reasons! {
+    /// Whether it also answers at its local name, where `imports.asLocal` asks for that.
+    LocalReason of ServedLocally {
+        /// True: together with a Service of the cluster, whose endpoints are used too.
+        Merged,
+        /// True: the cluster has no Service of that name. Only workloads with a sidecar that resolves names (Istio's DNS capture)
+        /// find it.
+        Alone,
+        /// Only `*` in `imports.asLocal` matches it, and its namespace is `kube-*`, Istio's or the agent's own, or it is
+        /// `kubernetes` in `default`. Name it in `imports.asLocal` if that is what you want.
+        NamespaceReserved,
+        /// The Service of that name is headless or an ExternalName: its callers have the addresses of its endpoints. Give it a
+        /// cluster IP, or call the federated name.
+        ServiceNotSupported,
+        /// No port can be called there: the Service has none of the same number or name, or TLS is spoken on it, which is told apart
+        /// by the name that is called. Call the federated name.
+        PortsDiffer,
+        /// The peers that serve the name are to be seen by different namespaces; the message names the other. Give both the same
+        /// `imports.exportTo`.
+        ExportToDiffers,
+        /// `imports.exportTo` is `~`: nobody would see it.
+        NotVisible,
+        /// The local name is longer than 253 characters.
+        HostTooLong,
+        /// An older object, not the agent's, has that host already: a VirtualService for it, or a ServiceEntry where there is no
+        /// Service; the message names it. Delete it, or take the service out of `imports.asLocal`.
+        HostExists,
+        /// An object of a name that is needed is there and is not ours; the message names it. Delete it, or hand it over with the
+        /// annotation `entente.dev/adopt: "true"`.
+        ObjectNotOurs,
+        /// See Generated: what its federated name needs cannot be generated.
+        NotGenerated,
+        /// It is not written yet (Unknown), or cannot be (False); the message has the cause.
+        Pending,
+        /// Unknown: another import of the same name cannot be read now, and what stands is kept until it can.
+        OtherUnreadable,
+        /// This cluster does not serve a kind of Istio's that is needed. Install Istio's CustomResourceDefinitions.
+        IstioAbsent,
     }
 }

@@ -1,0 +1,413 @@
+//! Three meshes: a client `a` in east, a service `b` in all three, a service `c` in west and north alone. What east may
+//! call of the others is reached there, by the address and by the name of their gateways, and nothing else is.
+
+use crate::agent::{Agent, AgentOptions};
+use crate::federation::{SOON, TIMING, found, peer, says};
+use crate::istiod::{Istiod, ROOT_NAMESPACE};
+use crate::network::{Member, Network, which};
+use crate::process::{Process, Spec};
+use crate::proxy::{Door, RESOLVER};
+use crate::wait::eventually;
+use crate::workload::{Interception, Role, Workload};
+use crate::world::{Domain, Options};
+use anyhow::{Context, Result, bail, ensure};
+use kube::api::DeleteParams;
+use serde_json::{Value, json};
+use std::net::Ipv4Addr;
+use std::path::Path;
+use std::sync::{Mutex, OnceLock, PoisonError};
+use tokio::runtime::Runtime;
+
+const HERE: &str = "127.0.0.1";
+const EXPORT: (&str, &str) = ("entente.dev/v1alpha1", "FederatedService");
+const GATEWAY_PORT: u16 = 15443;
+/// Of the Service `b` of east.
+const LOCAL_PORT: u16 = 8000;
+const TARGET_PORT: u16 = 8080;
+/// How long nobody may answer where nobody is to.
+const CALLS: usize = 5;
+/// Answers for the names that it is given as `name=address`; there is no other name.
+const DNS: &str = "
+import socket, struct, sys
+names = dict(pair.split('=') for pair in sys.argv[2:])
+server = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
+server.bind((sys.argv[1], 53))
+while True:
+    query, client = server.recvfrom(512)
+    labels, at = [], 12
+    while query[at]:
+        labels.append(query[at + 1:at + 1 + query[at]].decode())
+        at += 1 + query[at]
+    question, kind = query[12:at + 5], struct.unpack('>H', query[at + 1:at + 3])[0]
+    name = '.'.join(labels).lower()
+    known = name in names
+    print(name, kind, known, flush=True)
+    answer = b''
+    if known and kind == 1:
+        answer = b'\\xc0\\x0c' + struct.pack('>HHIH', 1, 1, 1, 4) + socket.inet_aton(names[name])
+    flags = 0x8580 if known else 0x8583
+    server.sendto(query[:2] + struct.pack('>HHHHH', flags, 1, 1 if answer else 0, 0, 0) + question + answer, client)
+";
+
+/// A service of one of the others, as east calls it. Each has a port of its own: a sidecar that connections are not
+/// redirected to has one listener for a port.
+#[derive(Clone, Copy)]
+struct Remote {
+    /// The index of its domain.
+    domain: usize,
+    name: &'static str,
+    port: u16,
+}
+
+const REMOTES: [Remote; 4] = [
+    Remote { domain: 1, name: "b", port: 18080 },
+    Remote { domain: 2, name: "b", port: 18090 },
+    Remote { domain: 1, name: "c", port: 18082 },
+    Remote { domain: 2, name: "c", port: 18092 },
+];
+const DOMAINS: [&str; 3] = ["east.example", "west.example", "north.example"];
+
+impl Remote {
+    fn host(self) -> String {
+        format!("{}.shop.{}", self.name, DOMAINS[self.domain])
+    }
+
+    /// What its workload is called, and answers.
+    fn workload(self) -> String {
+        workload(self.name, self.domain)
+    }
+
+    fn export(self, gateway: &Value) -> Value {
+        let mut at = json!({"type": "istio-eastwestgateway", "port": GATEWAY_PORT});
+        for (name, value) in gateway.as_object().into_iter().flatten() {
+            at[name] = value.clone();
+        }
+        json!({
+            "apiVersion": EXPORT.0,
+            "kind": EXPORT.1,
+            "metadata": {"name": self.name, "namespace": "shop"},
+            "spec": {
+                "workloadLabels": {"app": self.name},
+                "ports": [{"name": "tcp", "port": self.port, "targetPort": TARGET_PORT}],
+                "tlsMode": "IstioMtls",
+                "exportedTrustDomains": [DOMAINS[0]],
+                "clients": {"spiffeIDs": ["spiffe://east.example/ns/shop/sa/a"]},
+                "serverSPIFFEIDs": [format!("spiffe://{}/ns/shop/sa/{}", DOMAINS[self.domain], self.workload())],
+                "gateways": [at],
+            },
+        })
+    }
+}
+
+fn workload(name: &str, domain: usize) -> String {
+    format!("{name}-{}", DOMAINS[domain].split('.').next().unwrap_or_default())
+}
+
+fn gateway_address(domain: usize) -> Ipv4Addr {
+    Ipv4Addr::new(10, 77, u8::try_from(domain).unwrap_or_default() + 1, 2)
+}
+
+fn gateway_name(domain: usize) -> String {
+    format!("ingress.{}", DOMAINS[domain])
+}
+
+/// Fields are in the order in which they go.
+struct Three {
+    client: Workload,
+    workloads: Vec<Workload>,
+    doors: Vec<Door>,
+    dns: Process,
+    resolver: Member,
+    network: Network,
+    agents: Vec<Agent>,
+    istiods: Vec<Istiod>,
+    domains: Vec<Domain>,
+}
+
+impl Three {
+    async fn start() -> Result<Self> {
+        let start = |name| Domain::start(name, Options::default());
+        let (east, west, north) = tokio::join!(start(DOMAINS[0]), start(DOMAINS[1]), start(DOMAINS[2]));
+        let domains = vec![east?, west?, north?];
+        let parts = Self::parts(&domains).await;
+        if parts.is_err() {
+            domains.iter().for_each(Domain::keep);
+        }
+        let (client, workloads, doors, dns, resolver, network, agents, istiods) = parts?;
+        Ok(Self { client, workloads, doors, dns, resolver, network, agents, istiods, domains })
+    }
+
+    #[allow(clippy::type_complexity, reason = "the fields, without the domains")]
+    async fn parts(
+        domains: &[Domain],
+    ) -> Result<(Workload, Vec<Workload>, Vec<Door>, Process, Member, Network, Vec<Agent>, Vec<Istiod>)> {
+        // East only imports: its mesh takes nobody else's certificates.
+        let istiods = tokio::try_join!(
+            Istiod::start(&domains[0], &[]),
+            Istiod::start(&domains[1], &[DOMAINS[0]]),
+            Istiod::start(&domains[2], &[DOMAINS[0]]),
+        )?;
+        let istiods = vec![istiods.0, istiods.1, istiods.2];
+        let open =
+            |(domain, istiod): (&Domain, &Istiod)| Door::open(domain.dir().join("xds.sock"), istiod.xds());
+        let doors = domains.iter().zip(&istiods).map(open).collect::<Result<Vec<_>>>()?;
+        let mut network = Network::new(domains[0].dir())?;
+        let resolver = network.join(RESOLVER)?;
+        let dns = serve_dns(&resolver, domains[0].dir())?;
+        let (client, workloads) = start_workloads(domains, &mut network, &doors).await?;
+        let agents = federate(domains).await?;
+        Ok((client, workloads, doors, dns, resolver, network, agents, istiods))
+    }
+
+    fn east(&self) -> &Domain {
+        &self.domains[0]
+    }
+
+    /// Exports all of the others' services, behind gateways at these places.
+    async fn export(&self, gateway: impl Fn(usize) -> Value) -> Result<()> {
+        for remote in REMOTES {
+            let domain = &self.domains[remote.domain];
+            domain.kubernetes.apply(&remote.export(&gateway(remote.domain))).await?;
+            says(domain, EXPORT.1, Some("shop"), remote.name, "Exported").await?;
+        }
+        Ok(())
+    }
+
+    async fn withdraw(&self) -> Result<()> {
+        for remote in REMOTES {
+            let api = self.domains[remote.domain].kubernetes.api(EXPORT.0, EXPORT.1, Some("shop")).await?;
+            if api.get_opt(remote.name).await?.is_some() {
+                api.delete(remote.name, &DeleteParams::background()).await?;
+            }
+        }
+        eventually("east has nothing of the others", SOON, || async {
+            for remote in REMOTES {
+                if self.entry(remote).await.is_ok() {
+                    bail!("{} is there", remote.host());
+                }
+                let config = self.client.proxy.config().await?;
+                ensure!(config.listener(HERE, remote.port).is_err(), "the client has {}", remote.host());
+            }
+            Ok(())
+        })
+        .await
+    }
+
+    async fn entry(&self, remote: Remote) -> Result<Value> {
+        let (version, host) = ("networking.istio.io/v1", remote.host());
+        let entry = found(self.east(), version, "ServiceEntry", Some("entente-system"), &host).await?;
+        Ok(entry.data["spec"].clone())
+    }
+
+    /// The client hears the very service of the very domain that it calls.
+    async fn reaches_all(&self) -> Result<()> {
+        for remote in REMOTES {
+            eventually(&format!("a reaches {}", remote.host()), SOON, || async {
+                let heard = self.client.hears(HERE, remote.port).await?;
+                let why = self.client.proxy.stats("fail").await?;
+                ensure!(
+                    heard == remote.workload(),
+                    "it hears {heard:?}; {why}; DNS: {}",
+                    self.dns.log_tail()
+                );
+                Ok(())
+            })
+            .await?;
+        }
+        self.local_alone().await
+    }
+
+    /// What east has itself is called as ever, and by its local name it alone.
+    async fn local_alone(&self) -> Result<()> {
+        eventually("the client has its sidecar's listener", SOON, || self.hears_local()).await?;
+        for _ in 0..CALLS {
+            self.hears_local().await?;
+        }
+        Ok(())
+    }
+
+    async fn hears_local(&self) -> Result<()> {
+        let heard = self.client.hears(HERE, LOCAL_PORT).await?;
+        ensure!(heard == workload("b", 0), "{heard:?}");
+        Ok(())
+    }
+}
+
+/// A workload of the namespace `shop`, with a server where it has a port.
+fn role<'a>(name: &'a str, app: &'a str, address: Ipv4Addr, port: Option<u16>) -> Role<'a> {
+    Role {
+        namespace: "shop",
+        name,
+        app,
+        address,
+        presents: name,
+        gateway: None,
+        port,
+        interception: Interception::None,
+    }
+}
+
+async fn start_workloads(
+    domains: &[Domain],
+    network: &mut Network,
+    doors: &[Door],
+) -> Result<(Workload, Vec<Workload>)> {
+    let mut workloads = Vec::new();
+    for (number, domain) in domains.iter().enumerate() {
+        domain.kubernetes.namespace("shop").await?;
+        let place = |last| Ipv4Addr::new(10, 77, u8::try_from(number).unwrap_or_default() + 1, last);
+        let name = workload("b", number);
+        for object in service(&name, place(3)) {
+            domain.kubernetes.apply(&object).await?;
+        }
+        let b = role(&name, "b", place(3), Some(TARGET_PORT));
+        workloads.push(Workload::start(domain, network, &doors[number], b).await?);
+        if number == 0 {
+            continue;
+        }
+        let name = workload("c", number);
+        let c = role(&name, "c", place(4), Some(TARGET_PORT));
+        workloads.push(Workload::start(domain, network, &doors[number], c).await?);
+        let gateway = Role {
+            namespace: ROOT_NAMESPACE,
+            gateway: Some("eastwestgateway"),
+            ..role("istio-eastwestgateway", "istio-eastwestgateway", gateway_address(number), None)
+        };
+        domain.kubernetes.apply(&gateway_service()).await?;
+        workloads.push(Workload::start(domain, network, &doors[number], gateway).await?);
+    }
+    let a = role("a", "a", Ipv4Addr::new(10, 77, 1, 10), None);
+    Ok((Workload::start(&domains[0], network, &doors[0], a).await?, workloads))
+}
+
+fn gateway_service() -> Value {
+    json!({
+        "apiVersion": "v1",
+        "kind": "Service",
+        "metadata": {"name": "istio-eastwestgateway", "namespace": ROOT_NAMESPACE},
+        "spec": {
+            "selector": {"app": "istio-eastwestgateway"},
+            "ports": [{"name": "tls", "protocol": "TCP", "port": GATEWAY_PORT, "targetPort": GATEWAY_PORT}],
+        },
+    })
+}
+
+/// The Service `b`, and where its workload is.
+fn service(workload: &str, address: Ipv4Addr) -> [Value; 2] {
+    let service = json!({
+        "apiVersion": "v1",
+        "kind": "Service",
+        "metadata": {"name": "b", "namespace": "shop"},
+        "spec": {
+            "selector": {"app": "b"},
+            "ports": [{"name": "tcp", "protocol": "TCP", "port": LOCAL_PORT, "targetPort": TARGET_PORT}],
+        },
+    });
+    let slice = json!({
+        "apiVersion": "discovery.k8s.io/v1",
+        "kind": "EndpointSlice",
+        "metadata": {"name": "b", "namespace": "shop", "labels": {"kubernetes.io/service-name": "b"}},
+        "addressType": "IPv4",
+        "ports": [{"name": "tcp", "protocol": "TCP", "port": TARGET_PORT}],
+        "endpoints": [{
+            "addresses": [address.to_string()],
+            "conditions": {"ready": true},
+            "targetRef": {"kind": "Pod", "name": workload, "namespace": "shop"},
+        }],
+    });
+    [service, slice]
+}
+
+/// East's agent with those of the other two.
+async fn federate(domains: &[Domain]) -> Result<Vec<Agent>> {
+    let options = || AgentOptions { args: TIMING.map(str::to_owned).to_vec(), ..AgentOptions::default() };
+    let mut agents =
+        domains.iter().map(|domain| Agent::start(domain, options())).collect::<Result<Vec<_>>>()?;
+    for agent in &mut agents {
+        agent.ready(SOON).await?;
+    }
+    let [east, others @ ..] = domains else { bail!("no domains") };
+    for other in others {
+        east.kubernetes.apply(&peer(other).await?).await?;
+        other.kubernetes.apply(&peer(east).await?).await?;
+    }
+    for other in others {
+        says(east, "TrustDomainPeer", None, other.trust_domain().as_str(), "Ready").await?;
+        says(other, "TrustDomainPeer", None, east.trust_domain().as_str(), "Ready").await?;
+    }
+    Ok(agents)
+}
+
+fn serve_dns(member: &Member, dir: &Path) -> Result<Process> {
+    let names = [1, 2].map(|domain| format!("{}={}", gateway_name(domain), gateway_address(domain)));
+    let args = ["-c".to_owned(), DNS.to_owned(), RESOLVER.to_string()];
+    let args: Vec<String> = args.into_iter().chain(names).collect();
+    let (program, args) = member.inside(&which("python3")?, &args)?;
+    let log = dir.join("dns.log");
+    let name = "DNS server".to_owned();
+    let mut process = Process::new(Spec { name, program, args, env: Vec::new(), dir: dir.to_owned(), log });
+    process.start()?;
+    Ok(process)
+}
+
+/// Runs a test on the three, which it must leave without any export. If it fails, the logs are kept.
+fn with_three(test: impl AsyncFnOnce(&Three) -> Result<()>) {
+    static RUNTIME: OnceLock<Runtime> = OnceLock::new();
+    static THREE: Mutex<Option<Three>> = Mutex::new(None);
+    let runtime = RUNTIME.get_or_init(|| Runtime::new().unwrap());
+    let mut shared = THREE.lock().unwrap_or_else(PoisonError::into_inner);
+    let done = runtime.block_on(async {
+        if shared.is_none() {
+            *shared = Some(Three::start().await?);
+        }
+        let three = shared.as_ref().context("no meshes")?;
+        let done = test(three).await;
+        if done.is_err() {
+            three.domains.iter().for_each(Domain::keep);
+        }
+        done
+    });
+    drop(shared);
+    if let Err(error) = done {
+        panic!("{error:#}");
+    }
+}
+
+/// Before any export a client reaches what its own mesh has, and nothing of the others.
+#[test]
+fn before_the_export_only_the_local_service_is_reached() {
+    with_three(async |three| {
+        three.withdraw().await?;
+        three.local_alone().await?;
+        for remote in REMOTES {
+            let heard = three.client.hears(HERE, remote.port).await;
+            ensure!(heard.is_err(), "{} answers {heard:?}", remote.host());
+        }
+        Ok(())
+    });
+}
+
+/// After it, the others' services are reached too, each at its own host; also the one that is only remote.
+#[test]
+fn services_of_two_other_meshes_are_reached_by_the_address_of_their_gateways() {
+    with_three(async |three| {
+        three.export(|domain| json!({"ip": gateway_address(domain).to_string()})).await?;
+        ensure!(three.entry(REMOTES[0]).await?["resolution"] == "STATIC");
+        three.reaches_all().await?;
+        three.withdraw().await?;
+        three.local_alone().await
+    });
+}
+
+/// The same, with gateways that have names.
+#[test]
+fn services_of_two_other_meshes_are_reached_by_the_name_of_their_gateways() {
+    with_three(async |three| {
+        three.export(|domain| json!({"hostname": gateway_name(domain)})).await?;
+        ensure!(three.entry(REMOTES[0]).await?["resolution"] == "DNS");
+        three.reaches_all().await?;
+        ensure!(three.dns.log().contains("ingress.west.example 1 True"), "nobody asked for the name");
+        three.withdraw().await?;
+        three.local_alone().await
+    });
+}

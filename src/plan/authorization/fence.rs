@@ -1,0 +1,71 @@
+//! The fence, where the operator asks for it: every workload of the mesh, exported or not, is closed to each foreign SPIFFE ID
+//! that is neither a client of an export nor the agent of a peer. Local callers, and those without an identity, are left as
+//! they were.
+
+use std::collections::BTreeSet;
+
+use serde_json::Value;
+
+use crate::istio::AuthorizationPolicySpec;
+use crate::istio::authorization_policy::{Action, From, Rule, Source};
+use crate::model::object::{Kind, Object, ObjectKey};
+use crate::model::{TrustDomain, World};
+use crate::plan::exports::Exports;
+use crate::plan::generated;
+
+/// The one policy, in Istio's own namespace, where it holds for the whole mesh.
+#[must_use]
+pub fn key(world: &World) -> ObjectKey {
+    let name = generated::label_name(&format!("{}-fence", world.settings.instance));
+    ObjectKey::namespaced(Kind::AuthorizationPolicy, &world.settings.istio_namespace, name)
+}
+
+/// The policy, where it is asked for and nothing of someone else's has its name.
+pub(super) fn fence(
+    world: &World,
+    own: &TrustDomain,
+    exports: &Exports,
+    peers: &BTreeSet<&TrustDomain>,
+) -> Option<Object> {
+    let key = key(world);
+    if !world.settings.fence || generated::claim(world, &key).is_err() {
+        return None;
+    }
+    let services = exports.accepted.values();
+    let clients = services.flat_map(|service| service.ports.iter().flat_map(|port| service.clients_of(port)));
+    let mut open: BTreeSet<String> = clients
+        .filter(|client| peers.contains(client.trust_domain()))
+        .map(|client| client.principal().to_owned())
+        .collect();
+    let agents = world.peers.values().flat_map(|peer| &peer.agent_ids).map(ToString::to_string);
+    open.extend(agents.map(|id| id.trim_start_matches("spiffe://").to_owned()));
+    if has_unread_export(world) {
+        open.extend(standing(world, &key));
+    }
+    let mut not_principals = vec![format!("{own}/*")];
+    not_principals.extend(open.into_iter().filter(|principal| *principal != format!("{own}/*")));
+    let source = Source { principals: vec!["*".to_owned()], not_principals };
+    let spec = AuthorizationPolicySpec {
+        selector: None,
+        action: Action::Deny,
+        rules: vec![Rule { from: vec![From { source }], to: Vec::new() }],
+    };
+    Some(generated::object(world, key, generated::spec(&spec), Vec::new(), &["fence".to_owned()], None))
+}
+
+/// Whether an object that exports cannot be read, and no good version of it is known: its clients are let in still.
+fn has_unread_export(world: &World) -> bool {
+    let exports = |key: &ObjectKey| matches!(key.kind, Kind::FederatedService | Kind::ServiceExportRule);
+    let is_unread = |uid: &str| !world.services.values().any(|service| service.owner().uid == uid);
+    world
+        .rejected
+        .iter()
+        .any(|(key, rejected)| exports(key) && rejected.deletion.is_none() && is_unread(&rejected.uid))
+}
+
+fn standing(world: &World, key: &ObjectKey) -> Vec<String> {
+    let there = world.objects.get(key).and_then(|object| object.spec());
+    let open = there.and_then(|spec| spec.pointer("/rules/0/from/0/source/notPrincipals"));
+    let open = open.and_then(Value::as_array).into_iter().flatten();
+    open.filter_map(|principal| principal.as_str().map(str::to_owned)).collect()
+}

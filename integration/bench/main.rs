@@ -58,6 +58,7 @@ impl Planned {
         let change = median(|| {
             port += 1;
             index.store(Event::Applied(service(0, port)));
+            index.settle_exports();
             black_box(plan(index.world()));
         });
         Self { plan: plan_time, change }
@@ -107,6 +108,7 @@ fn index(services: usize) -> Index {
         };
         index.store(Event::Reset { kind, objects });
     }
+    index.settle_exports();
     let world = index.world();
     assert!(world.rejected.is_empty(), "the benchmark's own objects are good: {:?}", world.rejected);
     assert_eq!((world.peers.len(), world.services.len()), (10, services));

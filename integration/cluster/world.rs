@@ -27,7 +27,8 @@ pub(crate) const AGENT_REGISTRATION: &str = "entente";
 const CFTD: (&str, &str) = ("spire.spiffe.io/v1alpha1", "ClusterFederatedTrustDomain");
 const STATIC_ENTRY: (&str, &str) = ("spire.spiffe.io/v1alpha1", "ClusterStaticEntry");
 /// What [`Domain::reset`] deletes, in order.
-const OBJECTS: [(&str, &str); 12] = [
+const OBJECTS: [(&str, &str); 13] = [
+    ("entente.dev/v1alpha1", "ServiceExportRule"),
     ("entente.dev/v1alpha1", "FederatedService"),
     ("entente.dev/v1alpha1", "TrustDomainPeer"),
     ("entente.dev/v1alpha1", "ImportedService"),

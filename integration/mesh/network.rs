@@ -19,13 +19,19 @@ pub(crate) struct Network {
     holder: Process,
     dir: PathBuf,
     members: u32,
+    /// In place of `/etc/resolv.conf`, for who joins from now on.
+    resolution: Option<PathBuf>,
 }
 
 /// One namespace of a [`Network`]. Dropped, it is gone once nothing runs in it.
 pub(crate) struct Member {
     holder: Process,
     address: Ipv4Addr,
+    resolution: Option<PathBuf>,
 }
+
+/// Runs a program with a file of its own in place of `/etc/resolv.conf`.
+const RESOLVING: &str = "mount --bind \"$1\" /etc/resolv.conf && shift && exec \"$@\"";
 
 impl Network {
     /// Needs the right to make namespaces: root, or a kernel that gives every user that right.
@@ -37,7 +43,16 @@ impl Network {
         for command in ["link set lo up", "link add br0 type bridge", "link set br0 up"] {
             ip(&holder, command)?;
         }
-        Ok(Self { holder, dir: dir.to_owned(), members: 0 })
+        Ok(Self { holder, dir: dir.to_owned(), members: 0, resolution: None })
+    }
+
+    /// Has the programs of all that join from now on ask for names at this address: the machine's own resolvers cannot be
+    /// reached from inside.
+    pub(crate) fn resolve_at(&mut self, address: Ipv4Addr) -> Result<()> {
+        let file = self.dir.join("resolv.conf");
+        std::fs::write(&file, format!("nameserver {address}\n"))?;
+        self.resolution = Some(file);
+        Ok(())
     }
 
     /// A namespace with this address on `eth0`, which reaches all the others.
@@ -54,7 +69,7 @@ impl Network {
         ip(&holder, "link set lo up")?;
         ip(&holder, &format!("address add {address}/{PREFIX} dev eth0"))?;
         ip(&holder, "link set eth0 up")?;
-        Ok(Member { holder, address })
+        Ok(Member { holder, address, resolution: self.resolution.clone() })
     }
 
     fn pid(&self) -> Result<u32> {
@@ -70,6 +85,10 @@ impl Member {
     /// The program and arguments by which a program runs inside.
     pub(crate) fn inside(&self, program: &Path, args: &[String]) -> Result<(PathBuf, Vec<OsString>)> {
         let mut all = entering(self.holder.pid().context("the namespace has ended")?)?;
+        if let Some(file) = &self.resolution {
+            all.extend(strings(&["unshare", "--mount", "sh", "-c", RESOLVING, "sh"]));
+            all.push(file.display().to_string());
+        }
         all.push(program.display().to_string());
         all.extend_from_slice(args);
         Ok((which("nsenter")?, all.into_iter().map(OsString::from).collect()))

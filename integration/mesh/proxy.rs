@@ -5,7 +5,7 @@ use crate::network::Member;
 use crate::process::{Process, Spec};
 use anyhow::{Context, Result, ensure};
 use serde_json::{Value, json};
-use std::net::{Ipv4Addr, SocketAddr};
+use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 use tokio::net::{TcpStream, UnixListener};
@@ -13,21 +13,6 @@ use tokio::task::JoinHandle;
 
 /// How long connections of a listener that was changed go on: Istio gives its proxies 45 s.
 pub(crate) const DRAIN: Duration = Duration::from_secs(5);
-
-/// Where proxies ask for names: in a namespace nothing of the machine's own resolvers can be reached. Where no server of a
-/// test listens there, there is no name.
-pub(crate) const RESOLVER: Ipv4Addr = Ipv4Addr::new(10, 77, 0, 53);
-
-fn resolver() -> Value {
-    json!({
-        "name": "envoy.network.dns_resolver.cares",
-        "typed_config": {
-            "@type": "type.googleapis.com/envoy.extensions.network.dns_resolver.cares.v3.CaresDnsResolverConfig",
-            "resolvers": [{"socket_address": {"address": RESOLVER.to_string(), "port_value": 53}}],
-            "dns_resolver_options": {"no_default_search_domain": true},
-        },
-    })
-}
 
 /// A Unix socket that leads to istiod: from inside a namespace no TCP port of the machine can be reached.
 #[derive(Debug)]
@@ -119,7 +104,6 @@ impl Proxy {
                 },
             },
             "admin": {"address": {"pipe": {"path": admin}}},
-            "typed_dns_resolver_config": resolver(),
             "dynamic_resources": {
                 "ads_config": {
                     "api_type": "DELTA_GRPC",

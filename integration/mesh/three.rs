@@ -6,19 +6,21 @@ use crate::federation::{SOON, TIMING, found, peer, says};
 use crate::istiod::{Istiod, ROOT_NAMESPACE};
 use crate::network::{Member, Network, which};
 use crate::process::{Process, Spec};
-use crate::proxy::{Door, RESOLVER};
+use crate::proxy::Door;
 use crate::wait::eventually;
 use crate::workload::{Interception, Role, Workload};
 use crate::world::{Domain, Options};
 use anyhow::{Context, Result, bail, ensure};
-use kube::api::DeleteParams;
+use kube::api::{DeleteParams, Patch, PatchParams};
 use serde_json::{Value, json};
+use std::collections::BTreeSet;
 use std::net::Ipv4Addr;
 use std::path::Path;
 use std::sync::{Mutex, OnceLock, PoisonError};
 use tokio::runtime::Runtime;
 
 const HERE: &str = "127.0.0.1";
+const RESOLVER: Ipv4Addr = Ipv4Addr::new(10, 77, 0, 53);
 const EXPORT: (&str, &str) = ("entente.dev/v1alpha1", "FederatedService");
 const GATEWAY_PORT: u16 = 15443;
 /// Of the Service `b` of east.
@@ -153,6 +155,7 @@ impl Three {
         let doors = domains.iter().zip(&istiods).map(open).collect::<Result<Vec<_>>>()?;
         let mut network = Network::new(domains[0].dir())?;
         let resolver = network.join(RESOLVER)?;
+        network.resolve_at(RESOLVER)?;
         let dns = serve_dns(&resolver, domains[0].dir())?;
         let (client, workloads) = start_workloads(domains, &mut network, &doors).await?;
         let agents = federate(domains).await?;
@@ -222,6 +225,16 @@ impl Three {
         eventually("the client has its sidecar's listener", SOON, || self.hears_local()).await?;
         for _ in 0..CALLS {
             self.hears_local().await?;
+        }
+        Ok(())
+    }
+
+    /// Which of the others' services east serves at the local name as well.
+    async fn as_local(&self, patterns: &Value) -> Result<()> {
+        let peers = self.east().kubernetes.api("entente.dev/v1alpha1", "TrustDomainPeer", None).await?;
+        for other in &DOMAINS[1..] {
+            let change = json!({"spec": {"imports": {"asLocal": patterns}}});
+            peers.patch(other, &PatchParams::default(), &Patch::Merge(change)).await?;
         }
         Ok(())
     }
@@ -407,6 +420,43 @@ fn services_of_two_other_meshes_are_reached_by_the_name_of_their_gateways() {
         ensure!(three.entry(REMOTES[0]).await?["resolution"] == "DNS");
         three.reaches_all().await?;
         ensure!(three.dns.log().contains("ingress.west.example 1 True"), "nobody asked for the name");
+        three.withdraw().await?;
+        three.local_alone().await
+    });
+}
+
+/// How many calls of the local name are all to be answered, and by all.
+const MERGED_CALLS: usize = 40;
+
+/// Where the importer asks for it, the one local name reaches the service in all three meshes, and no call is lost; and
+/// its own alone again once that is asked for no more.
+#[test]
+fn the_local_name_reaches_all_three_meshes() {
+    with_three(async |three| {
+        three.export(|domain| json!({"ip": gateway_address(domain).to_string()})).await?;
+        three.as_local(&json!([{"namespace": "shop", "name": "b"}])).await?;
+        let all: BTreeSet<String> = (0..DOMAINS.len()).map(|domain| workload("b", domain)).collect();
+        let hear = |calls: usize| async move {
+            let mut heard = Vec::new();
+            for _ in 0..calls {
+                heard.push(three.client.hears(HERE, LOCAL_PORT).await?);
+            }
+            Ok::<_, anyhow::Error>(heard)
+        };
+        eventually("each of the three answers at the local name", SOON, || async {
+            let heard: BTreeSet<String> = hear(12).await?.into_iter().collect();
+            ensure!(heard == all, "{heard:?}: {}", three.client.proxy.stats("fail").await?);
+            Ok(())
+        })
+        .await?;
+        let heard = hear(MERGED_CALLS).await?;
+        let of = |name: &String| heard.iter().filter(|one| *one == name).count();
+        let counts: Vec<(&String, usize)> = all.iter().map(|name| (name, of(name))).collect();
+        eprintln!("{MERGED_CALLS} calls of the local name: {counts:?}");
+        ensure!(heard.iter().all(|one| all.contains(one)), "a call was lost: {heard:?}");
+        ensure!(counts.iter().all(|(_, count)| *count >= MERGED_CALLS / 10), "{counts:?}");
+        three.as_local(&json!([])).await?;
+        three.local_alone().await?;
         three.withdraw().await?;
         three.local_alone().await
     });

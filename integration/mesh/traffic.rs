@@ -6,7 +6,7 @@ use crate::proxy::Proxy;
 use crate::wait::eventually;
 use crate::workload::Workload;
 use anyhow::{Result, ensure};
-use kube::api::{DeleteParams, Patch, PatchParams};
+use kube::api::{DeleteParams, ListParams, Patch, PatchParams};
 use serde_json::json;
 
 const HERE: &str = "127.0.0.1";
@@ -137,6 +137,52 @@ fn clients_come_and_go() {
         eventually("it is a stranger again", SOON, || is_denied(&workloads.stranger, &workloads.cart.proxy))
             .await?;
         eventually("the other client is answered", SOON, || hears_cart(&workloads.frontend)).await
+    });
+}
+
+/// Once someone allows some callers of a workload, the clients of its export are allowed as well, and nobody else; and once
+/// nobody does, local callers and plaintext are as they were.
+#[test]
+fn clients_are_let_in_where_others_allow() {
+    with_meshes(async |meshes| {
+        let workloads = meshes.workloads();
+        let kubernetes = &meshes.west.kubernetes;
+        let plaintext = || workloads.local.hears(CART_HERE, CART.target_port);
+        let theirs = json!({
+            "apiVersion": "security.istio.io/v1",
+            "kind": "AuthorizationPolicy",
+            "metadata": {"name": "theirs", "namespace": "shop"},
+            "spec": {
+                "action": "ALLOW",
+                "rules": [{"from": [{"source": {"principals": ["cluster.local/ns/shop/sa/local"]}}]}],
+            },
+        });
+        kubernetes.apply(&theirs).await?;
+        eventually("plaintext is shut out by the policy of someone else", SOON, || async {
+            let heard = plaintext().await?;
+            ensure!(heard.is_empty(), "{heard:?}");
+            Ok(())
+        })
+        .await?;
+        eventually("frontend hears cart", SOON, || hears_cart(&workloads.frontend)).await?;
+        eventually("the server denies the stranger", SOON, || {
+            is_denied(&workloads.stranger, &workloads.cart.proxy)
+        })
+        .await?;
+        let heard = workloads.local.hears(HERE, LOCAL_PORT).await?;
+        ensure!(heard == CART.name, "the local client hears {heard:?}");
+        let policies = kubernetes.api("security.istio.io/v1", "AuthorizationPolicy", Some("shop")).await?;
+        policies.delete("theirs", &DeleteParams::default()).await?;
+        eventually("what allows is gone, and plaintext is let in", SOON, || async {
+            let all = policies.list(&ListParams::default()).await?;
+            let allowing = all.items.iter().filter(|one| one.data["spec"]["action"] == "ALLOW").count();
+            ensure!(allowing == 0, "{allowing} are left");
+            let heard = plaintext().await?;
+            ensure!(heard == CART.name, "{heard:?}");
+            Ok(())
+        })
+        .await?;
+        eventually("frontend hears cart still", SOON, || hears_cart(&workloads.frontend)).await
     });
 }
 

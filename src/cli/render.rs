@@ -80,12 +80,14 @@ async fn render(args: &RenderArgs) -> anyhow::Result<(BTreeMap<ObjectKey, Object
 
 /// What is planned once what is planned stands.
 fn in_the_end(index: &mut Index) -> anyhow::Result<BTreeMap<ObjectKey, Object>> {
+    index.settle_exports();
     let mut planned = plan::plan(index.world()).objects;
     for _ in 0..ROUNDS {
         for object in planned.values() {
             let standing = written(index, object);
             index.store(Event::Applied(standing));
         }
+        index.settle_exports();
         let next = plan::plan(index.world()).objects;
         if next == planned {
             return Ok(planned);

@@ -1,6 +1,7 @@
 //! Everything that comes in, kept as one `World`: objects of the store, our identity, SPIRE, endpoints, peers.
 
 pub mod bootstrap;
+mod exports;
 pub mod mesh;
 pub mod parse;
 mod peers;
@@ -28,6 +29,8 @@ pub struct Index {
     services: BTreeMap<ObjectKey, Arc<Object>>,
     /// Kinds that the store does not serve, and since when.
     missing: BTreeMap<Kind, Timestamp>,
+    /// What of the exports has to be decided again.
+    exports: exports::Exports,
 }
 
 /// How long a kind may be missing before it is taken as absent: an API server serves some later than others.
@@ -41,6 +44,7 @@ impl Index {
             peers: BTreeMap::new(),
             services: BTreeMap::new(),
             missing: BTreeMap::new(),
+            exports: exports::Exports::default(),
         }
     }
 
@@ -81,8 +85,15 @@ impl Index {
         }
     }
 
-    /// Takes in the time. Answers with when it wants to be told again.
+    /// Decides which services the declarations come to by what was taken in since the last time. Must be called before the
+    /// world is planned for. Answers with whether any service changed.
+    pub fn settle_exports(&mut self) -> bool {
+        self.exports.settle(&mut self.world)
+    }
+
+    /// Takes in the time, and settles what was taken in before it. Answers with when it wants to be told again.
     pub fn time(&mut self, moment: Timestamp) -> Option<Timestamp> {
+        self.settle_exports();
         let now = crate::clock::whole(moment);
         self.world.moment = moment;
         self.world.now = now;
@@ -104,7 +115,9 @@ impl Index {
         if first {
             // What was read without knowing who we are was not checked against that: it is no last good version.
             self.world.peers.clear();
-            self.world.services.clear();
+            self.world.declared.clear();
+            self.world.rules.clear();
+            self.exports.all();
             let services: Vec<Arc<Object>> = self.services.values().cloned().collect();
             for object in services {
                 self.apply(object);
@@ -116,6 +129,7 @@ impl Index {
     /// Takes in what SPIRE holds.
     pub fn spire(&mut self, state: Option<Arc<SpireState>>) {
         if state.is_some() {
+            self.exports.spire(self.world.spire.as_deref(), state.as_deref());
             self.world.spire = state;
         }
     }
@@ -143,7 +157,7 @@ impl Index {
         }
         let keys: Vec<&ObjectKey> = match kind {
             Kind::TrustDomainPeer => self.peers.keys().collect(),
-            Kind::FederatedService => self.services.keys().collect(),
+            Kind::FederatedService | Kind::ServiceExportRule => self.services.keys().collect(),
             Kind::ClusterSpiffeId | Kind::ClusterStaticEntry => self.world.registrations.keys().collect(),
             _ => self.world.objects.keys().collect(),
         };
@@ -152,6 +166,8 @@ impl Index {
 
     fn apply(&mut self, object: Arc<Object>) {
         let key = object.key.clone();
+        let before = self.world.objects.get(&key).map(AsRef::as_ref);
+        self.exports.object(&key, [before, Some(&object)], &self.world.settings.instance);
         let is_of_cluster = matches!(key.kind, Kind::Namespace | Kind::Service | Kind::Pod);
         if let Some(status) = object.status().filter(|_| !is_of_cluster) {
             self.world.statuses.insert(key.clone(), Arc::new(status.clone()));
@@ -167,7 +183,14 @@ impl Index {
                 let parsed = parse::federated_service::parse(&object, self.world.own_trust_domain());
                 let name = namespaced(&key);
                 self.keep(key, parsed, |world, service| {
-                    world.services.insert(name.clone(), Arc::new(service));
+                    world.declared.insert(name.clone(), Arc::new(service));
+                });
+            }
+            Kind::ServiceExportRule => {
+                self.services.insert(key.clone(), Arc::clone(&object));
+                let parsed = parse::service_export_rule::parse(&object, self.world.own_trust_domain());
+                self.keep(key, parsed, |world, rule| {
+                    world.rules.insert(rule.name.clone(), Arc::new(rule));
                 });
             }
             Kind::ImportedService => {
@@ -195,12 +218,13 @@ impl Index {
             }
             Kind::Pod => match parse::cluster::pod(&object) {
                 Some(pod) => {
-                    self.world.pods.insert(namespaced(&key), Arc::new(pod));
+                    let name = namespaced(&key);
+                    self.exports.pod(self.world.pods.get(&name).map(AsRef::as_ref), Some(&pod));
+                    self.world.pods.insert(name, Arc::new(pod));
                 }
                 None => self.forget(&key),
             },
-            Kind::ServiceExportRule
-            | Kind::ClusterFederatedTrustDomain
+            Kind::ClusterFederatedTrustDomain
             | Kind::PeerAuthentication
             | Kind::AuthorizationPolicy
             | Kind::DestinationRule
@@ -215,8 +239,8 @@ impl Index {
         }
     }
 
-    /// Takes a parsed object in, or its rejection. The last good version of a FederatedService that became bad stays in
-    /// use, as that of a peer does, or its importers would lose it; of anything else, what was generated from it stays (`plan::prune`).
+    /// Takes a parsed object in, or its rejection. The last good version of a FederatedService or ServiceExportRule that became bad
+    /// stays in use, as that of a peer does, or importers would lose what it exports; of anything else, what was generated from it stays (`plan::prune`).
     fn keep<T>(&mut self, key: ObjectKey, parsed: Result<T, Rejected>, insert: impl FnOnce(&mut World, T)) {
         match parsed {
             Ok(value) => {
@@ -224,7 +248,7 @@ impl Index {
                 insert(&mut self.world, value);
             }
             Err(rejected) => {
-                if key.kind != Kind::FederatedService {
+                if !matches!(key.kind, Kind::FederatedService | Kind::ServiceExportRule) {
                     self.forget(&key);
                 }
                 tracing::warn!(object = %key, reason = rejected.reason, message = %rejected.message, "not accepted");
@@ -234,6 +258,8 @@ impl Index {
     }
 
     fn remove(&mut self, key: &ObjectKey) {
+        let before = self.world.objects.get(key).map(AsRef::as_ref);
+        self.exports.object(key, [before, None], &self.world.settings.instance);
         self.peers.remove(key);
         self.services.remove(key);
         self.world.statuses.remove(key);
@@ -245,7 +271,10 @@ impl Index {
     fn forget(&mut self, key: &ObjectKey) {
         match key.kind {
             Kind::FederatedService => {
-                self.world.services.remove(&namespaced(key));
+                self.world.declared.remove(&namespaced(key));
+            }
+            Kind::ServiceExportRule => {
+                self.world.rules.remove(&key.name);
             }
             Kind::ImportedService => {
                 self.world.imported.remove(&namespaced(key));
@@ -260,7 +289,8 @@ impl Index {
                 self.world.cluster_services.remove(&namespaced(key));
             }
             Kind::Pod => {
-                self.world.pods.remove(&namespaced(key));
+                let gone = self.world.pods.remove(&namespaced(key));
+                self.exports.pod(gone.as_deref(), None);
             }
             _ => {}
         }

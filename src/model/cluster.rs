@@ -73,6 +73,18 @@ impl ClusterPort {
     }
 }
 
+impl ClusterPort {
+    /// What it says that it speaks: by `appProtocol`, else by its name; `None` where neither says anything. An `appProtocol` that
+    /// is not known here is some protocol over TCP.
+    #[must_use]
+    pub fn said(&self) -> Option<AppProtocol> {
+        match &self.app_protocol {
+            Some(given) => Some(AppProtocol::parse(&given.to_ascii_lowercase()).unwrap_or(AppProtocol::Tcp)),
+            None => AppProtocol::said_by_port_name(&self.name),
+        }
+    }
+}
+
 /// `ports[].protocol`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Transport {

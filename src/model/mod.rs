@@ -7,6 +7,7 @@ pub mod cluster;
 pub mod condition;
 pub mod diagnosis;
 pub mod endpoint;
+pub mod export;
 pub mod import;
 pub mod mesh;
 pub mod name;

@@ -11,6 +11,9 @@ pub const LABEL_INSTANCE: &str = "entente.dev/instance";
 pub const LABEL_PEER: &str = "entente.dev/peer";
 /// The annotation that names the object from which one was generated: `Kind/namespace/name`.
 pub const ANNOTATION_SOURCE: &str = "entente.dev/source";
+/// On the alias of an export, the SPIFFE IDs of its servers as importers are told, with commas between them: what is known of
+/// them while no pod is there.
+pub const ANNOTATION_SERVER_IDS: &str = "entente.dev/server-ids";
 /// Set to `"true"` on an object that is not ours, hands it over to the agent.
 pub const ANNOTATION_ADOPT: &str = "entente.dev/adopt";
 /// Marks the registration of the agent itself.

@@ -65,11 +65,19 @@ impl AppProtocol {
     /// What a port that does not say is taken to speak, by what its name begins with, as Istio has it; else TCP. `None`: UDP.
     #[must_use]
     pub fn of_port_name(name: &str) -> Option<Self> {
+        match name.split('-').next() {
+            Some("udp") => None,
+            _ => Some(Self::said_by_port_name(name).unwrap_or(Self::Tcp)),
+        }
+    }
+
+    /// What the name of a port says that it speaks, as Istio has it; `None` where it says nothing.
+    #[must_use]
+    pub fn said_by_port_name(name: &str) -> Option<Self> {
         match name.split('-').next().unwrap_or_default() {
-            "udp" => None,
             // Not gRPC: it is framed so that HTTP/1.1 carries it too.
             "grpc" if name == "grpc-web" || name.starts_with("grpc-web-") => Some(Self::Http),
-            prefix => Some(Self::parse(prefix).unwrap_or(Self::Tcp)),
+            prefix => Self::parse(prefix),
         }
     }
 

@@ -9,6 +9,7 @@ use serde_json::Value;
 
 use super::cluster::{ClusterService, Pod};
 use super::endpoint::EndpointState;
+use super::export::{self, DeclaredService, ExportRule, Note, Resolved, Unresolved};
 use super::import::Imported;
 use super::mesh::Mesh;
 use super::object::Kind;
@@ -278,7 +279,18 @@ pub struct World {
     pub peers: BTreeMap<TrustDomain, Arc<Peer>>,
     /// Bootstrap bundles from ConfigMaps and Secrets, by peer, or why there is none.
     pub bootstraps: BTreeMap<TrustDomain, Result<Arc<Bundle>, String>>,
+    /// FederatedServices, as they are written.
+    pub declared: BTreeMap<NamespacedName, Arc<DeclaredService>>,
+    /// ServiceExportRules, by name.
+    pub rules: BTreeMap<String, Arc<ExportRule>>,
+    /// What both come to by what runs in the cluster, kept up by the index (`plan::exports::resolve`): services to export.
     pub services: BTreeMap<NamespacedName, Arc<Service>>,
+    /// FederatedServices that come to nothing now.
+    pub unresolved: BTreeMap<NamespacedName, Arc<Unresolved>>,
+    /// What was passed over in a service that is exported nevertheless.
+    pub notes: BTreeMap<NamespacedName, Vec<Note>>,
+    /// Services that rules select and do not export, each with the rule's name and why.
+    pub skipped: BTreeMap<NamespacedName, BTreeMap<String, Note>>,
     pub imported: BTreeMap<NamespacedName, Arc<Imported>>,
     pub registrations: BTreeMap<ObjectKey, Arc<Registration>>,
     /// The labels of our cluster's namespaces.
@@ -320,7 +332,12 @@ impl World {
             sessions: Arc::default(),
             peers: BTreeMap::new(),
             bootstraps: BTreeMap::new(),
+            declared: BTreeMap::new(),
+            rules: BTreeMap::new(),
             services: BTreeMap::new(),
+            unresolved: BTreeMap::new(),
+            notes: BTreeMap::new(),
+            skipped: BTreeMap::new(),
             imported: BTreeMap::new(),
             registrations: BTreeMap::new(),
             namespaces: BTreeMap::new(),
@@ -342,6 +359,15 @@ impl World {
         // Keys are ordered by kind first.
         let from = ObjectKey { kind, namespace: None, name: String::new() };
         self.objects.range(from..).take_while(move |(key, _)| key.kind == kind)
+    }
+
+    /// Takes in what the declarations of one namespace come to now. Answers with whether anything changed.
+    pub fn resolve(&mut self, namespace: &str, to: Resolved) -> bool {
+        let services = export::replace(&mut self.services, namespace, to.services);
+        let unresolved = export::replace(&mut self.unresolved, namespace, to.unresolved);
+        let notes = export::replace(&mut self.notes, namespace, to.notes);
+        let skipped = export::replace(&mut self.skipped, namespace, to.skipped);
+        services || unresolved || notes || skipped
     }
 
     /// Our trust domain, once the Workload API told.

@@ -9,6 +9,8 @@ use crate::model::object::Kind;
 use crate::model::service::{AppProtocol, ExportedPort, Gateway, GatewayType, RemotePort, TlsMode};
 use crate::model::session::LinkState;
 
+use super::exports::resolve::testing as running;
+use super::exports::resolve::testing::Cluster as _;
 use super::exports::testing::with_policies;
 use super::fixtures::{
     WorldExt as _, cart, client, foreign, gateway, labels, manifest, peer, pod, remote_cart, service,
@@ -105,6 +107,42 @@ fn a_wide_export() {
         .with_service(cart);
     let plan = services(&with_policies(world), &BTreeSet::new());
     assert_golden("wide_export", &plan, &[Kind::ServiceEntry, Kind::Gateway, Kind::AuthorizationPolicy]);
+}
+
+/// A Service that a rule selects, behind the gateway that was found; the rule owns what is generated.
+#[test]
+fn a_rule() {
+    let world = world("west.example")
+        .with_peer(peer("east.example"))
+        .with_rule(running::rule("carts", -10))
+        .with_cluster_service(running::cluster_service("cart"))
+        .with_pod(running::pod("one", "cart", Some(8080)))
+        .settled();
+    let mut world = with_policies(world);
+    let service = std::sync::Arc::make_mut(world.services.values_mut().next().unwrap());
+    service.gateways = cart().gateways;
+    let plan = services(&world, &BTreeSet::new());
+    assert_golden("rule_export", &plan, &[Kind::ServiceEntry, Kind::Gateway, Kind::AuthorizationPolicy]);
+}
+
+/// One port is for others than the rest.
+#[test]
+fn clients_of_a_port() {
+    let mut cart = cart();
+    let admin = ExportedPort {
+        name: "admin".to_owned(),
+        port: 9_000,
+        target_port: 9_000,
+        clients: Some(BTreeSet::from([client("spiffe://east.example/ns/ops/*")])),
+        ..cart.ports[0].clone()
+    };
+    cart.ports.push(admin);
+    let world = with_policies(world("west.example").with_peer(peer("east.example")).with_service(cart));
+    let plan = services(&world, &BTreeSet::new());
+    assert_golden("export_policy_by_port", &plan, &[Kind::AuthorizationPolicy]);
+    let offered = plan.catalogues[&td("east.example")].values().next().unwrap();
+    let clients: Vec<usize> = offered.ports.iter().map(|port| port.clients.len()).collect();
+    assert_eq!((clients, offered.ports[0].name.as_str()), (vec![1, 0], "admin"), "no more than it says");
 }
 
 #[test]

@@ -14,6 +14,7 @@ use serde_json::{Value, json};
 use std::time::Duration;
 
 const AGENT: Option<&str> = Some(AGENT_NAMESPACE);
+const ROUTES: (&str, &str) = ("networking.istio.io/v1", "VirtualService");
 const SHOP: Option<&str> = Some("shop");
 const IMPORTS: [(&str, &str); 2] = [IMPORTED, SERVICE_ENTRY];
 /// Longer than the Leases of the agents.
@@ -254,5 +255,110 @@ fn two_remotes_with_one_service_are_two_hosts() {
         let now = found(&trio.east, SERVICE_ENTRY, AGENT, HONEST).await?;
         ensure!(now.metadata.resource_version == version, "the other's was written");
         Ok(())
+    });
+}
+
+/// Where a local name leads: the hosts of the one VirtualService that serves it.
+async fn routes(trio: &Trio, host: &str) -> Result<Vec<String>> {
+    let routes = found(&trio.east, ROUTES, SHOP, host).await?;
+    let hosts = &routes.data["spec"]["tcp"][0]["route"];
+    let hosts = hosts.as_array().with_context(|| routes.data["spec"].to_string())?;
+    let mut hosts: Vec<String> =
+        hosts.iter().filter_map(|to| Some(to["destination"]["host"].as_str()?.to_owned())).collect();
+    hosts.sort();
+    Ok(hosts)
+}
+
+/// A local Service that appears is served together with the remote ones, and they alone once it is gone: at once, with no
+/// word of a peer in between. Two peers that have it share the one name.
+#[test]
+fn a_local_service_that_comes_and_goes_switches() {
+    with_trio(async |trio, line| {
+        let east = &trio.east;
+        let local = "cart.shop.svc.cluster.local";
+        let both = [format!("cart.shop.{WEST}"), HONEST.to_owned()];
+        let leads_to = async |what: &str, wanted: &[&str]| {
+            let mut wanted: Vec<String> = wanted.iter().map(|it| (*it).to_owned()).collect();
+            wanted.sort();
+            eventually(what, SOON, || async {
+                let now = routes(trio, local).await?;
+                ensure!(now == wanted, "{now:?}");
+                Ok(())
+            })
+            .await
+        };
+        east.kubernetes.namespace("shop").await?;
+        let as_local = |patterns: Value| json!({"spec": {"imports": {"asLocal": patterns}}});
+        for peer in [WEST, "north.example"] {
+            let cart = json!([{"namespace": "shop", "name": "cart"}]);
+            merge(east, super::PEER, None, peer, as_local(cart)).await?;
+        }
+        leads_to("the remote one alone", &[HONEST]).await?;
+        found(east, SERVICE_ENTRY, SHOP, local).await?;
+        line.offer(&encoded(&[trio.hostile.service("shop", "cart")])).await?;
+        leads_to("two remotes share the name", &[&both[0], &both[1]]).await?;
+        let service = json!({
+            "apiVersion": "v1",
+            "kind": "Service",
+            "metadata": {"name": "cart", "namespace": "shop"},
+            "spec": {"selector": {"app": "cart"}, "ports": [{"name": "tcp", "port": 18080, "targetPort": 8080}]},
+        });
+        east.kubernetes.apply(&service).await?;
+        leads_to("the local Service is with them", &[local, &both[0], &both[1]]).await?;
+        gone(east, SERVICE_ENTRY, SHOP, local).await?;
+        line.offer(&[]).await?;
+        leads_to("one that is withdrawn is gone from it", &[local, HONEST]).await?;
+        delete(east, ("v1", "Service"), SHOP, "cart").await?;
+        leads_to("the remote one alone again", &[HONEST]).await?;
+        eventually("the name is made again", SOON, || found(east, SERVICE_ENTRY, SHOP, local)).await?;
+        for peer in [WEST, "north.example"] {
+            merge(east, super::PEER, None, peer, as_local(json!(null))).await?;
+        }
+        gone(east, SERVICE_ENTRY, SHOP, local).await?;
+        gone(east, ROUTES, SHOP, local).await
+    });
+}
+
+/// A hostile peer's service of a local name joins nothing unless that name is asked for of that very peer.
+#[test]
+fn a_local_name_that_was_not_asked_for_is_not_joined() {
+    with_trio(async |trio, line| {
+        let east = &trio.east;
+        east.kubernetes.namespace("shop").await?;
+        let others = json!({"spec": {"imports": {"asLocal": [{"namespace": "*", "name": "*"}]}}});
+        merge(east, super::PEER, None, "north.example", others).await?;
+        eventually("north's is at its local name", SOON, || routes(trio, "cart.shop.svc.cluster.local"))
+            .await?;
+        let names = [("shop", "cart"), ("default", "kubernetes"), ("kube-system", "kube-dns")];
+        let services: Vec<_> =
+            names.iter().map(|(namespace, name)| trio.hostile.service(namespace, name)).collect();
+        trio.offer(&line, &encoded(&services), &["cart.shop", "kubernetes.default", "kube-dns.kube-system"])
+            .await?;
+        ensure!(routes(trio, "cart.shop.svc.cluster.local").await? == [HONEST], "it was joined");
+        // A pattern for all of a peer's names does not stand for the cluster's own workings.
+        let all = json!({"spec": {"imports": {"asLocal": [{"namespace": "*", "name": "*"}]}}});
+        merge(east, super::PEER, None, WEST, all).await?;
+        eventually("cart alone is joined", SOON, || async {
+            let now = routes(trio, "cart.shop.svc.cluster.local").await?;
+            ensure!(now.len() == 2, "{now:?}");
+            Ok(())
+        })
+        .await?;
+        always("what is the cluster's own is not", OUT_WAIT, || async {
+            for kind in [ROUTES, SERVICE_ENTRY] {
+                let all =
+                    east.kubernetes.api(kind.0, kind.1, None).await?.list(&ListParams::default()).await?;
+                let place = |object: &DynamicObject| object.metadata.namespace.clone().unwrap_or_default();
+                let bad: Vec<String> =
+                    all.iter().map(place).filter(|it| it == "default" || it.starts_with("kube-")).collect();
+                ensure!(bad.is_empty(), "{} in {bad:?}", kind.1);
+            }
+            Ok(())
+        })
+        .await?;
+        for peer in [WEST, "north.example"] {
+            merge(east, super::PEER, None, peer, json!({"spec": {"imports": {"asLocal": null}}})).await?;
+        }
+        gone(east, ROUTES, SHOP, "cart.shop.svc.cluster.local").await
     });
 }

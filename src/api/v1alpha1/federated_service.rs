@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 
 use kube::{CustomResource, KubeSchema};
-use schemars::{JsonSchema, Schema, SchemaGenerator};
+use schemars::{JsonSchema, Schema, SchemaGenerator, json_schema};
 use serde::{Deserialize, Serialize};
 
 use super::{Condition, TlsMode, limits};
@@ -24,15 +24,18 @@ use super::{Condition, TlsMode, limits};
     printcolumn = r#"{"name":"Host","type":"string","jsonPath":".status.host","description":"The name by which importers call it"}"#,
     printcolumn = r#"{"name":"TLS","type":"string","jsonPath":".spec.tlsMode","description":"Who ends mutual TLS at the server"}"#,
     printcolumn = r#"{"name":"Exported To","type":"string","jsonPath":".spec.exportedTrustDomains","description":"The trust domains it is exported to"}"#,
+    printcolumn = r#"{"name":"Imported","type":"string","jsonPath":".status.imported","description":"How many of them have imported it, of how many"}"#,
     printcolumn = r#"{"name":"Exported","type":"string","jsonPath":".status.conditions[?(@.type==\"Exported\")].status","description":"Whether every one of them has imported it"}"#,
+    printcolumn = r#"{"name":"Why","type":"string","jsonPath":".status.conditions[?(@.type==\"Exported\")].reason","description":"The reason of the condition Exported"}"#,
     printcolumn = r#"{"name":"Clients Enforced","type":"string","priority":1,"jsonPath":".status.conditions[?(@.type==\"ClientsEnforced\")].status","description":"Whether callers that are not in clients are refused before the application sees them"}"#,
-    printcolumn = r#"{"name":"Why","type":"string","priority":1,"jsonPath":".status.conditions[?(@.type==\"Exported\")].reason","description":"The reason of the condition Exported"}"#,
     printcolumn = r#"{"name":"Age","type":"date","jsonPath":".metadata.creationTimestamp"}"#
 )]
 #[serde(rename_all = "camelCase")]
 #[x_kube(
     validation = Rule::new("has(self.workloadLabels) != has(self.serviceRef)")
-        .message("exactly one of workloadLabels and serviceRef must be given")
+        .message("exactly one of workloadLabels and serviceRef must be given"),
+    validation = Rule::new("has(self.ports) || has(self.serviceRef)")
+        .message("ports must be given, unless serviceRef is")
 )]
 pub struct FederatedServiceSpec {
     /// The first label of the host name: a DNS label. Default: `metadata.name`.
@@ -43,11 +46,13 @@ pub struct FederatedServiceSpec {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(schema_with = "workload_labels")]
     pub workload_labels: Option<BTreeMap<String, String>>,
-    /// The Service of this namespace whose pods back it. Either this or `workloadLabels`. This version of the agent does not
-    /// serve it yet: such a FederatedService is not accepted.
+    /// The Service of this namespace whose pods back it: those that its selector chooses. Either this or `workloadLabels`. While the
+    /// Service is not there, nothing is exported.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub service_ref: Option<ServiceRef>,
-    /// The ports that are exported, 1 to 64, with distinct numbers and names.
+    /// The ports that are exported, 1 to 64, with distinct numbers and names. Without any, and with `serviceRef`: all TCP ports of
+    /// the Service.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
     #[schemars(length(min = 1, max = limits::PORTS))]
     #[x_kube(validation = Rule::new("self.all(a, self.exists_one(b, b.port == a.port))").message("each port number must be given once"))]
     #[x_kube(validation = Rule::new("self.all(a, self.exists_one(b, b.name == a.name))").message("each port name must be given once"))]
@@ -62,8 +67,9 @@ pub struct FederatedServiceSpec {
     pub exported_trust_domains: Vec<String>,
     /// Who there may call it.
     pub clients: Clients,
-    /// The SPIFFE IDs that its servers may present, in our own trust domain, at most 64; importers pin them. Without any it
-    /// is not exported.
+    /// The SPIFFE IDs that its servers may present, in our own trust domain, at most 64; importers pin them. Default: those of
+    /// the pods' registration entries in SPIRE, else those of their service accounts, `spiffe://{trustDomain}/ns/{namespace}/sa/{name}`.
+    /// While none is known it is not exported.
     #[serde(rename = "serverSPIFFEIDs", default, skip_serializing_if = "Vec::is_empty")]
     #[schemars(length(max = limits::SERVER_IDS), inner(length(min = 11, max = limits::SPIFFE_ID)))]
     pub server_spiffe_ids: Vec<String>,
@@ -99,15 +105,39 @@ pub struct Port {
     /// What importers see, 1 to 65535; part of the SNI.
     #[schemars(range(min = 1, max = 65535))]
     pub port: i32,
-    /// What the workload listens on, 1 to 65535. Default: `port`.
+    /// What the workload listens on: a number, 1 to 65535, or the name of a port of the pods. Default: what the Service of
+    /// `serviceRef` has for `port`; without one, `port`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    #[schemars(range(min = 1, max = 65535))]
-    pub target_port: Option<i32>,
-    /// The protocol, as in a Kubernetes Service: tcp, http, http2, grpc, https, tls or kubernetes.io/h2c. Default: what the port's
-    /// name begins with, as in `grpc-orders`; else tcp.
+    #[schemars(schema_with = "target_port")]
+    pub target_port: Option<TargetPort>,
+    /// The protocol, as in a Kubernetes Service: tcp, http, http2, grpc, https, tls or kubernetes.io/h2c. Default: what the Service
+    /// of `serviceRef` says of `port`; else what the port's name begins with, as in `grpc-orders`; else tcp, and with `tlsMode`
+    /// `Mtls` tls.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(length(min = 1, max = 63))]
     pub app_protocol: Option<String>,
+    /// Who may call this port, in place of the service's `clients`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub clients: Option<Clients>,
+}
+
+/// A port of the workload, by its number or its name.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(untagged)]
+pub enum TargetPort {
+    Number(i32),
+    Name(String),
+}
+
+/// An integer or a string, as in a Kubernetes Service.
+fn target_port(_: &mut SchemaGenerator) -> Schema {
+    json_schema!({
+        "x-kubernetes-int-or-string": true,
+        "anyOf": [{ "type": "integer" }, { "type": "string" }],
+        "minimum": 1,
+        "maximum": 65535,
+        "maxLength": 63,
+    })
 }
 
 /// Who may call.
@@ -173,6 +203,14 @@ pub struct FederatedServiceStatus {
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     #[schemars(length(max = limits::GATEWAYS))]
     pub gateway_entries: Vec<GatewayEntry>,
+    /// How many of the trust domains that it is exported to have imported it, by their own word, of how many: `1/2`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(length(max = 15))]
+    pub imported: Option<String>,
+    /// The SPIFFE IDs of its servers, which importers pin.
+    #[serde(rename = "serverSPIFFEIDs", default, skip_serializing_if = "Vec::is_empty")]
+    #[schemars(length(max = limits::SERVER_IDS), inner(length(max = limits::SPIFFE_ID)))]
+    pub server_spiffe_ids: Vec<String>,
     /// What each trust domain that it is exported to did with it, by its own word.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     #[schemars(length(max = limits::EXPORTED_TRUST_DOMAINS))]

@@ -47,6 +47,8 @@ pub mod limits {
     pub const GATEWAYS: usize = 64;
     /// Trust domains that one service is exported to.
     pub const EXPORTED_TRUST_DOMAINS: usize = 256;
+    /// Services that a rule's status names.
+    pub const SKIPPED: usize = 32;
     /// Labels in a selector, and values in one of its expressions.
     pub const SELECTOR: usize = 64;
     /// Addresses, or SPIFFE IDs, of a peer's agents.

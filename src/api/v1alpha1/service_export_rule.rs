@@ -20,6 +20,9 @@ use super::{Condition, LabelSelector, TlsMode, limits};
     doc = "Exports every Service that its selectors choose, under the Service's own name, as a FederatedService of that name would. A FederatedService of the same name and namespace wins over a rule, and an older rule over a younger.",
     printcolumn = r#"{"name":"TLS","type":"string","jsonPath":".spec.tlsMode","description":"Who ends mutual TLS at the servers"}"#,
     printcolumn = r#"{"name":"Exported To","type":"string","jsonPath":".spec.exportedTrustDomains","description":"The trust domains that the Services are exported to"}"#,
+    printcolumn = r#"{"name":"Services","type":"integer","jsonPath":".status.services.exported","description":"How many Services it exports"}"#,
+    printcolumn = r#"{"name":"Imported","type":"integer","jsonPath":".status.services.imported","description":"How many of them every trust domain has imported"}"#,
+    printcolumn = r#"{"name":"Skipped","type":"integer","jsonPath":".status.services.skipped","description":"How many Services it selects and does not export"}"#,
     printcolumn = r#"{"name":"Accepted","type":"string","jsonPath":".status.conditions[?(@.type==\"Accepted\")].status","description":"Whether the rule is acted on"}"#,
     printcolumn = r#"{"name":"Age","type":"date","jsonPath":".metadata.creationTimestamp"}"#
 )]
@@ -49,9 +52,46 @@ pub struct ServiceExportRuleStatus {
     /// The `metadata.generation` that this was computed from.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub observed_generation: Option<i64>,
-    /// Accepted.
+    /// Accepted and Exported.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     #[schemars(length(max = 32))]
     #[x_kube(merge_strategy = ListMerge::Map(vec!["type".to_owned()]))]
     pub conditions: Vec<Condition>,
+    /// How many Services it selects, and what became of them.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub services: Option<RuleCounts>,
+    /// Services that it selects and does not export, by name, at most 32 of them.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    #[schemars(length(max = limits::SKIPPED))]
+    pub skipped: Vec<SkippedService>,
+}
+
+/// How many Services a rule selects, and what became of them.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, KubeSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct RuleCounts {
+    /// Offered to at least one trust domain.
+    pub exported: i32,
+    /// Of these, imported by every trust domain that they are to go to.
+    pub imported: i32,
+    /// Not exported.
+    pub skipped: i32,
+}
+
+/// A Service that a rule selects and does not export.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, KubeSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct SkippedService {
+    /// Its namespace.
+    #[schemars(length(max = 63))]
+    pub namespace: String,
+    /// Its name.
+    #[schemars(length(max = 63))]
+    pub name: String,
+    /// Why, in one word: one of the reasons of Exported, or of Accepted of a FederatedService.
+    #[schemars(length(max = 63))]
+    pub reason: String,
+    /// Why, and what to do.
+    #[schemars(length(max = 1024))]
+    pub message: String,
 }

@@ -104,8 +104,10 @@ fn world() -> World {
         });
         let object = object(Kind::FederatedService, Some("shop"), name, spec);
         let service = parse::federated_service::parse(&object, Some(&east)).unwrap();
-        world.services.insert(service.object.clone(), Arc::new(service));
+        world.declared.insert(service.object.clone(), Arc::new(service));
     }
+    let resolved = crate::plan::exports::resolve::namespace(&world, &Default::default(), "shop");
+    world.resolve("shop", resolved);
     let bad = object(Kind::FederatedService, Some("shop"), "bad", json!({}));
     world.rejected.insert(bad.key.clone(), parse::federated_service::parse(&bad, Some(&east)).unwrap_err());
     let host = "orders.shop.west.example";
@@ -198,8 +200,8 @@ fn reasons(kind: Kind, condition: &str) -> Vec<&'static str> {
         (Kind::TrustDomainPeer, "RotationSafe") => words(RotationSafeReason::ALL),
         (Kind::TrustDomainPeer, "ServicesSynced") => words(ServicesSyncedReason::ALL),
         (Kind::TrustDomainPeer, "Ready") => words(ReadyReason::ALL),
-        (Kind::FederatedService, "Accepted") => words(ServiceAcceptedReason::ALL),
-        (Kind::FederatedService, "Exported") => words(ExportedReason::ALL),
+        (Kind::FederatedService | Kind::ServiceExportRule, "Accepted") => words(ServiceAcceptedReason::ALL),
+        (Kind::FederatedService | Kind::ServiceExportRule, "Exported") => words(ExportedReason::ALL),
         (Kind::FederatedService, "ClientsEnforced") => words(ClientsEnforcedReason::ALL),
         (Kind::ImportedService, "Admitted") => words(AdmittedReason::ALL),
         (Kind::ImportedService, "Generated") => words(GeneratedReason::ALL),

@@ -163,6 +163,7 @@ impl Reading {
             }
             index.store(event);
         }
+        index.settle_exports();
         let world = index.world();
         let Some(peer) = world.peers.get(trust_domain) else {
             let unread = world.rejected.iter().find(|(_, r)| r.trust_domain.as_ref() == Some(trust_domain));

@@ -1,31 +1,31 @@
-//! FederatedService to [`Service`].
+//! FederatedService to [`DeclaredService`].
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeSet;
 
 use super::field::{self, Problem};
 use super::{names, reject, selector, spec};
-use crate::api::v1alpha1::conditions::ServiceAcceptedReason;
 use crate::api::v1alpha1::federated_service::{
-    FederatedServiceSpec, Gateway as GivenGateway, GatewayType as GivenType, Port,
+    Clients, FederatedServiceSpec, Gateway as GivenGateway, GatewayType as GivenType, Port,
+    TargetPort as GivenTarget,
 };
 use crate::api::v1alpha1::limits;
+use crate::model::cluster::TargetPort;
+use crate::model::export::{Backing, DeclaredPort, DeclaredService};
 use crate::model::name::NameError;
-use crate::model::service::{
-    Address, AppProtocol, ClientPattern, ExportedBy, ExportedPort, Gateway, GatewayAddress, GatewayType,
-};
+use crate::model::service::{Address, AppProtocol, ClientPattern, Gateway, GatewayAddress, GatewayType};
 use crate::model::world::Rejected;
-use crate::model::{NamespacedName, Object, Service, ServiceName, TrustDomain};
+use crate::model::{NamespacedName, Object, ServiceName, TrustDomain};
 
 /// Reads a FederatedService. `own` is our own trust domain, once the Workload API told it: before that, what is said about it
 /// is not checked, so the object must be read again then. Without gateways or server IDs it is well formed all the same.
 ///
 /// # Errors
 /// [`Rejected`] with the field and the rule.
-pub fn parse(object: &Object, own: Option<&TrustDomain>) -> Result<Service, Rejected> {
+pub fn parse(object: &Object, own: Option<&TrustDomain>) -> Result<DeclaredService, Rejected> {
     read(object, own).map_err(|problem| reject(object, None, problem))
 }
 
-fn read(object: &Object, own: Option<&TrustDomain>) -> Result<Service, Problem> {
+fn read(object: &Object, own: Option<&TrustDomain>) -> Result<DeclaredService, Problem> {
     names(object)?;
     let namespace = object.key.namespace.as_deref().unwrap_or_default();
     let spec: FederatedServiceSpec = spec(object)?;
@@ -33,17 +33,18 @@ fn read(object: &Object, own: Option<&TrustDomain>) -> Result<Service, Problem> 
     let ids = "spec.serverSPIFFEIDs";
     field::at_most(ids, spec.server_spiffe_ids.len(), limits::SERVER_IDS)?;
     field::at_most("spec.gateways", spec.gateways.len(), limits::GATEWAYS)?;
-    Ok(Service {
-        by: ExportedBy::FederatedService,
+    let backing = backing(&spec)?;
+    let clients_of_all = clients("spec.clients.spiffeIDs", &spec.clients, &exported_to)?;
+    Ok(DeclaredService {
         object: NamespacedName::new(namespace, &object.key.name),
         uid: object.meta.uid.clone(),
         generation: object.meta.generation,
         created: object.meta.created,
         name: service_name(object, spec.name.as_deref(), own)?,
-        workload_labels: workload_labels(&spec)?,
-        ports: ports(&spec.ports)?,
+        ports: ports(&spec.ports, &backing, &exported_to)?,
+        backing,
         tls_mode: spec.tls_mode.into(),
-        clients: clients(&spec.clients.spiffe_ids, &exported_to)?,
+        clients: clients_of_all,
         exported_to,
         server_ids: field::set(ids, &spec.server_spiffe_ids, |path, text| match own {
             Some(own) => field::spiffe_id_in(path, text, own, "our own trust domain"),
@@ -81,17 +82,16 @@ fn service_name(
     }
 }
 
-fn workload_labels(spec: &FederatedServiceSpec) -> Result<BTreeMap<String, String>, Problem> {
+fn backing(spec: &FederatedServiceSpec) -> Result<Backing, Problem> {
     let path = "spec.workloadLabels";
     match (&spec.workload_labels, &spec.service_ref) {
         (Some(labels), None) if labels.is_empty() => {
             Err(Problem::new(path, "it is empty, and would select every pod: give at least one label"))
         }
-        (Some(labels), None) => selector::labels(path, labels),
+        (Some(labels), None) => selector::labels(path, labels).map(Backing::Labels),
         (None, Some(given)) => {
-            let rule = "serviceRef is not served by this version of the agent: give workloadLabels";
-            Err(Problem::of("spec.serviceRef", &given.name, rule)
-                .because(ServiceAcceptedReason::ServiceRefNotSupported.as_str()))
+            field::dns_label("spec.serviceRef.name", &given.name)?;
+            Ok(Backing::Service(given.name.clone()))
         }
         (Some(_), Some(_)) => Err(Problem::new(path, "give either workloadLabels or serviceRef, not both")),
         (None, None) => {
@@ -100,7 +100,10 @@ fn workload_labels(spec: &FederatedServiceSpec) -> Result<BTreeMap<String, Strin
     }
 }
 
-fn exported_to(given: &[String], own: Option<&TrustDomain>) -> Result<BTreeSet<TrustDomain>, Problem> {
+pub(super) fn exported_to(
+    given: &[String],
+    own: Option<&TrustDomain>,
+) -> Result<BTreeSet<TrustDomain>, Problem> {
     let path = "spec.exportedTrustDomains";
     field::some_of(path, given.len(), limits::EXPORTED_TRUST_DOMAINS)?;
     field::set(path, given, |path, text| {
@@ -113,13 +116,14 @@ fn exported_to(given: &[String], own: Option<&TrustDomain>) -> Result<BTreeSet<T
     })
 }
 
-fn clients(
-    given: &[String],
+/// Clients, each in a trust domain that it is exported to.
+pub(super) fn clients(
+    path: &str,
+    given: &Clients,
     exported_to: &BTreeSet<TrustDomain>,
 ) -> Result<BTreeSet<ClientPattern>, Problem> {
-    let path = "spec.clients.spiffeIDs";
-    field::some_of(path, given.len(), limits::CLIENTS)?;
-    field::set(path, given, |path, text| {
+    field::some_of(path, given.spiffe_ids.len(), limits::CLIENTS)?;
+    field::set(path, &given.spiffe_ids, |path, text| {
         let pattern = field::client_pattern(path, text)?;
         if exported_to.contains(pattern.trust_domain()) {
             return Ok(pattern);
@@ -132,8 +136,15 @@ fn clients(
     })
 }
 
-fn ports(given: &[Port]) -> Result<Vec<ExportedPort>, Problem> {
-    field::some_of("spec.ports", given.len(), limits::PORTS)?;
+fn ports(
+    given: &[Port],
+    backing: &Backing,
+    exported_to: &BTreeSet<TrustDomain>,
+) -> Result<Vec<DeclaredPort>, Problem> {
+    match backing {
+        Backing::Labels(_) => field::some_of("spec.ports", given.len(), limits::PORTS)?,
+        Backing::Service(_) => field::at_most("spec.ports", given.len(), limits::PORTS)?,
+    }
     let (mut numbers, mut port_names) = (BTreeSet::new(), BTreeSet::new());
     let mut ports = Vec::with_capacity(given.len());
     for (i, given) in given.iter().enumerate() {
@@ -152,23 +163,47 @@ fn ports(given: &[Port]) -> Result<Vec<ExportedPort>, Problem> {
             let rule = format!("{port}: another port has this number: give each its own");
             return Err(Problem::new(format!("{path}.port"), rule));
         }
-        let target_port = match given.target_port {
-            Some(target) => field::port(&format!("{path}.targetPort"), target)?,
-            None => port,
-        };
-        let protocol = protocol(&path, given)?;
-        ports.push(ExportedPort { name: given.name.clone(), port, target_port, protocol, clients: None });
+        let clients_path = format!("{path}.clients.spiffeIDs");
+        ports.push(DeclaredPort {
+            name: given.name.clone(),
+            port,
+            target: target(&path, given)?,
+            protocol: protocol(&path, given)?,
+            clients: match &given.clients {
+                Some(given) => Some(clients(&clients_path, given, exported_to)?),
+                None => None,
+            },
+        });
     }
     Ok(ports)
 }
 
-/// `appProtocol`; without it what the name of the port begins with, as Istio has it; else TCP.
-fn protocol(path: &str, given: &Port) -> Result<AppProtocol, Problem> {
+fn target(path: &str, given: &Port) -> Result<Option<TargetPort>, Problem> {
+    let path = format!("{path}.targetPort");
+    match &given.target_port {
+        None => Ok(None),
+        Some(GivenTarget::Number(number)) => Ok(Some(TargetPort::Number(field::port(&path, *number)?))),
+        Some(GivenTarget::Name(name)) => {
+            let is_name = (1..=15).contains(&name.len())
+                && name.bytes().any(|b| b.is_ascii_lowercase())
+                && crate::model::name::is_dns_label(name);
+            if is_name {
+                return Ok(Some(TargetPort::Name(name.clone())));
+            }
+            let rule = "neither a number nor the name of a port: 1 to 15 of a-z, 0-9 and '-', with at least one letter and no '-' \
+                        at either end (RFC 6335)";
+            Err(Problem::of(&path, name, rule))
+        }
+    }
+}
+
+/// What `appProtocol` says. Without it the name of the port may say that it cannot be exported.
+fn protocol(path: &str, given: &Port) -> Result<Option<AppProtocol>, Problem> {
     let no_udp = "UDP cannot be exported: neither mutual TLS nor a gateway's SNI is there for it";
     if let Some(text) = &given.app_protocol {
         let path = format!("{path}.appProtocol");
         return match AppProtocol::parse(text) {
-            Some(protocol) => Ok(protocol),
+            Some(protocol) => Ok(Some(protocol)),
             None if text.eq_ignore_ascii_case("udp") => Err(Problem::of(&path, text, no_udp)),
             None => {
                 let rule = "it must be tcp, http, http2, grpc, https, tls or kubernetes.io/h2c; tcp serves any protocol \
@@ -177,9 +212,10 @@ fn protocol(path: &str, given: &Port) -> Result<AppProtocol, Problem> {
             }
         };
     }
-    AppProtocol::of_port_name(&given.name).ok_or_else(|| {
-        Problem::of(&format!("{path}.name"), &given.name, format!("it begins with udp. {no_udp}"))
-    })
+    if AppProtocol::of_port_name(&given.name).is_some() {
+        return Ok(None);
+    }
+    Err(Problem::of(&format!("{path}.name"), &given.name, format!("it begins with udp. {no_udp}")))
 }
 
 fn gateway(path: &str, given: &GivenGateway) -> Result<Gateway, Problem> {

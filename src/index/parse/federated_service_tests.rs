@@ -11,7 +11,10 @@ pub(in crate::index::parse) fn good() -> Value {
         "workloadLabels": { "app": "orders" },
         "ports": [
             { "name": "http-web", "port": 80, "targetPort": 8080 },
-            { "name": "api", "port": 81, "appProtocol": "grpc" },
+            {
+                "name": "api", "port": 81, "appProtocol": "grpc",
+                "clients": { "spiffeIDs": ["spiffe://west.example/admin"] },
+            },
         ],
         "tlsMode": "IstioMtls",
         "exportedTrustDomains": ["west.example", "north.example"],
@@ -28,7 +31,7 @@ fn td(name: &str) -> TrustDomain {
     TrustDomain::new(name).unwrap()
 }
 
-fn parse_spec(spec: Value) -> Result<Service, Rejected> {
+fn parse_spec(spec: Value) -> Result<DeclaredService, Rejected> {
     parse(&object(Kind::FederatedService, Some("shop"), "orders", spec), Some(&td("east.example")))
 }
 
@@ -38,10 +41,19 @@ fn reads_every_field() {
     assert_eq!(service.object, NamespacedName::new("shop", "orders"));
     assert_eq!((service.uid.as_str(), service.generation), ("u-1", 7));
     assert_eq!(service.name, ServiceName::new("shop", "orders-v2").unwrap());
-    assert_eq!(service.workload_labels["app"], "orders");
+    let labels = std::collections::BTreeMap::from([("app".to_owned(), "orders".to_owned())]);
+    assert_eq!(service.backing, Backing::Labels(labels));
     let ports: Vec<_> =
-        service.ports.iter().map(|p| (p.name.as_str(), p.port, p.target_port, p.protocol)).collect();
-    assert_eq!(ports, [("http-web", 80, 8080, AppProtocol::Http), ("api", 81, 81, AppProtocol::Grpc)]);
+        service.ports.iter().map(|p| (p.name.as_str(), p.port, p.target.clone(), p.protocol)).collect();
+    assert_eq!(
+        ports,
+        [("http-web", 80, Some(TargetPort::Number(8080)), None), ("api", 81, None, Some(AppProtocol::Grpc)),]
+    );
+    let of_port = service.ports[1].clients.as_ref().unwrap();
+    assert_eq!(
+        of_port.iter().map(ClientPattern::as_str).collect::<Vec<_>>(),
+        ["spiffe://west.example/admin"]
+    );
     assert_eq!(service.tls_mode, TlsMode::IstioMtls);
     assert_eq!(service.exported_to.len(), 2);
     let clients: Vec<_> = service.clients.iter().map(ClientPattern::as_str).collect();
@@ -72,35 +84,29 @@ fn what_is_left_out_has_its_default() {
     });
     let service = parse_spec(spec).unwrap();
     assert_eq!(service.name, ServiceName::new("shop", "orders").unwrap());
-    assert_eq!(service.ports[0].target_port, 80);
-    assert_eq!(service.ports[0].protocol, AppProtocol::Tcp);
+    let port = &service.ports[0];
+    assert_eq!((&port.target, &port.protocol, &port.clients), (&None, &None, &None));
     assert!(service.server_ids.is_empty() && service.gateways.is_empty(), "the plan reports what is missing");
 }
 
 #[test]
-fn a_protocol_not_given_is_read_from_the_name_of_the_port() {
-    for (name, protocol) in [
-        ("http", AppProtocol::Http),
-        ("http-web", AppProtocol::Http),
-        ("http2-web", AppProtocol::Http2),
-        ("https-web", AppProtocol::Https),
-        ("grpc", AppProtocol::Grpc),
-        ("grpc-orders", AppProtocol::Grpc),
-        ("grpc-web", AppProtocol::Http),
-        ("grpc-web-shop", AppProtocol::Http),
-        ("grpc-webhook", AppProtocol::Grpc),
-        ("tls-raw", AppProtocol::Tls),
-        ("tcp-raw", AppProtocol::Tcp),
-        ("httpx", AppProtocol::Tcp),
-        ("mongo-db", AppProtocol::Tcp),
-        ("web", AppProtocol::Tcp),
-    ] {
-        let spec = with(good(), "/ports", Some(json!([{ "name": name, "port": 80 }])));
-        assert_eq!(parse_spec(spec).unwrap().ports[0].protocol, protocol, "{name}");
-    }
-    for (given, protocol) in [("kubernetes.io/h2c", AppProtocol::Http2), ("tcp", AppProtocol::Tcp)] {
-        let spec = with(good(), "/ports/0/appProtocol", Some(json!(given)));
-        assert_eq!(parse_spec(spec).unwrap().ports[0].protocol, protocol, "what is given is what counts");
+fn a_service_stands_for_labels_and_ports() {
+    let spec = with(with(good(), "/workloadLabels", None), "/serviceRef", Some(json!({ "name": "orders" })));
+    assert_eq!(parse_spec(spec.clone()).unwrap().backing, Backing::Service("orders".to_owned()));
+    assert!(parse_spec(with(spec, "/ports", None)).unwrap().ports.is_empty());
+    let rejected = parse_spec(with(good(), "/ports", None)).unwrap_err();
+    assert!(rejected.message.contains("at least one"), "{}", rejected.message);
+}
+
+#[test]
+fn a_target_port_may_be_a_name() {
+    let target = |name: Value| {
+        let parsed = parse_spec(with(good(), "/ports/0/targetPort", Some(name)));
+        parsed.map(|service| service.ports[0].target.clone())
+    };
+    assert_eq!(target(json!("web")).unwrap(), Some(TargetPort::Name("web".to_owned())));
+    for bad in [json!("Web"), json!("8080"), json!(""), json!("a-name-that-is-long"), json!("-a")] {
+        assert!(target(bad.clone()).is_err(), "{bad}");
     }
 }
 
@@ -166,7 +172,20 @@ fn refuses_ports_and_gateways_that_break_a_rule() {
             ("/ports/1/port", Some(json!(65_536)), "spec.ports[1].port", "1 to 65535"),
             ("/ports/1/port", Some(json!("81")), "spec.ports[1].port", "invalid type"),
             ("/ports/0/targetPort", Some(json!(-1)), "spec.ports[0].targetPort", "1 to 65535"),
-            ("/ports/0/targetPort", Some(json!("web")), "spec.ports[0].targetPort", "invalid type"),
+            ("/ports/0/targetPort", Some(json!("Web")), "spec.ports[0].targetPort", "the name of a port"),
+            ("/ports/0/targetPort", Some(json!(true)), "spec.ports[0].targetPort", "did not match"),
+            (
+                "/ports/1/clients/spiffeIDs",
+                Some(json!([])),
+                "spec.ports[1].clients.spiffeIDs",
+                "at least one",
+            ),
+            (
+                "/ports/1/clients/spiffeIDs/0",
+                Some(json!("spiffe://south.example/a")),
+                "spec.ports[1].clients.spiffeIDs[0]",
+                "not in spec.exportedTrustDomains",
+            ),
             ("/ports/0/name", Some(json!("Web")), "spec.ports[0].name", "DNS label"),
             ("/ports/0/name", Some(json!("udp-dns")), "spec.ports[0].name", "UDP cannot be exported"),
             (
@@ -197,16 +216,6 @@ fn refuses_ports_and_gateways_that_break_a_rule() {
         ],
         parse_spec,
     );
-}
-
-#[test]
-fn a_service_ref_is_refused_by_name() {
-    let spec = with(good(), "/workloadLabels", None);
-    let spec = with(spec, "/serviceRef", Some(json!({ "name": "orders" })));
-    let rejected = parse_spec(spec).unwrap_err();
-    assert_eq!(rejected.reason, "ServiceRefNotSupported");
-    assert!(rejected.message.contains("not served by this version"), "{}", rejected.message);
-    assert!(rejected.message.contains("give workloadLabels"), "{}", rejected.message);
 }
 
 #[test]

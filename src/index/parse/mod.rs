@@ -14,6 +14,7 @@ pub mod mesh;
 pub mod registration;
 pub mod schema;
 pub mod selector;
+pub mod service_export_rule;
 pub mod time_span;
 pub mod trust_domain_peer;
 

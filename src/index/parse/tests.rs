@@ -158,6 +158,7 @@ fn samples() -> Vec<Object> {
     vec![
         object(Kind::TrustDomainPeer, None, "west", trust_domain_peer::tests::good()),
         object(Kind::FederatedService, Some("shop"), "orders", federated_service::tests::good()),
+        object(Kind::ServiceExportRule, None, "shop", service_export_rule::tests::good()),
         object(Kind::ImportedService, Some("entente-system"), "orders", imported_service::tests::good()),
         object(
             Kind::ClusterSpiffeId,
@@ -179,6 +180,7 @@ fn parse_as_all(object: &Object) {
     for own in [None, Some(&own)] {
         let _ = trust_domain_peer::parse(object, own);
         let _ = federated_service::parse(object, own);
+        let _ = service_export_rule::parse(object, own);
     }
     let _ = imported_service::parse(object);
     let _ = registration::parse(object);
@@ -242,7 +244,7 @@ proptest! {
 
     #[test]
     fn whatever_stands_in_an_object_it_is_read_or_rejected(
-        sample in 0..5_usize,
+        sample in 0..6_usize,
         changes in proptest::collection::vec((any::<proptest::sample::Index>(), any_json()), 1..4),
     ) {
         let mut object = samples().swap_remove(sample);

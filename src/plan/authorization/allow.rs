@@ -18,10 +18,13 @@ use super::Workloads;
 /// Marks a policy that is tried out, and denies nobody.
 const DRY_RUN: &str = "istio.io/dry-run";
 
+/// The labels that a policy wants, and the policy.
+type Selecting<'a> = (BTreeMap<&'a str, &'a str>, &'a ObjectKey);
+
 /// Others' policies that allow, by namespace.
 #[derive(Debug, Default)]
 pub struct Allows<'a> {
-    by_namespace: BTreeMap<&'a str, Vec<(BTreeMap<&'a str, &'a str>, &'a ObjectKey)>>,
+    by_namespace: BTreeMap<&'a str, Vec<Selecting<'a>>>,
     /// Istio's own namespace, whose policies hold for all.
     root: &'a str,
 }
@@ -44,7 +47,7 @@ impl<'a> Allows<'a> {
         allows
     }
 
-    fn of(&self, namespace: &str) -> impl Iterator<Item = &(BTreeMap<&'a str, &'a str>, &'a ObjectKey)> {
+    fn of(&self, namespace: &str) -> impl Iterator<Item = &Selecting<'a>> {
         let own = (namespace != self.root).then(|| self.by_namespace.get(namespace)).flatten();
         self.by_namespace.get(self.root).into_iter().chain(own).flatten()
     }

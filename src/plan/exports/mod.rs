@@ -1,12 +1,13 @@
-//! Which FederatedServices are exported, to whom, and why the others are not.
+//! Which services are exported, to whom, and why the others are not: FederatedServices, and what ServiceExportRules select.
 //!
-//! Acceptance is decided among the FederatedServices alone, the older before the younger; export also needs peers, server
+//! What they come to in the cluster is known (`resolve`). Acceptance is decided among them alone, the older before the younger; export also needs peers, server
 //! IDs, a gateway, and that nothing is in the way of what is generated for it. A service that is accepted is closed to
 //! foreign callers (`authorization`) whether or not it is exported.
 
 mod claims;
 mod policy;
 mod problem;
+pub mod resolve;
 #[cfg(test)]
 pub(in crate::plan) mod testing;
 mod way;
@@ -17,6 +18,7 @@ use std::sync::Arc;
 
 use crate::api::v1alpha1::conditions::{ClientsEnforcedReason, ExportedReason, ServiceAcceptedReason};
 use crate::istio::authorization_policy::MAX_RULES;
+use crate::model::export::Unresolved;
 use crate::model::object::Kind;
 use crate::model::service::{
     ClientPattern, DirectEndpoint, GatewayAddress, RemotePort, RemoteService, TlsMode,
@@ -105,12 +107,11 @@ pub fn exports(world: &World) -> Exports {
             "the agent has no SVID yet, so its own trust domain is unknown: nothing is exported until the Workload API \
              delivers one",
         );
-        exports.reports.extend(
-            world
-                .services
-                .iter()
-                .map(|(name, service)| (name.clone(), report_of(service, Err(unknown.clone())))),
-        );
+        let services = world.services.iter().map(|(name, service)| (name, &service.exported_to));
+        let declared = world.declared.iter().map(|(name, declared)| (name, &declared.exported_to));
+        let reports = declared.chain(services);
+        let reports = reports.map(|(name, to)| (name.clone(), report_of(to, Err(unknown.clone()))));
+        exports.reports.extend(reports);
         return exports;
     };
     let around = Around {
@@ -120,16 +121,39 @@ pub fn exports(world: &World) -> Exports {
         allows: Allows::new(world),
         peer_authentications: Others::new(world),
     };
-    for (service, accepted) in accept(world, own) {
+    for (candidate, accepted) in accept(world, own) {
         let is_accepted = accepted.is_ok();
-        let mut report = report_of(service, accepted);
-        if is_accepted {
-            export(world, own, &around, service, &mut report, &mut exports);
-            exports.accepted.insert(service.object.clone(), Arc::clone(service));
-        }
-        exports.reports.insert(service.object.clone(), report);
+        let (name, mut report) = match candidate {
+            Candidate::Service(service) => {
+                let mut report = report_of(&service.exported_to, accepted);
+                if is_accepted {
+                    export(world, own, &around, service, &mut report, &mut exports);
+                    exports.accepted.insert(service.object.clone(), Arc::clone(service));
+                }
+                (&service.object, report)
+            }
+            Candidate::Unresolved(unresolved) => {
+                let mut report = report_of(&unresolved.declared.exported_to, accepted);
+                if is_accepted {
+                    nowhere(&mut report, &ExportProblem::of_note(&unresolved.problem));
+                    report.host = unresolved.declared.name.host(own).ok();
+                }
+                (&unresolved.declared.object, report)
+            }
+        };
+        report.warnings.extend(world.notes.get(name).into_iter().flatten().map(ExportProblem::of_note));
+        exports.reports.insert(name.clone(), report);
     }
     exports
+}
+
+/// The report of what is accepted and cannot be exported.
+fn nowhere(report: &mut ExportReport, problem: &ExportProblem) {
+    report.enforced = Err(problem.clone().under(ClientsEnforcedReason::NotExported));
+    for to in report.to.values_mut() {
+        *to = Err(problem.clone());
+    }
+    report.exported = Err(problem.clone());
 }
 
 /// What services are exported into, made ready once for all of them.
@@ -202,11 +226,11 @@ fn has_clients_in(clients: &BTreeSet<ClientPattern>, td: &TrustDomain) -> bool {
     clients.iter().any(|client| client.trust_domain() == td)
 }
 
-fn report_of(service: &Service, accepted: Acceptance) -> ExportReport {
+fn report_of(to: &BTreeSet<TrustDomain>, accepted: Acceptance) -> ExportReport {
     let exported = accepted.clone().map_err(ExportProblem::from);
     ExportReport {
         enforced: accepted.clone().map_err(ExportProblem::from),
-        to: service.exported_to.iter().map(|td| (td.clone(), exported.clone())).collect(),
+        to: to.iter().map(|td| (td.clone(), exported.clone())).collect(),
         exported,
         accepted,
         warnings: Vec::new(),
@@ -216,48 +240,78 @@ fn report_of(service: &Service, accepted: Acceptance) -> ExportReport {
     }
 }
 
+/// What contends for hosts and workloads.
+#[derive(Clone, Copy)]
+enum Candidate<'a> {
+    Service(&'a Arc<Service>),
+    /// It keeps its host, for when it comes to something again.
+    Unresolved(&'a Unresolved),
+}
+
+impl<'a> Candidate<'a> {
+    /// The oldest first, and of one age in an order that does not change.
+    fn age(&self) -> impl Ord + use<'a> {
+        let (created, uid, object) = match *self {
+            Self::Service(service) => (service.created, &service.uid, &service.object),
+            Self::Unresolved(Unresolved { declared: of, .. }) => (of.created, &of.uid, &of.object),
+        };
+        (created.is_none(), created, uid, object)
+    }
+}
+
 /// The services, the oldest first, each with whether it stands beside those before it.
-fn accept<'a>(world: &'a World, own: &TrustDomain) -> Vec<(&'a Arc<Service>, Acceptance)> {
-    let mut oldest_first: Vec<&Arc<Service>> = world.services.values().collect();
-    oldest_first.sort_by_key(|s| (s.created.is_none(), s.created, &s.uid, &s.object));
+fn accept<'a>(world: &'a World, own: &TrustDomain) -> Vec<(Candidate<'a>, Acceptance)> {
+    let services = world.services.values().map(Candidate::Service);
+    let unresolved = world.unresolved.values().map(|it| Candidate::Unresolved(it.as_ref()));
+    let mut oldest_first: Vec<Candidate<'_>> = services.chain(unresolved).collect();
+    oldest_first.sort_by(|one, other| one.age().cmp(&other.age()));
     let mut among = Accepted::default();
-    oldest_first.into_iter().map(|service| (service, among.add(service, own))).collect()
+    oldest_first.into_iter().map(|candidate| (candidate, among.add(candidate, own))).collect()
 }
 
 /// What the services that were accepted so far have taken.
 #[derive(Default)]
 struct Accepted<'a> {
-    hosts: BTreeMap<&'a ServiceName, &'a NamespacedName>,
-    selectors: BTreeMap<&'a str, DisjointSelectors<'a, &'a NamespacedName>>,
+    hosts: BTreeMap<&'a ServiceName, String>,
+    selectors: BTreeMap<&'a str, DisjointSelectors<'a, &'a Service>>,
     target_ports: BTreeMap<authorization::Workloads<'a>, BTreeSet<u16>>,
 }
 
 impl<'a> Accepted<'a> {
-    fn add(&mut self, service: &'a Service, own: &TrustDomain) -> Acceptance {
-        self.stands(service, own).map_err(|(reason, cause)| {
-            ExportProblem::new(reason, format!("FederatedService {}: {cause}", service.object))
-        })
+    fn add(&mut self, candidate: Candidate<'a>, own: &TrustDomain) -> Acceptance {
+        let (name, who) = match candidate {
+            Candidate::Service(service) => (&service.name, service.to_string()),
+            Candidate::Unresolved(it) => {
+                (&it.declared.name, format!("FederatedService {}", it.declared.object))
+            }
+        };
+        let stands = self.named(name, own).and_then(|()| match candidate {
+            Candidate::Service(service) => self.stands(service),
+            Candidate::Unresolved(_) => Ok(()),
+        });
+        stands.map_err(|(reason, cause)| ExportProblem::new(reason, format!("{who}: {cause}")))?;
+        self.hosts.insert(name, who);
+        Ok(())
     }
 
-    fn stands(
-        &mut self,
-        service: &'a Service,
-        own: &TrustDomain,
-    ) -> Result<(), (ServiceAcceptedReason, String)> {
+    fn named(&self, name: &ServiceName, own: &TrustDomain) -> Result<(), (ServiceAcceptedReason, String)> {
+        name.host(own).map_err(|e| (ServiceAcceptedReason::from(&e), e.to_string()))?;
+        if let Some(winner) = self.hosts.get(name) {
+            let cause = format!(
+                "{name} is already the name of the older {winner}; give one of them another spec.name"
+            );
+            return Err((ServiceAcceptedReason::HostTaken, cause));
+        }
+        Ok(())
+    }
+
+    fn stands(&mut self, service: &'a Service) -> Result<(), (ServiceAcceptedReason, String)> {
         let targets: BTreeSet<u16> = service.ports.iter().map(|port| port.target_port).collect();
         if service.tls_mode == TlsMode::Mtls && targets.len() > 1 {
             let cause = "with tlsMode Mtls a gateway knows what is called by the SNI alone, which is the host, so a host leads \
                          to one port of the workload; export each by a FederatedService of its own, with a spec.name of its own"
                 .to_owned();
             return Err((ServiceAcceptedReason::OneTargetPort, cause));
-        }
-        service.name.host(own).map_err(|e| (ServiceAcceptedReason::from(&e), e.to_string()))?;
-        if let Some(winner) = self.hosts.get(&service.name) {
-            let cause = format!(
-                "{} is already the name of the older FederatedService {winner}; give one of them another spec.name",
-                service.name
-            );
-            return Err((ServiceAcceptedReason::HostTaken, cause));
         }
         let namespace = service.object.namespace.as_str();
         let workloads = (namespace, &service.workload_labels);
@@ -266,7 +320,7 @@ impl<'a> Accepted<'a> {
         // A rule for each port, and one for all others.
         if ports.len() >= MAX_RULES {
             let cause = format!(
-                "with the others of the same workloadLabels it exports {} ports, and one AuthorizationPolicy holds the \
+                "with the others of the same selector it exports {} ports, and one AuthorizationPolicy holds the \
                  rules of at most {}; export fewer",
                 ports.len(),
                 MAX_RULES - 1
@@ -274,14 +328,13 @@ impl<'a> Accepted<'a> {
             return Err((ServiceAcceptedReason::TooManyPorts, cause));
         }
         let disjoint = self.selectors.entry(namespace).or_default();
-        disjoint.insert(&service.workload_labels, &service.object).map_err(|winner| {
+        disjoint.insert(&service.workload_labels, service).map_err(|winner| {
             let cause = format!(
-                "spec.workloadLabels can select the same pods as those of the older FederatedService {winner}, and \
-                 policies that deny would add up; make them equal, or give one label different values in the two"
+                "its selector can select the same pods as that of the older {winner}, and policies that deny would add up; make \
+                 them equal, or give one label different values in the two"
             );
             (ServiceAcceptedReason::SelectorOverlaps, cause)
         })?;
-        self.hosts.insert(&service.name, &service.object);
         self.target_ports.insert(workloads, ports);
         Ok(())
     }
@@ -427,9 +480,9 @@ fn with_server_ids(service: &Service, own: &TrustDomain) -> Result<(), ExportPro
         return Err(ExportProblem::new(
             ExportedReason::NoServerIds,
             format!(
-                "FederatedService {}: importers pin the server's SPIFFE IDs and none is known; list them in \
-                 spec.serverSPIFFEIDs",
-                service.object
+                "{service}: importers pin the server's SPIFFE IDs and none is known: none is given, and no pod with the labels \
+                 {} is there; start the pods, or list the IDs in spec.serverSPIFFEIDs of a FederatedService",
+                in_words(&service.workload_labels)
             ),
         ));
     }
@@ -437,13 +490,17 @@ fn with_server_ids(service: &Service, own: &TrustDomain) -> Result<(), ExportPro
         Some(id) => Err(ExportProblem::new(
             ExportedReason::ForeignServerId,
             format!(
-                "FederatedService {}: {id} in spec.serverSPIFFEIDs is not in our own trust domain {own}; importers would \
-                 refuse it",
-                service.object
+                "{service}: {id} in spec.serverSPIFFEIDs is not in our own trust domain {own}; importers would refuse it"
             ),
         )),
         None => Ok(()),
     }
+}
+
+/// A few labels, for a message.
+fn in_words(labels: &BTreeMap<String, String>) -> String {
+    let few: Vec<String> = labels.iter().take(4).map(|(key, value)| format!("{key}={value}")).collect();
+    few.join(",")
 }
 
 /// Refuses the host where someone else's object served it first; a younger one is named.

@@ -36,16 +36,14 @@ pub(super) fn gate(
 /// Whether the policy of the service's selector stands in the store, and its last write went well.
 pub(super) fn in_place(world: &World, service: &Service) -> Result<(), ExportProblem<ClientsEnforcedReason>> {
     let (key, reason) = (key(service), ClientsEnforcedReason::PolicyNotInPlace);
-    let of = &service.object;
     if let Some(failure) = world.failures.get(&key) {
-        let message = format!("FederatedService {of}: {key} cannot be written: {failure}");
+        let message = format!("{service}: {key} cannot be written: {failure}");
         return Err(ExportProblem::new(reason, message));
     }
     if is_ours(world, &key) {
         return Ok(());
     }
-    let message =
-        format!("FederatedService {of}: {key}, which holds callers to spec.clients, is not there yet");
+    let message = format!("{service}: {key}, which holds callers to spec.clients, is not there yet");
     if is_out(world, service) {
         let message = format!("{message} though the service is exported; it is being written");
         return Err(ExportProblem::new(reason, message));

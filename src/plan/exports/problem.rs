@@ -2,6 +2,7 @@
 
 use crate::api::v1alpha1::conditions::{ClientsEnforcedReason, ExportedReason, ServiceAcceptedReason};
 use crate::model::condition::Truth;
+use crate::model::export::Note;
 
 /// Why a condition is not true; `R` are the reasons of that condition.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -24,6 +25,13 @@ impl<R> ExportProblem<R> {
 
     pub(super) fn under<S>(self, reason: S) -> ExportProblem<S> {
         ExportProblem { reason, status: self.status, message: self.message }
+    }
+}
+
+impl ExportProblem {
+    /// What was found when the declaration was held against the cluster.
+    pub(super) fn of_note(note: &Note) -> Self {
+        Self::new(note.reason, note.message.clone())
     }
 }
 

@@ -188,12 +188,13 @@ fn a_refused_service_takes_nothing() {
     let mut older = cart();
     older.object.name = "older".to_owned();
     older.created = Some(at(-1_000));
-    older.tls_mode = TlsMode::Mtls;
-    let other = ExportedPort { name: "b".to_owned(), port: 1, target_port: 2, ..older.ports[0].clone() };
-    older.ports.push(other);
-    let exports = exports(&base().with_service(older).with_service(cart()));
-    assert_eq!(reason(&report(&exports, "older").accepted), "OneTargetPort");
-    assert!(report(&exports, "cart").exported.is_ok());
+    older.workload_labels = labels(&[("app", "older"), ("tier", "web")]);
+    let mut oldest = service("shop", "oldest", "east.example");
+    oldest.workload_labels = labels(&[("app", "older")]);
+    oldest.created = Some(at(-2_000));
+    let exports = exports(&base().with_service(oldest).with_service(older).with_service(cart()));
+    assert_eq!(reason(&report(&exports, "older").accepted), "SelectorOverlaps");
+    assert!(report(&exports, "cart").exported.is_ok(), "its host is free");
 }
 
 #[test]

@@ -4,7 +4,7 @@ use crate::istio::gateway::{Server, ServerTls, ServerTlsMode};
 use crate::istio::service_entry::{Location, Resolution, WorkloadSelector};
 use crate::istio::virtual_service::{Destination, PortSelector, Route, TlsMatch, TlsRoute};
 use crate::istio::{GatewaySpec, Port, ServiceEntrySpec, VirtualServiceSpec};
-use crate::model::object::{Kind, Object, ObjectKey};
+use crate::model::object::{ANNOTATION_SERVER_IDS, Kind, Object, ObjectKey};
 use crate::model::service::{AppProtocol, ExportedPort, TlsMode};
 use crate::model::{Service, World};
 use crate::plan::exports::Export;
@@ -67,7 +67,10 @@ pub fn alias(world: &World, export: &Export) -> Object {
         workload_selector: Some(WorkloadSelector { labels: service.workload_labels.clone() }),
         ..ServiceEntrySpec::default()
     };
-    owned(world, service, alias_key(service, &export.host), &spec)
+    let mut alias = owned(world, service, alias_key(service, &export.host), &spec);
+    let ids: Vec<String> = service.server_ids.iter().map(ToString::to_string).collect();
+    alias.meta.annotations.insert(ANNOTATION_SERVER_IDS.to_owned(), ids.join(","));
+    alias
 }
 
 /// The Gateway: on each port that a gateway of the service listens on, a server that passes this host through and no other.

@@ -10,7 +10,7 @@ use crate::model::service::{Outcome, RemoteService};
 use crate::model::{NamespacedName, Service, ServiceName, TrustDomain, World};
 
 use super::exports::{self, Export, ExportReport, Exports};
-use super::generated::{label_value, source, source_of};
+use super::generated::{label_value, source_of};
 use super::imports::{self, ImportReport};
 use super::{authorization, generated, istio, mesh};
 
@@ -131,7 +131,8 @@ fn retain(
         .filter(|td| silent.contains(td))
         .collect();
     let mut services = held;
-    services.extend(sources(&unreadable, Kind::FederatedService));
+    let declares = |key: &&&ObjectKey| matches!(key.kind, Kind::FederatedService | Kind::ServiceExportRule);
+    services.extend(unreadable.iter().filter(declares).map(|key| source_of(key)));
     let is_kept = |object: &Object, objects: &BTreeMap<ObjectKey, Object>| {
         let peer = object.meta.labels.get(LABEL_PEER);
         let is_silent = peer.is_some_and(|peer| silent.contains(peer));
@@ -184,12 +185,6 @@ fn imports_of(sources: &str) -> impl Iterator<Item = ObjectKey> {
         let key = ObjectKey::namespaced(Kind::ImportedService, parts.next()?, parts.next()?);
         is_import.then_some(key)
     })
-}
-
-fn sources(keys: &BTreeSet<&ObjectKey>, kind: Kind) -> BTreeSet<String> {
-    let keys = keys.iter().filter(|key| key.kind == kind);
-    keys.filter_map(|key| Some(source(kind, &NamespacedName::new(key.namespace.clone()?, &key.name))))
-        .collect()
 }
 
 /// An observed object as a desired one.

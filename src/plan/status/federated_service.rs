@@ -6,36 +6,74 @@ use serde_json::{Map, Value, json};
 
 use crate::api::v1alpha1::conditions::{ClientsEnforcedReason, ExportedReason, ServiceAcceptedReason};
 use crate::model::condition::{Condition, Truth};
-use crate::model::service::{Outcome, TlsMode};
+use crate::model::service::{ExportedBy, Outcome, TlsMode};
 use crate::model::session::CatalogueVersion;
-use crate::model::{Service, TrustDomain, World};
+use crate::model::{NamespacedName, Service, ServiceName, TrustDomain, World};
 use crate::plan::exports::{ExportProblem, ExportReport};
 
+/// A FederatedService, whether or not it comes to anything.
+#[derive(Clone, Copy, Debug)]
+pub struct Subject<'a> {
+    pub object: &'a NamespacedName,
+    pub uid: &'a str,
+    pub generation: i64,
+    pub name: &'a ServiceName,
+    pub tls_mode: TlsMode,
+    /// What it comes to.
+    pub service: Option<&'a Service>,
+}
+
+impl<'a> Subject<'a> {
+    /// The FederatedService of this name. `None` for a Service that a rule exports.
+    #[must_use]
+    pub fn of(world: &'a World, name: &NamespacedName) -> Option<Self> {
+        if let Some(service) = world.services.get(name) {
+            return (service.by == ExportedBy::FederatedService).then(|| Self::of_service(service));
+        }
+        let declared = world.declared.get(name)?;
+        Some(Self {
+            object: &declared.object,
+            uid: &declared.uid,
+            generation: declared.generation,
+            name: &declared.name,
+            tls_mode: declared.tls_mode,
+            service: None,
+        })
+    }
+
+    /// What is exported.
+    #[must_use]
+    pub fn of_service(service: &'a Service) -> Self {
+        Self {
+            object: &service.object,
+            uid: &service.uid,
+            generation: service.generation,
+            name: &service.name,
+            tls_mode: service.tls_mode,
+            service: Some(service),
+        }
+    }
+}
+
 /// What one importer did with the present state of the export.
-enum Answer<'a> {
+pub(super) enum Answer<'a> {
     NotOffered(&'a ExportProblem),
     Pending,
     Imported,
     Refused { reason: &'a str, message: &'a str },
 }
 
-/// The conditions, and the rest of the status as fields of it: `host`, `gatewayEntries`, `exportedTo`. `offered` holds the
+/// The conditions, and the rest of the status as fields of it: `host`, `gatewayEntries`,
+/// `serverSPIFFEIDs`, `imported`, `exportedTo`. `offered` holds the
 /// version of the catalogue that each peer is offered now: an answer to another one is no answer.
 #[must_use]
 pub fn status(
     world: &World,
-    service: &Service,
+    service: &Subject<'_>,
     report: &ExportReport,
     offered: &BTreeMap<TrustDomain, CatalogueVersion>,
 ) -> (Vec<Condition>, Value) {
-    let answers: BTreeMap<&TrustDomain, Answer<'_>> = report
-        .to
-        .iter()
-        .map(|(td, result)| match result {
-            Err(problem) => (td, Answer::NotOffered(problem)),
-            Ok(()) => (td, answer(world, service, td, offered)),
-        })
-        .collect();
+    let answers = answers(world, service.name, report, offered);
     let conditions = vec![accepted(service, report), exported(report, &answers), enforced(service, report)];
     let mut rest = Map::new();
     if let Some(host) = &report.host {
@@ -50,20 +88,42 @@ pub fn status(
         })
         .collect();
     rest.insert("gatewayEntries".to_owned(), gateways.into());
+    let imported = answers.values().filter(|answer| matches!(answer, Answer::Imported)).count();
+    rest.insert("imported".to_owned(), json!(format!("{imported}/{}", answers.len())));
+    if let Some(service) = service.service {
+        let ids: Vec<String> = service.server_ids.iter().map(ToString::to_string).collect();
+        if !ids.is_empty() {
+            rest.insert("serverSPIFFEIDs".to_owned(), json!(ids));
+        }
+    }
     let exported_to: Vec<Value> = answers.iter().map(|(td, answer)| entry(td, answer)).collect();
     rest.insert("exportedTo".to_owned(), exported_to.into());
     (conditions, Value::Object(rest))
 }
 
+/// What each importer did.
+pub(super) fn answers<'a>(
+    world: &'a World,
+    name: &ServiceName,
+    report: &'a ExportReport,
+    offered: &BTreeMap<TrustDomain, CatalogueVersion>,
+) -> BTreeMap<&'a TrustDomain, Answer<'a>> {
+    let of = |(td, result): (&'a TrustDomain, &'a Result<(), ExportProblem>)| match result {
+        Err(problem) => (td, Answer::NotOffered(problem)),
+        Ok(()) => (td, answer(world, name, td, offered)),
+    };
+    report.to.iter().map(of).collect()
+}
+
 fn answer<'a>(
     world: &'a World,
-    service: &Service,
+    name: &ServiceName,
     td: &TrustDomain,
     offered: &BTreeMap<TrustDomain, CatalogueVersion>,
 ) -> Answer<'a> {
     let acknowledged = world.sessions.get(td).and_then(|session| session.acknowledged.as_ref());
     let of_now = acknowledged.filter(|ack| offered.get(td) == Some(&ack.version));
-    match of_now.and_then(|ack| ack.outcomes.get(&service.name)) {
+    match of_now.and_then(|ack| ack.outcomes.get(name)) {
         None => Answer::Pending,
         Some(Outcome::Imported) => Answer::Imported,
         Some(Outcome::Refused { reason, message }) => Answer::Refused { reason, message },
@@ -84,7 +144,7 @@ fn entry(td: &TrustDomain, answer: &Answer<'_>) -> Value {
     entry
 }
 
-fn accepted(service: &Service, report: &ExportReport) -> Condition {
+fn accepted(service: &Subject<'_>, report: &ExportReport) -> Condition {
     match &report.accepted {
         Ok(()) => Condition::new(
             "Accepted",
@@ -97,7 +157,7 @@ fn accepted(service: &Service, report: &ExportReport) -> Condition {
 }
 
 /// True where every trust domain has imported it.
-fn exported(report: &ExportReport, answers: &BTreeMap<&TrustDomain, Answer<'_>>) -> Condition {
+pub(super) fn exported(report: &ExportReport, answers: &BTreeMap<&TrustDomain, Answer<'_>>) -> Condition {
     if let Err(problem) = &report.exported {
         return with_warnings(refused("Exported", problem), report);
     }
@@ -145,7 +205,7 @@ fn with_warnings(mut condition: Condition, report: &ExportReport) -> Condition {
     condition
 }
 
-fn enforced(service: &Service, report: &ExportReport) -> Condition {
+fn enforced(service: &Subject<'_>, report: &ExportReport) -> Condition {
     let kind = "ClientsEnforced";
     match (&report.enforced, service.tls_mode) {
         (_, TlsMode::Mtls) => Condition::new(

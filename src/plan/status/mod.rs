@@ -6,6 +6,7 @@ pub mod federated_service;
 pub mod imported_service;
 mod peer_bundle;
 mod peer_details;
+pub mod service_export_rule;
 #[cfg(test)]
 mod service_tests;
 pub mod trust_domain_peer;
@@ -136,7 +137,8 @@ pub fn stored_condition(stored: Option<&Value>, kind: &'static str) -> Option<(T
 /// The statuses of objects that cannot be used: `Accepted=False`, and what was known of them before stays.
 #[must_use]
 pub fn rejected(world: &World) -> BTreeMap<ObjectKey, StatusWrite> {
-    let ours = [Kind::TrustDomainPeer, Kind::FederatedService, Kind::ImportedService];
+    let ours =
+        [Kind::TrustDomainPeer, Kind::FederatedService, Kind::ServiceExportRule, Kind::ImportedService];
     world
         .rejected
         .iter()
@@ -212,14 +214,21 @@ pub fn services(
     let offered = links.iter().map(|(td, link)| (td.clone(), link.catalogue.version)).collect();
     let mut writes = BTreeMap::new();
     for (name, report) in &services.export_reports {
-        let Some(service) = world.services.get(name) else { continue };
+        let Some(service) = federated_service::Subject::of(world, name) else { continue };
         let key = ObjectKey::namespaced(Kind::FederatedService, &name.namespace, &name.name);
         // Its last good version is in use still, but what is said is what is wrong with it now.
         if world.rejected.contains_key(&key) {
             continue;
         }
-        let computed = federated_service::status(world, service, report, &offered);
-        write(world, &mut writes, key, (&service.uid, service.generation), computed);
+        let computed = federated_service::status(world, &service, report, &offered);
+        write(world, &mut writes, key, (service.uid, service.generation), computed);
+    }
+    let of_rules = service_export_rule::statuses(world, &services.export_reports, &offered);
+    for (rule, computed) in of_rules {
+        let key = ObjectKey::cluster(Kind::ServiceExportRule, &rule.name);
+        if !world.rejected.contains_key(&key) {
+            write(world, &mut writes, key, (&rule.uid, rule.generation), computed);
+        }
     }
     for (name, report) in &services.import_reports {
         let Some(imported) = world.imported.get(name) else { continue };

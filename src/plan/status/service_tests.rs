@@ -4,11 +4,13 @@ use std::sync::Arc;
 use crate::api::v1alpha1::conditions::{ClientsEnforcedReason, ExportedReason, ServiceAcceptedReason};
 use crate::model::condition::{Condition, Truth};
 use crate::model::object::Kind;
-use crate::model::service::{ExportedPort, Outcome, TlsMode};
+use crate::model::service::Outcome;
 use crate::model::session::{Acknowledgement, LinkState};
 use crate::model::{NamespacedName, Service, ServiceName, World};
 use crate::plan::exports::testing::with_policies;
-use crate::plan::fixtures::{WorldExt as _, cart, client, peer, remote_cart, session, td, world};
+use crate::plan::fixtures::{
+    WorldExt as _, at, cart, client, peer, remote_cart, service, session, td, world,
+};
 use crate::plan::services::services;
 
 use super::*;
@@ -32,7 +34,8 @@ fn status_of(world: &World) -> (Vec<Condition>, serde_json::Value) {
     let plan = services(world, &BTreeSet::new());
     let name = NamespacedName::new("shop", "cart");
     let offered = BTreeMap::from([(td("east.example"), NOW)]);
-    federated_service::status(world, &world.services[&name], &plan.export_reports[&name], &offered)
+    let subject = federated_service::Subject::of(world, &name).unwrap();
+    federated_service::status(world, &subject, &plan.export_reports[&name], &offered)
 }
 
 fn brief(conditions: &[Condition]) -> Vec<(&str, Truth, &str)> {
@@ -74,6 +77,8 @@ fn an_export_is_what_the_importer_says() {
         assert_eq!(entry["reason"].as_str(), why);
         assert_eq!(rest["gatewayEntries"][0]["type"], "istio-eastwestgateway");
         assert_eq!(rest["host"], "cart.shop.west.example");
+        assert_eq!(rest["imported"], if outcome == "Imported" { "1/1" } else { "0/1" });
+        assert_eq!(rest["serverSPIFFEIDs"][0], "spiffe://west.example/ns/shop/sa/cart");
     }
 }
 
@@ -91,20 +96,21 @@ fn a_trust_domain_without_a_peer_is_named_beside_one_that_imported() {
 
 #[test]
 fn a_refused_service_says_so_in_every_condition() {
-    let mut mtls = cart();
-    mtls.tls_mode = TlsMode::Mtls;
-    let other = ExportedPort { name: "b".to_owned(), port: 1, target_port: 2, ..mtls.ports[0].clone() };
-    mtls.ports.push(other);
-    let (conditions, rest) = status_of(&world_with(&mtls, None));
+    let mut older = service("shop", "older", "east.example");
+    older.name = cart().name;
+    older.created = Some(at(-1_000));
+    let (conditions, rest) = status_of(&world_with(&cart(), None).with_service(older));
     assert_eq!(
         brief(&conditions),
         [
-            ("Accepted", Truth::False, "OneTargetPort"),
+            ("Accepted", Truth::False, "HostTaken"),
             ("Exported", Truth::False, "NotAccepted"),
-            ("ClientsEnforced", Truth::False, "ApplicationTerminatesTLS"),
+            ("ClientsEnforced", Truth::False, "NotAccepted"),
         ]
     );
+    assert!(conditions[0].message.contains("older FederatedService shop/older"), "{}", conditions[0].message);
     assert_eq!(rest["gatewayEntries"], serde_json::json!([]));
+    assert_eq!(rest["imported"], "0/1");
 }
 
 #[test]

@@ -7,10 +7,6 @@ reasons! {
         Accepted,
         /// A field breaks a rule; the message names both. Mend the field.
         Invalid,
-        /// `serviceRef` is not served by this version of the agent. Give `workloadLabels`.
-        ServiceRefNotSupported,
-        /// This `tlsMode` is not served by this version of the agent, or not by this mesh; the message says which is.
-        TlsModeNotSupported,
         /// With `tlsMode: Mtls` it has ports that lead to several ports of the workload, and only the host would tell them apart.
         /// Export each by a FederatedService of its own, with another `name`.
         OneTargetPort,
@@ -21,10 +17,10 @@ reasons! {
         /// With the others of the same `workloadLabels` it exports more ports than one AuthorizationPolicy has rules for. Export
         /// fewer.
         TooManyPorts,
-        /// An older FederatedService has the same host; the message names it. Set another `name`.
+        /// An older one has the same host; the message names it. Set another `name`.
         HostTaken,
-        /// An older FederatedService selects some of the same pods by another selector; the message names it. Give both the same
-        /// `workloadLabels`, or labels that no pod can have together.
+        /// An older one selects some of the same pods by another selector; the message names it. Give both the same selector, or
+        /// labels that no pod can have together.
         SelectorOverlaps,
         /// Unknown: the Workload API has not told our own trust domain yet.
         NoIdentity,
@@ -38,8 +34,39 @@ reasons! {
         Exported,
         /// See Accepted.
         NotAccepted,
-        /// No server ID is known: give `serverSPIFFEIDs`. Importers would have nothing to pin.
+        /// No server ID is known: none is given, and no pod is there that has one. Give `serverSPIFFEIDs`, or start the pods.
+        /// Importers would have nothing to pin.
         NoServerIds,
+        /// The pods have more SPIFFE IDs than importers take. Give those of the servers as `serverSPIFFEIDs`.
+        TooManyServerIds,
+        /// The Service in `serviceRef` is not there. Create it; until then what it was exported as is withdrawn.
+        ServiceNotFound,
+        /// The Service selects no pods by labels. Give it a selector, or give `workloadLabels`.
+        ServiceHasNoSelector,
+        /// The Service has no TCP port, and nothing else can be exported.
+        NoTcpPort,
+        /// The Service has more TCP ports than importers take. Give those to export as `ports`.
+        TooManyPorts,
+        /// The Service has no port of this number. Give `targetPort`, or mend `port`.
+        PortNotFound,
+        /// The port is not TCP: nothing else can be exported. Take it out; where all of a Service is exported, its other ports are.
+        PortNotTcp,
+        /// No selected pod has a TCP port of the name in `targetPort`. Start the pods, name the port, or give its number.
+        TargetPortUnknown,
+        /// The selected pods have unequal numbers for the port named in `targetPort`, and Istio takes one. Make them equal. What is
+        /// exported already stays with the number it has.
+        TargetPortUnequal,
+        /// Of a rule: it selects no Service.
+        NothingSelected,
+        /// Of a rule: none of the Services that it selects is exported; `status.skipped` says why.
+        NothingExported,
+        /// Of a Service that a rule selects: a FederatedService declares it, and wins over every rule.
+        LeftToFederatedService,
+        /// Of a Service that a rule selects: an older rule exports it.
+        LeftToOlderRule,
+        /// Of a Service that a rule selects: it is in a namespace of Kubernetes, Istio or the agent, out of which no rule exports.
+        /// Write a FederatedService for it.
+        SystemNamespace,
         /// A server ID lies outside our own trust domain, and importers would refuse it. Mend `serverSPIFFEIDs`.
         ForeignServerId,
         /// No gateway is known: install the one that carries this `tlsMode`, name its Service to the agent, or give `gateways`.
@@ -94,6 +121,8 @@ reasons! {
         PolicyNotInPlace,
         /// See Accepted: nothing is enforced for a FederatedService that is not.
         NotAccepted,
+        /// See Exported: there is nothing to enforce, since what is to be exported is not known.
+        NotExported,
         /// Unknown: the Workload API has not told our own trust domain yet.
         NoIdentity,
     }

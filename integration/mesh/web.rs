@@ -331,7 +331,8 @@ fn sidecar() -> Value {
 }
 
 fn headless() -> Value {
-    let port = |one: &Spoken| json!({"name": one.protocol, "appProtocol": one.protocol, "port": one.target_port, "targetPort": one.target_port});
+    // Ports of its own: sidecars listen for those of Services themselves here, where the server would be.
+    let port = |one: &Spoken| json!({"name": one.protocol, "appProtocol": one.protocol, "port": one.target_port + 100, "targetPort": one.target_port});
     json!({
         "apiVersion": "v1",
         "kind": "Service",

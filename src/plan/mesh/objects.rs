@@ -113,7 +113,7 @@ pub(super) fn allows(world: &World, exports: &Exports) -> Vec<Allow> {
             continue;
         }
         let namespace = key.namespace.as_deref().unwrap_or_default();
-        let labels = &spec["selector"]["matchLabels"];
+        let labels = spec.pointer("/selector/matchLabels").unwrap_or(&Value::Null);
         let may_select = |service: &&Arc<Service>| may_overlap(labels, service);
         let selects: BTreeSet<NamespacedName> = if namespace == world.settings.istio_namespace {
             everywhere().filter(may_select).map(|service| service.object.clone()).collect()
@@ -145,7 +145,8 @@ fn others(world: &World, kind: Kind) -> impl Iterator<Item = (&ObjectKey, &Arc<O
 /// are all below.
 fn exposed<'a>(gateway: &'a Object, services: &str) -> Option<&'a str> {
     let servers = items(&gateway.spec()?["servers"]);
-    let passing = servers.filter(|server| server["tls"]["mode"] == "AUTO_PASSTHROUGH");
+    let passing =
+        servers.filter(|server| server.pointer("/tls/mode").is_some_and(|mode| mode == "AUTO_PASSTHROUGH"));
     passing
         .flat_map(|server| items(&server["hosts"]))
         .filter_map(Value::as_str)

@@ -53,4 +53,5 @@ mod proxy;
 mod setup;
 mod three;
 mod traffic;
+mod web;
 mod workload;

@@ -12,6 +12,7 @@ use prometheus_client::metrics::gauge::Gauge;
 use prometheus_client::registry::Registry;
 use serde_json::Value;
 
+use crate::api::v1alpha1::conditions::ConditionType;
 use crate::model::object::Kind;
 use crate::model::{Peer, TrustDomain, World};
 use crate::plan::{alarms, rotation};
@@ -179,6 +180,12 @@ impl Metrics {
             let key = crate::model::ObjectKey::cluster(Kind::TrustDomainPeer, &peer.object);
             let conditions =
                 world.statuses.get(&key).and_then(|s| s.get("conditions")).and_then(Value::as_array);
+            let mesh = ConditionType::MeshReady.as_str();
+            if !conditions.into_iter().flatten().any(|condition| condition["type"] == mesh) {
+                // The one that a peer may lose: what it was last is not what it is.
+                let (trust_domain, condition) = (trust_domain.to_string(), mesh.to_owned());
+                self.conditions.remove(&ConditionLabels { trust_domain, condition });
+            }
             for condition in conditions.into_iter().flatten() {
                 let field = |name: &str| condition.get(name).and_then(Value::as_str).unwrap_or_default();
                 let value = match field("status") {

@@ -98,7 +98,7 @@ pub fn sds_names(object: &Object) -> Option<SdsNames> {
 
 /// The value of a setting in HCL or in its JSON form: `name = "value"` or `"name": "value"`, outside comments.
 fn setting(text: &str, name: &str) -> Option<String> {
-    text.lines().filter_map(|line| in_line(without_comment(line), name)).last().map(str::to_owned)
+    text.lines().filter_map(|line| in_line(without_comment(line), name)).next_back().map(str::to_owned)
 }
 
 fn in_line<'a>(line: &'a str, name: &str) -> Option<&'a str> {

@@ -29,9 +29,8 @@ use crate::model::{NamespacedName, ObjectKey, Service, ServiceName, TrustDomain,
 
 use super::gateways::{Gateways, Pods, endpoints};
 use super::memo::{Exported, Memo};
-use super::mesh::workloads::Workloads;
 use super::selectors::DisjointSelectors;
-use super::{authorization, diff, generated, istio};
+use super::{authorization, diff, generated, istio, mesh};
 use authorization::Allows;
 use claims::Claims;
 use istio::peer_authentication::{self, Others};
@@ -123,7 +122,6 @@ pub fn exports(world: &World) -> Exports {
         claims: Claims::new(world),
         allows: Allows::new(world),
         peer_authentications: Others::new(world),
-        workloads: Workloads::of(world, world.services.values().map(AsRef::as_ref)),
     };
     for (candidate, accepted) in accept(world, own) {
         let is_accepted = accepted.is_ok();
@@ -168,7 +166,6 @@ struct Around<'a> {
     claims: Claims<'a>,
     allows: Allows<'a>,
     peer_authentications: Others<'a>,
-    workloads: Workloads<'a>,
 }
 
 /// What each peer is offered: with the clients that are in its own trust domain. Peers that are offered nothing have no
@@ -370,7 +367,7 @@ fn export<'a>(
         .and_then(|()| policy::in_place(world, service));
     report.exported = possible.and_then(|()| {
         with_server_ids(service, own)?;
-        on_spire(service, &around.workloads)?;
+        on_spire(world, around, service)?;
         if way.gateways.is_empty() {
             return Ok(());
         }
@@ -457,9 +454,12 @@ fn needed_kinds(world: &World, mode: TlsMode) -> Result<(), ExportProblem> {
 }
 
 /// Only a sidecar with SPIRE's certificates can end `IstioMtls`. Where no pod is known, nothing speaks against it.
-fn on_spire(service: &Service, workloads: &Workloads<'_>) -> Result<(), ExportProblem> {
+fn on_spire<'a>(world: &'a World, around: &Around<'a>, service: &Service) -> Result<(), ExportProblem> {
     let problem = match service.tls_mode {
-        TlsMode::IstioMtls => workloads.certificates(service).problem(),
+        TlsMode::IstioMtls => {
+            let pods = around.pods.get_or_init(|| Pods::new(world));
+            mesh::workloads::certificates(pods, service).problem()
+        }
         TlsMode::Mtls => None,
     };
     match problem {

@@ -11,7 +11,12 @@ const OLDEST: Version = Version::new(1, 22, 0);
 const ALLOCATES: Version = Version::new(1, 25, 0);
 
 /// What is found for one peer.
-pub(super) fn findings(world: &World, mesh: &Mesh, peer: &TrustDomain, exchange: &Exchange) -> Vec<Finding> {
+pub(super) fn findings(
+    world: &World,
+    mesh: &Mesh,
+    peer: &TrustDomain,
+    exchange: &Exchange<'_>,
+) -> Vec<Finding> {
     let mut found = Vec::new();
     if let Some(config) = mesh.config.there() {
         found.extend(trust(world, mesh, config, peer, exchange));
@@ -45,13 +50,13 @@ fn trust(
     mesh: &Mesh,
     config: &MeshConfig,
     peer: &TrustDomain,
-    exchange: &Exchange,
+    exchange: &Exchange<'_>,
 ) -> Vec<Finding> {
     let mut found = Vec::new();
     let place = format!("key `mesh` of ConfigMap {}", config.object);
     let is_alias = config.aliases.contains(peer);
     let is_let_in = is_alias || config.ca_trust_domains.contains(peer) || skips_trust_domains(mesh);
-    let exports = !exchange.exported.is_empty();
+    let exports = exchange.exports;
     if exports && !is_let_in {
         found.push(Finding::new(
             Severity::Breaks,
@@ -86,7 +91,7 @@ fn trust(
 }
 
 /// Whether clients can resolve the names of imported services.
-fn dns(mesh: &Mesh, config: &MeshConfig, peer: &TrustDomain, exchange: &Exchange) -> Option<Finding> {
+fn dns(mesh: &Mesh, config: &MeshConfig, peer: &TrustDomain, exchange: &Exchange<'_>) -> Option<Finding> {
     if !exchange.imports {
         return None;
     }

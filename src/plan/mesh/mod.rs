@@ -89,18 +89,18 @@ impl Report {
 
 /// What one peer has to do with services.
 #[derive(Debug, Default)]
-struct Exchange {
-    /// FederatedServices that go to it by `IstioMtls`.
-    exported: BTreeSet<NamespacedName>,
+struct Exchange<'a> {
+    /// Whether services go to it by `IstioMtls`.
+    exports: bool,
     /// Such as would, were their workloads on SPIRE.
-    not_on_spire: BTreeSet<NamespacedName>,
+    not_on_spire: BTreeSet<&'a NamespacedName>,
     /// Whether services are imported from it.
     imports: bool,
 }
 
-impl Exchange {
+impl Exchange<'_> {
     fn is_some(&self) -> bool {
-        self.imports || !self.exported.is_empty() || !self.not_on_spire.is_empty()
+        self.imports || self.exports || !self.not_on_spire.is_empty()
     }
 }
 
@@ -116,7 +116,7 @@ pub fn report(world: &World, exports: &Exports) -> Report {
         .map(|(peer, exchange)| {
             let mut found = config::findings(world, mesh, peer, exchange);
             found.extend(wide.iter().cloned());
-            found.extend(allows.iter().filter_map(|allow| allow.for_any(&exchange.exported)));
+            found.extend(allows.iter().filter_map(|allow| allow.for_peer(exports, peer)));
             found.extend(workloads(world, exchange));
             found.sort_by_key(|finding| (finding.severity, finding.reason));
             (peer.clone(), found)
@@ -134,13 +134,13 @@ const fn is_read(mesh: &Mesh) -> bool {
         || matches!(mesh.spire_agents, Seen::Unread))
 }
 
-fn exchanges(world: &World, exports: &Exports) -> BTreeMap<TrustDomain, Exchange> {
-    let mut all: BTreeMap<TrustDomain, Exchange> =
+fn exchanges<'a>(world: &World, exports: &'a Exports) -> BTreeMap<TrustDomain, Exchange<'a>> {
+    let mut all: BTreeMap<TrustDomain, Exchange<'_>> =
         world.peers.keys().map(|peer| (peer.clone(), Exchange::default())).collect();
     for export in exports.exported.values().filter(|one| one.service.tls_mode == TlsMode::IstioMtls) {
         for peer in &export.to {
             if let Some(exchange) = all.get_mut(peer) {
-                exchange.exported.insert(export.service.object.clone());
+                exchange.exports = true;
             }
         }
     }
@@ -149,7 +149,7 @@ fn exchanges(world: &World, exports: &Exports) -> BTreeMap<TrustDomain, Exchange
         if problem.reason == ExportedReason::MeshNotOnSpire {
             for peer in report.to.keys() {
                 if let Some(exchange) = all.get_mut(peer) {
-                    exchange.not_on_spire.insert(name.clone());
+                    exchange.not_on_spire.insert(name);
                 }
             }
         }
@@ -163,7 +163,7 @@ fn exchanges(world: &World, exports: &Exports) -> BTreeMap<TrustDomain, Exchange
 }
 
 /// What is found of the workloads that are exported, or import.
-fn workloads(world: &World, exchange: &Exchange) -> Vec<Finding> {
+fn workloads(world: &World, exchange: &Exchange<'_>) -> Vec<Finding> {
     let mut found = Vec::new();
     if !exchange.not_on_spire.is_empty() {
         found.push(Finding::new(

@@ -9,7 +9,8 @@ use super::{Finding, Severity, some};
 use crate::api::v1alpha1::conditions::MeshReadyReason as Reason;
 use crate::model::mesh::{Mesh, Version};
 use crate::model::object::Kind;
-use crate::model::{NamespacedName, Object, ObjectKey, Service, World};
+use crate::model::service::TlsMode;
+use crate::model::{NamespacedName, Object, ObjectKey, Service, TrustDomain, World};
 use crate::plan::exports::Exports;
 
 /// The first istiod that knows `trustDomains` of an AuthorizationPolicy.
@@ -67,9 +68,11 @@ pub(super) struct Allow {
 }
 
 impl Allow {
-    /// What is found where one of these is exported.
-    pub(super) fn for_any(&self, exported: &BTreeSet<NamespacedName>) -> Option<Finding> {
-        let on: Vec<String> = self.selects.intersection(exported).map(ToString::to_string).collect();
+    /// What is found where one of them goes to the peer.
+    pub(super) fn for_peer(&self, exports: &Exports, peer: &TrustDomain) -> Option<Finding> {
+        let goes =
+            |name: &&NamespacedName| exports.exported.get(*name).is_some_and(|one| one.to.contains(peer));
+        let on: Vec<String> = self.selects.iter().filter(goes).map(ToString::to_string).collect();
         (!on.is_empty()).then(|| {
             Finding::new(
                 Severity::Advises,
@@ -90,7 +93,7 @@ impl Allow {
 /// The policies of others that allow by namespaces or service accounts on workloads that are exported.
 pub(super) fn allows(world: &World, exports: &Exports) -> Vec<Allow> {
     let mut in_namespace: BTreeMap<&str, Vec<&Arc<Service>>> = BTreeMap::new();
-    for export in exports.exported.values() {
+    for export in exports.exported.values().filter(|one| one.service.tls_mode == TlsMode::IstioMtls) {
         in_namespace.entry(&export.service.object.namespace).or_default().push(&export.service);
     }
     let everywhere = || in_namespace.values().flatten().copied();
@@ -110,7 +113,7 @@ pub(super) fn allows(world: &World, exports: &Exports) -> Vec<Allow> {
             continue;
         }
         let namespace = key.namespace.as_deref().unwrap_or_default();
-        let labels = &spec["selector"]["matchLabels"];
+        let labels = spec.pointer("/selector/matchLabels").unwrap_or(&Value::Null);
         let may_select = |service: &&Arc<Service>| may_overlap(labels, service);
         let selects: BTreeSet<NamespacedName> = if namespace == world.settings.istio_namespace {
             everywhere().filter(may_select).map(|service| service.object.clone()).collect()
@@ -142,7 +145,8 @@ fn others(world: &World, kind: Kind) -> impl Iterator<Item = (&ObjectKey, &Arc<O
 /// are all below.
 fn exposed<'a>(gateway: &'a Object, services: &str) -> Option<&'a str> {
     let servers = items(&gateway.spec()?["servers"]);
-    let passing = servers.filter(|server| server["tls"]["mode"] == "AUTO_PASSTHROUGH");
+    let passing =
+        servers.filter(|server| server.pointer("/tls/mode").is_some_and(|mode| mode == "AUTO_PASSTHROUGH"));
     passing
         .flat_map(|server| items(&server["hosts"]))
         .filter_map(Value::as_str)

@@ -3,16 +3,8 @@
 //! `IstioMtls` is ended by the server's sidecar: with certificates of Istio's own CA it would show an identity that no
 //! importer can verify, and trust nobody of another trust domain. Where no pod is known, nothing is known.
 
-use std::collections::{BTreeMap, BTreeSet};
-
-use crate::model::cluster::Pod;
-use crate::model::{Service, World};
-
-/// Pods by what selects them: made once for all services.
-#[derive(Debug, Default)]
-pub struct Workloads<'a> {
-    by_label: BTreeMap<(&'a str, &'a str, &'a str), Vec<&'a Pod>>,
-}
+use crate::model::Service;
+use crate::plan::gateways::Pods;
 
 /// What the pods of a service have.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -51,57 +43,21 @@ impl Certificates {
     }
 }
 
-impl<'a> Workloads<'a> {
-    /// The pods that any of these services may select.
-    #[must_use]
-    pub fn of(world: &'a World, services: impl IntoIterator<Item = &'a Service>) -> Self {
-        let labels = |service: &'a Service| {
-            let namespace = service.object.namespace.as_str();
-            service
-                .workload_labels
-                .iter()
-                .map(move |(name, value)| (namespace, name.as_str(), value.as_str()))
-        };
-        let mut by_label: BTreeMap<_, Vec<&Pod>> =
-            services.into_iter().flat_map(labels).map(|key| (key, Vec::new())).collect();
-        let namespaces: BTreeSet<&str> = by_label.keys().map(|(namespace, ..)| *namespace).collect();
-        for pod in world.pods.values().filter(|pod| namespaces.contains(pod.object.namespace.as_str())) {
-            for (name, value) in &pod.labels {
-                if let Some(pods) =
-                    by_label.get_mut(&(pod.object.namespace.as_str(), name.as_str(), value.as_str()))
-                {
-                    pods.push(pod);
-                }
-            }
+/// What the pods of a service have.
+#[must_use]
+pub fn certificates(pods: &Pods<'_>, service: &Service) -> Certificates {
+    let mut found = Certificates::Unknown;
+    for pod in pods.selected(&service.object.namespace, &service.workload_labels) {
+        if pod.has_sidecar && pod.has_spire_socket {
+            return Certificates::Spire;
         }
-        Self { by_label }
-    }
-
-    /// What the pods of a service have. A service without labels selects nothing here.
-    #[must_use]
-    pub fn certificates(&self, service: &Service) -> Certificates {
-        let namespace = service.object.namespace.as_str();
-        let lists = service
-            .workload_labels
-            .iter()
-            .filter_map(|(name, value)| self.by_label.get(&(namespace, name.as_str(), value.as_str())));
-        let Some(fewest) = lists.min_by_key(|pods| pods.len()) else { return Certificates::Unknown };
-        let is_selected = |pod: &&&Pod| {
-            service.workload_labels.iter().all(|(name, value)| pod.labels.get(name) == Some(value))
+        found = match found {
+            Certificates::Istio => found,
+            _ if pod.has_sidecar => Certificates::Istio,
+            Certificates::Ambient => found,
+            _ if pod.is_ambient => Certificates::Ambient,
+            _ => Certificates::NoSidecar,
         };
-        let mut found = Certificates::Unknown;
-        for pod in fewest.iter().filter(is_selected) {
-            if pod.has_sidecar && pod.has_spire_socket {
-                return Certificates::Spire;
-            }
-            found = match found {
-                Certificates::Istio => found,
-                _ if pod.has_sidecar => Certificates::Istio,
-                Certificates::Ambient => found,
-                _ if pod.is_ambient => Certificates::Ambient,
-                _ => Certificates::NoSidecar,
-            };
-        }
-        found
     }
+    found
 }

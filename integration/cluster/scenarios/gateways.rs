@@ -155,7 +155,7 @@ async fn stays_while_nothing_is_known(east: &Domain, west: &Domain) -> Result<()
     always("what was told stays", Duration::from_secs(2), unchanged).await
 }
 
-/// A pod of cart, ready at this address.
+/// A pod of cart, ready at this address, with a sidecar that takes its certificates from SPIRE.
 async fn pod(west: &Domain, name: &str, ip: &str) -> Result<()> {
     let pod = json!({
         "apiVersion": "v1",
@@ -165,7 +165,15 @@ async fn pod(west: &Domain, name: &str, ip: &str) -> Result<()> {
             "namespace": "shop",
             "labels": {"app": "cart", "security.istio.io/tlsMode": "istio"},
         },
-        "spec": {"serviceAccountName": "cart", "containers": [{"name": "main", "image": "none.example/none"}]},
+        "spec": {
+            "serviceAccountName": "cart",
+            "containers": [{
+                "name": "istio-proxy",
+                "image": "none.example/none",
+                "volumeMounts": [{"name": "socket", "mountPath": "/run/secrets/workload-spiffe-uds", "readOnly": true}],
+            }],
+            "volumes": [{"name": "socket", "csi": {"driver": "csi.spiffe.io", "readOnly": true}}],
+        },
     });
     west.kubernetes.apply(&pod).await?;
     let status = json!({

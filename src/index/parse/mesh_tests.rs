@@ -78,7 +78,8 @@ fn istiod(labels: &[(&str, &str)], image: &str, env: Value) -> ControlPlane {
 
 #[test]
 fn an_istiod_has_a_version_and_settings() {
-    let cases: [(&[(&str, &str)], &str, Option<Version>); 5] = [
+    type Labels<'a> = &'a [(&'a str, &'a str)];
+    let cases: [(Labels<'_>, &str, Option<Version>); 5] = [
         (&[("app.kubernetes.io/version", "1.29.6")], "pilot:1.30.2", Some(Version::new(1, 29, 6))),
         (&[], "docker.io/istio/pilot:1.30.2-distroless", Some(Version::new(1, 30, 2))),
         (&[], "registry.example:5000/pilot", None),

@@ -53,7 +53,7 @@ fn found(world: &World) -> Vec<Finding> {
 
 fn said(world: &World) -> Option<(Truth, String, String)> {
     let report = report(world, &exports(world));
-    let peer = world.peers.get(&td(PEER)).unwrap();
+    let peer = world.peers.get(&td(PEER))?;
     let condition = condition(world, &report, peer, None)?;
     Some((condition.status, condition.reason.into_owned(), condition.message))
 }

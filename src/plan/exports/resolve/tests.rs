@@ -75,7 +75,8 @@ fn a_service_gives_its_pods_and_ports() {
 
 #[test]
 fn what_a_service_lacks_is_named() {
-    let table: [(&str, fn(&mut ClusterService)); 5] = [
+    type Edit = fn(&mut ClusterService);
+    let table: [(&str, Edit); 5] = [
         ("ServiceHasNoSelector", |service| service.selector.clear()),
         ("ServiceHasNoSelector", |service| service.kind = ClusterServiceKind::ExternalName),
         ("NoTcpPort", |service| service.ports.clear()),

@@ -179,3 +179,49 @@ fn who_we_are_changes_what_is_well_formed() {
     assert!(cart(&index).is_none());
     assert_eq!(index.world().rejected.len(), 1, "it is exported to our own trust domain");
 }
+
+#[test]
+fn the_last_good_version_is_that_of_the_same_object() {
+    let mut index = index();
+    let mut bad = what(Kind::FederatedService, "cart");
+    bad.body.insert("spec".to_owned(), json!({"tlsMode": "none"}));
+    index.store(Event::Applied(bad.clone()));
+    index.settle_exports();
+    assert!(cart(&index).is_some(), "it was edited");
+    bad.meta.uid = "another".to_owned();
+    index.store(Event::Applied(bad));
+    index.settle_exports();
+    assert!(cart(&index).is_none(), "it was made anew");
+    assert!(index.world().declared.is_empty());
+}
+
+#[test]
+fn what_is_being_deleted_is_exported_no_more() {
+    let deleted = |mut object: Object| {
+        object.meta.deletion = Some(at(2));
+        Event::Applied(object)
+    };
+    let declared = what(Kind::FederatedService, "cart");
+    let mut malformed = declared.clone();
+    malformed.body.insert("spec".to_owned(), json!({"tlsMode": "none"}));
+    for object in [declared.clone(), malformed, service()] {
+        let mut index = index();
+        index.store(deleted(object));
+        index.settle_exports();
+        assert!(cart(&index).is_none());
+    }
+    let mut index = index();
+    index.store(Event::Deleted(declared.key));
+    index.store(Event::Applied(what(Kind::ServiceExportRule, "all")));
+    index.settle_exports();
+    assert!(cart(&index).is_some());
+    index.store(deleted(service()));
+    index.settle_exports();
+    assert!(cart(&index).is_none(), "its Service is");
+    index.store(Event::Applied(service()));
+    index.settle_exports();
+    assert!(cart(&index).is_some());
+    index.store(deleted(what(Kind::ServiceExportRule, "all")));
+    index.settle_exports();
+    assert!(cart(&index).is_none(), "its rule is");
+}

@@ -254,7 +254,8 @@ impl Index {
     }
 
     /// Takes a parsed object in, or its rejection. The last good version of a FederatedService or ServiceExportRule that became bad
-    /// stays in use, as that of a peer does, or importers would lose what it exports; of anything else, what was generated from it stays (`plan::prune`).
+    /// stays in use, as that of a peer does, or importers would lose what it exports: unless it is being deleted, or was made anew
+    /// meanwhile. Of anything else, what was generated from it stays (`plan::prune`).
     fn keep<T>(
         &mut self,
         key: ObjectKey,
@@ -268,7 +269,7 @@ impl Index {
             }
             Err(rejected) if self.world.rejected.get(&key) == Some(&rejected) => false,
             Err(rejected) => {
-                if !matches!(key.kind, Kind::FederatedService | Kind::ServiceExportRule) {
+                if rejected.deletion.is_some() || !self.world.has_last_good(&key, &rejected.uid) {
                     self.forget(&key);
                 }
                 tracing::warn!(object = %key, reason = rejected.reason, message = %rejected.message, "not accepted");

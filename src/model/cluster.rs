@@ -14,6 +14,8 @@ pub struct ClusterService {
     pub object: NamespacedName,
     pub uid: String,
     pub created: Option<Timestamp>,
+    /// Set while it is being deleted.
+    pub deletion: Option<Timestamp>,
     pub labels: BTreeMap<String, String>,
     /// Which pods back it; empty: none that Kubernetes chooses.
     pub selector: BTreeMap<String, String>,

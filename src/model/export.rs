@@ -19,6 +19,8 @@ pub struct DeclaredService {
     pub uid: String,
     pub generation: i64,
     pub created: Option<Timestamp>,
+    /// Set while it is being deleted: then it exports nothing.
+    pub deletion: Option<Timestamp>,
     pub name: ServiceName,
     pub backing: Backing,
     /// Empty, with a Service alone: every TCP port of it.
@@ -61,6 +63,8 @@ pub struct ExportRule {
     pub uid: String,
     pub generation: i64,
     pub created: Option<Timestamp>,
+    /// Set while it is being deleted: then it exports nothing.
+    pub deletion: Option<Timestamp>,
     /// Over the labels of Services.
     pub services: LabelSelector,
     /// Over the labels of their namespaces.

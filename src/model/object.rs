@@ -9,6 +9,8 @@ use serde_json::Value;
 pub const LABEL_INSTANCE: &str = "entente.dev/instance";
 /// The label that names the peer for which an object was generated.
 pub const LABEL_PEER: &str = "entente.dev/peer";
+/// Istio's mark of a policy that is tried out, and denies nobody.
+pub const ANNOTATION_DRY_RUN: &str = "istio.io/dry-run";
 /// The annotation that names the object from which one was generated: `Kind/namespace/name`.
 pub const ANNOTATION_SOURCE: &str = "entente.dev/source";
 /// On the alias of an export, the SPIFFE IDs of its servers as importers are told, with commas between them: what is known of
@@ -75,6 +77,12 @@ impl Kind {
         Self::Service,
         Self::Pod,
     ];
+
+    /// Whether it is one of Istio's.
+    #[must_use]
+    pub fn is_istio(self) -> bool {
+        self.api().0.ends_with(".istio.io")
+    }
 
     /// API group, version, kind and plural, as the API server has them.
     #[must_use]

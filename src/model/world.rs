@@ -364,6 +364,19 @@ impl World {
         self.objects.range(from..).take_while(move |(key, _)| key.kind == kind)
     }
 
+    /// Whether a good version of this FederatedService or ServiceExportRule is known, and in use.
+    #[must_use]
+    pub fn has_last_good(&self, key: &ObjectKey, uid: &str) -> bool {
+        match (key.kind, &key.namespace) {
+            (Kind::FederatedService, Some(namespace)) => self
+                .declared
+                .get(&NamespacedName::new(namespace, &key.name))
+                .is_some_and(|declared| declared.uid == uid),
+            (Kind::ServiceExportRule, _) => self.rules.get(&key.name).is_some_and(|rule| rule.uid == uid),
+            _ => false,
+        }
+    }
+
     /// Takes in what the declarations of one namespace come to now. Answers with whether anything changed.
     pub fn resolve(&mut self, namespace: &str, to: Resolved) -> bool {
         let services = export::replace(&mut self.services, namespace, to.services);

@@ -195,6 +195,7 @@ pub(crate) fn service_of_gateway(name: &str, addresses: &[&str]) -> ClusterServi
         object: NamespacedName::new("istio-system", name),
         uid: format!("uid-of-{name}"),
         created: Some(at(-200)),
+        deletion: None,
         labels: BTreeMap::new(),
         selector: labels(&[("istio", name.trim_start_matches("istio-"))]),
         kind: ClusterServiceKind::LoadBalancer,

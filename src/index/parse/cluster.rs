@@ -46,6 +46,7 @@ pub fn service(object: &Object) -> ClusterService {
         object: named(object),
         uid: object.meta.uid.clone(),
         created: object.meta.created,
+        deletion: object.meta.deletion,
         labels: object.meta.labels.clone(),
         selector: labels(&spec["selector"]),
         kind,

@@ -40,6 +40,7 @@ fn read(object: &Object, own: Option<&TrustDomain>) -> Result<DeclaredService, P
         uid: object.meta.uid.clone(),
         generation: object.meta.generation,
         created: object.meta.created,
+        deletion: object.meta.deletion,
         name: service_name(object, spec.name.as_deref(), own)?,
         ports: ports(&spec.ports, &backing, &exported_to)?,
         backing,

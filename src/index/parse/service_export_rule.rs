@@ -27,6 +27,7 @@ fn read(object: &Object, own: Option<&TrustDomain>) -> Result<ExportRule, Proble
         uid: object.meta.uid.clone(),
         generation: object.meta.generation,
         created: object.meta.created,
+        deletion: object.meta.deletion,
         services: selector::parse("spec.serviceSelector", &spec.service_selector)?,
         namespaces: match &spec.namespace_selector {
             Some(given) => selector::parse("spec.namespaceSelector", given)?,

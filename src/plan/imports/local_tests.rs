@@ -37,6 +37,7 @@ fn service() -> ClusterService {
         object: NamespacedName::new("shop", "cart"),
         uid: "uid-of-service".to_owned(),
         created: Some(at(-500)),
+        deletion: None,
         labels: BTreeMap::new(),
         selector: labels(&[("app", "cart")]),
         kind: ClusterServiceKind::ClusterIp,

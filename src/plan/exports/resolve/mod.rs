@@ -34,7 +34,7 @@ const LABEL_NAMESPACE: &str = "kubernetes.io/metadata.name";
 pub fn namespace(world: &World, entries: &Entries, namespace: &str) -> Resolved {
     let mut resolved = Resolved::default();
     let declared: Vec<&Arc<DeclaredService>> =
-        in_namespace(&world.declared, namespace).map(|(_, declared)| declared).collect();
+        in_namespace(&world.declared, namespace).map(|(_, declared)| declared).filter(stays).collect();
     let rules = rules_for(world, namespace);
     let Some(own) = world.own_trust_domain().filter(|_| !declared.is_empty() || !rules.is_empty()) else {
         return resolved;
@@ -52,11 +52,17 @@ pub fn namespace(world: &World, entries: &Entries, namespace: &str) -> Resolved 
     }
     if !rules.is_empty() {
         let claims = Claims::of(&declared);
-        for (name, service) in in_namespace(&world.cluster_services, namespace) {
+        let services = in_namespace(&world.cluster_services, namespace);
+        for (name, service) in services.filter(|(_, service)| service.deletion.is_none()) {
             scope.by_rules(&rules, &claims, name, service, &mut resolved);
         }
     }
     resolved
+}
+
+/// What is being deleted was taken away by somebody.
+fn stays(declared: &&Arc<DeclaredService>) -> bool {
+    declared.deletion.is_none()
 }
 
 fn keep(resolved: &mut Resolved, service: Service, notes: Vec<Note>) {
@@ -74,7 +80,11 @@ fn rules_for<'a>(world: &'a World, namespace: &str) -> Vec<&'a Arc<ExportRule>> 
     let mut labels = world.namespaces.get(namespace).cloned().unwrap_or_default();
     // A directory may hold Services and no Namespace; an API server sets it always.
     labels.entry(LABEL_NAMESPACE.to_owned()).or_insert_with(|| namespace.to_owned());
-    let mut rules: Vec<_> = world.rules.values().filter(|rule| rule.namespaces.matches(&labels)).collect();
+    let mut rules: Vec<_> = world
+        .rules
+        .values()
+        .filter(|rule| rule.deletion.is_none() && rule.namespaces.matches(&labels))
+        .collect();
     rules.sort_by_key(|rule| (rule.created.is_none(), rule.created, &rule.uid, &rule.name));
     rules
 }
@@ -112,9 +122,11 @@ impl Scope<'_> {
             Backing::Labels(labels) => (None, labels.clone()),
             Backing::Service(name) => {
                 let key = NamespacedName::new(&declared.object.namespace, name);
-                let service = self.world.cluster_services.get(&key).ok_or_else(|| {
-                    let cause =
-                        format!("Service {key} is not there; create it, or name another in spec.serviceRef");
+                let service = self.world.cluster_services.get(&key);
+                let service = service.filter(|service| service.deletion.is_none()).ok_or_else(|| {
+                    let cause = format!(
+                        "Service {key} is not there, or is being deleted; create it, or name another in spec.serviceRef"
+                    );
                     fail(ExportedReason::ServiceNotFound, cause)
                 })?;
                 (Some(service), selector_of(service).map_err(|(reason, cause)| fail(reason, cause))?)
@@ -226,6 +238,7 @@ impl Scope<'_> {
             generation: 0,
             // It is to be exported since both are there.
             created: rule.created.max(service.created),
+            deletion: None,
             name: service_name,
             backing: Backing::Service(name.name.clone()),
             ports: Vec::new(),

@@ -49,6 +49,7 @@ pub(in crate::plan) fn cluster_service(name: &str) -> ClusterService {
         object: NamespacedName::new("shop", name),
         uid: format!("uid-of-service-{name}"),
         created: Some(at(-40)),
+        deletion: None,
         labels: labels(&[("export", "true")]),
         selector: labels(&[("app", name)]),
         kind: ClusterServiceKind::ClusterIp,
@@ -67,6 +68,7 @@ pub(in crate::plan) fn declared() -> DeclaredService {
         uid: "uid-of-shop-cart".to_owned(),
         generation: 1,
         created: Some(at(-50)),
+        deletion: None,
         name: ServiceName::new("shop", "cart").unwrap(),
         backing: Backing::Service("cart".to_owned()),
         ports: Vec::new(),
@@ -90,6 +92,7 @@ pub(in crate::plan) fn rule(name: &str, created: i64) -> ExportRule {
         uid: format!("uid-of-{name}"),
         generation: 1,
         created: Some(at(created)),
+        deletion: None,
         services: LabelSelector {
             match_labels: labels(&[("export", "true")]),
             match_expressions: Vec::new(),

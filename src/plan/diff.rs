@@ -11,6 +11,7 @@ use serde_json::{Value, json};
 use sha2::{Digest, Sha256};
 
 use crate::model::change::Precondition;
+use crate::model::object::ANNOTATION_DRY_RUN;
 use crate::model::{Object, ObjectKey, World};
 
 /// The digest of what was last applied.
@@ -105,7 +106,13 @@ fn write(
 }
 
 /// Whether all that is desired is there. What others added beside it is theirs.
-fn stands(desired: &Object, there: &Object) -> bool {
+/// Istio's kinds have no defaults (none of their CRDs sets one), so that whatever is added there, somebody added it: it narrows or
+/// widens what was written.
+pub(super) fn stands(desired: &Object, there: &Object) -> bool {
+    let is_exact = desired.key.kind.is_istio();
+    if is_exact && (desired.body.get("spec") != there.body.get("spec") || is_tried_only(desired, there)) {
+        return false;
+    }
     let holds = |wanted: &BTreeMap<String, String>, has: &BTreeMap<String, String>| {
         wanted.iter().all(|(key, value)| has.get(key) == Some(value))
     };
@@ -113,6 +120,12 @@ fn stands(desired: &Object, there: &Object) -> bool {
         && holds(&desired.meta.annotations, &there.meta.annotations)
         && desired.meta.owners.iter().all(|owner| there.meta.owners.contains(owner))
         && desired.body.iter().all(|(key, value)| there.body.get(key).is_some_and(|has| within(value, has)))
+}
+
+/// Whether a policy was marked as one that is tried out, and denies nobody.
+fn is_tried_only(desired: &Object, there: &Object) -> bool {
+    let is_marked = |object: &Object| object.meta.annotations.contains_key(ANNOTATION_DRY_RUN);
+    is_marked(there) && !is_marked(desired)
 }
 
 /// Whether a desired value stands in an observed one: members may be added by defaults, items may not.
@@ -140,6 +153,7 @@ fn digest(object: &Object) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::model::object::Kind;
 
     #[test]
     fn defaults_are_not_drift_but_changes_are() {
@@ -151,5 +165,27 @@ mod tests {
         assert!(!within(&wanted, &json!({ "a": [{ "b": 1 }, { "b": 2 }], "c": { "d": "x" } })));
         assert!(!within(&wanted, &json!({ "a": [{ "b": 2 }], "c": { "d": "x" } })));
         assert!(!within(&wanted, &json!({ "a": [{ "b": 1 }] })));
+    }
+
+    #[test]
+    fn what_narrows_a_policy_is_drift() {
+        let key = ObjectKey::namespaced(Kind::AuthorizationPolicy, "shop", "entente");
+        let desired = Object::desired(key, json!({ "selector": { "matchLabels": { "app": "cart" } } }));
+        assert!(stands(&desired, &desired));
+        let mut narrowed = desired.clone();
+        narrowed.body["spec"] = json!({ "selector": { "matchLabels": { "app": "cart", "v": "1" } } });
+        assert!(!stands(&desired, &narrowed));
+        narrowed.body["spec"] = json!({ "selector": desired.body["spec"]["selector"], "targetRefs": [] });
+        assert!(!stands(&desired, &narrowed));
+        let mut tried = desired.clone();
+        tried.meta.annotations.insert("istio.io/dry-run".to_owned(), "true".to_owned());
+        assert!(!stands(&desired, &tried));
+        tried.meta.annotations = BTreeMap::from([("theirs".to_owned(), "stays".to_owned())]);
+        assert!(stands(&desired, &tried));
+        let mut other = desired.clone();
+        other.key.kind = Kind::ClusterFederatedTrustDomain;
+        let mut defaulted = other.clone();
+        defaulted.body["spec"]["default"] = json!(1);
+        assert!(stands(&other, &defaulted), "where an API server adds defaults");
     }
 }

@@ -9,14 +9,11 @@ use serde_json::Value;
 
 use crate::istio::AuthorizationPolicySpec;
 use crate::istio::authorization_policy::{Action, From, Operation, Rule, Selector, Source, To};
-use crate::model::object::{Kind, LABEL_INSTANCE, Object, ObjectKey};
+use crate::model::object::{ANNOTATION_DRY_RUN, Kind, LABEL_INSTANCE, Object, ObjectKey};
 use crate::model::service::TlsMode;
 use crate::model::{Service, TrustDomain, World};
 
 use super::Workloads;
-
-/// Marks a policy that is tried out, and denies nobody.
-const DRY_RUN: &str = "istio.io/dry-run";
 
 /// The labels that a policy wants, and the policy.
 type Selecting<'a> = (BTreeMap<&'a str, &'a str>, &'a ObjectKey);
@@ -45,6 +42,20 @@ impl<'a> Allows<'a> {
             allows.by_namespace.entry(namespace).or_default().push((selector, key));
         }
         allows
+    }
+
+    /// Whether a policy of ours allows, and none of someone else's that does selects all of its workloads any more: by itself
+    /// it would shut out whom it does not name.
+    #[must_use]
+    pub fn is_left(&self, ours: &Object) -> bool {
+        let spec = ours.spec().unwrap_or(&Value::Null);
+        if ours.key.kind != Kind::AuthorizationPolicy || spec["action"] != "ALLOW" {
+            return false;
+        }
+        let labels = spec.pointer("/selector/matchLabels").and_then(Value::as_object).into_iter().flatten();
+        let labels = labels.filter_map(|(label, value)| Some((label.clone(), value.as_str()?.to_owned())));
+        let namespace = ours.key.namespace.as_deref().unwrap_or_default();
+        self.selecting((namespace, &labels.collect())).is_none()
     }
 
     fn of(&self, namespace: &str) -> impl Iterator<Item = &Selecting<'a>> {
@@ -87,7 +98,7 @@ fn allows_some(object: &Arc<Object>) -> bool {
     let is_allow = spec.get("action").is_none_or(|action| action == "ALLOW");
     let is_targeted = spec.get("targetRef").is_some_and(Value::is_object)
         || spec.get("targetRefs").and_then(Value::as_array).is_some_and(|refs| !refs.is_empty());
-    let is_tried = object.meta.annotations.get(DRY_RUN).is_some_and(|dry| dry == "true");
+    let is_tried = object.meta.annotations.get(ANNOTATION_DRY_RUN).is_some_and(|dry| dry == "true");
     // An agent's own, of whatever instance, only follow others'.
     let is_ours = object.meta.labels.contains_key(LABEL_INSTANCE);
     is_allow && !is_targeted && !is_tried && !is_ours

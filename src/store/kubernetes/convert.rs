@@ -4,7 +4,8 @@ use k8s_openapi::apimachinery::pkg::apis::meta::v1::OwnerReference;
 use kube::api::DynamicObject;
 use serde_json::{Map, Value, json};
 
-use crate::model::object::{Kind, Meta};
+use crate::model::change::{PatchOp, pointer};
+use crate::model::object::{ANNOTATION_DRY_RUN, Kind, Meta};
 use crate::model::{Object, ObjectKey, OwnerRef};
 
 /// What kubectl keeps of its own in an object, as large as the object. Nothing is decided on it.
@@ -61,6 +62,22 @@ pub(super) fn to_apply(object: &Object, uid: Option<&str>) -> Value {
         None => ("resourceVersion", json!(NO_RESOURCE_VERSION)),
     };
     content(object, Some(precondition))
+}
+
+/// What takes others' additions out of an object of Istio's, whose CRDs set no defaults, once it was applied.
+pub(super) fn foreign(object: &Object, written: &Object) -> Vec<PatchOp> {
+    let mut ops = Vec::new();
+    if !object.key.kind.is_istio() {
+        return ops;
+    }
+    if let Some(spec) = object.body.get("spec").filter(|spec| written.body.get("spec") != Some(*spec)) {
+        ops.push(PatchOp::Add { path: pointer(&["spec"]), value: spec.clone() });
+    }
+    let is_marked = |object: &Object| object.meta.annotations.contains_key(ANNOTATION_DRY_RUN);
+    if is_marked(written) && !is_marked(object) {
+        ops.push(PatchOp::Remove { path: pointer(&["metadata", "annotations", ANNOTATION_DRY_RUN]) });
+    }
+    ops
 }
 
 /// What is created.

@@ -127,12 +127,21 @@ impl KubernetesStore {
         let patch = Patch::Apply(&content);
         let written = bounded("apply", key, api.patch(&key.name, &params, &patch)).await;
         match (written, precondition) {
-            (Ok(written), _) => Ok(convert::to_object(key.kind, written)),
+            (Ok(written), _) => self.rid(object, convert::to_object(key.kind, written)).await,
             (Err(StoreError::Conflict { .. }), Precondition::Absent) => {
                 Err(StoreError::AlreadyExists { object: key.to_string() })
             }
             (Err(error), _) => Err(error),
         }
+    }
+
+    /// Takes out what others put into an object of Istio's that we wrote: an apply leaves the members of other managers.
+    async fn rid(&self, object: &Object, written: Object) -> Result<Object, StoreError> {
+        let ops = convert::foreign(object, &written);
+        if ops.is_empty() {
+            return Ok(written);
+        }
+        self.patch_json(&object.key, &written.meta.resource_version, ops).await
     }
 
     pub(super) async fn create_for_operator(&self, object: &Object) -> Result<Object, StoreError> {

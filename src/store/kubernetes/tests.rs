@@ -168,6 +168,27 @@ async fn what_is_there_is_applied_by_force_to_its_uid_alone() {
     assert_eq!(request.body, expected);
 }
 
+/// The members of other managers stay in an apply.
+#[tokio::test]
+async fn what_others_put_into_an_object_of_istio_goes() {
+    let (store, asked) = mock(|_| {
+        let mut served = served("cart", 7);
+        served["spec"] = json!({ "hosts": ["a"], "workloadSelector": { "labels": { "v": "1" } } });
+        served["metadata"]["annotations"] = json!({ "a": "2", "istio.io/dry-run": "true", "theirs": "x" });
+        (200, served)
+    });
+    store.apply(&desired(), &Precondition::Ours { uid: "uid-cart".to_owned() }).await.unwrap();
+    let asked = asked.lock().unwrap();
+    assert_eq!(asked.len(), 2);
+    assert_eq!(asked[1].content_type, "application/json-patch+json");
+    let expected = json!([
+        { "op": "replace", "path": "/metadata/resourceVersion", "value": "7" },
+        { "op": "add", "path": "/spec", "value": { "hosts": ["a"] } },
+        { "op": "remove", "path": "/metadata/annotations/istio.io~1dry-run" },
+    ]);
+    assert_eq!(asked[1].body, expected);
+}
+
 #[tokio::test]
 async fn what_is_not_there_is_created_and_never_written_over() {
     let (store, asked) =

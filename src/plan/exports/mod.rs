@@ -280,7 +280,7 @@ fn accept<'a>(world: &'a World, own: &TrustDomain) -> Vec<(Candidate<'a>, Accept
 struct Accepted<'a> {
     hosts: BTreeMap<&'a ServiceName, String>,
     selectors: BTreeMap<&'a str, DisjointSelectors<'a, &'a Service>>,
-    target_ports: BTreeMap<authorization::Workloads<'a>, BTreeSet<u16>>,
+    target_ports: BTreeMap<authorization::Workloads<'a>, BTreeMap<u16, &'a Service>>,
 }
 
 impl<'a> Accepted<'a> {
@@ -322,7 +322,12 @@ impl<'a> Accepted<'a> {
         let namespace = service.object.namespace.as_str();
         let workloads = (namespace, &service.workload_labels);
         let mut ports = self.target_ports.get(&workloads).cloned().unwrap_or_default();
-        ports.extend(service.ports.iter().map(|p| p.target_port));
+        for target in targets {
+            let first = *ports.entry(target).or_insert(service);
+            if first.tls_mode != service.tls_mode {
+                return Err((ServiceAcceptedReason::TlsModeConflicts, mode_taken(first, target)));
+            }
+        }
         // A rule for each port, and one for all others.
         if ports.len() >= MAX_RULES {
             let cause = format!(
@@ -344,6 +349,14 @@ impl<'a> Accepted<'a> {
         self.target_ports.insert(workloads, ports);
         Ok(())
     }
+}
+
+fn mode_taken(first: &Service, port: u16) -> String {
+    format!(
+        "port {port} of its workloads is exported with tlsMode {} by the older {first}, and a sidecar either ends TLS on a port or \
+         passes it on; give it the same tlsMode, or another target port",
+        first.tls_mode.as_str()
+    )
 }
 
 /// Fills in the report of an accepted service, and exports it where it goes to at least one peer.
@@ -405,12 +418,15 @@ fn export<'a>(
             exports.held.insert(service.object.clone());
             hold_back(report, &direct);
         }
-        Gate::Shut(problem) => {
-            exports.held.insert(service.object.clone());
+        gate @ (Gate::Shut(_) | Gate::Ended(_)) => {
+            let (Gate::Shut(problem) | Gate::Ended(problem)) = &gate else { return };
+            if matches!(gate, Gate::Shut(_)) {
+                exports.held.insert(service.object.clone());
+            }
             for result in report.to.values_mut().filter(|result| result.is_ok()) {
                 *result = Err(problem.clone());
             }
-            report.exported = Err(problem);
+            report.exported = Err(problem.clone());
             return;
         }
     }

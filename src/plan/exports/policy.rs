@@ -1,9 +1,13 @@
 //! The policy comes first: what lets callers in is not written, and nobody is told of it, before the store holds what
 //! keeps the others out. What is out already stays as it stands where the policy is missed later.
 
+use std::collections::BTreeSet;
+
 use crate::api::v1alpha1::conditions::{ClientsEnforcedReason, ExportedReason};
+use crate::model::object::{ANNOTATION_SOURCE, Kind};
+use crate::model::service::TlsMode;
 use crate::model::{ObjectKey, Service, World};
-use crate::plan::{authorization, istio};
+use crate::plan::{authorization, generated, istio};
 
 use super::ExportProblem;
 
@@ -16,6 +20,8 @@ pub(super) enum Gate {
     Held,
     /// It is not out yet, and waits for its policy.
     Shut(ExportProblem),
+    /// Nothing closes it and nothing can: what lets callers in goes.
+    Ended(ExportProblem),
 }
 
 /// The gate of a service for which nothing else is in the way. `enforced` is the answer of [`in_place`].
@@ -25,12 +31,28 @@ pub(super) fn gate(
     enforced: &Result<(), ExportProblem<ClientsEnforcedReason>>,
 ) -> Gate {
     let Err(problem) = enforced else { return Gate::Open };
-    match (is_out(world, service), is_ours(world, &key(service))) {
+    let key = key(service);
+    let ends_in_sidecar = service.tls_mode == TlsMode::IstioMtls;
+    if ends_in_sidecar && world.failures.contains_key(&key) && !is_closed(world, service) {
+        return Gate::Ended(problem.clone().under(ExportedReason::PolicyNotInPlace));
+    }
+    match (is_out(world, service), is_ours(world, &key)) {
         // Its update failed: what stands keeps out whom it kept out, and whatever port is new to it.
         (true, true) => Gate::Open,
         (true, false) => Gate::Held,
         (false, _) => Gate::Shut(problem.clone().under(ExportedReason::PolicyNotInPlace)),
     }
+}
+
+/// Whether a policy that denies stands, of this selector or of one that the service had. Few ask.
+fn is_closed(world: &World, service: &Service) -> bool {
+    let sources: BTreeSet<String> = service.sources().iter().map(generated::source_of).collect();
+    let names = |sourced: &String| sourced.split(',').any(|source| sources.contains(source));
+    world.of_kind(Kind::AuthorizationPolicy).any(|(key, policy)| {
+        is_ours(world, key)
+            && policy.spec().is_some_and(|spec| spec["action"] == "DENY")
+            && policy.meta.annotations.get(ANNOTATION_SOURCE).is_some_and(names)
+    })
 }
 
 /// Whether the policy of the service's selector stands in the store, and its last write went well.

@@ -284,3 +284,23 @@ fn a_policy_that_does_not_stand_keeps_a_service_from_being_exported() {
         assert!(exported.message.contains(&key.to_string()), "{}", exported.message);
     }
 }
+
+/// What sidecars are told to pass on, they ask nobody's identity of.
+#[test]
+fn a_port_of_the_workloads_has_one_tls_mode() {
+    let mut younger = service("shop", "wagon", "east.example");
+    younger.workload_labels = cart().workload_labels;
+    younger.created = Some(at(-40));
+    younger.tls_mode = TlsMode::Mtls;
+    let both = |younger: &Service| exports(&base().with_service(cart()).with_service(younger.clone()));
+    let refused = both(&younger);
+    let accepted = &report(&refused, "wagon").accepted;
+    assert_eq!(reason(accepted), "TlsModeConflicts");
+    assert!(accepted.as_ref().unwrap_err().message.contains("shop/cart"));
+    assert!(report(&refused, "cart").accepted.is_ok());
+    younger.ports[0].target_port = 9_090;
+    assert!(report(&both(&younger), "wagon").accepted.is_ok(), "another port");
+    younger.ports[0].target_port = 8_080;
+    younger.tls_mode = TlsMode::IstioMtls;
+    assert!(report(&both(&younger), "wagon").accepted.is_ok(), "the same mode");
+}

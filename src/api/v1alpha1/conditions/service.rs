@@ -22,6 +22,9 @@ reasons! {
         /// An older one selects some of the same pods by another selector; the message names it. Give both the same selector, or
         /// labels that no pod can have together.
         SelectorOverlaps,
+        /// An older one exports a port of the same pods with another `tlsMode`; the message names it. A sidecar either ends TLS on a
+        /// port or passes it on: give both the same `tlsMode`, or different target ports.
+        TlsModeConflicts,
         /// Unknown: the Workload API has not told our own trust domain yet.
         NoIdentity,
     }

@@ -4,6 +4,7 @@ pub mod admission;
 pub mod adoption;
 pub mod alarms;
 pub mod authorization;
+mod closing;
 pub mod contest;
 pub mod diff;
 pub mod ending;

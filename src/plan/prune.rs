@@ -3,6 +3,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
+use super::authorization::Allows;
 use super::generated::source_of;
 use crate::model::object::{ANNOTATION_SOURCE, Kind, LABEL_PEER};
 use crate::model::world::Rejected;
@@ -18,8 +19,13 @@ pub fn prune(world: &World, desired: &BTreeMap<ObjectKey, Arc<Object>>) -> BTree
         return BTreeMap::new();
     }
     let frozen = frozen_peers(world);
-    let unreadable: BTreeSet<String> =
-        world.rejected.iter().filter(|(_, r)| !is_in_use(world, r)).map(|(key, _)| source_of(key)).collect();
+    let unreadable: BTreeSet<String> = world
+        .rejected
+        .iter()
+        .filter(|(key, r)| is_unread(world, key, r))
+        .map(|(key, _)| source_of(key))
+        .collect();
+    let allows = Allows::new(world);
     world
         .objects
         .values()
@@ -30,10 +36,20 @@ pub fn prune(world: &World, desired: &BTreeMap<ObjectKey, Arc<Object>>) -> BTree
         .filter(|object| !object.meta.labels.get(LABEL_PEER).is_some_and(|peer| frozen.contains(peer)))
         .filter(|object| {
             let source = object.meta.annotations.get(ANNOTATION_SOURCE);
-            !source.is_some_and(|sources| sources.split(',').any(|s| unreadable.contains(s)))
+            let is_unread = |sources: &String| sources.split(',').any(|s| unreadable.contains(s));
+            !source.is_some_and(is_unread) || allows.is_left(object)
         })
         .map(|object| (object.key.clone(), object.meta.uid.clone()))
         .collect()
+}
+
+/// Whether what was generated from a malformed object stays: no good version of it is in use, by which it would go or stay, and
+/// it is not being deleted. A TrustDomainPeer has its own end.
+fn is_unread(world: &World, key: &ObjectKey, rejected: &Rejected) -> bool {
+    let is_peer = key.kind == Kind::TrustDomainPeer;
+    !is_in_use(world, rejected)
+        && !world.has_last_good(key, &rejected.uid)
+        && (is_peer || rejected.deletion.is_none())
 }
 
 /// Whether the last good version of a TrustDomainPeer that is bad now is known, and in use.

@@ -5,16 +5,19 @@ use std::sync::Arc;
 
 use jiff::Timestamp;
 
-use crate::model::object::{ANNOTATION_SOURCE, Kind, LABEL_PEER, Meta, Object, ObjectKey};
+use crate::model::object::{
+    ANNOTATION_DRY_RUN, ANNOTATION_SOURCE, Kind, LABEL_PEER, Meta, Object, ObjectKey,
+};
 use crate::model::service::Outcome;
 use crate::model::session::Offers;
 use crate::model::{NamespacedName, Service, ServiceName, TrustDomain, World};
 
+use super::authorization::Allows;
 use super::exports::{self, Export, ExportReport, Exports};
 use super::generated::{label_value, source_of};
 use super::imports::{self, ImportReport};
 use super::memo::Memo;
-use super::{authorization, diff, generated, istio, mesh};
+use super::{authorization, closing, diff, generated, istio, mesh};
 
 /// What should be, of everything that has to do with services.
 #[derive(Clone, Debug, Default, PartialEq)]
@@ -72,6 +75,9 @@ pub fn decide(world: &World, ending: &BTreeSet<TrustDomain>, memo: &mut Memo) ->
     let held = exports.held.iter().filter_map(|name| world.services.get(name));
     let held = held.map(|service| source_of(&service.key())).collect();
     retain(world, held, &imports.silent, &blocked, &mut objects);
+    for object in closing::kept(world, &objects) {
+        objects.insert(object.key.clone(), diff::seal(as_it_stands(object)));
+    }
     ServicesPlan {
         complete: true,
         objects,
@@ -107,6 +113,7 @@ fn passed_on(world: &World, exports: &Exports) -> Vec<Object> {
 /// Keeps, as it stands, what was generated from an object that has become unreadable: missing information takes nothing
 /// away. That is what came from a FederatedService that was edited into something malformed; the imports of a TrustDomainPeer
 /// that was; and, while the peer has not said what it exports, an ImportedService that was, and what lies beside it.
+/// What of ours allows goes all the same, once it stands alone.
 /// So is what came from a FederatedService that is `held`, also the policy of a selector that it had: its workloads are
 /// closed still while it is reached through what stands.
 fn retain(
@@ -119,7 +126,7 @@ fn retain(
     let unreadable: BTreeSet<&ObjectKey> = world
         .rejected
         .iter()
-        .filter(|(_, rejected)| rejected.deletion.is_none())
+        .filter(|(key, rejected)| rejected.deletion.is_none() && !world.has_last_good(key, &rejected.uid))
         .map(|(key, _)| key)
         .collect();
     let silent: BTreeSet<String> = silent.iter().map(|td| label_value(td.as_str())).collect();
@@ -164,6 +171,7 @@ fn retain(
             _ => false,
         }
     };
+    let allows = Allows::new(world);
     // ImportedServices come before ServiceEntries, since what lies beside one follows it.
     let mut observed: Vec<_> = world.objects.values().collect();
     observed.sort_by_key(|object| &object.key);
@@ -173,6 +181,7 @@ fn retain(
             && !objects.contains_key(&object.key)
             && !blocked.contains_key(&object.key)
             && is_kept(object, objects)
+            && !allows.is_left(object)
         {
             objects.insert(object.key.clone(), diff::seal(as_it_stands(object)));
         }
@@ -199,6 +208,8 @@ fn as_it_stands(object: &Object) -> Object {
     };
     let mut body = object.body.clone();
     body.remove("status");
+    let mut meta = meta;
+    meta.annotations.remove(ANNOTATION_DRY_RUN);
     Object { key: object.key.clone(), meta, body }
 }
 
@@ -208,5 +219,7 @@ pub(crate) fn services(world: &World, ending: &BTreeSet<TrustDomain>) -> Service
     decide(world, ending, &mut Memo::default())
 }
 
+#[cfg(test)]
+mod order_tests;
 #[cfg(test)]
 mod tests;

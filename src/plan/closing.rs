@@ -1,0 +1,66 @@
+//! What ends last: a policy that denies, after all that leads callers to its workloads; the settings that pin a server, after the
+//! host that they are for. By what stands in the store, so that the order holds whatever fails on the way.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
+
+use serde_json::Value;
+
+use super::diff;
+use crate::model::object::{ANNOTATION_SOURCE, Kind};
+use crate::model::{Object, ObjectKey, World};
+
+/// Observed objects of ours that are desired no more, and have to wait.
+#[must_use]
+pub(super) fn kept<'a>(world: &'a World, desired: &BTreeMap<ObjectKey, Arc<Object>>) -> Vec<&'a Arc<Object>> {
+    let is_ours = |object: &&Arc<Object>| object.is_generated_by(&world.settings.instance);
+    let of = |kind: Kind| world.of_kind(kind).map(|(_, object)| object).filter(is_ours);
+    let is_ending =
+        |object: &&Arc<Object>| object.meta.deletion.is_none() && !desired.contains_key(&object.key);
+    let denies: Vec<_> =
+        of(Kind::AuthorizationPolicy).filter(is_ending).filter(|deny| denies(deny)).collect();
+    let rules: Vec<_> = of(Kind::DestinationRule).filter(is_ending).collect();
+    if denies.is_empty() && rules.is_empty() {
+        return Vec::new();
+    }
+    let is_left = |object: &&Arc<Object>| !desired.contains_key(&object.key);
+    let doors = of(Kind::Gateway).chain(of(Kind::VirtualService)).filter(is_left);
+    let doors: BTreeSet<&str> = doors.flat_map(|door| sources(door)).collect();
+    let aliases: BTreeSet<Workloads<'_>> = of(Kind::ServiceEntry).filter_map(|entry| alias(entry)).collect();
+    let leads_to = |deny: &Object| {
+        sources(deny).any(|source| doors.contains(source))
+            || selected(deny, "/selector/matchLabels").is_some_and(|workloads| aliases.contains(&workloads))
+    };
+    let as_was = of(Kind::ServiceEntry)
+        .filter(|entry| desired.get(&entry.key).is_none_or(|wanted| !diff::stands(wanted, entry)));
+    let hosts: BTreeSet<&str> = as_was.flat_map(|entry| sources(entry)).collect();
+    let pins = |rule: &Object| sources(rule).any(|source| hosts.contains(source));
+    let rules: Vec<_> = rules.into_iter().filter(|rule| pins(rule)).collect();
+    // With it the cluster would collect what it owns, in any order.
+    let owners: BTreeSet<&str> =
+        rules.iter().flat_map(|rule| &rule.meta.owners).map(|owner| owner.uid.as_str()).collect();
+    let owners = of(Kind::ImportedService).filter(is_ending).filter(|o| owners.contains(o.meta.uid.as_str()));
+    denies.into_iter().filter(|deny| leads_to(deny)).chain(owners).chain(rules).collect()
+}
+
+/// A namespace, and labels in it.
+type Workloads<'a> = (&'a str, BTreeSet<(&'a str, &'a str)>);
+
+fn denies(policy: &Object) -> bool {
+    policy.spec().is_some_and(|spec| spec["action"] == "DENY")
+}
+
+fn sources(object: &Object) -> impl Iterator<Item = &str> {
+    object.meta.annotations.get(ANNOTATION_SOURCE).into_iter().flat_map(|sources| sources.split(','))
+}
+
+/// What an alias leads to.
+fn alias(entry: &Object) -> Option<Workloads<'_>> {
+    selected(entry, "/workloadSelector/labels")
+}
+
+fn selected<'a>(object: &'a Object, at: &str) -> Option<Workloads<'a>> {
+    let labels = object.spec()?.pointer(at).and_then(Value::as_object)?;
+    let labels = labels.iter().filter_map(|(label, value)| Some((label.as_str(), value.as_str()?)));
+    Some((object.key.namespace.as_deref().unwrap_or_default(), labels.collect()))
+}

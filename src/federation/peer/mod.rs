@@ -14,6 +14,7 @@ use tokio::sync::{mpsc, watch};
 use tokio::task::{AbortHandle, JoinSet};
 use tokio::time::{Instant, sleep_until};
 
+use super::catalogue;
 use super::client::{Dialled, Target, dial};
 use super::diagnose::{Ask, Question};
 use super::link::{Connection, LinkEvent, Parting, Proof, Say, Stream};
@@ -23,7 +24,9 @@ use crate::identity::peer_tls::Authorize;
 use crate::identity::source::IdentitySource;
 use crate::identity::verify::Role;
 use crate::model::own::Identity;
-use crate::model::session::{GoodbyeReason, LinkIntent, LinkPlan, LinkState, SessionState};
+use crate::model::session::{
+    Catalogue, GoodbyeReason, LinkIntent, LinkPlan, LinkState, Offers, SessionState,
+};
 use crate::model::{SpiffeId, TrustDomain};
 
 mod diagnose;
@@ -297,8 +300,7 @@ impl Actor {
     fn update_link(&mut self, link: LinkState, keep: impl FnOnce(&LinkState) -> bool) {
         self.update(|state| {
             if state.link != link && !keep(&state.link) {
-                state.link = link;
-                state.since = crate::clock::now();
+                turn(state, link);
             }
         });
     }
@@ -306,6 +308,18 @@ impl Actor {
     fn update(&self, change: impl FnOnce(&mut SessionState)) {
         self.states.update(&self.peer, change);
     }
+}
+
+/// A peer that ended the relationship exports nothing by its own word: when it is back, what it exported before is not
+/// its word until it says so anew.
+fn turn(state: &mut SessionState, link: LinkState) {
+    if matches!(link, LinkState::Parted { reason: GoodbyeReason::RelationshipEnded, .. }) {
+        let services = Offers::new();
+        let version = catalogue::version_of(&services);
+        state.catalogue = Some(Arc::new(Catalogue { version, services, malformed: Vec::new(), held: Default::default() }));
+    }
+    state.link = link;
+    state.since = crate::clock::now();
 }
 
 /// Between a tenth of it and all of it, at random, of a ceiling that doubles with each failure.
@@ -333,5 +347,24 @@ mod tests {
         assert_eq!([0, 1, 2, 3, 5, 6, 33, u32::MAX].map(longest), [1, 1, 2, 4, 16, 30, 30, 30]);
         assert_eq!(backoff(6, min, max, 0.0), Duration::from_secs(3));
         assert_eq!(backoff(6, min, max, 0.5), Duration::from_secs(15));
+    }
+
+    #[test]
+    fn what_a_peer_exported_before_it_ended_the_relationship_does_not_come_back_with_it() {
+        let parted = |reason| LinkState::Parted { reason, message: String::new() };
+        let kept = |reason| {
+            let services = Offers::from([(
+                crate::plan::fixtures::remote_cart().name,
+                Arc::new(crate::plan::fixtures::remote_cart()),
+            )]);
+            let mut state = SessionState::idle(crate::clock::now());
+            state.catalogue = Some(Arc::new(Catalogue { version: [1; 32], services, malformed: Vec::new(), held: Default::default() }));
+            turn(&mut state, parted(reason));
+            turn(&mut state, LinkState::Connected);
+            state.catalogue.unwrap().services.len()
+        };
+        assert_eq!(kept(GoodbyeReason::RelationshipEnded), 0);
+        assert_eq!(kept(GoodbyeReason::Suspended), 1);
+        assert_eq!(kept(GoodbyeReason::ShuttingDown), 1);
     }
 }

@@ -2,7 +2,7 @@
 //!
 //! A service creates a host below the peer's own trust domain and endpoints that `spec.imports` admits, or nothing.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
 use ipnet::IpNet;
@@ -60,6 +60,8 @@ pub struct Admission<'a> {
     cluster_domain: &'a str,
     own: &'a OwnAddresses,
     ours: &'a BTreeSet<GatewayAddress>,
+    /// The namespaces of our cluster.
+    namespaces: &'a BTreeMap<String, BTreeMap<String, String>>,
 }
 
 /// The gateways of our own exports: a peer that names one would have us call ourselves.
@@ -69,9 +71,14 @@ pub fn own_gateways(world: &World) -> BTreeSet<GatewayAddress> {
     given.chain(Gateways::discover(world).addresses()).cloned().collect()
 }
 
-/// The addresses of our own pods and Services, where a peer names pods at all. An index, made once a plan.
+/// The addresses of our own pods, nodes and Services, where a peer names addresses at all. An index, made once a plan.
 #[derive(Debug, Default)]
-pub struct OwnAddresses(BTreeSet<IpAddr>);
+pub struct OwnAddresses {
+    /// Pods, and the nodes on which they are.
+    pods: BTreeSet<IpAddr>,
+    /// The cluster IPs of Services.
+    services: BTreeSet<IpAddr>,
+}
 
 impl OwnAddresses {
     #[must_use]
@@ -79,21 +86,30 @@ impl OwnAddresses {
         let heard = world.sessions.values().filter_map(|session| session.catalogue.as_deref());
         let heard = heard.flat_map(|catalogue| catalogue.services.values());
         let mut known = heard.chain(world.imported.values().map(|imported| &imported.service));
-        if !known.any(|service| !service.endpoints.is_empty()) {
+        let is_ip = |gateway: &GatewayAddress| matches!(gateway.address, Address::Ip(_));
+        if !known.any(|service| !service.endpoints.is_empty() || service.gateways.iter().any(is_ip)) {
             return Self::default();
         }
         let pods = world.pods.values().flat_map(|pod| pod.ip.into_iter().chain(pod.host_ip));
         let services = world.cluster_services.values().flat_map(|service| &service.cluster_ips).copied();
-        Self(pods.chain(services).map(|ip| ip.to_canonical()).collect())
+        Self {
+            pods: pods.map(|ip| ip.to_canonical()).collect(),
+            services: services.map(|ip| ip.to_canonical()).collect(),
+        }
     }
 
     fn contains(&self, ip: IpAddr) -> bool {
-        let carried = match ip {
-            IpAddr::V6(ip) => carried_v4(ip).map(IpAddr::V4),
-            IpAddr::V4(_) => None,
-        };
-        self.0.contains(&ip) || carried.is_some_and(|ip| self.0.contains(&ip))
+        is_of(&self.pods, ip) || is_of(&self.services, ip)
     }
+}
+
+/// Whether an address, or the IPv4 one that it carries, is one of these.
+fn is_of(all: &BTreeSet<IpAddr>, ip: IpAddr) -> bool {
+    let carried = match ip {
+        IpAddr::V6(ip) => carried_v4(ip).map(IpAddr::V4),
+        IpAddr::V4(_) => None,
+    };
+    all.contains(&ip) || carried.is_some_and(|ip| all.contains(&ip))
 }
 
 impl<'a> Admission<'a> {
@@ -106,7 +122,14 @@ impl<'a> Admission<'a> {
     ) -> Self {
         let others = world.peers.keys().chain(world.own_trust_domain());
         let others = others.filter(|td| **td != peer.trust_domain).map(TrustDomain::as_str).collect();
-        Self { peer, others, cluster_domain: &world.settings.cluster_domain, ours, own }
+        Self {
+            peer,
+            others,
+            cluster_domain: &world.settings.cluster_domain,
+            own,
+            ours,
+            namespaces: &world.namespaces,
+        }
     }
 
     /// The host at which the service is to be called here. The number of services is not looked at.
@@ -247,6 +270,10 @@ impl<'a> Admission<'a> {
                 if let Some(what) = forbidden(*ip) {
                     return Err(format!("is {what}"));
                 }
+                // An importer that gives CIDRs says of its nodes' networks itself whether gateways of the peer are there.
+                if is_of(&self.own.services, *ip) || (cidrs.is_empty() && is_of(&self.own.pods, *ip)) {
+                    return Err("is an address of the importer's own cluster".to_owned());
+                }
                 if !cidrs.is_empty() && !cidrs.iter().any(|cidr| is_in_cidr(*ip, cidr)) {
                     return Err("lies outside spec.imports.endpointCIDRs of the importer".to_owned());
                 }
@@ -259,7 +286,7 @@ impl<'a> Admission<'a> {
             Address::Dns(name) if is_in_zone(name, self.cluster_domain) => {
                 Err(format!("is a name in {}, which is the importer's own", self.cluster_domain))
             }
-            Address::Dns(name) => dns(name),
+            Address::Dns(name) => dns(name, |label| self.namespaces.contains_key(label)),
         }
     }
 }
@@ -285,8 +312,8 @@ fn is_in_zone(host: &str, zone: &str) -> bool {
 }
 
 /// A name of fewer than three labels is refused as well: a pod's search list completes `{name}.{namespace}` to a service of
-/// the cluster before the name itself is tried.
-fn dns(name: &str) -> Result<(), String> {
+/// the cluster before the name itself is tried; and of three, `{pod}.{service}.{namespace}` to one of its pods.
+fn dns(name: &str, is_namespace: impl Fn(&str) -> bool) -> Result<(), String> {
     let labels: Vec<&str> = name.split('.').collect();
     if !crate::model::name::is_dns_host(name) {
         return Err("is not a DNS host name".to_owned());
@@ -297,6 +324,9 @@ fn dns(name: &str) -> Result<(), String> {
             Err("is a name of fewer than three labels, which a cluster's search list would complete"
                 .to_owned())
         }
+        Some(last) if labels.len() == 3 && is_namespace(last) => Err(format!(
+            "is a name of three labels that ends in {last}, a namespace here, which a cluster's search list would complete"
+        )),
         _ => Ok(()),
     }
 }

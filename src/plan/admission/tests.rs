@@ -315,3 +315,53 @@ fn pods_of_a_flat_network_are_admitted_as_gateways_are() {
     many.endpoints.extend(with("10.9.0.3", &[("tcp", 1)]).endpoints);
     assert_eq!(judge(&many), Err("TooManyEndpoints"));
 }
+
+/// What is ours is nobody else's gateway; where the importer gave CIDRs, that is its word, but for the cluster's own Services.
+#[test]
+fn a_gateway_is_no_address_of_our_own_cluster() {
+    use crate::plan::fixtures::{pod, service_of_gateway, session};
+    let judge = |address: &str, cidrs: &[&str]| {
+        let mut service = remote_cart();
+        service.gateways = vec![gateway(address, 15_443)];
+        let link = crate::model::session::LinkState::Connected;
+        let mut ours = pod("shop", "ours", "10.1.0.9", &[]);
+        ours.host_ip = Some("192.168.0.9".parse().unwrap());
+        let world = world("east.example")
+            .with_pod(ours)
+            .with_cluster_service(service_of_gateway("other", &[]))
+            .with_session("west.example", session(link, Some(vec![service.clone()])));
+        let mut west = peer("west.example");
+        west.imports.endpoint_cidrs = cidrs.iter().map(|cidr| cidr.parse().unwrap()).collect();
+        judge_in(world, west, &service).is_ok()
+    };
+    let all = ["10.0.0.0/8", "192.168.0.0/16"];
+    for (address, alone, within) in [
+        ("10.77.2.2", true, true),
+        ("10.1.0.9", false, true),
+        ("192.168.0.9", false, true),
+        ("10.96.0.9", false, false),
+        ("::ffff:10.96.0.9", false, false),
+        ("64:ff9b::10.96.0.9", false, false),
+    ] {
+        assert_eq!(judge(address, &[]), alone, "{address}");
+        assert_eq!(judge(address, &all), within && !address.contains("ff"), "{address} in {all:?}");
+    }
+}
+
+/// `{pod}.{service}.{namespace}` is completed by the search list of a pod.
+#[test]
+fn names_of_three_labels_do_not_end_in_a_namespace_of_ours() {
+    let mut world = world("east.example");
+    world.namespaces.insert("shop".to_owned(), Default::default());
+    for (name, expected) in [
+        ("web-0.web.shop", false),
+        ("web-0.web.SHOP", false),
+        ("gw.example.com", true),
+        ("gw.west.example.shop", true),
+        ("istiod.istio-system.svc", false),
+    ] {
+        let mut service = remote_cart();
+        service.gateways = vec![gateway(&name.to_ascii_lowercase(), 15_443)];
+        assert_eq!(judge_in(world.clone(), peer("west.example"), &service).is_ok(), expected, "{name}");
+    }
+}

@@ -34,7 +34,8 @@ impl<'a> Claims<'a> {
         claims
     }
 
-    /// The oldest of them that keeps `host` from `mine`: it was there before, or is where `mine` is not written yet.
+    /// The oldest of them that keeps `host` from `mine`: it was there before, or is where `mine` is not written yet. Of
+    /// VirtualServices and DestinationRules a wildcard above the host does so too: it would lose without a word.
     /// `concerns` tells which of the others are in its way at all.
     #[must_use]
     pub fn keeper(
@@ -45,8 +46,14 @@ impl<'a> Claims<'a> {
         concerns: impl Fn(&ObjectKey) -> bool,
     ) -> Option<&'a ObjectKey> {
         let observed = world.objects.get(mine).filter(|o| o.is_generated_by(&world.settings.instance));
-        let claims = self.0.get(&mine.kind)?.get(host)?.iter();
+        let of_kind = self.0.get(&mine.kind)?;
+        // A wildcard of a ServiceEntry leaves to others the hosts that they name.
+        let has_wildcards = matches!(mine.kind, Kind::VirtualService | Kind::DestinationRule);
+        let above = above(host).filter(|_| has_wildcards);
+        let names = std::iter::once(host.to_owned()).chain(above);
+        let claims: Vec<&Claim<'a>> = names.filter_map(|name| of_kind.get(&name)).flatten().collect();
         let (_, key) = claims
+            .into_iter()
             .filter(|(_, key)| *key != mine && concerns(key))
             .filter(|(created, _)| observed.is_none_or(|ours| *created <= ours.meta.created))
             .min()?;
@@ -62,11 +69,15 @@ impl<'a> Claims<'a> {
         concerns: impl Fn(&ObjectKey) -> bool,
     ) -> Option<&'a ObjectKey> {
         let of_kind = self.0.get(&kind)?;
-        let above = host.match_indices('.').map(|(at, _)| format!("*{}", &host[at..]));
-        let names = std::iter::once(host.to_owned()).chain(above).chain(["*".to_owned()]);
+        let names = std::iter::once(host.to_owned()).chain(above(host));
         let mut claims = names.filter_map(|name| of_kind.get(&name)).flatten().map(|(_, key)| *key);
         claims.find(|key| concerns(key))
     }
+}
+
+/// The wildcards that cover a host.
+fn above(host: &str) -> impl Iterator<Item = String> + '_ {
+    host.match_indices('.').map(|(at, _)| format!("*{}", &host[at..])).chain(["*".to_owned()])
 }
 
 /// The hosts that an object names, in lower case; a name without a dot is one of its namespace (Istio). A VirtualService for

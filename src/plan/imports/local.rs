@@ -368,9 +368,10 @@ fn of_peers<'a>(serving: &'a [Member<'_>]) -> impl Iterator<Item = LocalPort> + 
     });
     all.filter_map(move |port| {
         let spoken = Spoken::of(port.protocol).filter(|_| numbers.insert(port.port))?;
-        let is_new = names.insert(port.name.clone());
-        let name =
-            if is_new { port.name.clone() } else { format!("{}-{}", port.protocol.as_str(), port.port) };
+        let made_up = format!("{}-{}", port.protocol.as_str(), port.port);
+        let more = (2_u32..).map(|n| format!("{made_up}-{n}"));
+        let mut candidates = [port.name.clone(), made_up.clone()].into_iter().chain(more);
+        let name = candidates.find(|name| names.insert(name.clone()))?;
         Some(LocalPort { number: port.port, name, protocol: port.protocol, spoken, to: Vec::new() })
     })
 }

@@ -446,3 +446,58 @@ fn golden_shapes() {
         });
     }
 }
+
+/// Istio takes the most telling host, but an older wildcard is somebody's word on this name as well.
+#[test]
+fn an_older_wildcard_keeps_the_name_and_is_named() {
+    for (host, is_kept) in [
+        ("*.shop.svc.cluster.local", true),
+        ("*.svc.cluster.local", true),
+        ("*", true),
+        ("*.cart.svc.cluster.local", false),
+    ] {
+        let mut theirs = foreign(Kind::VirtualService, "shop", "theirs", json!({"hosts": [host]}));
+        let plan = decide(&merged(false, true).with_object(theirs.clone()));
+        assert_eq!(virtual_service(&plan, "shop").is_none(), is_kept, "{host}");
+        let name = NamespacedName::new(NAMESPACE, "cart.shop.west.example");
+        let report = plan.import_reports[&name].local.clone().unwrap();
+        assert_eq!(report.is_err(), is_kept, "{host}");
+        if let Err(refusal) = report {
+            assert_eq!(refusal.reason.as_str(), "HostExists");
+            assert!(refusal.message.contains("VirtualService shop/theirs"), "{}", refusal.message);
+        }
+        theirs.meta.created = Some(at(500));
+        let plan = decide(&merged(false, true).with_object(theirs));
+        assert!(virtual_service(&plan, "shop").is_some(), "{host}: a younger one takes nothing");
+    }
+}
+
+#[test]
+fn made_up_port_names_are_nobody_elses() {
+    let port = |name: &str, port| RemotePort {
+        name: name.to_owned(),
+        port,
+        protocol: AppProtocol::Tcp,
+        clients: BTreeSet::new(),
+    };
+    let mut west = cart_of("west.example");
+    west.ports = vec![port("tcp", 1), port("tcp-2", 3)];
+    let mut north = cart_of("north.example");
+    north.ports = vec![port("tcp", 2)];
+    let peers = vec![
+        (local_peer("west.example", false), vec![west]),
+        (local_peer("north.example", false), vec![north]),
+    ];
+    // Whichever of them is first, and with the name that would be made up coming later.
+    let mut turned = peers.clone();
+    turned[0].0.created = Some(at(-1));
+    turned[0].1[0].ports = vec![port("tcp", 2), port("tcp-1", 3)];
+    turned[1].1[0].ports = vec![port("tcp", 1)];
+    for peers in [peers, turned] {
+        let plan = decide(&settled(peers, |world| world));
+        let key = ObjectKey::namespaced(Kind::ServiceEntry, "shop", LOCAL);
+        let ports = plan.objects[&key].spec().unwrap()["ports"].as_array().unwrap().clone();
+        let names: BTreeSet<&str> = ports.iter().map(|port| port["name"].as_str().unwrap()).collect();
+        assert_eq!((ports.len(), names.len()), (3, 3), "{ports:?}");
+    }
+}

@@ -64,10 +64,12 @@ pub(super) fn fence(
 fn has_unread_export(world: &World) -> bool {
     let exports = |key: &ObjectKey| matches!(key.kind, Kind::FederatedService | Kind::ServiceExportRule);
     let is_unread = |uid: &str| !world.services.values().any(|service| service.owner().uid == uid);
-    world
-        .rejected
-        .iter()
-        .any(|(key, rejected)| exports(key) && rejected.deletion.is_none() && is_unread(&rejected.uid))
+    world.rejected.iter().any(|(key, rejected)| {
+        exports(key)
+            && rejected.deletion.is_none()
+            && !world.has_last_good(key, &rejected.uid)
+            && is_unread(&rejected.uid)
+    })
 }
 
 fn standing(world: &World, key: &ObjectKey) -> Vec<String> {

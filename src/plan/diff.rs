@@ -105,7 +105,7 @@ fn write(
 }
 
 /// Whether all that is desired is there. What others added beside it is theirs.
-fn stands(desired: &Object, there: &Object) -> bool {
+pub(super) fn stands(desired: &Object, there: &Object) -> bool {
     let holds = |wanted: &BTreeMap<String, String>, has: &BTreeMap<String, String>| {
         wanted.iter().all(|(key, value)| has.get(key) == Some(value))
     };

@@ -190,7 +190,7 @@ fn imports_of(sources: &str) -> impl Iterator<Item = ObjectKey> {
 }
 
 /// An observed object as a desired one.
-fn as_it_stands(object: &Object) -> Object {
+pub(in crate::plan) fn as_it_stands(object: &Object) -> Object {
     let meta = Meta {
         labels: object.meta.labels.clone(),
         annotations: object.meta.annotations.clone(),

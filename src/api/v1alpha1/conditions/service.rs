@@ -187,7 +187,7 @@ reasons! {
         /// An object of a name that is needed is there and is not ours; the message names it. Delete it, or hand it over with the
         /// annotation `entente.dev/adopt: "true"`.
         ObjectNotOurs,
-        /// Another object serves its host already; the message names it.
+        /// Another object serves its host already, or sets for some clients how they call it; the message names it.
         HostExists,
     }
 }

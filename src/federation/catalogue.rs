@@ -75,6 +75,12 @@ pub(super) fn encode(service: &RemoteService) -> Vec<u8> {
     message.encode_to_vec()
 }
 
+/// How much of [`MAX_BYTES`] a service takes.
+#[must_use]
+pub fn size(service: &RemoteService) -> usize {
+    encode(service).len()
+}
+
 /// Hands out a catalogue frame by frame, so that it is never in memory twice.
 #[derive(Debug)]
 pub(super) struct Frames {

@@ -45,7 +45,7 @@ pub struct ServicesPlan {
 /// clients are shut out; a peer that is only being deleted is offered nothing, and keeps the rest until then.
 #[must_use]
 pub fn decide(world: &World, ending: &BTreeSet<TrustDomain>, memo: &mut Memo) -> ServicesPlan {
-    let exports = exports::exports(world);
+    let mut exports = exports::exports(world);
     let Some(own) = world.own_trust_domain().filter(|_| world.is_read()) else {
         let export_reports =
             if world.own_trust_domain().is_none() { exports.reports } else { BTreeMap::new() };
@@ -72,10 +72,11 @@ pub fn decide(world: &World, ending: &BTreeSet<TrustDomain>, memo: &mut Memo) ->
     let held = exports.held.iter().filter_map(|name| world.services.get(name));
     let held = held.map(|service| source_of(&service.key())).collect();
     retain(world, held, &imports.silent, &blocked, &mut objects);
+    let catalogues = exports::catalogues(&mut exports, &world.settings, memo);
     ServicesPlan {
         complete: true,
         objects,
-        catalogues: exports::catalogues(&exports, &world.settings, memo),
+        catalogues,
         outcomes: imports.outcomes,
         export_reports: exports.reports,
         import_reports: reports

@@ -89,6 +89,9 @@ reasons! {
         NoPeer,
         /// A trust domain in `exportedTrustDomains` has nobody in `clients`. Add its clients, or take it out.
         NoClientsThere,
+        /// More is exported to a trust domain than a peer takes in one catalogue: the older services are offered to it. Export fewer to
+        /// it, or with fewer clients.
+        CatalogueFull,
         /// `tlsMode` is `IstioMtls`, and no pod that is selected has a sidecar that takes its certificates from SPIRE: the message says
         /// what they have. Inject sidecars with SPIRE's socket, or let the application end TLS and set `Mtls`.
         MeshNotOnSpire,

@@ -416,13 +416,6 @@ fn settings(args: &AgentArgs) -> Arc<Settings> {
     Arc::new(Settings {
         instance: args.instance.clone(),
         namespace: args.namespace.clone(),
-        cluster_domain: args.cluster.domain.clone(),
-        istio_namespace: args.cluster.istio_namespace.clone(),
-        eastwest_gateway: args.cluster.eastwest_gateway.clone(),
-        ingress_gateway: args.cluster.ingress_gateway.clone(),
-        gateway_node_ports: args.cluster.gateway_node_ports,
-        fence: args.cluster.fence,
-        istio_revision: args.cluster.istio_revision.clone(),
         spire_class_name: args.spire_class_name.clone(),
         relationships: match args.store {
             StoreArg::Kubernetes => Relationships::ControllerManager,
@@ -432,6 +425,7 @@ fn settings(args: &AgentArgs) -> Arc<Settings> {
         poll_interval: Duration::from_secs(args.timing.spire_poll_seconds),
         agent_follow: Duration::from_secs(args.timing.agent_follow_seconds),
         good_fetches: 3,
+        ..args.cluster.settings(Settings::standard())
     })
 }
 

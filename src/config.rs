@@ -7,6 +7,7 @@ use std::time::Duration;
 use clap::Args;
 
 use crate::model::service::{GatewayChoice, GatewayType};
+use crate::model::world::Settings;
 
 /// Where the control socket is by default.
 pub const CONTROL_SOCKET: &str = "/run/entente/control.sock";
@@ -113,6 +114,23 @@ pub struct ClusterArgs {
     /// The revision of Istio that the workloads here are of: its configuration is the ConfigMap `istio-REVISION`. Empty: `istio`.
     #[arg(long, env = "ENTENTE_ISTIO_REVISION", default_value = "")]
     pub istio_revision: String,
+}
+
+impl ClusterArgs {
+    /// What of the settings these are; the rest is `others`.
+    #[must_use]
+    pub fn settings(&self, others: Settings) -> Settings {
+        Settings {
+            cluster_domain: self.domain.clone(),
+            istio_namespace: self.istio_namespace.clone(),
+            eastwest_gateway: self.eastwest_gateway.clone(),
+            ingress_gateway: self.ingress_gateway.clone(),
+            gateway_node_ports: self.gateway_node_ports,
+            fence: self.fence,
+            istio_revision: self.istio_revision.clone(),
+            ..others
+        }
+    }
 }
 
 impl Default for ClusterArgs {

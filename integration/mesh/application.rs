@@ -12,8 +12,8 @@ use std::net::{Ipv4Addr, SocketAddr, SocketAddrV4};
 use std::os::unix::fs::MetadataExt;
 
 const HERE: Ipv4Addr = Ipv4Addr::LOCALHOST;
-/// What speaks plain TCP behind a server's TLS.
-const PLAIN: u16 = 7000;
+/// How far below the port of a server's TLS that is which speaks plain TCP behind it.
+const PLAIN_BELOW: u16 = 1000;
 
 /// An application that runs. Dropped, it is gone.
 pub(crate) struct Application {
@@ -22,12 +22,54 @@ pub(crate) struct Application {
     server: Option<Process>,
 }
 
-/// Whom a client calls, and who that must be.
+/// Whom a client calls, who that must be, and how.
 #[derive(Clone, Debug)]
-pub(crate) struct Callee<'a> {
+pub(crate) struct Callee {
+    /// The port of the client's own address that leads there.
+    pub(crate) port: u16,
     pub(crate) address: SocketAddr,
-    pub(crate) sni: &'a str,
+    pub(crate) sni: String,
     pub(crate) id: String,
+    pub(crate) alpn: Option<&'static str>,
+    /// Without a certificate.
+    pub(crate) anonymous: bool,
+}
+
+impl Callee {
+    /// As the client of an application calls one.
+    pub(crate) fn new(port: u16, address: SocketAddr, sni: &str, id: &str) -> Self {
+        Self { port, address, sni: sni.to_owned(), id: id.to_owned(), alpn: None, anonymous: false }
+    }
+
+    /// The counters of the calls have this in their names.
+    fn cluster(&self) -> String {
+        format!("callee_{}", self.port)
+    }
+
+    fn listener(&self) -> Value {
+        json!({
+            "name": format!("app_{}", self.port),
+            "stat_prefix": format!("app_{}", self.port),
+            "address": socket((HERE, self.port).into()),
+            "filter_chains": [{"filters": [proxy_to(&self.cluster())]}],
+        })
+    }
+
+    fn remote(&self) -> Value {
+        let mut common = tls(std::slice::from_ref(&self.id));
+        if self.anonymous
+            && let Some(fields) = common.as_object_mut()
+        {
+            fields.remove("tls_certificate_sds_secret_configs");
+        }
+        if let Some(alpn) = self.alpn {
+            common["alpn_protocols"] = json!([alpn]);
+        }
+        let context = json!({"common_tls_context": common, "sni": self.sni, "max_session_keys": 0});
+        let mut remote = cluster(&self.cluster(), self.address);
+        remote["transport_socket"] = transport("UpstreamTlsContext", context);
+        remote
+    }
 }
 
 impl Application {
@@ -54,42 +96,31 @@ impl Application {
                 "transport_socket": transport("DownstreamTlsContext", context),
             }],
         });
-        let plain = cluster("plain", SocketAddr::from((HERE, PLAIN)));
-        let mut this = Self::start(domain, member, (namespace, name), &listener, &plain).await?;
-        this.server = Some(serve_at(member, &domain.dir().join("w"), name, HERE, PLAIN)?);
+        let behind = at.port() - PLAIN_BELOW;
+        let plain = cluster("plain", SocketAddr::from((HERE, behind)));
+        let mut this = Self::start(domain, member, (namespace, name), vec![listener], vec![plain]).await?;
+        this.server = Some(serve_at(member, &domain.dir().join("w"), name, HERE, behind)?);
         Ok(this)
     }
 
-    /// Makes TLS of what comes to `port` of the namespace's own address, and takes it to the callee.
+    /// Makes TLS of what comes to the ports of the namespace's own address, and takes it to the callees.
     pub(crate) async fn calling(
         domain: &Domain,
         member: &Member,
         (namespace, name): (&str, &str),
-        port: u16,
-        callee: &Callee<'_>,
+        callees: &[Callee],
     ) -> Result<Self> {
-        let context = json!({
-            "common_tls_context": tls(std::slice::from_ref(&callee.id)),
-            "sni": callee.sni,
-            "max_session_keys": 0,
-        });
-        let listener = json!({
-            "name": "app",
-            "stat_prefix": "app",
-            "address": socket((HERE, port).into()),
-            "filter_chains": [{"filters": [proxy_to("callee")]}],
-        });
-        let mut remote = cluster("callee", callee.address);
-        remote["transport_socket"] = transport("UpstreamTlsContext", context);
-        Self::start(domain, member, (namespace, name), &listener, &remote).await
+        let listeners = callees.iter().map(Callee::listener).collect();
+        let remotes = callees.iter().map(Callee::remote).collect();
+        Self::start(domain, member, (namespace, name), listeners, remotes).await
     }
 
     async fn start(
         domain: &Domain,
         member: &Member,
         (namespace, name): (&str, &str),
-        listener: &Value,
-        cluster: &Value,
+        listeners: Vec<Value>,
+        mut clusters: Vec<Value>,
     ) -> Result<Self> {
         let dir = domain.dir().join("w");
         std::fs::create_dir_all(&dir)?;
@@ -109,12 +140,13 @@ impl Application {
         });
         domain.kubernetes.apply(&entry).await?;
         let admin = dir.join(format!("{program_name}.sock"));
+        clusters.push(grpc_at("spire_agent", domain.spire.agent_socket()));
         let bootstrap = json!({
             "node": {"id": name, "cluster": trust_domain.to_string()},
             "admin": {"address": {"pipe": {"path": admin}}},
             "static_resources": {
-                "listeners": [listener],
-                "clusters": [grpc_at("spire_agent", domain.spire.agent_socket()), cluster],
+                "listeners": listeners,
+                "clusters": clusters,
             },
         });
         let file = dir.join(format!("{program_name}.json"));

@@ -53,5 +53,6 @@ mod proxy;
 mod setup;
 mod three;
 mod traffic;
+mod truth;
 mod web;
 mod workload;

@@ -60,12 +60,10 @@ impl Applications {
         let web = Application::serving(west, web_sidecar.member(), ("shop", "web"), at, &allowed).await?;
         let client = async |name: &str, of: &str, last: u8| {
             let member = meshes.join(Ipv4Addr::new(10, 77, 1, last))?;
-            let callee = Callee {
-                address: (GATEWAY, GATEWAY_PORT).into(),
-                sni: &format!("{of}.shop.west.example"),
-                id: format!("spiffe://west.example/ns/shop/sa/{of}"),
-            };
-            let application = Application::calling(east, &member, ("web", name), PORT, &callee).await?;
+            let sni = format!("{of}.shop.west.example");
+            let id = format!("spiffe://west.example/ns/shop/sa/{of}");
+            let callee = Callee::new(PORT, (GATEWAY, GATEWAY_PORT).into(), &sni, &id);
+            let application = Application::calling(east, &member, ("web", name), &[callee]).await?;
             anyhow::Ok((application, member))
         };
         let clients = [
@@ -157,7 +155,7 @@ async fn flows(meshes: &Meshes, applications: &Applications) -> Result<()> {
     {
         eventually(&format!("the client hears {name}"), SOON, || async {
             let heard = hears_from(member, HERE, PORT).await?;
-            let why = client.stats("cluster.callee.ssl").await?;
+            let why = client.stats("cluster.callee").await?;
             ensure!(heard == name, "it hears {heard:?}: {why}; server: {}", server.stats("ssl").await?);
             Ok(())
         })

@@ -10,6 +10,7 @@ use anyhow::Context as _;
 use clap::Args;
 
 use crate::clock;
+use crate::config::ClusterArgs;
 use crate::index::{Index, bootstrap};
 use crate::model::object::Kind;
 use crate::model::own::Identity;
@@ -40,6 +41,9 @@ pub(super) struct RenderArgs {
     /// `className` of the ClusterFederatedTrustDomains.
     #[arg(long, env = "ENTENTE_SPIRE_CLASS_NAME", default_value = "")]
     spire_class_name: String,
+
+    #[command(flatten)]
+    cluster: ClusterArgs,
 }
 
 /// How long the folder is given to be read.
@@ -136,7 +140,7 @@ fn settings(args: &RenderArgs) -> Arc<Settings> {
         poll_interval: Duration::ZERO,
         agent_follow: Duration::ZERO,
         good_fetches: 1,
-        ..Settings::standard()
+        ..args.cluster.settings(Settings::standard())
     })
 }
 
@@ -197,6 +201,7 @@ spec:
             namespace: "entente-system".to_owned(),
             instance: "entente".to_owned(),
             spire_class_name: String::new(),
+            cluster: ClusterArgs::default(),
         };
         let (objects, problems) = render(&args).await.unwrap();
         let objects = objects.into_values().map(|object| (object.key.kind, directory::manifest_of(&object)));

@@ -1,14 +1,13 @@
 //! Catalogues on the wire: their version, their frames, and their assembly from frames.
 
-use std::collections::BTreeMap;
-use std::collections::btree_map::Entry;
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::ops::Bound;
 use std::sync::Arc;
 
 use prost::Message as _;
 use sha2::{Digest, Sha256};
 
-use super::convert::{printable, service_from_proto, service_to_proto};
+use super::convert::{held_name_from_proto, printable, service_from_proto, service_to_proto};
 use super::delta::Held;
 use crate::model::ServiceName;
 use crate::model::service::RemoteService;
@@ -35,6 +34,12 @@ pub type ServiceHash = [u8; 32];
 #[must_use]
 pub fn hash(service: &RemoteService) -> ServiceHash {
     Sha256::digest(encode(service)).into()
+}
+
+/// The hash of a service that is held, as it is sent.
+#[must_use]
+pub fn hash_held(name: &ServiceName) -> ServiceHash {
+    Sha256::digest(encode_held(name)).into()
 }
 
 /// The version of a catalogue of services with these hashes: equal content has equal versions, whoever computes it.
@@ -81,6 +86,17 @@ pub fn size(service: &RemoteService) -> usize {
     encode(service).len()
 }
 
+/// The bytes of a service of which nothing but the name is told.
+pub(super) fn encode_held(name: &ServiceName) -> Vec<u8> {
+    let (name, namespace) = (name.name().to_owned(), name.namespace().to_owned());
+    proto::Service { name, namespace, held: true, ..Default::default() }.encode_to_vec()
+}
+
+/// The bytes of what a catalogue says of one name.
+pub(super) fn encode_of(catalogue: &Catalogue, name: &ServiceName) -> Vec<u8> {
+    catalogue.services.get(name).map_or_else(|| encode_held(name), |service| encode(service))
+}
+
 /// Hands out a catalogue frame by frame, so that it is never in memory twice.
 #[derive(Debug)]
 pub(super) struct Frames {
@@ -88,14 +104,18 @@ pub(super) struct Frames {
     /// Under which it is sent.
     version: CatalogueVersion,
     after: Option<ServiceName>,
+    /// Those that come after the services.
+    held: VecDeque<ServiceName>,
 }
 
 impl Frames {
     /// To a peer that speaks the `first` protocol, it goes under the version that this one has of it.
     pub(super) fn new(catalogue: Arc<Catalogue>, first: bool) -> Self {
-        let encoded = || catalogue.services.values().map(|service| encode(service)).collect();
+        let names = || catalogue.services.keys().chain(&catalogue.held);
+        let encoded = || names().map(|name| encode_of(&catalogue, name)).collect();
         let version = if first { first_version(encoded()) } else { catalogue.version };
-        Self { catalogue, version, after: None }
+        let held = catalogue.held.iter().cloned().collect();
+        Self { catalogue, version, after: None, held }
     }
 
     pub(super) fn version(&self) -> CatalogueVersion {
@@ -118,10 +138,20 @@ impl Frames {
             size += encoded.len() + 8;
             if size > FRAME_BYTES {
                 frame.more = true;
-                break;
+                return frame;
             }
             frame.services.push(encoded);
             self.after = Some(name.clone());
+        }
+        while let Some(name) = self.held.front() {
+            let encoded = encode_held(name);
+            size += encoded.len() + 8;
+            if size > FRAME_BYTES {
+                frame.more = true;
+                return frame;
+            }
+            frame.services.push(encoded);
+            self.held.pop_front();
         }
         frame
     }
@@ -199,22 +229,49 @@ pub(super) struct Malformed {
     cause: String,
 }
 
+/// What a catalogue says of one name.
+pub(super) enum Entry {
+    Offered(RemoteService),
+    Held(ServiceName),
+}
+
+impl Entry {
+    pub(super) const fn name(&self) -> &ServiceName {
+        match self {
+            Self::Offered(service) => &service.name,
+            Self::Held(name) => name,
+        }
+    }
+
+    /// Puts it in place of what was there under its name.
+    pub(super) fn put(self, services: &mut Offers, held: &mut BTreeSet<ServiceName>) {
+        match self {
+            Self::Offered(service) => {
+                held.remove(&service.name);
+                services.insert(service.name.clone(), Arc::new(service));
+            }
+            Self::Held(name) => {
+                services.remove(&name);
+                held.insert(name);
+            }
+        }
+    }
+}
+
 fn decode(version: CatalogueVersion, encoded: &[Vec<u8>], hashes: &[ServiceHash]) -> Received {
-    let mut services = BTreeMap::new();
+    let (mut services, mut held) = (Offers::new(), BTreeSet::new());
     let mut sent = BTreeMap::new();
-    let mut twice = std::collections::BTreeSet::new();
+    let mut twice = BTreeSet::new();
     let mut malformed = Vec::new();
     for (bytes, hash) in encoded.iter().zip(hashes) {
         match decode_service(bytes) {
-            Ok(service) => match services.entry(service.name.clone()) {
-                Entry::Vacant(entry) => {
-                    sent.insert(entry.key().clone(), (*hash, bytes.len()));
-                    entry.insert(Arc::new(service));
-                }
-                Entry::Occupied(entry) => {
-                    twice.insert(entry.key().clone());
-                }
-            },
+            Ok(entry) if sent.contains_key(entry.name()) => {
+                twice.insert(entry.name().clone());
+            }
+            Ok(entry) => {
+                sent.insert(entry.name().clone(), (*hash, bytes.len()));
+                entry.put(&mut services, &mut held);
+            }
             Err(one) if malformed.len() < MAX_MALFORMED => malformed.push(one),
             Err(_) => {}
         }
@@ -222,6 +279,7 @@ fn decode(version: CatalogueVersion, encoded: &[Vec<u8>], hashes: &[ServiceHash]
     // which of the two is meant cannot be known
     for name in twice {
         services.remove(&name);
+        held.remove(&name);
         if malformed.len() < MAX_MALFORMED {
             malformed.push(Malformed {
                 namespace: name.namespace().to_owned(),
@@ -233,7 +291,7 @@ fn decode(version: CatalogueVersion, encoded: &[Vec<u8>], hashes: &[ServiceHash]
     let label = |m: &Malformed| printable(&format!("{}.{}", m.name, m.namespace), 100);
     let mut labelled: Vec<_> = malformed.iter().map(|m| (label(m), m.cause.clone())).collect();
     labelled.sort_unstable();
-    let catalogue = Arc::new(Catalogue { version, services, malformed: labelled });
+    let catalogue = Arc::new(Catalogue { version, services, held, malformed: labelled });
     let is_clean = malformed.is_empty();
     Received {
         held: is_clean.then(|| Held { catalogue: Arc::clone(&catalogue), sent }),
@@ -252,13 +310,18 @@ fn refusal(malformed: Malformed) -> proto::ServiceOutcome {
     }
 }
 
-pub(super) fn decode_service(bytes: &[u8]) -> Result<RemoteService, Malformed> {
+pub(super) fn decode_service(bytes: &[u8]) -> Result<Entry, Malformed> {
     let nameless = |cause: String| Malformed { namespace: String::new(), name: String::new(), cause };
     if bytes.len() > MAX_SERVICE_BYTES {
         return Err(nameless(format!("it has {} bytes, more than {MAX_SERVICE_BYTES}", bytes.len())));
     }
     let service = proto::Service::decode(bytes).map_err(|e| nameless(printable(&e.to_string(), 200)))?;
-    service_from_proto(&service).map_err(|error| Malformed {
+    let entry = if service.held {
+        held_name_from_proto(&service).map(Entry::Held)
+    } else {
+        service_from_proto(&service).map(Entry::Offered)
+    };
+    entry.map_err(|error| Malformed {
         namespace: printable(&service.namespace, 63),
         name: printable(&service.name, 63),
         cause: error.to_string(),
@@ -267,4 +330,4 @@ pub(super) fn decode_service(bytes: &[u8]) -> Result<RemoteService, Malformed> {
 
 #[cfg(test)]
 #[path = "catalogue_tests.rs"]
-mod tests;
+pub(in crate::federation) mod tests;

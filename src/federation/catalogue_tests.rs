@@ -130,8 +130,49 @@ fn a_service_that_is_too_large_stands_there_by_its_name() {
         .map(|n| crate::bundle::testing::id(&format!("spiffe://west.test/{}/{n}", "a".repeat(1_000))))
         .collect();
     let services = BTreeMap::from([(service.name.clone(), Arc::new(service))]);
-    let whole = Arc::new(Catalogue { version: version_of(&services), services, malformed: vec![] });
+    let whole = Arc::new(Catalogue {
+        version: version_of(&services),
+        services,
+        held: std::collections::BTreeSet::new(),
+        malformed: vec![],
+    });
     let received = Assembly::default().push(frames(&whole).remove(0)).unwrap().unwrap();
     assert!(received.catalogue.services.is_empty());
     assert_eq!(received.catalogue.malformed[0].0, "web.shop");
+}
+
+/// A catalogue in which some services are held.
+pub(in crate::federation) fn holding(services: &[&str], held: &[&str]) -> Arc<Catalogue> {
+    let services = catalogue(services).services.clone();
+    let held: BTreeSet<ServiceName> =
+        held.iter().map(|name| ServiceName::new("shop", name).unwrap()).collect();
+    let hashes = services.values().map(|service| hash(service)).chain(held.iter().map(hash_held));
+    Arc::new(Catalogue { version: version(hashes.collect()), services, held, malformed: Vec::new() })
+}
+
+#[test]
+fn what_is_held_is_told_by_its_name() {
+    let whole = holding(&["a", "b"], &["c", "d"]);
+    assert_ne!(whole.version, holding(&["a", "b"], &["c"]).version);
+    let [frame] = frames(&whole).try_into().unwrap();
+    assert_eq!(frame.services.len(), 4);
+    let named = proto::Service::decode(frame.services[2].as_slice()).unwrap();
+    let name_alone =
+        proto::Service { name: "c".into(), namespace: "shop".into(), held: true, ..Default::default() };
+    assert_eq!(named, name_alone);
+    let received = Assembly::default().push(frame).unwrap().unwrap();
+    assert_eq!((received.catalogue, received.refused), (whole, Vec::new()));
+}
+
+#[test]
+fn what_is_offered_and_held_is_malformed() {
+    let held = encode_held(&ServiceName::new("shop", "a").unwrap());
+    let received = Assembly::default().push(snapshot(vec![encoded("a"), held])).unwrap().unwrap();
+    assert!(received.held.is_none());
+    assert!(received.catalogue.services.is_empty() && received.catalogue.held.is_empty());
+    assert_eq!(received.refused.len(), 1);
+
+    let nameless = proto::Service { namespace: "shop".into(), held: true, ..Default::default() };
+    let received = Assembly::default().push(snapshot(vec![nameless.encode_to_vec()])).unwrap().unwrap();
+    assert!(received.catalogue.held.is_empty() && received.refused.len() == 1);
 }

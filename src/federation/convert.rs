@@ -226,6 +226,15 @@ fn endpoint_to_proto(endpoint: &DirectEndpoint) -> proto::Endpoint {
     }
 }
 
+/// The name of a service of which nothing else is told.
+///
+/// # Errors
+/// [`ConvertError`] where the name is none.
+pub fn held_name_from_proto(service: &proto::Service) -> Result<ServiceName> {
+    ServiceName::new(&service.namespace, &service.name)
+        .map_err(|e| ConvertError::Name(printable(&e.to_string(), 200)))
+}
+
 #[must_use]
 pub fn service_to_proto(service: &RemoteService) -> proto::Service {
     let port = |port: &RemotePort| proto::Port {
@@ -251,6 +260,7 @@ pub fn service_to_proto(service: &RemoteService) -> proto::Service {
         client_spiffe_ids: service.clients.iter().map(ToString::to_string).collect(),
         gateways: service.gateways.iter().map(gateway).collect(),
         endpoints: service.endpoints.iter().map(endpoint_to_proto).collect(),
+        held: false,
     }
 }
 

@@ -11,6 +11,7 @@ fn good() -> proto::Service {
         client_spiffe_ids: vec!["spiffe://east.test/ns/shop/*".into(), "spiffe://east.test/a".into()],
         gateways: vec![gateway("192.0.2.1", 15_443), gateway("2001:db8::1", 1), gateway("gw.west.test", 443)],
         endpoints: vec![endpoint("192.0.2.9", &[("grpc", 9_090), ("http", 8_080)])],
+        held: false,
     }
 }
 

@@ -6,10 +6,9 @@ use std::sync::Arc;
 use sha2::{Digest, Sha256};
 
 use super::catalogue::{
-    CatalogueError, FRAME_BYTES, MAX_BYTES, MAX_SERVICES, ServiceHash, decode_service, encode, version,
+    CatalogueError, FRAME_BYTES, MAX_BYTES, MAX_SERVICES, ServiceHash, decode_service, encode_of, version,
 };
 use crate::model::ServiceName;
-use crate::model::service::RemoteService;
 use crate::model::session::{Catalogue, CatalogueVersion};
 use crate::proto::federation::v1 as proto;
 
@@ -18,28 +17,21 @@ use crate::proto::federation::v1 as proto;
 pub(super) struct Changes {
     from: CatalogueVersion,
     catalogue: Arc<Catalogue>,
-    changed: VecDeque<Arc<RemoteService>>,
+    changed: VecDeque<ServiceName>,
     removed: VecDeque<ServiceName>,
 }
 
 impl Changes {
     /// From one catalogue to another; `None` where that is half of it or more, and a snapshot is as well.
     pub(super) fn between(from: &Catalogue, to: &Arc<Catalogue>) -> Option<Self> {
-        let most = to.services.len() / 2;
-        let changed: VecDeque<_> = to
-            .services
-            .iter()
-            .filter(|(name, service)| from.services.get(*name) != Some(*service))
-            .map(|(_, service)| Arc::clone(service))
-            .take(most)
-            .collect();
-        let removed: VecDeque<_> = from
-            .services
-            .keys()
-            .filter(|name| !to.services.contains_key(*name))
-            .take(most)
-            .cloned()
-            .collect();
+        let most = (to.services.len() + to.held.len()) / 2;
+        let services = to.services.iter();
+        let services = services.filter(|(name, service)| from.services.get(*name) != Some(*service));
+        let held = to.held.difference(&from.held);
+        let changed: VecDeque<_> = services.map(|(name, _)| name).chain(held).take(most).cloned().collect();
+        let is_gone = |name: &&ServiceName| !to.services.contains_key(*name) && !to.held.contains(*name);
+        let removed: VecDeque<_> =
+            from.services.keys().chain(&from.held).filter(is_gone).take(most).cloned().collect();
         let is_small = changed.len() + removed.len() < most;
         is_small.then(|| Self { from: from.version, catalogue: Arc::clone(to), changed, removed })
     }
@@ -68,8 +60,8 @@ impl Changes {
             });
             self.removed.pop_front();
         }
-        while let Some(service) = self.changed.front() {
-            let encoded = encode(service);
+        while let Some(name) = self.changed.front() {
+            let encoded = encode_of(&self.catalogue, name);
             size += encoded.len() + 8;
             if size > FRAME_BYTES && !(frame.services.is_empty() && frame.removed.is_empty()) {
                 frame.more = true;
@@ -141,27 +133,29 @@ impl Held {
             return None;
         }
         let (mut services, mut sent) = (self.catalogue.services.clone(), self.sent.clone());
+        let mut held = self.catalogue.held.clone();
         for gone in &delta.removed {
             let name = ServiceName::new(&gone.namespace, &gone.name).ok()?;
-            services.remove(&name)?;
+            services.remove(&name);
+            held.remove(&name);
             sent.remove(&name)?;
         }
         let mut seen = BTreeSet::new();
         for encoded in &delta.services {
-            let service = decode_service(encoded).ok()?;
-            let name = service.name.clone();
+            let entry = decode_service(encoded).ok()?;
+            let name = entry.name().clone();
             if !seen.insert(name.clone()) {
                 return None;
             }
-            sent.insert(name.clone(), (Sha256::digest(encoded).into(), encoded.len()));
-            services.insert(name, Arc::new(service));
+            sent.insert(name, (Sha256::digest(encoded).into(), encoded.len()));
+            entry.put(&mut services, &mut held);
         }
         let bytes: usize = sent.values().map(|(_, size)| size).sum();
         let is_right = version(sent.values().map(|(hash, _)| *hash).collect()) == delta.version;
-        if !is_right || services.len() > MAX_SERVICES || bytes > MAX_BYTES {
+        if !is_right || sent.len() > MAX_SERVICES || bytes > MAX_BYTES {
             return None;
         }
-        let catalogue = Arc::new(Catalogue { version: delta.version, services, malformed: Vec::new() });
+        let catalogue = Arc::new(Catalogue { version: delta.version, services, held, malformed: Vec::new() });
         Some(Self { catalogue, sent })
     }
 }

@@ -1,6 +1,7 @@
 use proptest::prelude::*;
 
 use super::*;
+use crate::federation::catalogue::tests::holding;
 use crate::federation::catalogue::{Assembly, Frames};
 use crate::federation::tests::catalogue;
 
@@ -101,5 +102,18 @@ proptest! {
         if let Some(changes) = Changes::between(&before, &after) {
             prop_assert_eq!(held(&before).with(&whole(changes)).unwrap().catalogue, after);
         }
+    }
+}
+
+#[test]
+fn what_is_held_comes_and_goes_by_changes() {
+    let names = ["a", "b", "c", "d", "e", "f", "g", "h"];
+    let (all, seven) = (catalogue(&names), &names[1..]);
+    let (one_held, gone) = (holding(seven, &["a"]), catalogue(seven));
+    for (before, after) in [(&all, &one_held), (&one_held, &all), (&one_held, &gone), (&gone, &one_held)] {
+        let delta = whole(Changes::between(before, after).unwrap());
+        assert_eq!((delta.services.len() + delta.removed.len()), 1);
+        let now = held(before).with(&delta).unwrap();
+        assert_eq!(now, held(after));
     }
 }

@@ -67,7 +67,12 @@ pub(super) fn catalogue(names: &[&str]) -> Arc<Catalogue> {
     };
     let services: BTreeMap<_, _> =
         names.iter().map(|n| service(n)).map(|s| (s.name.clone(), Arc::new(s))).collect();
-    Arc::new(Catalogue { version: version_of(&services), services, malformed: Vec::new() })
+    Arc::new(Catalogue {
+        version: version_of(&services),
+        services,
+        held: std::collections::BTreeSet::new(),
+        malformed: Vec::new(),
+    })
 }
 
 /// A plan for the link with `peer`, which is not dialled.

@@ -99,6 +99,9 @@ pub type Offers = BTreeMap<ServiceName, Arc<RemoteService>>;
 pub struct Catalogue {
     pub version: CatalogueVersion,
     pub services: Offers,
+    /// Services of which the exporter cannot read now what they are, none of them among `services`: the importer keeps what it
+    /// has of them.
+    pub held: BTreeSet<ServiceName>,
     /// Entries that did not parse, by what they called themselves (cut to 100 characters); at most 100 are kept.
     pub malformed: Vec<(String, String)>,
 }

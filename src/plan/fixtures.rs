@@ -243,6 +243,7 @@ pub(crate) fn session(link: LinkState, services: Option<Vec<RemoteService>>) -> 
         Arc::new(Catalogue {
             version: [7; 32],
             services: services.into_iter().map(|s| (s.name.clone(), Arc::new(s))).collect(),
+            held: std::collections::BTreeSet::new(),
             malformed: Vec::new(),
         })
     });

@@ -1,6 +1,6 @@
 //! What each peer's agent is told, and whether we talk at all.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
 use super::memo::Memo;
@@ -10,7 +10,7 @@ use crate::federation::catalogue::{self, ServiceHash};
 use crate::model::session::{
     Catalogue, GoodbyeReason, HeldBundle, LinkIntent, LinkPlan, Outcomes, SessionState, Trouble, TrustReport,
 };
-use crate::model::{Peer, TrustDomain, World};
+use crate::model::{Peer, ServiceName, TrustDomain, World};
 
 /// A link for each peer, once our identity and SPIRE have been read: a report of what is not known yet would be false.
 #[must_use]
@@ -65,8 +65,13 @@ fn outcomes(services: &ServicesPlan, trust_domain: &TrustDomain, memo: &mut Memo
 /// The catalogue of a peer. One that has not changed is the same one; of one that has, only what changed is hashed.
 fn offered(services: &ServicesPlan, trust_domain: &TrustDomain, memo: &mut Memo) -> Arc<Catalogue> {
     let offers = services.catalogues.get(trust_domain).cloned().unwrap_or_default();
+    let held = services.held.get(trust_domain).into_iter().flatten();
+    let room = catalogue::MAX_SERVICES.saturating_sub(offers.len());
+    let held: BTreeSet<ServiceName> =
+        held.filter(|name| !offers.contains_key(*name)).take(room).cloned().collect();
     let last = memo.catalogues.get(trust_domain);
-    if let Some((catalogue, _)) = last.filter(|(catalogue, _)| catalogue.services == offers) {
+    let is_same = |catalogue: &Catalogue| catalogue.services == offers && catalogue.held == held;
+    if let Some((catalogue, _)) = last.filter(|(catalogue, _)| is_same(catalogue)) {
         return Arc::clone(catalogue);
     }
     let known = last.map(|(catalogue, hashes)| catalogue.services.iter().zip(hashes));
@@ -79,8 +84,9 @@ fn offered(services: &ServicesPlan, trust_domain: &TrustDomain, memo: &mut Memo)
             same.map_or_else(|| catalogue::hash(service), |(_, hash)| *hash)
         })
         .collect();
-    let version = catalogue::version(hashes.clone());
-    let catalogue = Arc::new(Catalogue { version, services: offers, malformed: Vec::new() });
+    let of_held = held.iter().map(catalogue::hash_held);
+    let version = catalogue::version(hashes.iter().copied().chain(of_held).collect());
+    let catalogue = Arc::new(Catalogue { version, services: offers, held, malformed: Vec::new() });
     memo.catalogues.insert(trust_domain.clone(), (Arc::clone(&catalogue), hashes));
     catalogue
 }

@@ -1,8 +1,11 @@
 //! What becomes of imports while a peer's agent is away, and what takes them away.
 
-use super::services::exported;
+use super::services::{HOST, cart, exported, service_says};
 use super::trio::{WEST, encoded, with_trio};
-use super::{PEER, READY, SERVICE_ENTRY, SOON, condition, federated, found, merge, object, peer_says, quick};
+use super::{
+    GATEWAY, IMPORTED, PEER, POLICY, READY, SERVICE, SERVICE_ENTRY, SOON, condition, delete, federated,
+    found, merge, object, peer_says, quick, with,
+};
 use crate::agent::{Agent, AgentOptions};
 use crate::pair::with_pair;
 use crate::wait::{always, eventually};
@@ -128,7 +131,7 @@ fn orphans_are_removed_once_every_source_was_read() {
         let (east, west) = (&pair.east, &pair.west);
         exported(east, west).await?;
         ensure!(agents.east.stop().await? == 0, "east's agent ended badly");
-        let entry = found(east, SERVICE_ENTRY, AGENT, super::services::HOST).await?;
+        let entry = found(east, SERVICE_ENTRY, AGENT, HOST).await?;
         let orphan = json!({
             "apiVersion": SERVICE_ENTRY.0,
             "kind": SERVICE_ENTRY.1,
@@ -156,19 +159,73 @@ fn orphans_are_removed_once_every_source_was_read() {
         .await?;
         always("nothing is removed", Duration::from_secs(8), || async {
             found(east, SERVICE_ENTRY, Some("default"), "orphan").await?;
-            found(east, SERVICE_ENTRY, AGENT, super::services::HOST).await.map(drop)
+            found(east, SERVICE_ENTRY, AGENT, HOST).await.map(drop)
         })
         .await?;
         let all = json!({"rules": [{"apiGroups": ["*"], "resources": ["*"], "verbs": ["*"]}]});
         merge(east, ("rbac.authorization.k8s.io/v1", "ClusterRole"), None, "nearly-all", all).await?;
         limited.ready(Duration::from_secs(60)).await?;
         super::gone(east, SERVICE_ENTRY, Some("default"), "orphan").await?;
-        let now = found(east, SERVICE_ENTRY, AGENT, super::services::HOST).await?;
+        let now = found(east, SERVICE_ENTRY, AGENT, HOST).await?;
         ensure!(now.metadata.uid == entry.metadata.uid, "what is imported was replaced");
         for kind in ["ClusterRoleBinding", "ClusterRole"] {
             super::delete(east, ("rbac.authorization.k8s.io/v1", kind), None, "nearly-all").await?;
         }
         let peer = found(east, PEER, None, WEST).await?;
         condition(&peer, "Ready").context("the status is there").map(drop)
+    });
+}
+
+/// A FederatedService that became malformed while its agent was away goes on as it was, on both sides, while others come and
+/// go; mended, it is what it was, and deleted, it is gone.
+#[test]
+fn what_became_malformed_while_the_exporter_was_away_is_kept() {
+    with_pair(async |pair| {
+        let mut agents = federated(pair).await?;
+        let (east, west) = (&pair.east, &pair.west);
+        exported(east, west).await?;
+        let imports = [SERVICE_ENTRY, IMPORTED];
+        let exports = [SERVICE_ENTRY, GATEWAY, POLICY];
+        let before = (east.kubernetes.versions(&imports).await?, west.kubernetes.versions(&exports).await?);
+        let to = |trust_domain: &str| json!({"spec": {"exportedTrustDomains": [trust_domain]}});
+        for round in ["orders", "stock"] {
+            ensure!(agents.west.stop().await? == 0, "west's agent ended badly");
+            // To one's own trust domain nothing is exported.
+            merge(west, SERVICE, Some("shop"), "cart", to("west.example")).await?;
+            agents.west.restart()?;
+            agents.west.ready(READY).await?;
+            eventually("the service is not accepted", SOON, || async {
+                let said = condition(&found(west, SERVICE, Some("shop"), "cart").await?, "Accepted")?;
+                ensure!(said.0 == "False", "{said:?}");
+                Ok(())
+            })
+            .await?;
+            // Once another is imported, the importer has the word of the exporter's new life.
+            let mut other = with(cart(), "/metadata/name", json!(round))?;
+            other = with(other, "/spec/workloadLabels/app", json!(round))?;
+            west.kubernetes.apply(&other).await?;
+            let host = format!("{round}.shop.west.example");
+            eventually("another is imported", SOON, || found(east, SERVICE_ENTRY, AGENT, &host)).await?;
+            let (ours, theirs) =
+                (east.kubernetes.versions(&imports).await?, west.kubernetes.versions(&exports).await?);
+            for (name, version) in before.0.iter().filter(|(name, _)| name.starts_with("ServiceEntry")) {
+                ensure!(ours.get(name) == Some(version), "{name}: {version:?}, now {:?}", ours.get(name));
+            }
+            for (name, (uid, _)) in &before.0 {
+                ensure!(ours.get(name).is_some_and(|now| now.0 == *uid), "{name} was replaced");
+            }
+            for (name, version) in &before.1 {
+                ensure!(theirs.get(name) == Some(version), "{name}: {version:?}, now {:?}", theirs.get(name));
+            }
+            if round == "orders" {
+                merge(west, SERVICE, Some("shop"), "cart", to("east.example")).await?;
+                service_says(west, "Exported", "True", "Exported").await?;
+                let now = found(east, SERVICE_ENTRY, AGENT, HOST).await?;
+                let version = before.0.get(&format!("ServiceEntry {AGENT_NAMESPACE}/{HOST}"));
+                ensure!(version.map(|it| it.0.clone()) == now.metadata.uid, "mended, it was replaced");
+            }
+        }
+        delete(west, SERVICE, Some("shop"), "cart").await?;
+        super::gone(east, SERVICE_ENTRY, AGENT, HOST).await
     });
 }

@@ -43,7 +43,7 @@ pub(super) async fn exported(east: &Domain, west: &Domain) -> Result<()> {
     service_says(west, "Accepted", "True", "Accepted").await
 }
 
-async fn service_says(west: &Domain, name: &str, status: &str, reason: &str) -> Result<()> {
+pub(super) async fn service_says(west: &Domain, name: &str, status: &str, reason: &str) -> Result<()> {
     eventually(&format!("cart says {name}={status}, {reason}"), SOON, || async {
         let said = condition(&found(west, SERVICE, SHOP, "cart").await?, name)?;
         ensure!(said.0 == status && said.1 == reason, "{said:?}");

@@ -140,7 +140,12 @@ fn with_link(mut world: World, link: LinkState) -> World {
         ..TrustReport::default()
     });
     let services = world.imported.values().map(|i| (i.service.name.clone(), i.service.clone())).collect();
-    session.catalogue = Some(Arc::new(Catalogue { version: [1; 32], services, malformed: Vec::new() }));
+    session.catalogue = Some(Arc::new(Catalogue {
+        version: [1; 32],
+        services,
+        held: std::collections::BTreeSet::new(),
+        malformed: Vec::new(),
+    }));
     world.sessions = Arc::new(BTreeMap::from([(td("west.example"), session)]));
     world
 }

@@ -5,6 +5,7 @@
 //! foreign callers (`authorization`) whether or not it is exported.
 
 mod claims;
+pub mod held;
 mod policy;
 mod problem;
 pub mod resolve;

@@ -166,7 +166,12 @@ impl PeerImports<'_> {
         let offered: BTreeMap<&ServiceName, &Arc<RemoteService>> = match catalogue {
             // It exports nothing any more by its own word, whether or not an empty catalogue came before the goodbye.
             _ if session.is_some_and(has_ended) => BTreeMap::new(),
-            Some(catalogue) => catalogue.services.iter().collect(),
+            Some(catalogue) => {
+                // What the peer cannot read now is taken for what it was.
+                let held = catalogue.held.iter();
+                let held = held.filter_map(|name| Some((name, &self.standing.get(name)?.service)));
+                catalogue.services.iter().chain(held).collect()
+            }
             None => self.standing.iter().map(|(name, imported)| (*name, &imported.service)).collect(),
         };
         let alone = memo.peer(self.peer);

@@ -382,3 +382,28 @@ fn a_rule_of_others_that_covers_the_host_is_named() {
         }
     }
 }
+
+/// As with this catalogue, and what is held besides.
+fn holding(mut world: World, services: Vec<RemoteService>, held: &[&str]) -> World {
+    let mut session = session(LinkState::Connected, Some(services));
+    let mut catalogue = session.catalogue.take().map(Arc::unwrap_or_clone).unwrap();
+    catalogue.held = held.iter().map(|name| ServiceName::new("shop", name).unwrap()).collect();
+    session.catalogue = Some(Arc::new(catalogue));
+    Arc::make_mut(&mut world.sessions).insert(td("west.example"), session);
+    world
+}
+
+#[test]
+fn what_the_peer_cannot_read_now_is_kept_as_it_was() {
+    let both = settled(&[named("cart"), named("orders")]);
+    let before = decide(&both).objects;
+    let held = holding(both.clone(), vec![named("orders")], &["cart", "never-seen"]);
+    let plan = decide(&held);
+    assert_eq!(plan.objects, before, "and what is not there is not made");
+    assert_eq!((outcome(&plan, "cart"), plan.outcomes[&td("west.example")].len()), ("Imported", 2));
+
+    let gone = decide(&holding(both.clone(), vec![named("orders")], &[]));
+    assert_eq!(gone.objects.len(), 2, "unless the peer takes it away");
+    let refused = edit_peer(held, |peer| peer.imports.services.clear());
+    assert!(decide(&refused).objects.is_empty(), "or we do");
+}

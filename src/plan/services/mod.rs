@@ -26,6 +26,8 @@ pub struct ServicesPlan {
     pub objects: BTreeMap<ObjectKey, Arc<Object>>,
     /// What each peer is offered; no entry: nothing.
     pub catalogues: BTreeMap<TrustDomain, Offers>,
+    /// What each peer is told that it is to keep; see [`exports::held`].
+    pub held: BTreeMap<TrustDomain, BTreeSet<ServiceName>>,
     /// What each peer is answered, for every service of its catalogue; no entry: it sent none.
     pub outcomes: BTreeMap<TrustDomain, BTreeMap<ServiceName, Outcome>>,
     /// By FederatedService.
@@ -77,6 +79,7 @@ pub fn decide(world: &World, ending: &BTreeSet<TrustDomain>, memo: &mut Memo) ->
         complete: true,
         objects,
         catalogues,
+        held: exports::held::held(world, own),
         outcomes: imports.outcomes,
         export_reports: exports.reports,
         import_reports: reports

@@ -362,3 +362,39 @@ proptest! {
         }
     }
 }
+
+/// Where this process never could read what is exported, importers are told to keep it, by its name.
+#[test]
+fn what_is_unreadable_since_the_start_is_held() {
+    let key = ObjectKey::namespaced(Kind::FederatedService, "shop", "cart");
+    let unreadable = || {
+        let mut world = settled().with_rejected(key.clone(), None);
+        world.services.clear();
+        world
+    };
+    let named = |name: &str| BTreeSet::from([ServiceName::new("shop", name).unwrap()]);
+    let to_east = |name: &str| BTreeMap::from([(td("east.example"), named(name))]);
+    assert_eq!(decide(&unreadable()).held, to_east("cart"));
+    let known = settled().with_rejected(key.clone(), None);
+    assert!(decide(&known).held.is_empty(), "its last good version is in use");
+    assert!(!decide(&known).catalogues.is_empty());
+
+    let mut no_alias = unreadable();
+    no_alias.objects.retain(|key, _| key.kind == Kind::AuthorizationPolicy);
+    assert_eq!(decide(&no_alias).held, to_east("cart"), "where no gateway carries it, by its own name");
+    let mut renamed = unreadable();
+    let alias = renamed.objects.keys().find(|key| key.kind == Kind::ServiceEntry).cloned().unwrap();
+    let mut object = renamed.objects.remove(&alias).map(Arc::unwrap_or_clone).unwrap();
+    object.key.name = "basket.shop.west.example".to_owned();
+    assert_eq!(decide(&renamed.with_object(object)).held, to_east("basket"), "as it was exported");
+
+    let mut deleted = unreadable();
+    deleted.rejected.get_mut(&key).unwrap().deletion = Some(at(0));
+    assert!(decide(&deleted).held.is_empty(), "it is going");
+    let mut never = unreadable();
+    never.objects.clear();
+    assert!(decide(&never).held.is_empty(), "it was never exported");
+    let mut of_nobody = unreadable();
+    of_nobody.peers.clear();
+    assert!(decide(&of_nobody).held.is_empty(), "nobody is there to tell");
+}

@@ -21,7 +21,12 @@ fn world_with(service: &Service, acknowledged: Option<([u8; 32], Outcome)>) -> W
     let mut session = session(LinkState::Connected, None);
     session.acknowledged = acknowledged.map(|(version, outcome)| Acknowledgement {
         version,
-        offered: Arc::new(Catalogue { version, services: as_in(version), malformed: Vec::new() }),
+        offered: Arc::new(Catalogue {
+            version,
+            services: as_in(version),
+            held: std::collections::BTreeSet::new(),
+            malformed: Vec::new(),
+        }),
         outcomes: BTreeMap::from([(ServiceName::new("shop", "cart").unwrap(), outcome)]),
     });
     let world = world("west.example")

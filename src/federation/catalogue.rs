@@ -80,6 +80,12 @@ pub(super) fn encode(service: &RemoteService) -> Vec<u8> {
     message.encode_to_vec()
 }
 
+/// How much of [`MAX_BYTES`] a service takes.
+#[must_use]
+pub fn size(service: &RemoteService) -> usize {
+    encode(service).len()
+}
+
 /// The bytes of a service of which nothing but the name is told.
 pub(super) fn encode_held(name: &ServiceName) -> Vec<u8> {
     let (name, namespace) = (name.name().to_owned(), name.namespace().to_owned());

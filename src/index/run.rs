@@ -96,6 +96,7 @@ pub async fn run(
 ) -> anyhow::Result<()> {
     let mut wake_at = None;
     let mut memo = Memo::default();
+    let mut taking = plan::taking::Taking::default();
     let mut gathering = GATHER;
     loop {
         let woken = tokio::select! {
@@ -123,12 +124,15 @@ pub async fn run(
         }
         let began = Instant::now();
         let told_again = index.time(clock());
+        let heard = Arc::clone(&inputs.sessions.borrow());
+        let (sessions, taken_again) = taking.take(&heard, clock());
         let world = index.world_mut();
+        world.sessions = sessions;
         world.memory = plan::memory::advance(world);
         world.tainted_since = plan::rotation::tainted_since(world);
         world.published_since = plan::rotation::published_since(world);
         let plan = plan::plan_anew(world, &mut memo);
-        wake_at = plan.wake_at.into_iter().chain(told_again).min();
+        wake_at = plan.wake_at.into_iter().chain(told_again).chain(taken_again).min();
         publish(&index, plan, &outputs);
         gathering = (began.elapsed() * 4).clamp(GATHER, GATHER_MOST);
         if !inputs.asked.is_empty() {
@@ -173,8 +177,8 @@ async fn take(index: &mut Index, inputs: &mut Inputs) -> anyhow::Result<bool> {
             index.world_mut().endpoints = Arc::clone(&inputs.endpoints.borrow_and_update());
         }
         changed = inputs.sessions.changed() => {
+            // They come into the world when it is planned for, each peer's at its pace.
             changed.map_err(|_| ended("the peer protocol"))?;
-            index.world_mut().sessions = Arc::clone(&inputs.sessions.borrow_and_update());
         }
         found = inputs.bootstraps.recv() => {
             index.world_mut().bootstraps = found.ok_or_else(|| ended("the reader of bootstrap bundles"))?;

@@ -185,8 +185,11 @@ fn an_import_of_mutual_tls() {
         .with_session("west.example", session(LinkState::Connected, Some(vec![remote.clone()])));
     let first = services(&world, &BTreeSet::new());
     let known = [("west.example", remote)];
-    let second = services(&world.with_written(&first.objects, &known), &BTreeSet::new());
-    assert_golden("import_mtls", &second, &[Kind::ServiceEntry, Kind::DestinationRule]);
+    // The rule is written first, and then the entry.
+    let world = world.with_written(&first.objects, &known);
+    let second = services(&world, &BTreeSet::new());
+    let third = services(&world.with_written(&second.objects, &known), &BTreeSet::new());
+    assert_golden("import_mtls", &third, &[Kind::ServiceEntry, Kind::DestinationRule]);
 }
 
 /// Where the networks are flat: its pods, each with what it listens on.

@@ -66,7 +66,9 @@ fn outcomes(services: &ServicesPlan, trust_domain: &TrustDomain, memo: &mut Memo
 fn offered(services: &ServicesPlan, trust_domain: &TrustDomain, memo: &mut Memo) -> Arc<Catalogue> {
     let offers = services.catalogues.get(trust_domain).cloned().unwrap_or_default();
     let held = services.held.get(trust_domain).into_iter().flatten();
-    let held: BTreeSet<ServiceName> = held.filter(|name| !offers.contains_key(*name)).cloned().collect();
+    let room = catalogue::MAX_SERVICES.saturating_sub(offers.len());
+    let held: BTreeSet<ServiceName> =
+        held.filter(|name| !offers.contains_key(*name)).take(room).cloned().collect();
     let last = memo.catalogues.get(trust_domain);
     let is_same = |catalogue: &Catalogue| catalogue.services == offers && catalogue.held == held;
     if let Some((catalogue, _)) = last.filter(|(catalogue, _)| is_same(catalogue)) {

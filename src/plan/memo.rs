@@ -50,7 +50,8 @@ pub(super) type ImportOf = (Arc<Peer>, Arc<Imported>);
 #[derive(Clone, Debug)]
 pub(super) struct Exported {
     pub(super) objects: Vec<Arc<Object>>,
-    pub(super) offered: Vec<(TrustDomain, Arc<RemoteService>)>,
+    /// With the bytes that each takes of a catalogue.
+    pub(super) offered: Vec<(TrustDomain, Arc<RemoteService>, usize)>,
 }
 
 impl Memo {

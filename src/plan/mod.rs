@@ -35,6 +35,7 @@ pub mod rotation;
 pub mod selectors;
 pub mod services;
 pub mod status;
+pub mod taking;
 pub mod told;
 #[cfg(test)]
 mod trust_tests;

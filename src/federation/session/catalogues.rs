@@ -17,7 +17,7 @@ use crate::proto::federation::v1::{
 const OUTCOMES_A_FRAME: usize = 200;
 /// To how many of our last catalogues an answer is read: it may come while newer ones are on their way.
 const OFFERED: usize = 4;
-/// A peer that asks again and again is sent the whole catalogue no more often than this.
+/// A peer that asks again and again is sent the whole catalogue, or answer, no more often than this.
 const WHOLE_EVERY: Duration = Duration::from_secs(1);
 /// The first protocol knows no changes.
 const FIRST: u32 = 1;
@@ -83,9 +83,16 @@ impl Session {
         });
     }
 
-    pub(super) fn next_answer(&mut self) -> Option<CatalogueAck> {
+    pub(super) fn next_answer(&mut self, now: Duration) -> Option<CatalogueAck> {
         let received = self.heard.catalogue.as_ref().map(|c| c.version);
         if self.outgoing.answer_frames.is_empty() && received.is_some() && received == self.answered {
+            let is_due = self.whole_answered.is_none_or(|at| now.saturating_sub(at) >= WHOLE_EVERY);
+            if self.outgoing.whole_answer && is_due {
+                self.outgoing.whole_answer = false;
+                self.whole_answered = Some(now);
+                self.told = None;
+                self.outgoing.answer = true;
+            }
             if !std::mem::take(&mut self.outgoing.answer) {
                 return None;
             }
@@ -166,10 +173,7 @@ impl Session {
     /// The peer could not follow, and wants the whole.
     pub(super) fn on_again(&mut self, again: Again) {
         self.outgoing.whole |= again.catalogue;
-        if again.answer {
-            self.told = None;
-            self.outgoing.answer = true;
-        }
+        self.outgoing.whole_answer |= again.answer;
     }
 
     pub(super) fn on_answer(&mut self, ack: &CatalogueAck) -> Result<(), String> {

@@ -43,6 +43,8 @@ struct Outgoing {
     /// The catalogue that is being sent; a newer one waits until it is out, or a busy exporter would finish none.
     sending: Option<Sending>,
     answer: bool,
+    /// The peer asked for the whole of it.
+    whole_answer: bool,
     answer_frames: VecDeque<CatalogueAck>,
     /// What these say.
     answering: Arc<Outcomes>,
@@ -79,6 +81,8 @@ pub struct Session {
     whole_sent: Option<Duration>,
     /// What the answer that the peer was given last says, and to which version.
     told: Option<(CatalogueVersion, Arc<Outcomes>)>,
+    /// When it was last given the whole answer for the asking.
+    whole_answered: Option<Duration>,
 
     // the peer's
     assembly: Assembly,
@@ -123,6 +127,7 @@ impl Session {
             offered: VecDeque::new(),
             whole_sent: None,
             told: None,
+            whole_answered: None,
             assembly: Assembly::default(),
             deltas: DeltaAssembly::default(),
             held: None,
@@ -301,7 +306,7 @@ impl Session {
         if let Some(reply) = self.outgoing.reply.take() {
             return Some(Body::DiagnoseReply(reply));
         }
-        if let Some(answer) = self.next_answer() {
+        if let Some(answer) = self.next_answer(now) {
             return Some(Body::CatalogueAck(answer));
         }
         if self.outgoing.again != Again::default() {

@@ -527,6 +527,27 @@ fn changes_that_lead_nowhere_have_the_whole_sent_again_and_no_more_often_than_it
 }
 
 #[test]
+fn a_whole_answer_is_given_no_more_often_than_its_pace() {
+    let first = numbered(0..40);
+    let (_out, mut exporter, mut taken, mut importer) = pair(&first);
+    talk(&mut exporter, &mut importer, s(100));
+    imports(&mut importer, &mut taken);
+    talk(&mut exporter, &mut importer, s(100));
+    let again = frame(Body::Again(Again { answer: true, ..Again::default() }));
+    let asked = |importer: &mut Session, now| {
+        importer.on_frame(again.clone(), now);
+        said(importer, now)
+    };
+    let bodies = asked(&mut importer, s(101));
+    let is_whole =
+        |b: &Body| matches!(b, Body::CatalogueAck(ack) if ack.since.is_empty() && ack.outcomes.len() == 40);
+    assert!(matches!(bodies.as_slice(), [body] if is_whole(body)), "{bodies:?}");
+    assert!(asked(&mut importer, s(101)).is_empty(), "a second time at once");
+    let bodies = said(&mut importer, s(102));
+    assert!(matches!(bodies.as_slice(), [body] if is_whole(body)), "once its pace allows it: {bodies:?}");
+}
+
+#[test]
 fn a_peer_of_the_first_protocol_is_sent_snapshots_and_whole_answers() {
     let first = numbered(0..40);
     let mut out = LinkPlan { catalogue: Arc::clone(&first), ..plan() };

@@ -9,6 +9,7 @@ pub mod held;
 mod policy;
 mod problem;
 pub mod resolve;
+mod room;
 #[cfg(test)]
 pub(in crate::plan) mod testing;
 mod way;
@@ -24,7 +25,6 @@ use crate::model::object::Kind;
 use crate::model::service::{
     ClientPattern, DirectEndpoint, GatewayAddress, RemotePort, RemoteService, TlsMode,
 };
-use crate::model::session::Offers;
 use crate::model::world::{Rejected, Settings};
 use crate::model::{NamespacedName, ObjectKey, Service, ServiceName, TrustDomain, World};
 
@@ -37,6 +37,7 @@ use claims::Claims;
 use istio::peer_authentication::{self, Others};
 use policy::Gate;
 pub use problem::ExportProblem;
+pub use room::catalogues;
 pub use way::Through;
 use way::Way;
 
@@ -169,29 +170,18 @@ struct Around<'a> {
     peer_authentications: Others<'a>,
 }
 
-/// What each peer is offered: with the clients that are in its own trust domain. Peers that are offered nothing have no
-/// entry.
-#[must_use]
-pub fn catalogues(exports: &Exports, settings: &Settings, memo: &mut Memo) -> BTreeMap<TrustDomain, Offers> {
-    let mut all: BTreeMap<TrustDomain, Vec<(ServiceName, Arc<RemoteService>)>> = BTreeMap::new();
-    for export in exports.exported.values() {
-        for (peer, service) in exported(settings, export, memo).offered {
-            if let Some(offers) = all.get_mut(&peer) {
-                offers.push((service.name.clone(), service));
-            } else {
-                all.insert(peer, vec![(service.name.clone(), service)]);
-            }
-        }
-    }
-    all.into_iter().map(|(peer, offers)| (peer, offers.into_iter().collect())).collect()
-}
-
 /// What comes of an export; of the export and what is constant alone, so that it can be remembered.
 pub(super) fn exported(settings: &Settings, export: &Export, memo: &mut Memo) -> Exported {
     memo.exports.get(&export.service.object, export, |export| Exported {
         objects: istio::export::objects(settings, export).into_iter().map(diff::seal).collect(),
-        offered: export.to.iter().map(|peer| (peer.clone(), Arc::new(offered(export, peer)))).collect(),
+        offered: export.to.iter().map(|peer| to_offer(export, peer)).collect(),
     })
+}
+
+fn to_offer(export: &Export, peer: &TrustDomain) -> (TrustDomain, Arc<RemoteService>, usize) {
+    let service = offered(export, peer);
+    let size = crate::federation::catalogue::size(&service);
+    (peer.clone(), Arc::new(service), size)
 }
 
 fn offered(export: &Export, peer: &TrustDomain) -> RemoteService {

@@ -20,7 +20,7 @@ pub(in crate::plan) fn with_policies(world: World) -> World {
 
 /// What each peer is offered.
 pub(in crate::plan) fn catalogues(exports: &Exports) -> BTreeMap<TrustDomain, Offers> {
-    exports::catalogues(exports, &Settings::standard(), &mut Memo::default())
+    exports::catalogues(&mut exports.clone(), &Settings::standard(), &mut Memo::default())
 }
 
 /// What one peer is offered.

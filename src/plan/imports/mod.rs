@@ -6,6 +6,7 @@
 mod claims;
 mod endpoints;
 mod local;
+mod rule_first;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
@@ -391,7 +392,6 @@ pub fn generate(
         let stored = NamespacedName::new(namespace, &key.name);
         let Some(imported) = world.imported.get(&stored) else { continue };
         let generated = istio::import::objects(world, peer, imported, &claims, memo);
-        as_local.add(world, peer, imported, &generated);
         if let Err(refusal) = &generated {
             if refusal.reason == GeneratedReason::ObjectNotOurs {
                 let keys = istio::import::keys(imported).into_iter();
@@ -405,11 +405,16 @@ pub fn generate(
                 *outcome = refusal.clone().into();
             }
         }
-        let generated = generated.and_then(|made| {
-            let keys: Vec<ObjectKey> = made.iter().map(|object| object.key.clone()).collect();
-            objects.extend(made.into_iter().map(|object| (object.key.clone(), object)));
-            keys.into_iter().map(|key| in_place(world, key)).collect()
-        });
+        let gated = generated.map(|made| rule_first::gate(world, imported, made, &claims));
+        let (servable, generated) = match gated {
+            Ok(gated) => {
+                objects.extend(gated.objects.into_iter().map(|object| (object.key.clone(), object)));
+                let pending = "its ServiceEntry waits for its DestinationRule".to_owned();
+                (if gated.is_out { Ok(()) } else { Err(pending) }, gated.generated)
+            }
+            Err(refusal) => (Err(refusal.message.clone()), Err(refusal)),
+        };
+        as_local.add(world, peer, imported, servable);
         reports.insert(key.clone(), ImportReport { admitted: Ok(()), generated, local: None });
     }
     let local = as_local.plan(world, &claims, &plan.unread);
@@ -432,22 +437,14 @@ struct AsLocal<'a> {
 }
 
 impl<'a> AsLocal<'a> {
-    /// Adds an import, where its peer's `spec.imports.asLocal` asks for it.
-    fn add(
-        &mut self,
-        world: &World,
-        peer: &'a Peer,
-        imported: &'a Imported,
-        generated: &Result<Vec<Arc<Object>>, Refusal<GeneratedReason>>,
-    ) {
+    /// Adds an import, where its peer's `spec.imports.asLocal` asks for it. `servable`: why its federated host cannot be called.
+    fn add(&mut self, world: &World, peer: &'a Peer, imported: &'a Imported, servable: Result<(), String>) {
         let name = &imported.service.name;
-        let member = match (local::asked(peer, &world.settings, name), generated) {
+        let member = match (local::asked(peer, &world.settings, name), servable) {
             (None, _) => return,
             (Some(Err(refusal)), _) => Err(refusal),
-            (Some(Ok(_)), Err(refusal)) => {
-                Err(Refusal::new(LocalReason::NotGenerated, refusal.message.clone()))
-            }
-            (Some(Ok(local_first)), Ok(_)) => Ok(Member { peer, imported, local_first }),
+            (Some(Ok(_)), Err(cause)) => Err(Refusal::new(LocalReason::NotGenerated, cause)),
+            (Some(Ok(local_first)), Ok(())) => Ok(Member { peer, imported, local_first }),
         };
         match member {
             Ok(member) => self.groups.entry(name).or_default().push(member),

@@ -34,7 +34,10 @@ fn settled(services: &[RemoteService]) -> World {
     let world = world.with_written(&first.objects, &known);
     let second = decide(&world);
     let world = world.with_written(&second.objects, &known);
-    assert_eq!(decide(&world).objects, second.objects, "settled");
+    // What waits for its rule.
+    let third = decide(&world);
+    let world = world.with_written(&third.objects, &known);
+    assert_eq!(decide(&world).objects, third.objects, "settled");
     world
 }
 
@@ -279,6 +282,105 @@ fn the_spec_does_not_depend_on_the_peers_order() {
     other.gateways.reverse();
     other.ports.reverse();
     assert_eq!(spec(&td("west.example"), &one, HOST), spec(&td("west.example"), &other, HOST));
+}
+
+/// A service whose application ends TLS, on a port where the sidecar of the client begins it.
+fn begun_here() -> RemoteService {
+    let mut service = remote_cart();
+    service.tls_mode = crate::model::service::TlsMode::Mtls;
+    service
+}
+
+const RULED: [(Kind, &str); 3] =
+    [(Kind::ImportedService, HOST), (Kind::ServiceEntry, HOST), (Kind::DestinationRule, HOST)];
+
+fn sorted(plan: &ServicesPlan) -> Vec<(Kind, &str)> {
+    let mut kinds = kinds(plan);
+    kinds.sort_by_key(|(kind, _)| RULED.iter().position(|(other, _)| other == kind));
+    kinds
+}
+
+fn report(plan: &ServicesPlan) -> &ImportReport {
+    &plan.import_reports[&NamespacedName::new(NAMESPACE, HOST)]
+}
+
+/// Without the rule the sidecar would call in plaintext.
+#[test]
+fn an_entry_whose_tls_begins_here_waits_for_its_rule() {
+    let services = [begun_here()];
+    let known = [("west.example", begun_here())];
+    let world = base(peer("west.example"), Some(services.to_vec()));
+    let world = world.clone().with_written(&decide(&world).objects, &known);
+    let plan = decide(&world);
+    assert_eq!(sorted(&plan), [RULED[0], RULED[2]], "the rule alone");
+    let refusal = report(&plan).generated.as_ref().unwrap_err();
+    assert_eq!((refusal.reason.as_str(), refusal.status), ("Pending", Truth::Unknown));
+    assert_eq!(outcome(&plan, "cart"), "Imported");
+
+    let world = world.clone().with_written(&plan.objects, &known);
+    let plan = decide(&world);
+    assert_eq!(sorted(&plan), RULED);
+    let world = world.clone().with_written(&plan.objects, &known);
+    assert_eq!(report(&decide(&world)).generated.as_ref().unwrap().len(), 2);
+
+    // A port more is in the rule first, and in the entry after.
+    let mut more = begun_here();
+    more.ports.push(crate::model::service::RemotePort {
+        name: "more".to_owned(),
+        port: 9,
+        ..more.ports[0].clone()
+    });
+    let known = [("west.example", more.clone())];
+    let mut world = world.with_session("west.example", session(LinkState::Connected, Some(vec![more])));
+    world = world.clone().with_written(&BTreeMap::new(), &known);
+    let ports = |plan: &ServicesPlan, kind, at: &str| {
+        let spec = plan.objects[&ObjectKey::namespaced(kind, NAMESPACE, HOST)].spec().unwrap().clone();
+        spec.pointer(at).unwrap().as_array().unwrap().len()
+    };
+    let both = |plan: &ServicesPlan| {
+        let rule = "/trafficPolicy/portLevelSettings";
+        (ports(plan, Kind::ServiceEntry, "/ports"), ports(plan, Kind::DestinationRule, rule))
+    };
+    let plan = decide(&world);
+    assert_eq!(both(&plan), (1, 2));
+    let written = world.clone().with_written(&plan.objects, &known);
+    assert_eq!(both(&decide(&written)), (2, 2));
+
+    // A rule that is gone and cannot be written takes the entry with it.
+    let rule = ObjectKey::namespaced(Kind::DestinationRule, NAMESPACE, HOST);
+    let mut gone = written;
+    gone.objects.remove(&rule);
+    assert_eq!(sorted(&decide(&gone)), RULED, "it is written again");
+    Arc::make_mut(&mut gone.failures).insert(rule, "denied".to_owned());
+    let plan = decide(&gone);
+    assert_eq!(sorted(&plan), [RULED[0], RULED[2]]);
+    assert_eq!(report(&plan).generated.as_ref().unwrap_err().status, Truth::False);
+}
+
+#[test]
+fn a_rule_of_others_that_covers_the_host_is_named() {
+    let world = settled(&[begun_here()]);
+    assert!(report(&decide(&world)).generated.is_ok());
+    for (namespace, host, is_named) in [
+        ("shop", HOST, true),
+        ("shop", "*.west.example", true),
+        ("istio-system", "*", true),
+        ("shop", "*.north.example", false),
+    ] {
+        let theirs = foreign(Kind::DestinationRule, namespace, "theirs", json!({"host": host}));
+        let plan = decide(&world.clone().with_object(theirs));
+        assert_eq!(sorted(&plan), RULED, "{host}: what stands, stands");
+        let generated = &report(&plan).generated;
+        assert_eq!(generated.is_err(), is_named, "{host}");
+        if let Err(refusal) = generated {
+            assert_eq!((refusal.reason.as_str(), refusal.status), ("HostExists", Truth::False));
+            assert!(
+                refusal.message.contains(&format!("DestinationRule {namespace}/theirs")),
+                "{}",
+                refusal.message
+            );
+        }
+    }
 }
 
 /// As with this catalogue, and what is held besides.

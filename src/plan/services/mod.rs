@@ -50,7 +50,7 @@ pub struct ServicesPlan {
 /// clients are shut out; a peer that is only being deleted is offered nothing, and keeps the rest until then.
 #[must_use]
 pub fn decide(world: &World, ending: &BTreeSet<TrustDomain>, memo: &mut Memo) -> ServicesPlan {
-    let exports = exports::exports(world);
+    let mut exports = exports::exports(world);
     let Some(own) = world.own_trust_domain().filter(|_| world.is_read()) else {
         let export_reports =
             if world.own_trust_domain().is_none() { exports.reports } else { BTreeMap::new() };
@@ -80,10 +80,11 @@ pub fn decide(world: &World, ending: &BTreeSet<TrustDomain>, memo: &mut Memo) ->
     for object in closing::kept(world, &objects) {
         objects.insert(object.key.clone(), diff::seal(as_it_stands(object)));
     }
+    let catalogues = exports::catalogues(&mut exports, &world.settings, memo);
     ServicesPlan {
         complete: true,
         objects,
-        catalogues: exports::catalogues(&exports, &world.settings, memo),
+        catalogues,
         held: exports::held::held(world, own),
         outcomes: imports.outcomes,
         export_reports: exports.reports,
@@ -202,7 +203,7 @@ fn imports_of(sources: &str) -> impl Iterator<Item = ObjectKey> {
 }
 
 /// An observed object as a desired one.
-fn as_it_stands(object: &Object) -> Object {
+pub(in crate::plan) fn as_it_stands(object: &Object) -> Object {
     let meta = Meta {
         labels: object.meta.labels.clone(),
         annotations: object.meta.annotations.clone(),

@@ -342,7 +342,10 @@ proptest! {
         prop_assert_eq!(&second, &decide(&world));
         let names: BTreeSet<&ServiceName> = catalogue.iter().map(|service| &service.name).collect();
         prop_assert_eq!(second.outcomes[&td("west.example")].len(), names.len(), "each is answered");
-        let from_peer = first.objects.values().chain(second.objects.values());
+        // What waits for its DestinationRule.
+        let third = decide(&world.clone().with_written(&second.objects, &known));
+        let all = [&first, &second, &third];
+        let from_peer = all.into_iter().flat_map(|plan| plan.objects.values());
         for object in from_peer.filter(|object| object.meta.labels.contains_key(LABEL_PEER)) {
             prop_assert_eq!(object.key.namespace.as_deref(), Some(NAMESPACE));
             let kinds = [Kind::ImportedService, Kind::ServiceEntry, Kind::DestinationRule];

@@ -92,6 +92,9 @@ reasons! {
         NoPeer,
         /// A trust domain in `exportedTrustDomains` has nobody in `clients`. Add its clients, or take it out.
         NoClientsThere,
+        /// More is exported to a trust domain than a peer takes in one catalogue: the older services are offered to it. Export fewer to
+        /// it, or with fewer clients.
+        CatalogueFull,
         /// `tlsMode` is `IstioMtls`, and no pod that is selected has a sidecar that takes its certificates from SPIRE: the message says
         /// what they have. Inject sidecars with SPIRE's socket, or let the application end TLS and set `Mtls`.
         MeshNotOnSpire,
@@ -190,7 +193,7 @@ reasons! {
         /// An object of a name that is needed is there and is not ours; the message names it. Delete it, or hand it over with the
         /// annotation `entente.dev/adopt: "true"`.
         ObjectNotOurs,
-        /// Another object serves its host already; the message names it.
+        /// Another object serves its host already, or sets for some clients how they call it; the message names it.
         HostExists,
     }
 }

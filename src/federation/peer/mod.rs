@@ -4,7 +4,7 @@
 //! know which that is, so they cannot each close the one that the other keeps. Of two that the same side dialled, the
 //! older is kept while the peer is heard on it. A stream counts once the peer's Hello has been read.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::pin::Pin;
 use std::sync::Arc;
 use std::sync::atomic::AtomicU64;
@@ -316,7 +316,8 @@ fn turn(state: &mut SessionState, link: LinkState) {
     if matches!(link, LinkState::Parted { reason: GoodbyeReason::RelationshipEnded, .. }) {
         let services = Offers::new();
         let version = catalogue::version_of(&services);
-        state.catalogue = Some(Arc::new(Catalogue { version, services, malformed: Vec::new() }));
+        let held = BTreeSet::new();
+        state.catalogue = Some(Arc::new(Catalogue { version, services, held, malformed: Vec::new() }));
     }
     state.link = link;
     state.since = crate::clock::now();
@@ -358,7 +359,8 @@ mod tests {
                 Arc::new(crate::plan::fixtures::remote_cart()),
             )]);
             let mut state = SessionState::idle(crate::clock::now());
-            state.catalogue = Some(Arc::new(Catalogue { version: [1; 32], services, malformed: Vec::new() }));
+            let (version, held) = ([1; 32], BTreeSet::new());
+            state.catalogue = Some(Arc::new(Catalogue { version, services, held, malformed: Vec::new() }));
             turn(&mut state, parted(reason));
             turn(&mut state, LinkState::Connected);
             state.catalogue.unwrap().services.len()

@@ -86,7 +86,7 @@ impl Rest {
 
 /// Another peer of west, which west is a peer of.
 async fn other(sides: &Sides, number: usize, root: &std::path::Path) -> Result<demo::Domain> {
-    let name = TrustDomain::new(&format!("other-{number}.example"))?;
+    let name = TrustDomain::new(format!("other-{number}.example"))?;
     let mut config = demo::DomainConfig::new(name, root);
     config.timing = entente::config::TimingArgs::standard();
     let mut domain = demo::Domain::start(config).await?;

@@ -316,7 +316,8 @@ fn turn(state: &mut SessionState, link: LinkState) {
     if matches!(link, LinkState::Parted { reason: GoodbyeReason::RelationshipEnded, .. }) {
         let services = Offers::new();
         let version = catalogue::version_of(&services);
-        state.catalogue = Some(Arc::new(Catalogue { version, services, malformed: Vec::new(), held: Default::default() }));
+        state.catalogue =
+            Some(Arc::new(Catalogue { version, services, malformed: Vec::new(), held: Default::default() }));
     }
     state.link = link;
     state.since = crate::clock::now();
@@ -358,7 +359,12 @@ mod tests {
                 Arc::new(crate::plan::fixtures::remote_cart()),
             )]);
             let mut state = SessionState::idle(crate::clock::now());
-            state.catalogue = Some(Arc::new(Catalogue { version: [1; 32], services, malformed: Vec::new(), held: Default::default() }));
+            state.catalogue = Some(Arc::new(Catalogue {
+                version: [1; 32],
+                services,
+                malformed: Vec::new(),
+                held: Default::default(),
+            }));
             turn(&mut state, parted(reason));
             turn(&mut state, LinkState::Connected);
             state.catalogue.unwrap().services.len()

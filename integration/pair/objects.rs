@@ -49,13 +49,15 @@ async fn an_object_of_the_same_name_that_is_not_ours_stays_and_is_named() {
 async fn a_bad_peer_is_not_accepted_and_harms_no_other() {
     let pair = Pair::serving().await;
     says(&pair.east, "Ready", "True", "Ready").await;
-    // Statuses are written after what they tell of.
-    until("the import is told", async || {
-        let [.., message] = pair.east.condition(PEERS, WEST, "ServicesSynced")?;
-        ensure!(message.starts_with("1 imported"), "{message}");
-        Ok(())
-    })
-    .await;
+    // Statuses are written after what they tell of, and a receipt comes later than what it is given for.
+    for (kind, word) in [("ServicesSynced", "1 imported"), ("RotationSafe", "gave a receipt")] {
+        until("all is told", async || {
+            let [.., message] = pair.east.condition(PEERS, WEST, kind)?;
+            ensure!(message.contains(word), "{kind}: {message}");
+            Ok(())
+        })
+        .await;
+    }
     let before = pair.east.conditions(PEERS, WEST);
     let generated = files(&pair.east.generated());
     type Edit = fn(&mut serde_json::Value);

@@ -73,9 +73,7 @@ impl ClusterPort {
             None => AppProtocol::of_port_name(&self.name),
         }
     }
-}
 
-impl ClusterPort {
     /// What it says that it speaks: by `appProtocol`, else by its name; `None` where neither says anything. An `appProtocol` that
     /// is not known here is some protocol over TCP.
     #[must_use]

@@ -135,13 +135,7 @@ fn deny(
     peers: &BTreeSet<TrustDomain>,
 ) -> AuthorizationPolicySpec {
     let match_labels = services.first().map(|service| service.workload_labels.clone()).unwrap_or_default();
-    let mut clients: BTreeMap<u16, BTreeSet<&str>> = BTreeMap::new();
-    for service in services {
-        for port in &service.ports {
-            let allowed = service.clients_of(port).iter().filter(|c| peers.contains(c.trust_domain()));
-            clients.entry(port.target_port).or_default().extend(allowed.map(|c| c.principal()));
-        }
-    }
+    let clients = clients_by_port(services, peers);
     let mut rules: Vec<Rule> = clients
         .iter()
         .map(|(port, allowed)| {
@@ -151,6 +145,21 @@ fn deny(
     let not_ports = clients.keys().map(u16::to_string).collect();
     rules.push(rule(own, &BTreeSet::new(), Operation { not_ports, ..Operation::default() }));
     AuthorizationPolicySpec { selector: Some(Selector { match_labels }), action: Action::Deny, rules }
+}
+
+/// Who may call, by the port of the workload: the clients of all of its services that are of these trust domains.
+fn clients_by_port<'a>(
+    services: impl IntoIterator<Item = &'a Arc<Service>>,
+    peers: &BTreeSet<TrustDomain>,
+) -> BTreeMap<u16, BTreeSet<&'a str>> {
+    let mut clients: BTreeMap<u16, BTreeSet<&str>> = BTreeMap::new();
+    for service in services {
+        for port in &service.ports {
+            let allowed = service.clients_of(port).iter().filter(|c| peers.contains(c.trust_domain()));
+            clients.entry(port.target_port).or_default().extend(allowed.map(|c| c.principal()));
+        }
+    }
+    clients
 }
 
 fn rule(own: &TrustDomain, allowed: &BTreeSet<&str>, operation: Operation) -> Rule {

@@ -8,11 +8,12 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
-use crate::model::cluster::{ClusterPort, ClusterService, LoadBalancer, Pod, TargetPort, Transport};
+use crate::model::cluster::{ClusterPort, ClusterService, LoadBalancer, TargetPort, Transport};
 use crate::model::service::{
     Address, DirectEndpoint, GatewayAddress, GatewayChoice, GatewaySelection, GatewayType, TlsMode,
 };
 use crate::model::{NamespacedName, Service, World};
+use crate::plan::pods::{Pods, has_labels};
 
 /// Most addresses of a gateway, or endpoints of a service, that peers are told of: what one service may have on the wire.
 pub const MOST: usize = 64;
@@ -189,42 +190,6 @@ fn addresses(world: &World, service: &ClusterService, port: &ClusterPort) -> BTr
         all.extend(balancers.map(|address| at(address, port.number)));
     }
     all
-}
-
-fn has_labels(labels: &BTreeMap<String, String>, wanted: &BTreeMap<String, String>) -> bool {
-    wanted.iter().all(|(label, value)| labels.get(label) == Some(value))
-}
-
-/// The cluster's pods, to be had by their labels.
-#[derive(Debug, Default)]
-pub struct Pods<'a>(BTreeMap<(&'a str, &'a str, &'a str), Vec<&'a Arc<Pod>>>);
-
-impl<'a> Pods<'a> {
-    #[must_use]
-    pub fn new(world: &'a World) -> Self {
-        let mut all: BTreeMap<_, Vec<&Arc<Pod>>> = BTreeMap::new();
-        for pod in world.pods.values() {
-            for (label, value) in &pod.labels {
-                let key = (pod.object.namespace.as_str(), label.as_str(), value.as_str());
-                all.entry(key).or_default().push(pod);
-            }
-        }
-        Self(all)
-    }
-
-    /// The pods of a namespace that have all of these labels; none, where no label is wanted.
-    pub fn selected<'s>(
-        &'s self,
-        namespace: &'s str,
-        wanted: &'s BTreeMap<String, String>,
-    ) -> impl Iterator<Item = &'a Arc<Pod>> + use<'s, 'a> {
-        // Those of the rarest label are the fewest to look at.
-        let of = |(label, value): (&'s String, &'s String)| {
-            self.0.get(&(namespace, label.as_str(), value.as_str())).map_or(&[][..], Vec::as_slice)
-        };
-        let rarest = wanted.iter().map(of).min_by_key(|pods| pods.len()).unwrap_or_default();
-        rarest.iter().copied().filter(move |pod| has_labels(&pod.labels, wanted))
-    }
 }
 
 /// The pods of a service as endpoints, by address, at most [`MOST`]: those that are ready, or all where none is, since a

@@ -25,6 +25,7 @@ pub mod mesh;
 pub mod monitors;
 pub mod notice;
 pub mod pace;
+pub mod pods;
 pub mod poison;
 pub mod prune;
 #[cfg(test)]

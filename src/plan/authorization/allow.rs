@@ -13,7 +13,7 @@ use crate::model::object::{ANNOTATION_DRY_RUN, Kind, LABEL_INSTANCE, Object, Obj
 use crate::model::service::TlsMode;
 use crate::model::{Service, TrustDomain, World};
 
-use super::Workloads;
+use super::{Workloads, clients_by_port};
 
 /// The labels that a policy wants, and the policy.
 type Selecting<'a> = (BTreeMap<&'a str, &'a str>, &'a ObjectKey);
@@ -112,23 +112,19 @@ pub(super) fn allow(
     services: &[Arc<Service>],
     peers: &BTreeSet<TrustDomain>,
 ) -> Vec<AuthorizationPolicySpec> {
-    let mut clients: BTreeMap<u16, BTreeSet<String>> = BTreeMap::new();
-    for service in services.iter().filter(|service| service.tls_mode == TlsMode::IstioMtls) {
-        for port in &service.ports {
-            let allowed =
-                service.clients_of(port).iter().filter(|client| peers.contains(client.trust_domain()));
-            let principals = allowed.map(|client| client.principal().to_owned());
-            clients.entry(port.target_port).or_default().extend(principals);
-        }
-    }
+    let told = services.iter().filter(|service| service.tls_mode == TlsMode::IstioMtls);
+    let mut clients = clients_by_port(told, peers);
     // A policy that allows nobody would deny everybody.
     clients.retain(|_, allowed| !allowed.is_empty());
     if clients.is_empty() {
         return Vec::new();
     }
-    let rule = |(port, allowed): (&u16, &BTreeSet<String>)| Rule {
+    let rule = |(port, allowed): (&u16, &BTreeSet<&str>)| Rule {
         from: vec![From {
-            source: Source { principals: allowed.iter().cloned().collect(), not_principals: Vec::new() },
+            source: Source {
+                principals: allowed.iter().map(|&principal| principal.to_owned()).collect(),
+                not_principals: Vec::new(),
+            },
         }],
         to: vec![To { operation: Operation { ports: vec![port.to_string()], ..Operation::default() } }],
     };

@@ -28,8 +28,9 @@ use crate::model::service::{
 use crate::model::world::{Rejected, Settings};
 use crate::model::{NamespacedName, ObjectKey, Service, ServiceName, TrustDomain, World};
 
-use super::gateways::{Gateways, Pods, endpoints};
+use super::gateways::{Gateways, endpoints};
 use super::memo::{Exported, Memo};
+use super::pods::Pods;
 use super::selectors::DisjointSelectors;
 use super::{authorization, diff, generated, istio, mesh};
 use authorization::Allows;

@@ -18,7 +18,7 @@ use crate::plan::istio::local::{self as shape, LocalPort, Spoken};
 use crate::plan::{generated, imports};
 
 use super::Claims;
-use super::endpoints::ReadyPods;
+use super::endpoints::{has_any, ready_pods};
 
 /// Whether one import answers at its local name, for its status.
 pub type LocalReport = Result<Served, Refusal<LocalReason>>;
@@ -92,7 +92,7 @@ pub(super) fn plan(
     claims: &Claims<'_>,
     unread: &BTreeSet<String>,
 ) -> LocalPlan {
-    let pods = ReadyPods::new(world, groups.keys().map(|name| name.namespace()));
+    let pods = ready_pods(world, groups.keys().map(|name| name.namespace()));
     let mut plan = LocalPlan::default();
     for (name, members) in groups {
         let mut members = members.clone();
@@ -104,7 +104,7 @@ pub(super) fn plan(
             host: format!("{name}.svc.{}", world.settings.cluster_domain),
             name,
             service,
-            has_endpoints: service.is_some_and(|service| pods.has_any(service)),
+            has_endpoints: service.is_some_and(|service| has_any(&pods, service)),
         };
         local.decide(&members, claims, unread, &mut plan);
     }

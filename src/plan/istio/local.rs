@@ -41,11 +41,9 @@ impl Spoken {
         if port.transport != Transport::Tcp {
             return None;
         }
-        let prefix = port.name.split('-').next().unwrap_or_default();
         let told = match &port.app_protocol {
             Some(given) => AppProtocol::parse(&given.to_ascii_lowercase()),
-            None if port.name == "grpc-web" || port.name.starts_with("grpc-web-") => Some(AppProtocol::Http),
-            None => AppProtocol::parse(prefix),
+            None => AppProtocol::said_by_port_name(&port.name),
         };
         told.map_or(Some(Self { http: true, tcp: true }), Self::of)
     }

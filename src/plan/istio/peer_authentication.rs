@@ -16,8 +16,8 @@ use crate::istio::peer_authentication::{MutualTls, MutualTlsMode};
 use crate::model::object::{Kind, Object, ObjectKey};
 use crate::model::{Service, World};
 use crate::plan::authorization::{self, Workloads};
-use crate::plan::gateways::Pods;
 use crate::plan::generated;
+use crate::plan::pods::Pods;
 
 /// The PeerAuthentication of a selector, named as its policy is.
 #[must_use]

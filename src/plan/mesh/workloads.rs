@@ -4,7 +4,7 @@
 //! importer can verify, and trust nobody of another trust domain. Where no pod is known, nothing is known.
 
 use crate::model::Service;
-use crate::plan::gateways::Pods;
+use crate::plan::pods::Pods;
 
 /// What the pods of a service have.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

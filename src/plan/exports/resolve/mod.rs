@@ -8,7 +8,6 @@
 mod entries;
 mod identity;
 mod known;
-mod pods;
 mod ports;
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -21,10 +20,10 @@ use crate::model::export::{Backing, DeclaredService, ExportRule, Note, Resolved,
 use crate::model::object::Kind;
 use crate::model::service::ExportedBy;
 use crate::model::{NamespacedName, ObjectKey, Service, ServiceName, TrustDomain, World};
+use crate::plan::pods::Pods;
 
 pub use entries::Entries;
 use known::Known;
-use pods::Pods;
 
 /// The label that Kubernetes gives every namespace.
 const LABEL_NAMESPACE: &str = "kubernetes.io/metadata.name";
@@ -39,7 +38,12 @@ pub fn namespace(world: &World, entries: &Entries, namespace: &str) -> Resolved 
     let Some(own) = world.own_trust_domain().filter(|_| !declared.is_empty() || !rules.is_empty()) else {
         return resolved;
     };
-    let scope = Scope { world, own, entries, pods: Pods::of(world, namespace) };
+    let scope = Scope {
+        world,
+        own,
+        entries,
+        pods: in_namespace(&world.pods, namespace).map(|(_, pod)| pod).collect(),
+    };
     for declared in &declared {
         let who = format!("FederatedService {}", declared.object);
         match scope.resolve(&who, declared) {
@@ -132,7 +136,7 @@ impl Scope<'_> {
                 (Some(service), selector_of(service).map_err(|(reason, cause)| fail(reason, cause))?)
             }
         };
-        let pods = self.pods.select(&workload_labels);
+        let pods = self.pods.selected(&declared.object.namespace, &workload_labels).collect::<Vec<_>>();
         let host = declared.name.host(self.own).unwrap_or_default();
         let known = Known::of(self.world, self.own, &declared.object, &host);
         let mut notes = Vec::new();

@@ -193,7 +193,8 @@ impl Applier {
         operations.iter().any(|(id, operation)| operation.is_end() && is_hopeful(id)).then_some(HASTE)
     }
 
-    /// Does these, some at a time; what has not begun when the lead is lost is left out, or when it is out of date.
+    /// Does these, some at a time; what has not begun is left out when it is out of date. Once the lead is lost, or the agent is
+    /// to stop, what still runs is broken off: it must not reach the store when another leads.
     async fn execute_all(
         &self,
         due: Vec<(String, Operation)>,
@@ -202,7 +203,7 @@ impl Applier {
         limit: Option<Duration>,
         cancel: &CancellationToken,
     ) -> Vec<Ended> {
-        futures::stream::iter(due)
+        let all = futures::stream::iter(due)
             .map(|(id, operation)| async move {
                 if !may_write(&self.leading, cancel) || self.is_outdated(stage) {
                     return None;
@@ -213,8 +214,11 @@ impl Applier {
             })
             .buffer_unordered(CONCURRENCY)
             .filter_map(std::future::ready)
-            .collect()
-            .await
+            .collect();
+        tokio::select! {
+            all = all => all,
+            () = lost(self.leading.clone(), cancel) => Vec::new(),
+        }
     }
 
     /// Whether the rest of a stage is left to a newer plan: statuses, which would say what is no longer so, and whatever
@@ -310,6 +314,20 @@ impl Applier {
 /// Whether this replica leads still, and is not told to stop.
 fn may_write(leading: &watch::Receiver<bool>, cancel: &CancellationToken) -> bool {
     *leading.borrow() && !cancel.is_cancelled()
+}
+
+/// Returns once this replica leads no more, or is told to stop.
+async fn lost(mut leading: watch::Receiver<bool>, cancel: &CancellationToken) {
+    let no_longer = async {
+        if leading.wait_for(|leads| !*leads).await.is_err() {
+            // who told of it is gone: the agent stops, and says so
+            std::future::pending::<()>().await;
+        }
+    };
+    tokio::select! {
+        () = cancel.cancelled() => {}
+        () = no_longer => {}
+    }
 }
 
 /// What comes of it in this time, where there is a limit.

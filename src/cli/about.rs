@@ -13,6 +13,9 @@ pub(super) async fn run(args: &ControlArgs) -> anyhow::Result<()> {
     writeln!(out, "trust domain  {}", about.trust_domain.as_ref().unwrap_or(&unknown))?;
     writeln!(out, "SPIFFE ID     {}", about.spiffe_id.as_ref().unwrap_or(&unknown))?;
     writeln!(out, "replica       {}{}", about.replica, if about.leader { " (leads)" } else { "" })?;
+    if let Some(leads) = about.leads.as_ref().filter(|_| !about.leader) {
+        writeln!(out, "leads         {leads}")?;
+    }
     writeln!(out, "version       {}", about.version)?;
     Ok(())
 }

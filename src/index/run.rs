@@ -15,6 +15,7 @@ use crate::bundle::watch::RefreshHandle;
 use crate::model::endpoint::{EndpointState, MonitorTarget};
 use crate::model::mesh::Mesh;
 use crate::model::own::{Identity, WorkloadFailure};
+use crate::model::replica::Leader;
 use crate::model::session::{LinkPlan, SessionState};
 use crate::model::trust::SpireState;
 use crate::model::{ObjectKey, TrustDomain, World};
@@ -63,6 +64,8 @@ pub struct Inputs {
     pub bootstraps: mpsc::Receiver<Bootstraps>,
     pub mesh: watch::Receiver<Option<Arc<Mesh>>>,
     pub failures: watch::Receiver<Arc<BTreeMap<ObjectKey, String>>>,
+    /// Which replica leads.
+    pub leader: watch::Receiver<Leader>,
     /// Who asks for the world as it is.
     pub asks: mpsc::Receiver<Ask>,
     /// Who has asked, and is answered after the next plan.
@@ -80,6 +83,8 @@ pub struct Outputs {
     pub ask_again: RefreshHandle,
     /// Whether every source has been read.
     pub ready: watch::Sender<bool>,
+    /// The term of our lead that the last plan was made in.
+    pub planned_in: watch::Sender<Option<i64>>,
     pub metrics: Arc<Metrics>,
 }
 
@@ -98,6 +103,7 @@ pub async fn run(
     let mut memo = Memo::default();
     let mut taking = plan::taking::Taking::default();
     let mut gathering = GATHER;
+    let mut led = None;
     loop {
         let woken = tokio::select! {
             () = cancel.cancelled() => return Ok(()),
@@ -126,14 +132,22 @@ pub async fn run(
         let told_again = index.time(clock());
         let heard = Arc::clone(&inputs.sessions.borrow());
         let (sessions, taken_again) = taking.take(&heard, clock());
+        let term = term(&inputs.leader.borrow_and_update());
         let world = index.world_mut();
         world.sessions = sessions;
+        // While another led, we heard no peer: what we took silence for, and waited for, is not what happened. What that one
+        // concluded is in the statuses, and is recalled from there, as after a start.
+        if term.is_some() && term != led {
+            world.memory.clear();
+            led = term;
+        }
         world.memory = plan::memory::advance(world);
         world.tainted_since = plan::rotation::tainted_since(world);
         world.published_since = plan::rotation::published_since(world);
         let plan = plan::plan_anew(world, &mut memo);
         wake_at = plan.wake_at.into_iter().chain(told_again).chain(taken_again).min();
         publish(&index, plan, &outputs);
+        set(&outputs.planned_in, term);
         gathering = (began.elapsed() * 4).clamp(GATHER, GATHER_MOST);
         if !inputs.asked.is_empty() {
             let world = Arc::new(index.world().clone());
@@ -142,6 +156,14 @@ pub async fn run(
                 let _ = ask.send(Arc::clone(&world));
             }
         }
+    }
+}
+
+/// The term of our lead.
+fn term(leader: &Leader) -> Option<i64> {
+    match leader {
+        Leader::Us { term } => Some(*term),
+        Leader::Other { .. } | Leader::Nobody => None,
     }
 }
 
@@ -186,6 +208,10 @@ async fn take(index: &mut Index, inputs: &mut Inputs) -> anyhow::Result<bool> {
         changed = inputs.mesh.changed() => {
             changed.map_err(|_| ended("the reader of the mesh"))?;
             index.world_mut().mesh = inputs.mesh.borrow_and_update().clone();
+        }
+        changed = inputs.leader.changed() => {
+            // it is looked at when it is planned for
+            changed.map_err(|_| ended("the leader election"))?;
         }
         changed = inputs.failures.changed() => {
             changed.map_err(|_| ended("the writer"))?;
@@ -263,6 +289,7 @@ mod tests {
             bootstraps: mpsc::channel(1).1,
             mesh: watch::channel(None).1,
             failures: watch::channel(Arc::default()).1,
+            leader: watch::channel(Leader::Nobody).1,
             asks: mpsc::channel(1).1,
             asked: Vec::new(),
         };
@@ -273,6 +300,7 @@ mod tests {
             bootstraps: watch::Sender::new(Wanted::new()),
             ask_again: RefreshHandle::default(),
             ready: watch::Sender::new(false),
+            planned_in: watch::Sender::new(None),
             metrics: Arc::default(),
         };
         let index = Index::new(settings(), Timestamp::UNIX_EPOCH);

@@ -15,6 +15,7 @@ pub mod object;
 pub mod own;
 pub mod peer;
 pub mod registration;
+pub mod replica;
 pub mod service;
 pub mod session;
 pub mod trust;

@@ -51,7 +51,10 @@ async fn readyz(State(admin): State<Admin>) -> impl IntoResponse {
     if *admin.ready.borrow() {
         (StatusCode::OK, "ok")
     } else {
-        (StatusCode::SERVICE_UNAVAILABLE, "waiting for the store, the Workload API or SPIRE's server API")
+        (
+            StatusCode::SERVICE_UNAVAILABLE,
+            "waiting for the store, the Workload API, SPIRE's server API, or to know which replica leads",
+        )
     }
 }
 

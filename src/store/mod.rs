@@ -24,6 +24,7 @@ pub use lease::{Leadership, LeaseTimings, LeaseView, PeerLease};
 pub use patch::{PatchOp, pointer};
 
 use crate::model::object::Kind;
+use crate::model::replica::Replica;
 use crate::model::{Object, ObjectKey};
 
 /// The field manager under which generated objects are applied.
@@ -221,8 +222,8 @@ impl Store {
 
     /// Takes part in the election of the leader under the lease `name`. Must be called in a runtime.
     #[must_use]
-    pub fn lead(&self, name: &str, identity: &str, timings: LeaseTimings) -> Leadership {
-        either!(self, store => store.lead(name, identity, timings))
+    pub fn lead(&self, name: &str, replica: &Replica, timings: LeaseTimings) -> Leadership {
+        either!(self, store => store.lead(name, replica, timings))
     }
 
     /// Writes the lease of a peer, with the time now as its `renewTime`.

@@ -24,7 +24,7 @@ use crate::plan::{self, Plan};
 use crate::store::Event;
 
 /// How long changes are gathered before they are planned for, at least and at most: in between, planning takes a fifth
-/// of the time while changes go on to come.
+/// of the time while changes go on to come. One that comes alone waits the least.
 const GATHER: Duration = Duration::from_millis(5);
 const GATHER_MOST: Duration = Duration::from_millis(250);
 
@@ -88,19 +88,19 @@ pub struct Outputs {
 /// # Errors
 /// Names the source that ended: the process must not go on with half its senses.
 pub async fn run(
-    mut index: Index,
+    index: Index,
     mut inputs: Inputs,
     outputs: Outputs,
     clock: fn() -> Timestamp,
     cancel: CancellationToken,
 ) -> anyhow::Result<()> {
     let mut wake_at = None;
-    let mut memo = Memo::default();
-    let mut gathering = GATHER;
+    let mut planner = Planner { index, outputs, memo: Memo::default() };
+    let mut rested = Instant::now();
     loop {
         let woken = tokio::select! {
             () = cancel.cancelled() => return Ok(()),
-            changed = take(&mut index, &mut inputs) => changed,
+            changed = take(&mut planner.index, &mut inputs) => changed,
             () = sleep_until(wake_at, clock) => Ok(true),
         };
         match while_running(woken, &cancel)? {
@@ -109,12 +109,12 @@ pub async fn run(
             Some(true) => {}
         }
         // Whatever else arrives within a moment is planned for together.
-        let gather = tokio::time::sleep(gathering);
+        let gather = tokio::time::sleep_until(rested.max(Instant::now() + GATHER));
         tokio::pin!(gather);
         loop {
             tokio::select! {
                 () = &mut gather => break,
-                changed = take(&mut index, &mut inputs) => {
+                changed = take(&mut planner.index, &mut inputs) => {
                     if while_running(changed, &cancel)?.is_none() {
                         return Ok(());
                     }
@@ -122,22 +122,46 @@ pub async fn run(
             }
         }
         let began = Instant::now();
-        let told_again = index.time(clock());
-        let world = index.world_mut();
-        world.memory = plan::memory::advance(world);
-        world.tainted_since = plan::rotation::tainted_since(world);
-        world.published_since = plan::rotation::published_since(world);
-        let plan = plan::plan_anew(world, &mut memo);
-        wake_at = plan.wake_at.into_iter().chain(told_again).min();
-        publish(&index, plan, &outputs);
-        gathering = (began.elapsed() * 4).clamp(GATHER, GATHER_MOST);
+        // A plan for very much takes a while, in which leases are renewed and peers heard all the same.
+        let planned = tokio::task::spawn_blocking(move || {
+            let wake_at = planner.plan(clock());
+            (planner, wake_at)
+        });
+        (planner, wake_at) = match planned.await {
+            Ok(planned) => planned,
+            Err(ended) if ended.is_cancelled() => return Ok(()),
+            Err(panicked) => std::panic::resume_unwind(panicked.into_panic()),
+        };
+        rested = Instant::now() + (began.elapsed() * 4).min(GATHER_MOST);
         if !inputs.asked.is_empty() {
-            let world = Arc::new(index.world().clone());
+            let world = Arc::new(planner.index.world().clone());
             for ask in inputs.asked.drain(..) {
                 // who asked may have gone
                 let _ = ask.send(Arc::clone(&world));
             }
         }
+    }
+}
+
+/// What a plan is made of, and where it goes.
+struct Planner {
+    index: Index,
+    outputs: Outputs,
+    memo: Memo,
+}
+
+impl Planner {
+    /// Plans and publishes; when to plan again though nothing changes.
+    fn plan(&mut self, now: Timestamp) -> Option<Timestamp> {
+        let told_again = self.index.time(now);
+        let world = self.index.world_mut();
+        world.memory = plan::memory::advance(world);
+        world.tainted_since = plan::rotation::tainted_since(world);
+        world.published_since = plan::rotation::published_since(world);
+        let plan = plan::plan_anew(world, &mut self.memo);
+        let wake_at = plan.wake_at.into_iter().chain(told_again).min();
+        publish(&self.index, plan, &self.outputs);
+        wake_at
     }
 }
 

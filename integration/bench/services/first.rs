@@ -76,7 +76,8 @@ async fn all_generated(imports: &Api<DynamicObject>, wanted: usize, since: Insta
         let all = imports.list(&ListParams::default()).await?;
         let says = |import: &&DynamicObject| {
             let conditions = import.data["status"]["conditions"].as_array();
-            conditions.is_some_and(|all| all.iter().any(|c| c["type"] == "Generated" && c["status"] == "True"))
+            conditions
+                .is_some_and(|all| all.iter().any(|c| c["type"] == "Generated" && c["status"] == "True"))
         };
         if all.iter().filter(says).count() >= wanted {
             return Ok(at);

@@ -50,7 +50,10 @@ pub(crate) async fn run(services: usize) -> Result<Rest> {
         Ok(())
     })
     .await?;
-    println!("{services} services declared in west, until east had all their objects: {:.1?}", since.elapsed());
+    println!(
+        "{services} services declared in west, until east had all their objects: {:.1?}",
+        since.elapsed()
+    );
     tokio::try_join!(sides::at_rest(&sides.east, LONG), sides::at_rest(&sides.west, LONG))?;
     let rest = Rest { sides, others, _root: root };
     rest.measure(services).await?;

@@ -6,9 +6,8 @@ use std::sync::Arc;
 use jiff::Timestamp;
 
 use crate::model::object::{ANNOTATION_SOURCE, Kind, LABEL_PEER, Meta, Object, ObjectKey};
-use crate::model::service::Outcome;
-use crate::model::session::Offers;
-use crate::model::{NamespacedName, Service, ServiceName, TrustDomain, World};
+use crate::model::session::{Offers, Outcomes};
+use crate::model::{NamespacedName, Service, TrustDomain, World};
 
 use super::exports::{self, Export, ExportReport, Exports};
 use super::generated::{label_value, source_of};
@@ -27,7 +26,7 @@ pub struct ServicesPlan {
     /// What each peer is offered; no entry: nothing.
     pub catalogues: BTreeMap<TrustDomain, Offers>,
     /// What each peer is answered, for every service of its catalogue; no entry: it sent none.
-    pub outcomes: BTreeMap<TrustDomain, BTreeMap<ServiceName, Outcome>>,
+    pub outcomes: BTreeMap<TrustDomain, Arc<Outcomes>>,
     /// By FederatedService.
     pub export_reports: BTreeMap<NamespacedName, ExportReport>,
     /// By ImportedService.

@@ -35,6 +35,7 @@ use crate::model::world::{Relationships, Settings};
 use crate::model::{ObjectKey, TrustDomain};
 use crate::observe::{admin, metrics::Metrics};
 use crate::plan::Plan;
+use crate::reach::{Reached, Trier};
 use crate::spire::replicas::{Connect, Replicas};
 use crate::spire::watch::{Intervals, SpireWatch};
 use crate::spire::{ServerAddress, SpireServer, tcp};
@@ -127,6 +128,10 @@ pub async fn start(args: &AgentArgs, cancel: CancellationToken) -> anyhow::Resul
         ready: ready_sender,
         metrics: Arc::clone(&metrics),
         asks,
+        tries: Tries {
+            every: Duration::from_secs(args.timing.gateway_check_seconds.max(1)),
+            leading: leadership.leading(),
+        },
     };
     let targets = sources.targets(store.clone(), metrics);
     let control = control(
@@ -274,6 +279,13 @@ struct Planning {
     ready: watch::Sender<bool>,
     metrics: Arc<Metrics>,
     asks: mpsc::Receiver<Ask>,
+    tries: Tries,
+}
+
+/// How often, and by which replica, gateways are tried.
+struct Tries {
+    every: Duration,
+    leading: watch::Receiver<bool>,
 }
 
 /// What cannot be written, by object.
@@ -292,6 +304,7 @@ impl Planning {
         let (wanted_sender, wanted) = watch::channel(BTreeMap::new());
         let (found_sender, found) = mpsc::channel(4);
         let (mesh_sender, mesh) = watch::channel(None);
+        let (reached_sender, reached) = watch::channel(Reached::default());
         let inputs = Inputs {
             store: self.store.watch(&Kind::WATCHED),
             identity: sources.identity.subscribe(),
@@ -300,6 +313,7 @@ impl Planning {
             endpoints: sources.endpoints,
             sessions: self.sessions,
             bootstraps: found,
+            reached,
             mesh,
             failures,
             asks: self.asks,
@@ -321,6 +335,17 @@ impl Planning {
             Ok(())
         });
         let index = Index::new(self.settings, clock::now());
+        let trier = Trier {
+            every: self.tries.every,
+            plans: plans.clone(),
+            leading: self.tries.leading,
+            reached: reached_sender,
+        };
+        let trying = trier.run(cancel.clone());
+        tasks.spawn(async move {
+            trying.await;
+            Ok(())
+        });
         tasks.spawn(index::run::run(index, inputs, outputs, clock::precise, cancel.clone()));
         let following = index::bootstrap::follow(self.store, wanted, found_sender, cancel.clone());
         tasks.spawn(async move {
@@ -425,6 +450,7 @@ fn settings(args: &AgentArgs) -> Arc<Settings> {
         poll_interval: Duration::from_secs(args.timing.spire_poll_seconds),
         agent_follow: Duration::from_secs(args.timing.agent_follow_seconds),
         good_fetches: 3,
+        checks_gateways: args.timing.gateway_check_seconds != 0,
         ..args.cluster.settings(Settings::standard())
     })
 }

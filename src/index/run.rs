@@ -22,6 +22,7 @@ use crate::observe::metrics::Metrics;
 use crate::plan::memo::Memo;
 use crate::plan::taking::{Sessions, Taking};
 use crate::plan::{self, Plan};
+use crate::reach::Reached;
 use crate::store::Event;
 
 /// How long changes are gathered before they are planned for, at least and at most: in between, planning takes a fifth
@@ -62,6 +63,7 @@ pub struct Inputs {
     pub endpoints: watch::Receiver<Arc<BTreeMap<TrustDomain, EndpointState>>>,
     pub sessions: watch::Receiver<Arc<BTreeMap<TrustDomain, SessionState>>>,
     pub bootstraps: mpsc::Receiver<Bootstraps>,
+    pub reached: watch::Receiver<Reached>,
     pub mesh: watch::Receiver<Option<Arc<Mesh>>>,
     pub failures: watch::Receiver<Arc<BTreeMap<ObjectKey, String>>>,
     /// Who asks for the world as it is.
@@ -213,6 +215,10 @@ async fn take(index: &mut Index, inputs: &mut Inputs) -> anyhow::Result<bool> {
             changed.map_err(|_| ended("the reader of the mesh"))?;
             index.world_mut().mesh = inputs.mesh.borrow_and_update().clone();
         }
+        changed = inputs.reached.changed() => {
+            changed.map_err(|_| ended("the tries of gateways"))?;
+            index.world_mut().reached = Arc::clone(&inputs.reached.borrow_and_update());
+        }
         changed = inputs.failures.changed() => {
             changed.map_err(|_| ended("the writer"))?;
             index.world_mut().failures = Arc::clone(&inputs.failures.borrow_and_update());
@@ -287,6 +293,7 @@ mod tests {
             endpoints: watch::channel(Arc::default()).1,
             sessions: watch::channel(Arc::default()).1,
             bootstraps: mpsc::channel(1).1,
+            reached: watch::channel(Arc::default()).1,
             mesh: watch::channel(None).1,
             failures: watch::channel(Arc::default()).1,
             asks: mpsc::channel(1).1,

@@ -18,6 +18,7 @@ mod agent;
 #[path = "../behaviour/mod.rs"]
 mod behaviour;
 mod bundle_server;
+mod chart;
 mod crds;
 mod envoy;
 mod hostile;
@@ -28,8 +29,10 @@ mod pair;
 mod ports;
 mod process;
 mod relay;
+mod rights;
 mod scenarios;
 mod scratch;
+mod sni;
 mod spire;
 mod template;
 mod tools;

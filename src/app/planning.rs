@@ -11,7 +11,6 @@ use super::sources::Sources;
 use crate::clock;
 use crate::index::run::{Ask, Inputs, Outputs};
 use crate::index::{self, Index};
-use crate::model::object::Kind;
 use crate::model::session::{LinkPlan, SessionState};
 use crate::model::world::Settings;
 use crate::model::{ObjectKey, TrustDomain};
@@ -47,7 +46,7 @@ impl Planning {
         let (found_sender, found) = mpsc::channel(4);
         let (mesh_sender, mesh) = watch::channel(None);
         let inputs = Inputs {
-            store: self.store.watch(&Kind::WATCHED),
+            store: self.store.watch(&self.settings.watched()),
             identity: sources.identity.subscribe(),
             workload_failure: sources.identity.failures(),
             spire: sources.spire.subscribe(),

@@ -149,6 +149,11 @@ pub struct ClusterArgs {
     )]
     pub domain: String,
 
+    /// Whether Istio is there. `false`: its objects and configuration are neither read nor written, and no rights to them are
+    /// needed; what was written before stays as it is.
+    #[arg(long, env = "ENTENTE_ISTIO", default_value_t = true, action = clap::ArgAction::Set)]
+    pub istio: bool,
+
     /// Where Istio lives: the mesh's root namespace, that of its configuration and, unless said otherwise, of its gateways.
     #[arg(long, env = "ENTENTE_ISTIO_NAMESPACE", default_value = "istio-system")]
     pub istio_namespace: String,
@@ -184,6 +189,7 @@ impl ClusterArgs {
     pub fn settings(&self, others: Settings) -> Settings {
         Settings {
             cluster_domain: self.domain.clone(),
+            istio: self.istio,
             istio_namespace: self.istio_namespace.clone(),
             eastwest_gateway: self.eastwest_gateway.clone(),
             ingress_gateway: self.ingress_gateway.clone(),
@@ -199,6 +205,7 @@ impl Default for ClusterArgs {
     fn default() -> Self {
         Self {
             domain: "cluster.local".to_owned(),
+            istio: true,
             istio_namespace: "istio-system".to_owned(),
             eastwest_gateway: GatewayChoice::named(GatewayType::EastWestGateway),
             ingress_gateway: GatewayChoice::named(GatewayType::IngressGateway),

@@ -25,6 +25,8 @@ pub mod api;
 pub mod app;
 pub mod apply;
 pub mod bundle;
+#[cfg(test)]
+mod chart_tests;
 pub mod cli;
 pub mod clock;
 pub mod config;

@@ -19,6 +19,7 @@ mod balancer;
 #[path = "../behaviour/mod.rs"]
 mod behaviour;
 mod bundle_server;
+mod chart;
 mod crds;
 mod envoy;
 mod hostile;
@@ -29,8 +30,10 @@ mod pair;
 mod ports;
 mod process;
 mod relay;
+mod rights;
 mod scenarios;
 mod scratch;
+mod sni;
 mod spire;
 mod template;
 mod tools;

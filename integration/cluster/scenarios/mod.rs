@@ -2,6 +2,7 @@
 
 mod admin;
 mod behaviour;
+mod chart;
 mod diagnose;
 mod disconnection;
 mod ending;
@@ -27,6 +28,7 @@ mod scale;
 mod services;
 mod trio;
 mod uninstall;
+mod values;
 mod verdict;
 
 use crate::agent::{Agent, AgentOptions};

@@ -70,6 +70,11 @@ TOOLS = {
         "programs": {},
         "files": {"crds-istio.yaml": ("istio.io/api", "kubernetes/customresourcedefinitions.gen.yaml")},
     },
+    # Ours: what `kubectl exec` ends in, where no kubelet runs.
+    "kubelet": {
+        "programs": {"kubelet": (".", False, "")},
+        "files": {},
+    },
     "kubernetes": {
         "programs": {
             name: (
@@ -194,6 +199,8 @@ def folder_of(name):
         pins, what = ("go.mod", "go.sum"), [TOOLS[name], LINKER_FLAGS]
     for pin in pins:
         digest.update((MODULES / name / pin).read_bytes())
+    for source in sorted((MODULES / name).glob("*.go")):
+        digest.update(source.read_bytes())
     digest.update(json.dumps(what, sort_keys=True).encode())
     return cache_folder() / f"{name}-{digest.hexdigest()[:16]}"
 

@@ -2,6 +2,7 @@
 
 mod admin;
 mod behaviour;
+mod cli;
 mod diagnose;
 mod disconnection;
 mod ending;

@@ -33,9 +33,10 @@ const PAUSE: Duration = Duration::from_millis(200);
 /// The most names in one line of what will happen.
 const NAMES: usize = 20;
 /// What has to be read to say what an end means.
-const KINDS: [Kind; 6] = [
+const KINDS: [Kind; 7] = [
     Kind::TrustDomainPeer,
     Kind::FederatedService,
+    Kind::ServiceExportRule,
     Kind::ImportedService,
     Kind::ClusterFederatedTrustDomain,
     Kind::ClusterSpiffeId,
@@ -145,7 +146,6 @@ impl Reading {
             }
             index.store(event);
         }
-        index.settle_exports();
         let world = index.world();
         let Some(peer) = world.peers.get(trust_domain) else {
             let unread = world.rejected.iter().find(|(_, r)| r.trust_domain.as_ref() == Some(trust_domain));

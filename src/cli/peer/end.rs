@@ -410,7 +410,8 @@ mod tests {
             let body = Body::from(answer.to_string().into_bytes());
             async move { Ok::<_, std::convert::Infallible>(Response::builder().status(code).body(body).unwrap()) }
         });
-        let store = KubernetesStore::new(kube::Client::new(service, "default"), "entente", "main");
+        let store =
+            crate::store::KubernetesStore::new(kube::Client::new(service, "default"), "entente", "main");
         (Store::Kubernetes(store), asked)
     }
 

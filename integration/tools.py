@@ -93,6 +93,11 @@ TOOLS = {
             for kind in ("servicemonitors", "prometheusrules")
         },
     },
+    # Ours: what `kubectl exec` ends in, where no kubelet runs.
+    "kubelet": {
+        "programs": {"kubelet": (".", False, "")},
+        "files": {},
+    },
     "kubernetes": {
         "programs": {
             name: (
@@ -217,6 +222,8 @@ def folder_of(name):
         pins, what = ("go.mod", "go.sum"), [TOOLS[name], LINKER_FLAGS]
     for pin in pins:
         digest.update((MODULES / name / pin).read_bytes())
+    for source in sorted((MODULES / name).glob("*.go")):
+        digest.update(source.read_bytes())
     digest.update(json.dumps(what, sort_keys=True).encode())
     return cache_folder() / f"{name}-{digest.hexdigest()[:16]}"
 

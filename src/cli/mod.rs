@@ -3,6 +3,7 @@
 mod about;
 mod adopt;
 mod agent;
+mod bundles;
 mod completions;
 mod control;
 pub(crate) mod crds;
@@ -24,7 +25,9 @@ mod rotate;
 mod services;
 mod status;
 mod store;
+mod svid;
 mod table;
+mod timeline;
 
 use std::io::IsTerminal as _;
 use std::process::ExitCode;
@@ -72,6 +75,10 @@ enum Command {
     Peers(peers::PeersArgs),
     /// List the services that are exported and imported
     Services(services::ServicesArgs),
+    /// Show the authorities of every bundle, when each is valid, and which peer holds which
+    Bundles(bundles::BundlesArgs),
+    /// Show an SVID's chain, up to which authority, and which held bundle verifies it
+    Svid(svid::SvidArgs),
     /// Name the first broken link of the path to a peer, and the remedy
     Diagnose(diagnose::DiagnoseArgs),
     /// Invite another trust domain: a token for its operator
@@ -141,6 +148,8 @@ async fn run(cli: Cli) -> anyhow::Result<ExitCode> {
         Command::Status(args) => return status::run(&args, cli.color).await,
         Command::Peers(args) => return peers::run(&args, screen).await,
         Command::Services(args) => return services::run(&args, screen).await,
+        Command::Bundles(args) => return bundles::run(&args, screen).await,
+        Command::Svid(args) => return svid::run(&args, screen).await,
         Command::Rotate(args) => return rotate::run(&args).await,
         Command::Peer(command) => return peer::run(command).await,
         Command::About(args) => about::run(&args).await,

@@ -3,6 +3,7 @@
 mod admin;
 mod behaviour;
 mod chart;
+mod cli;
 mod diagnose;
 mod disconnection;
 mod ending;

@@ -33,6 +33,7 @@ mod scratch;
 mod spire;
 mod template;
 mod tools;
+mod turn;
 mod wait;
 mod world;
 

@@ -180,11 +180,14 @@ impl Metrics {
             let key = crate::model::ObjectKey::cluster(Kind::TrustDomainPeer, &peer.object);
             let conditions =
                 world.statuses.get(&key).and_then(|s| s.get("conditions")).and_then(Value::as_array);
-            let mesh = ConditionType::MeshReady.as_str();
-            if !conditions.into_iter().flatten().any(|condition| condition["type"] == mesh) {
-                // The one that a peer may lose: what it was last is not what it is.
-                let (trust_domain, condition) = (trust_domain.to_string(), mesh.to_owned());
-                self.conditions.remove(&ConditionLabels { trust_domain, condition });
+            // Those that a peer may lose: what it was last is not what it is.
+            for lost in
+                [ConditionType::MeshReady, ConditionType::GatewaysReachable].map(ConditionType::as_str)
+            {
+                if !conditions.into_iter().flatten().any(|condition| condition["type"] == lost) {
+                    let (trust_domain, condition) = (trust_domain.to_string(), lost.to_owned());
+                    self.conditions.remove(&ConditionLabels { trust_domain, condition });
+                }
             }
             for condition in conditions.into_iter().flatten() {
                 let field = |name: &str| condition.get(name).and_then(Value::as_str).unwrap_or_default();

@@ -38,6 +38,7 @@ mod sni;
 mod spire;
 mod template;
 mod tools;
+mod turn;
 mod wait;
 mod world;
 

@@ -1,9 +1,11 @@
 //! The path of services is not that of the agents: which of the two is lost is told, and neither harms the other.
 
 use super::diagnose::diagnose;
-use super::restart::writes;
+use super::restart::at_rest;
 use super::services::{HOST, cart, service_says};
-use super::{PEER, READY, SERVICE, SERVICE_ENTRY, both_ready, found, make_peers, merge, of_peer, peer_says, quick};
+use super::{
+    PEER, READY, SERVICE, SERVICE_ENTRY, both_ready, found, make_peers, merge, of_peer, peer_says, quick,
+};
 use crate::agent::Agent;
 use crate::pair::with_pair;
 use crate::wait::{always, eventually};
@@ -78,13 +80,7 @@ fn services_that_cannot_be_called_are_told_from_agents_that_do_not_talk() {
         both_ready(pair).await?;
         ensure!(diagnosed(&of_east).await?.0 == "passed");
         // It is tried every second, and nothing is written for it.
-        let before = writes(east).await?.len();
-        always("nothing is written", REST, || async {
-            let since = writes(east).await?.split_off(before);
-            ensure!(since.is_empty(), "{since:?}");
-            Ok(())
-        })
-        .await?;
+        at_rest(east, west).await?;
 
         // The services' path is lost, the agents' is not.
         let entry = found(east, SERVICE_ENTRY, AGENT, HOST).await?.metadata.resource_version;
@@ -93,9 +89,15 @@ fn services_that_cannot_be_called_are_told_from_agents_that_do_not_talk() {
         ensure!(said.contains(&format!("{at} (connection refused)")), "{said}");
         ensure!(of_peer(east, west, "Connected").await?.0 == "True");
         ensure!(of_peer(east, west, "Ready").await?.0 == "True", "it has no part in Ready");
-        ensure!(found(east, SERVICE_ENTRY, AGENT, HOST).await?.metadata.resource_version == entry, "it is written");
+        ensure!(
+            found(east, SERVICE_ENTRY, AGENT, HOST).await?.metadata.resource_version == entry,
+            "it is written"
+        );
         let (outcome, broken) = diagnosed(&of_east).await?;
-        ensure!(outcome == "failed" && broken["step"] == "gateways" && broken["side"] == "theirs", "{broken}");
+        ensure!(
+            outcome == "failed" && broken["step"] == "gateways" && broken["side"] == "theirs",
+            "{broken}"
+        );
         let (_, metrics) = of_east.get("/metrics").await?;
         let metric = format!("condition=\"{REACHED}\"");
         let line = metrics.lines().find(|line| line.contains(&metric)).context("no metric of it")?;

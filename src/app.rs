@@ -24,7 +24,7 @@ use crate::observe::{admin, metrics::Metrics};
 use crate::plan::Plan;
 use leading::{lead, open_to_peers, replica, spawn_writer};
 use operators::{Operators, control, desk, enrolment, finish, spawn_control};
-use planning::Planning;
+use planning::{Planning, Tries};
 use settings::{federation_config, open_store, settings};
 use sources::spawn_sources;
 
@@ -115,8 +115,10 @@ pub async fn start(args: &AgentArgs, cancel: CancellationToken) -> anyhow::Resul
         ready: ready_sender,
         metrics: Arc::clone(&metrics),
         asks,
-        leading: leadership.leading(),
-        try_gateways: Duration::from_secs(args.timing.gateway_check_seconds.max(1)),
+        tries: Tries {
+            every: Duration::from_secs(args.timing.gateway_check_seconds.max(1)),
+            leading: leadership.leading(),
+        },
     };
     let targets = sources.targets(store.clone(), metrics);
     let control = control(

@@ -30,9 +30,13 @@ pub(super) struct Planning {
     pub(super) ready: watch::Sender<bool>,
     pub(super) metrics: Arc<Metrics>,
     pub(super) asks: mpsc::Receiver<Ask>,
-    /// Which replica tries gateways, and how often.
+    pub(super) tries: Tries,
+}
+
+/// How often, and by which replica, gateways are tried.
+pub(super) struct Tries {
+    pub(super) every: Duration,
     pub(super) leading: watch::Receiver<bool>,
-    pub(super) try_gateways: Duration,
 }
 
 /// What cannot be written, by object.
@@ -52,17 +56,6 @@ impl Planning {
         let (found_sender, found) = mpsc::channel(4);
         let (mesh_sender, mesh) = watch::channel(None);
         let (reached_sender, reached) = watch::channel(Reached::default());
-        let trier = Trier {
-            every: self.try_gateways,
-            plans: plans.clone(),
-            leading: self.leading,
-            reached: reached_sender,
-        };
-        let trying = trier.run(cancel.clone());
-        tasks.spawn(async move {
-            trying.await;
-            Ok(())
-        });
         let inputs = Inputs {
             store: self.store.watch(&Kind::WATCHED),
             identity: sources.identity.subscribe(),
@@ -93,6 +86,17 @@ impl Planning {
             Ok(())
         });
         let index = Index::new(self.settings, clock::now());
+        let trier = Trier {
+            every: self.tries.every,
+            plans: plans.clone(),
+            leading: self.tries.leading,
+            reached: reached_sender,
+        };
+        let trying = trier.run(cancel.clone());
+        tasks.spawn(async move {
+            trying.await;
+            Ok(())
+        });
         tasks.spawn(index::run::run(index, inputs, outputs, clock::precise, cancel.clone()));
         let following = index::bootstrap::follow(self.store, wanted, found_sender, cancel.clone());
         tasks.spawn(async move {

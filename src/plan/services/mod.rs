@@ -8,8 +8,7 @@ use jiff::Timestamp;
 use crate::model::object::{
     ANNOTATION_DRY_RUN, ANNOTATION_SOURCE, Kind, LABEL_PEER, Meta, Object, ObjectKey,
 };
-use crate::model::service::Outcome;
-use crate::model::session::Offers;
+use crate::model::session::{Offers, Outcomes};
 use crate::model::{NamespacedName, Service, ServiceName, TrustDomain, World};
 
 use super::authorization::Allows;
@@ -33,7 +32,7 @@ pub struct ServicesPlan {
     /// What each peer is told that it is to keep; see [`exports::held`].
     pub held: BTreeMap<TrustDomain, BTreeSet<ServiceName>>,
     /// What each peer is answered, for every service of its catalogue; no entry: it sent none.
-    pub outcomes: BTreeMap<TrustDomain, BTreeMap<ServiceName, Outcome>>,
+    pub outcomes: BTreeMap<TrustDomain, Arc<Outcomes>>,
     /// By FederatedService.
     pub export_reports: BTreeMap<NamespacedName, ExportReport>,
     /// By ImportedService.

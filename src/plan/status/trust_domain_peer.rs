@@ -327,7 +327,8 @@ fn ready(subject: Subject<'_>, others: &[Condition]) -> Condition {
 
 /// The first of the services that were refused, and why, in parentheses; empty where none was.
 fn refusals(subject: Subject<'_>) -> String {
-    let outcomes = subject.services.outcomes.get(&subject.peer.trust_domain).into_iter().flatten();
+    let outcomes = subject.services.outcomes.get(&subject.peer.trust_domain);
+    let outcomes = outcomes.into_iter().flat_map(|outcomes| outcomes.iter());
     let refused = outcomes.filter_map(|(name, outcome)| match outcome {
         Outcome::Imported => None,
         Outcome::Refused { reason, .. } => Some(format!("{name}: {reason}")),
@@ -351,7 +352,7 @@ pub(super) fn counts(subject: Subject<'_>) -> (usize, usize, usize) {
     let exported = services.catalogues.get(&peer.trust_domain).map_or(0, std::collections::BTreeMap::len);
     let outcomes = services.outcomes.get(&peer.trust_domain);
     let imported = outcomes.map_or(0, |o| o.values().filter(|v| **v == Outcome::Imported).count());
-    let refused = outcomes.map_or(0, std::collections::BTreeMap::len) - imported;
+    let refused = outcomes.map_or(0, |outcomes| outcomes.len()) - imported;
     (exported, imported, refused + malformed(subject).len())
 }
 

@@ -215,9 +215,9 @@ async fn restore(meshes: &Meshes) -> Result<()> {
 fn gateways_are_reached_at_their_nodes() {
     with_meshes(async |meshes| {
         let node = meshes.join(NODE)?;
-        let args = ["-c", FORWARDER, &NODE.to_string(), &NODE_PORT.to_string(), &GATEWAY.to_string()];
-        let args: Vec<String> =
-            args.into_iter().chain([&*GATEWAY_PORT.to_string()]).map(str::to_owned).collect();
+        let (from, to) = (NODE.to_string(), GATEWAY.to_string());
+        let (outside, inside) = (NODE_PORT.to_string(), GATEWAY_PORT.to_string());
+        let args = ["-c", FORWARDER, &from, &outside, &to, &inside].map(str::to_owned);
         let (program, args) = node.inside(&crate::network::which("python3")?, &args)?;
         let dir = meshes.west.dir().join("w");
         let log = dir.join("node.log");

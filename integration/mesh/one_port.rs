@@ -77,6 +77,7 @@ async fn client(
         interception,
     };
     let client = meshes.start_in_east(role).await?;
+    client.redirect()?;
     client.proxy.live().await?;
     Ok(client)
 }

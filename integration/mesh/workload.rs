@@ -103,8 +103,8 @@ pub(crate) struct Role<'a> {
 pub(crate) enum Interception {
     /// It listens for them at the workload's address.
     None,
-    /// By rules of netfilter, which hold here for what clients mark (`Workload::hears_redirected`): nothing comes in by them, so
-    /// such a workload is not ready.
+    /// By rules of netfilter. Here they hold for what clients mark (`Workload::redirect`), and nothing comes in by them: such a
+    /// workload is not ready.
     Redirect,
     /// The same, where nobody answers for names.
     RedirectWithoutDns,
@@ -156,9 +156,6 @@ impl Workload {
         if let Some(port) = role.port {
             domain.kubernetes.apply(&sidecar(&role, port)).await?;
         }
-        if role.interception != Interception::None {
-            member.redirect(OUTBOUND)?;
-        }
         let server = role.port.map(|port| serve(&member, &dir, &role, port)).transpose()?;
         let identity = Identity {
             kind: if role.gateway.is_some() { "router" } else { "sidecar" },
@@ -190,7 +187,12 @@ impl Workload {
         hears_from(&self.member, address, port).await
     }
 
-    /// What a client hears from `address:port` whose connections are redirected to this sidecar.
+    /// Has what clients mark come to this sidecar, wherever they call. By nf_tables, which the kernel must have.
+    pub(crate) fn redirect(&self) -> Result<()> {
+        self.member.redirect(OUTBOUND)
+    }
+
+    /// What a client hears from `address:port` whose connections are redirected to this sidecar (`redirect`).
     pub(crate) async fn hears_redirected(&self, address: &str, port: u16) -> Result<String> {
         let (port, mark) = (port.to_string(), MARK.to_string());
         hears_by(&self.member, &["-c", MARKED_CLIENT, address, &port, &mark]).await

@@ -41,5 +41,7 @@ pub mod model;
 pub mod observe;
 pub mod plan;
 pub mod proto;
+#[cfg(test)]
+mod reference;
 pub mod spire;
 pub mod store;

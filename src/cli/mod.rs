@@ -7,6 +7,7 @@ mod control;
 pub(crate) mod crds;
 mod demo;
 mod diagnose;
+mod explain;
 mod invite;
 mod join;
 mod peer;
@@ -52,6 +53,7 @@ enum Command {
     /// Show who a running agent is.
     About(control::ControlArgs),
     Diagnose(diagnose::DiagnoseArgs),
+    Explain(explain::ExplainArgs),
     /// Invite another trust domain: a token for its operator.
     Invite(Box<invite::InviteArgs>),
     /// Become a peer of the trust domain that gave a token.
@@ -91,6 +93,7 @@ async fn run(command: Command) -> anyhow::Result<ExitCode> {
         Command::Peer(command) => peer::run(command).await,
         Command::About(args) => about::run(&args).await.map(|()| ExitCode::SUCCESS),
         Command::Diagnose(args) => diagnose::run(&args).await,
+        Command::Explain(args) => explain::run(&args).map(|()| ExitCode::SUCCESS),
         Command::Invite(args) => invite::run(&args).await.map(|()| ExitCode::SUCCESS),
         Command::Join(args) => join::run(&args).await.map(|()| ExitCode::SUCCESS),
         Command::Adopt(args) => adopt::run(&args).await.map(|()| ExitCode::SUCCESS),

@@ -11,6 +11,7 @@ mod demo;
 mod diagnose;
 mod dial;
 mod exit;
+mod explain;
 mod invite;
 mod join;
 mod object;
@@ -88,6 +89,8 @@ enum Command {
     /// End a relationship, or show the bundles that a peer has had
     #[command(subcommand)]
     Peer(peer::PeerCommand),
+    /// Explain a condition, or a reason of one
+    Explain(explain::ExplainArgs),
     /// Make a relationship that was made by hand a TrustDomainPeer
     Adopt(adopt::AdoptArgs),
     /// Change the authorities that SPIRE signs with, once every peer holds the new ones
@@ -154,6 +157,7 @@ async fn run(cli: Cli) -> anyhow::Result<ExitCode> {
         Command::Peer(command) => return peer::run(command).await,
         Command::About(args) => about::run(&args).await,
         Command::Diagnose(args) => return diagnose::run(&args, screen).await,
+        Command::Explain(args) => explain::run(&args),
         Command::Invite(args) => invite::run(&args).await,
         Command::Join(args) => join::run(&args).await,
         Command::Adopt(args) => adopt::run(&args).await,

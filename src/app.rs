@@ -19,7 +19,9 @@ use crate::config::AgentArgs;
 use crate::federation::Federation;
 use crate::index::run::WorldHandle;
 use crate::leases;
-use crate::observe::{admin, metrics::Metrics};
+use crate::observe::admin::{self, Watched};
+use crate::observe::metrics::Metrics;
+use crate::observe::seen::Seen;
 use crate::plan::Plan;
 use leading::{lead, open_to_peers, replica, spawn_writer};
 use operators::{Operators, control, desk, enrolment, finish, spawn_control};
@@ -100,12 +102,6 @@ pub async fn start(args: &AgentArgs, cancel: CancellationToken) -> anyhow::Resul
     let (peers, questions) = (federation.probe, federation.questions);
     supervise(&mut tasks, federation.join);
 
-    let (admin, admin_task) =
-        admin::serve(args.admin_listen, ready.clone(), Arc::clone(&metrics), cancel.clone())
-            .await
-            .with_context(|| format!("--admin-listen {}", args.admin_listen))?;
-    supervise(&mut tasks, admin_task);
-
     let planning = Planning {
         store: store.clone(),
         settings: Arc::clone(&settings),
@@ -115,14 +111,25 @@ pub async fn start(args: &AgentArgs, cancel: CancellationToken) -> anyhow::Resul
         metrics: Arc::clone(&metrics),
         asks,
     };
-    let targets = sources.targets(store.clone(), metrics);
+    let targets = sources.targets(store.clone(), Arc::clone(&metrics));
     let control = control(
         args,
         &sources,
         &leadership,
-        Operators { worlds, replica: replica.clone(), enrolment, peers },
+        Operators { worlds: worlds.clone(), replica: replica.clone(), enrolment, peers },
     )?;
     let (plans, failures) = planning.spawn(&mut tasks, sources, &cancel);
+    let watched = Watched {
+        ready: ready.clone(),
+        leading: leadership.leading(),
+        metrics,
+        seen: Seen::new(worlds, plans.clone()),
+        store: store.clone(),
+    };
+    let (admin, admin_task) = admin::serve(args.admin_listen, args.view, watched, cancel.clone())
+        .await
+        .with_context(|| format!("--admin-listen {}", args.admin_listen))?;
+    supervise(&mut tasks, admin_task);
     spawn_control(&mut tasks, args, control, questions, &cancel).await?;
     spawn_writer(
         &mut tasks,

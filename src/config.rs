@@ -37,6 +37,11 @@ pub struct AgentArgs {
     #[arg(long, env = "ENTENTE_ADMIN_LISTEN", default_value = "127.0.0.1:7480")]
     pub admin_listen: SocketAddr,
 
+    /// Serve a page at `/` of the admin listener that shows the federation to people: its peers, authorities, services and events.
+    /// It can only be looked at, and by whoever reaches that listener.
+    #[arg(long, env = "ENTENTE_VIEW")]
+    pub view: bool,
+
     /// A Unix socket for the commands that ask or change the running agent; only its own user may open it. Empty: none.
     #[arg(long = "control", env = "ENTENTE_CONTROL", default_value = CONTROL_SOCKET)]
     pub control: PathBuf,

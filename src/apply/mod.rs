@@ -20,7 +20,7 @@ use tokio_util::sync::CancellationToken;
 
 use crate::model::own::Identity;
 use crate::model::{ObjectKey, TrustDomain};
-use crate::observe::metrics::{Metrics, WriteResult};
+use crate::observe::metrics::{Metrics, Step, WriteResult};
 use crate::plan::Plan;
 use crate::spire::SpireServer;
 use crate::spire::watch::SpireWatch;
@@ -108,7 +108,9 @@ impl Applier {
             if *self.leading.borrow_and_update() {
                 let plan = Arc::clone(&self.plans.borrow_and_update());
                 self.look_for_drift(&plan);
+                let began = Instant::now();
                 again = self.execute(&plan, &cancel).await;
+                self.targets.metrics.took(Step::Apply, began.elapsed());
             } else {
                 self.forget();
             }

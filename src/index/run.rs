@@ -18,7 +18,7 @@ use crate::model::own::{Identity, WorkloadFailure};
 use crate::model::session::{LinkPlan, SessionState};
 use crate::model::trust::SpireState;
 use crate::model::{ObjectKey, TrustDomain, World};
-use crate::observe::metrics::Metrics;
+use crate::observe::metrics::{Metrics, Step};
 use crate::plan::memo::Memo;
 use crate::plan::{self, Plan};
 use crate::store::Event;
@@ -134,6 +134,7 @@ pub async fn run(
         let plan = plan::plan_anew(world, &mut memo);
         wake_at = plan.wake_at.into_iter().chain(told_again).chain(taken_again).min();
         publish(&index, plan, &outputs);
+        outputs.metrics.took(Step::Plan, began.elapsed());
         gathering = (began.elapsed() * 4).clamp(GATHER, GATHER_MOST);
         if !inputs.asked.is_empty() {
             let world = Arc::new(index.world().clone());
@@ -218,7 +219,7 @@ fn publish(index: &Index, plan: Plan, outputs: &Outputs) {
     // after the links: who takes it for leave to talk to peers must know them by then
     set(&outputs.ready, ready);
     set(&outputs.monitors, Arc::new(plan.monitors.clone()));
-    outputs.metrics.observe(world);
+    outputs.metrics.planned(world);
     set(&outputs.plans, Arc::new(plan));
 }
 

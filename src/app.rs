@@ -8,6 +8,7 @@ mod sources;
 
 use std::net::SocketAddr;
 use std::sync::Arc;
+use std::time::Duration;
 
 use anyhow::Context as _;
 use tokio::sync::watch;
@@ -25,7 +26,7 @@ use crate::observe::seen::Seen;
 use crate::plan::Plan;
 use leading::{lead, open_to_peers, replica, spawn_writer};
 use operators::{Operators, control, desk, enrolment, finish, spawn_control};
-use planning::Planning;
+use planning::{Planning, Tries};
 use settings::{federation_config, open_store, settings};
 use sources::spawn_sources;
 
@@ -110,6 +111,10 @@ pub async fn start(args: &AgentArgs, cancel: CancellationToken) -> anyhow::Resul
         ready: ready_sender,
         metrics: Arc::clone(&metrics),
         asks,
+        tries: Tries {
+            every: Duration::from_secs(args.timing.gateway_check_seconds.max(1)),
+            leading: leadership.leading(),
+        },
     };
     let targets = sources.targets(store.clone(), Arc::clone(&metrics));
     let control = control(

@@ -223,6 +223,11 @@ pub struct TimingArgs {
     #[arg(long, env = "ENTENTE_DIAL_MAX_SECONDS", default_value_t = 30)]
     pub dial_max_seconds: u64,
 
+    /// How often the gateways of peers through which imported services are called are tried, by a TCP connection without a byte;
+    /// 0: never.
+    #[arg(long, env = "ENTENTE_GATEWAY_CHECK_SECONDS", default_value_t = 30)]
+    pub gateway_check_seconds: u64,
+
     /// How long the leader's Lease holds without renewal.
     #[arg(long, env = "ENTENTE_LEASE_SECONDS", default_value_t = 15)]
     pub lease_seconds: u64,
@@ -240,6 +245,7 @@ impl TimingArgs {
             spire_poll_seconds: 75,
             dial_min_seconds: 1,
             dial_max_seconds: 30,
+            gateway_check_seconds: 30,
             lease_seconds: 15,
         }
     }

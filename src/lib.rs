@@ -41,5 +41,6 @@ pub mod model;
 pub mod observe;
 pub mod plan;
 pub mod proto;
+pub mod reach;
 pub mod spire;
 pub mod store;

@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
+use std::time::Duration;
 
 use tokio::sync::{mpsc, watch};
 use tokio::task::JoinSet;
@@ -17,6 +18,7 @@ use crate::model::world::Settings;
 use crate::model::{ObjectKey, TrustDomain};
 use crate::observe::metrics::Metrics;
 use crate::plan::Plan;
+use crate::reach::{Reached, Trier};
 use crate::store::Store;
 
 /// What the planning is made of, beside the sources.
@@ -28,6 +30,13 @@ pub(super) struct Planning {
     pub(super) ready: watch::Sender<bool>,
     pub(super) metrics: Arc<Metrics>,
     pub(super) asks: mpsc::Receiver<Ask>,
+    pub(super) tries: Tries,
+}
+
+/// How often, and by which replica, gateways are tried.
+pub(super) struct Tries {
+    pub(super) every: Duration,
+    pub(super) leading: watch::Receiver<bool>,
 }
 
 /// What cannot be written, by object.
@@ -46,6 +55,7 @@ impl Planning {
         let (wanted_sender, wanted) = watch::channel(BTreeMap::new());
         let (found_sender, found) = mpsc::channel(4);
         let (mesh_sender, mesh) = watch::channel(None);
+        let (reached_sender, reached) = watch::channel(Reached::default());
         let inputs = Inputs {
             store: self.store.watch(&Kind::WATCHED),
             identity: sources.identity.subscribe(),
@@ -54,6 +64,7 @@ impl Planning {
             endpoints: sources.endpoints,
             sessions: self.sessions,
             bootstraps: found,
+            reached,
             mesh,
             failures,
             asks: self.asks,
@@ -75,6 +86,17 @@ impl Planning {
             Ok(())
         });
         let index = Index::new(self.settings, clock::now());
+        let trier = Trier {
+            every: self.tries.every,
+            plans: plans.clone(),
+            leading: self.tries.leading,
+            reached: reached_sender,
+        };
+        let trying = trier.run(cancel.clone());
+        tasks.spawn(async move {
+            trying.await;
+            Ok(())
+        });
         tasks.spawn(index::run::run(index, inputs, outputs, clock::precise, cancel.clone()));
         let following = index::bootstrap::follow(self.store, wanted, found_sender, cancel.clone());
         tasks.spawn(async move {

@@ -23,6 +23,7 @@ pub(super) fn settings(args: &AgentArgs) -> Arc<Settings> {
         poll_interval: Duration::from_secs(args.timing.spire_poll_seconds),
         agent_follow: Duration::from_secs(args.timing.agent_follow_seconds),
         good_fetches: 3,
+        checks_gateways: args.timing.gateway_check_seconds != 0,
         ..args.cluster.settings(Settings::standard())
     })
 }

@@ -3,34 +3,62 @@
 mod about;
 mod adopt;
 mod agent;
+mod completions;
 mod control;
 pub(crate) mod crds;
 mod demo;
 mod diagnose;
+mod dial;
+mod exit;
 mod invite;
 mod join;
+mod object;
+mod output;
 mod peer;
+mod peers;
+mod reach;
+#[cfg(test)]
+mod reference;
 mod render;
 mod rotate;
+mod services;
 mod status;
+mod store;
+mod table;
 
+use std::io::IsTerminal as _;
 use std::process::ExitCode;
 
-use clap::{Parser, Subcommand};
-use std::io::IsTerminal as _;
+use clap::{CommandFactory as _, FromArgMatches as _, Parser, Subcommand};
 use tracing_subscriber::EnvFilter;
 
+use output::{Color, Screen};
+
+/// What runs in the agent's pod for a command elsewhere.
+const DIAL: &str = "dial-stdio";
+/// The name under which kubectl runs this as `kubectl entente`.
+const PLUGIN: &str = "kubectl-entente";
+
 /// SPIFFE-native federation of trust domains.
+///
+/// Commands that only read objects ask the API server (or a directory, with --store dir:PATH). Those that need the running agent
+/// use its control socket beside it; elsewhere they reach it through the cluster's kubeconfig, as `kubectl exec` does. Installed
+/// on PATH as `kubectl-entente`, it is a plugin of kubectl: `kubectl entente status`.
 #[derive(Parser, Debug)]
-#[command(name = "entente", version, about, long_about = None)]
+#[command(name = "entente", version, after_help = exit::MEANING, max_term_width = 120)]
 struct Cli {
-    /// What is logged, as in tracing's EnvFilter: `info`, `entente=debug`, ...
-    #[arg(long, global = true, env = "ENTENTE_LOG", default_value = "info")]
-    log: String,
+    /// What is logged on standard error, as in tracing's EnvFilter: `info`, `entente=debug`, ... By default `info` for the agent,
+    /// `error` for other commands.
+    #[arg(long, global = true, env = "ENTENTE_LOG", hide_short_help = true)]
+    log: Option<String>,
 
     /// Log lines as JSON.
-    #[arg(long, global = true, env = "ENTENTE_LOG_JSON")]
+    #[arg(long, global = true, env = "ENTENTE_LOG_JSON", hide_short_help = true)]
     log_json: bool,
+
+    /// Whether output is coloured.
+    #[arg(long, global = true, value_name = "WHEN", default_value = "auto", hide_short_help = true)]
+    color: Color,
 
     #[command(subcommand)]
     command: Command,
@@ -38,37 +66,46 @@ struct Cli {
 
 #[derive(Subcommand, Debug)]
 enum Command {
-    /// Run the agent beside SPIRE.
-    Agent(Box<crate::config::AgentArgs>),
-    /// Print what an agent would write for these manifests, without a cluster.
-    Render(render::RenderArgs),
-    /// Show the peers and services of a trust domain.
+    /// Show every peer in both directions, and what is not well
     Status(status::StatusArgs),
-    /// Change the authorities that SPIRE signs with, once every peer holds the new ones.
-    Rotate(rotate::RotateArgs),
-    /// What is done to one relationship.
+    /// List the peers, or describe one
+    Peers(peers::PeersArgs),
+    /// List the services that are exported and imported
+    Services(services::ServicesArgs),
+    /// Name the first broken link of the path to a peer, and the remedy
+    Diagnose(diagnose::DiagnoseArgs),
+    /// Invite another trust domain: a token for its operator
+    Invite(Box<invite::InviteArgs>),
+    /// Become a peer of the trust domain that gave a token
+    Join(Box<join::JoinArgs>),
+    /// End a relationship, or show the bundles that a peer has had
     #[command(subcommand)]
     Peer(peer::PeerCommand),
-    /// Show who a running agent is.
-    About(control::ControlArgs),
-    Diagnose(diagnose::DiagnoseArgs),
-    /// Invite another trust domain: a token for its operator.
-    Invite(Box<invite::InviteArgs>),
-    /// Become a peer of the trust domain that gave a token.
-    Join(Box<join::JoinArgs>),
-    /// Make a relationship that was made by hand a TrustDomainPeer, without anything flapping.
+    /// Make a relationship that was made by hand a TrustDomainPeer
     Adopt(adopt::AdoptArgs),
-    /// Print the CustomResourceDefinitions.
+    /// Change the authorities that SPIRE signs with, once every peer holds the new ones
+    Rotate(rotate::RotateArgs),
+    /// Show who a running agent is
+    About(about::AboutArgs),
+    /// Print what an agent would write for these manifests, without a cluster
+    Render(render::RenderArgs),
+    /// Print the CustomResourceDefinitions
     Crds,
-    /// Two trust domains on this machine, with embedded authorities: see a call go through.
+    /// Print the completions for a shell
+    Completions(completions::CompletionsArgs),
+    /// Run the agent beside SPIRE
+    Agent(Box<crate::config::AgentArgs>),
+    /// Two trust domains on this machine, with embedded authorities: see a call go through
     Demo(demo::DemoArgs),
+    /// Pass standard input and output on to the agent's control socket
+    #[command(hide = true)]
+    DialStdio(control::SocketFlag),
 }
 
-/// Parses the command line and runs it. Exit codes: 0 well; 1 it failed, or `status` found something not ready; 2 the
-/// command line cannot be used; `diagnose` has a 3, for what it could not look at.
+/// Parses the command line and runs it; `exit.rs` has the exit codes.
 #[must_use]
 pub fn main() -> ExitCode {
-    let cli = Cli::parse();
+    let cli = parse();
     if let Err(error) = log(&cli) {
         return fail(&error);
     }
@@ -76,33 +113,57 @@ pub fn main() -> ExitCode {
         Ok(runtime) => runtime,
         Err(error) => return fail(&error.into()),
     };
-    match runtime.block_on(run(cli.command)) {
-        Ok(code) => code,
-        Err(error) => fail(&error),
-    }
+    let code = runtime.block_on(run(cli)).unwrap_or_else(|error| fail(&error));
+    // A read of standard input that never ends must not keep the process.
+    runtime.shutdown_background();
+    code
 }
 
-async fn run(command: Command) -> anyhow::Result<ExitCode> {
-    match command {
-        Command::Agent(args) => agent::run(*args).await.map(|()| ExitCode::SUCCESS),
-        Command::Render(args) => render::run(&args).await.map(|()| ExitCode::SUCCESS),
-        Command::Status(args) => status::run(&args).await,
-        Command::Rotate(args) => rotate::run(&args).await,
-        Command::Peer(command) => peer::run(command).await,
-        Command::About(args) => about::run(&args).await.map(|()| ExitCode::SUCCESS),
-        Command::Diagnose(args) => diagnose::run(&args).await,
-        Command::Invite(args) => invite::run(&args).await.map(|()| ExitCode::SUCCESS),
-        Command::Join(args) => join::run(&args).await.map(|()| ExitCode::SUCCESS),
-        Command::Adopt(args) => adopt::run(&args).await.map(|()| ExitCode::SUCCESS),
-        Command::Crds => crds::run().map(|()| ExitCode::SUCCESS),
-        Command::Demo(args) => demo::run(args).await.map(|()| ExitCode::SUCCESS),
-    }
+/// The command line, under the name by which this was called.
+fn parse() -> Cli {
+    let called = std::env::args_os().next().map(std::path::PathBuf::from);
+    let is_plugin = called.is_some_and(|path| path.file_stem().is_some_and(|name| name == PLUGIN));
+    let matches = command(is_plugin).get_matches();
+    Cli::from_arg_matches(&matches).unwrap_or_else(|error| error.exit())
+}
+
+/// The definition of the command line.
+fn command(is_plugin: bool) -> clap::Command {
+    let command = Cli::command();
+    if is_plugin { command.name(PLUGIN).bin_name("kubectl entente") } else { command }
+}
+
+async fn run(cli: Cli) -> anyhow::Result<ExitCode> {
+    let screen = Screen::of_stdout(cli.color);
+    let done = match cli.command {
+        Command::Agent(args) => agent::run(*args).await,
+        Command::Render(args) => render::run(&args).await,
+        Command::Status(args) => return status::run(&args, cli.color).await,
+        Command::Peers(args) => return peers::run(&args, screen).await,
+        Command::Services(args) => return services::run(&args, screen).await,
+        Command::Rotate(args) => return rotate::run(&args).await,
+        Command::Peer(command) => return peer::run(command).await,
+        Command::About(args) => about::run(&args).await,
+        Command::Diagnose(args) => return diagnose::run(&args, screen).await,
+        Command::Invite(args) => invite::run(&args).await,
+        Command::Join(args) => join::run(&args).await,
+        Command::Adopt(args) => adopt::run(&args).await,
+        Command::Crds => crds::run(),
+        Command::Completions(args) => completions::run(&args),
+        Command::Demo(args) => demo::run(args).await,
+        Command::DialStdio(socket) => dial::run(socket.path()).await,
+    };
+    done.map(|()| ExitCode::SUCCESS)
 }
 
 fn log(cli: &Cli) -> anyhow::Result<()> {
-    // The demo speaks for itself; its agents' logs are for who asks.
-    let default = matches!(cli.command, Command::Demo(_)) && cli.log == "info";
-    let filter = EnvFilter::try_new(if default { "error,entente::devkit=warn" } else { &cli.log })?;
+    let default = match cli.command {
+        Command::Agent(_) => "info",
+        // It speaks for itself; its agents' logs are for who asks.
+        Command::Demo(_) => "error,entente::devkit=warn",
+        _ => "error",
+    };
+    let filter = EnvFilter::try_new(cli.log.as_deref().unwrap_or(default))?;
     let subscriber = tracing_subscriber::fmt()
         .with_env_filter(filter)
         .with_ansi(std::io::stderr().is_terminal())
@@ -118,5 +179,5 @@ fn log(cli: &Cli) -> anyhow::Result<()> {
 #[allow(clippy::print_stderr, reason = "the last word of a command that failed")]
 fn fail(error: &anyhow::Error) -> ExitCode {
     eprintln!("entente: {error:#}");
-    ExitCode::FAILURE
+    exit::of_error(error)
 }

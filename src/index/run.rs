@@ -20,11 +20,13 @@ use crate::model::trust::SpireState;
 use crate::model::{ObjectKey, TrustDomain, World};
 use crate::observe::metrics::{Metrics, Step};
 use crate::plan::memo::Memo;
+use crate::plan::taking::{Sessions, Taking};
 use crate::plan::{self, Plan};
+use crate::reach::Reached;
 use crate::store::Event;
 
 /// How long changes are gathered before they are planned for, at least and at most: in between, planning takes a fifth
-/// of the time while changes go on to come.
+/// of the time while changes go on to come. One that comes alone waits the least.
 const GATHER: Duration = Duration::from_millis(5);
 const GATHER_MOST: Duration = Duration::from_millis(250);
 
@@ -61,6 +63,7 @@ pub struct Inputs {
     pub endpoints: watch::Receiver<Arc<BTreeMap<TrustDomain, EndpointState>>>,
     pub sessions: watch::Receiver<Arc<BTreeMap<TrustDomain, SessionState>>>,
     pub bootstraps: mpsc::Receiver<Bootstraps>,
+    pub reached: watch::Receiver<Reached>,
     pub mesh: watch::Receiver<Option<Arc<Mesh>>>,
     pub failures: watch::Receiver<Arc<BTreeMap<ObjectKey, String>>>,
     /// Who asks for the world as it is.
@@ -88,20 +91,20 @@ pub struct Outputs {
 /// # Errors
 /// Names the source that ended: the process must not go on with half its senses.
 pub async fn run(
-    mut index: Index,
+    index: Index,
     mut inputs: Inputs,
     outputs: Outputs,
     clock: fn() -> Timestamp,
     cancel: CancellationToken,
 ) -> anyhow::Result<()> {
     let mut wake_at = None;
-    let mut memo = Memo::default();
-    let mut taking = plan::taking::Taking::default();
-    let mut gathering = GATHER;
+    let taking = Taking::default();
+    let mut planner = Planner { index, outputs, memo: Memo::default(), taking };
+    let mut rested = Instant::now();
     loop {
         let woken = tokio::select! {
             () = cancel.cancelled() => return Ok(()),
-            changed = take(&mut index, &mut inputs) => changed,
+            changed = take(&mut planner.index, &mut inputs) => changed,
             () = sleep_until(wake_at, clock) => Ok(true),
         };
         match while_running(woken, &cancel)? {
@@ -110,12 +113,12 @@ pub async fn run(
             Some(true) => {}
         }
         // Whatever else arrives within a moment is planned for together.
-        let gather = tokio::time::sleep(gathering);
+        let gather = tokio::time::sleep_until(rested.max(Instant::now() + GATHER));
         tokio::pin!(gather);
         loop {
             tokio::select! {
                 () = &mut gather => break,
-                changed = take(&mut index, &mut inputs) => {
+                changed = take(&mut planner.index, &mut inputs) => {
                     if while_running(changed, &cancel)?.is_none() {
                         return Ok(());
                     }
@@ -123,26 +126,51 @@ pub async fn run(
             }
         }
         let began = Instant::now();
-        let told_again = index.time(clock());
+        // A plan for very much takes a while, in which leases are renewed and peers heard all the same.
         let heard = Arc::clone(&inputs.sessions.borrow());
-        let (sessions, taken_again) = taking.take(&heard, clock());
-        let world = index.world_mut();
-        world.sessions = sessions;
-        world.memory = plan::memory::advance(world);
-        world.tainted_since = plan::rotation::tainted_since(world);
-        world.published_since = plan::rotation::published_since(world);
-        let plan = plan::plan_anew(world, &mut memo);
-        wake_at = plan.wake_at.into_iter().chain(told_again).chain(taken_again).min();
-        publish(&index, plan, &outputs);
-        outputs.metrics.took(Step::Plan, began.elapsed());
-        gathering = (began.elapsed() * 4).clamp(GATHER, GATHER_MOST);
+        let planned = tokio::task::spawn_blocking(move || {
+            let wake_at = planner.plan(&heard, clock());
+            (planner, wake_at)
+        });
+        (planner, wake_at) = match planned.await {
+            Ok(planned) => planned,
+            Err(ended) if ended.is_cancelled() => return Ok(()),
+            Err(panicked) => std::panic::resume_unwind(panicked.into_panic()),
+        };
+        planner.outputs.metrics.took(Step::Plan, began.elapsed());
+        rested = Instant::now() + (began.elapsed() * 4).min(GATHER_MOST);
         if !inputs.asked.is_empty() {
-            let world = Arc::new(index.world().clone());
+            let world = Arc::new(planner.index.world().clone());
             for ask in inputs.asked.drain(..) {
                 // who asked may have gone
                 let _ = ask.send(Arc::clone(&world));
             }
         }
+    }
+}
+
+/// What a plan is made of, and where it goes.
+struct Planner {
+    index: Index,
+    outputs: Outputs,
+    memo: Memo,
+    taking: Taking,
+}
+
+impl Planner {
+    /// Plans and publishes; when to plan again though nothing changes.
+    fn plan(&mut self, heard: &Sessions, now: Timestamp) -> Option<Timestamp> {
+        let told_again = self.index.time(now);
+        let (sessions, taken_again) = self.taking.take(heard, now);
+        let world = self.index.world_mut();
+        world.sessions = sessions;
+        world.memory = plan::memory::advance(world);
+        world.tainted_since = plan::rotation::tainted_since(world);
+        world.published_since = plan::rotation::published_since(world);
+        let plan = plan::plan_anew(world, &mut self.memo);
+        let wake_at = plan.wake_at.into_iter().chain(told_again).chain(taken_again).min();
+        publish(&self.index, plan, &self.outputs);
+        wake_at
     }
 }
 
@@ -187,6 +215,10 @@ async fn take(index: &mut Index, inputs: &mut Inputs) -> anyhow::Result<bool> {
         changed = inputs.mesh.changed() => {
             changed.map_err(|_| ended("the reader of the mesh"))?;
             index.world_mut().mesh = inputs.mesh.borrow_and_update().clone();
+        }
+        changed = inputs.reached.changed() => {
+            changed.map_err(|_| ended("the tries of gateways"))?;
+            index.world_mut().reached = Arc::clone(&inputs.reached.borrow_and_update());
         }
         changed = inputs.failures.changed() => {
             changed.map_err(|_| ended("the writer"))?;
@@ -262,6 +294,7 @@ mod tests {
             endpoints: watch::channel(Arc::default()).1,
             sessions: watch::channel(Arc::default()).1,
             bootstraps: mpsc::channel(1).1,
+            reached: watch::channel(Arc::default()).1,
             mesh: watch::channel(None).1,
             failures: watch::channel(Arc::default()).1,
             asks: mpsc::channel(1).1,

@@ -14,6 +14,7 @@ pub mod name;
 pub mod object;
 pub mod own;
 pub mod peer;
+pub mod reach;
 pub mod registration;
 pub mod service;
 pub mod session;

@@ -14,6 +14,7 @@ use super::import::Imported;
 use super::mesh::Mesh;
 use super::object::Kind;
 use super::own::{Identity, OwnHistory, WorkloadFailure};
+use super::reach::Tried;
 use super::registration::Registration;
 use super::service::{GatewayAddress, GatewayChoice, GatewayType};
 use super::session::{HeldBundle, SessionState};
@@ -39,6 +40,8 @@ pub struct Settings {
     pub ingress_gateway: GatewayChoice,
     /// Whether gateways are reached at the addresses of their nodes, by the node port.
     pub gateway_node_ports: bool,
+    /// Whether the gateways of peers are tried from here.
+    pub checks_gateways: bool,
     /// Whether every workload of the mesh is closed to foreign SPIFFE IDs that no export names.
     pub fence: bool,
     /// The revision of Istio whose mesh configuration counts; empty: the one without a revision.
@@ -70,6 +73,7 @@ impl Settings {
             ingress_gateway: GatewayChoice::named(GatewayType::IngressGateway),
             gateway_node_ports: false,
             fence: false,
+            checks_gateways: true,
             istio_revision: String::new(),
             spire_class_name: String::new(),
             relationships: Relationships::ControllerManager,
@@ -276,6 +280,8 @@ pub struct World {
     pub published_since: BTreeMap<AuthorityId, Timestamp>,
     pub endpoints: Arc<BTreeMap<TrustDomain, EndpointState>>,
     pub sessions: Arc<BTreeMap<TrustDomain, SessionState>>,
+    /// What came of trying the gateways of peers, as the replica that leads does; of one that was not tried yet, nothing.
+    pub reached: Arc<BTreeMap<GatewayAddress, Tried>>,
     pub peers: BTreeMap<TrustDomain, Arc<Peer>>,
     /// Bootstrap bundles from ConfigMaps and Secrets, by peer, or why there is none.
     pub bootstraps: BTreeMap<TrustDomain, Result<Arc<Bundle>, String>>,
@@ -332,6 +338,7 @@ impl World {
             published_since: BTreeMap::new(),
             endpoints: Arc::default(),
             sessions: Arc::default(),
+            reached: Arc::default(),
             peers: BTreeMap::new(),
             bootstraps: BTreeMap::new(),
             declared: BTreeMap::new(),

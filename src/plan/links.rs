@@ -52,12 +52,10 @@ pub fn links(
 
 /// What a peer is answered. An answer that has not changed is the same one.
 fn outcomes(services: &ServicesPlan, trust_domain: &TrustDomain, memo: &mut Memo) -> Arc<Outcomes> {
-    let nothing = Outcomes::new();
-    let outcomes = services.outcomes.get(trust_domain).unwrap_or(&nothing);
-    if let Some(last) = memo.outcomes.get(trust_domain).filter(|last| ***last == *outcomes) {
+    let outcomes = services.outcomes.get(trust_domain).cloned().unwrap_or_default();
+    if let Some(last) = memo.outcomes.get(trust_domain).filter(|last| **last == outcomes) {
         return Arc::clone(last);
     }
-    let outcomes = Arc::new(outcomes.clone());
     memo.outcomes.insert(trust_domain.clone(), Arc::clone(&outcomes));
     outcomes
 }

@@ -7,8 +7,10 @@ use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::hash::Hash;
 use std::sync::Arc;
 
+use super::admission::Surroundings;
 use super::diff::Stood;
 use super::exports::Export;
+use super::imports::Decisions;
 use crate::federation::catalogue::ServiceHash;
 use crate::model::import::Imported;
 use crate::model::service::RemoteService;
@@ -26,6 +28,10 @@ pub struct Memo {
     pub(super) peers: Shared<BTreeSet<TrustDomain>>,
     /// Peers without what changes with each write of their objects, beside them as they are.
     peers_alone: BTreeMap<TrustDomain, (Arc<Peer>, Arc<Peer>)>,
+    /// What all peers are judged by.
+    pub(super) surroundings: Shared<Surroundings>,
+    /// What becomes of what each peer offers.
+    pub(super) decisions: Decisions,
     /// ImportedServices, by host.
     pub(super) imported: Kept<ObjectKey, (Arc<Peer>, Arc<RemoteService>), Arc<Object>>,
     /// What clients need of an import, by its object.

@@ -3,6 +3,7 @@ use serde_json::json;
 
 use super::*;
 use crate::model::object::Kind;
+use crate::model::service::Outcome;
 use crate::model::session::{Acknowledgement, LinkState};
 use crate::model::trust::SpireState;
 use crate::model::{ServiceName, World};
@@ -85,6 +86,7 @@ fn after(world: World, step: &Step, plan: &Plan) -> World {
             let mut peer = peer(name_of(*is_north));
             peer.resource_version = version.to_string();
             peer.imports.export_to = vec![if *version == 0 { "*" } else { "shop" }.to_owned()];
+            peer.imports.max_services = if *version == 2 { 2 } else { 100 };
             world = world.with_peer(peer);
         }
         Step::NoPeer { is_north } => drop(world.peers.remove(&td(name_of(*is_north)))),
@@ -192,4 +194,48 @@ fn one_change_among_many_makes_what_it_changes() {
     let before = made(&memo);
     let _ = plan_anew(&world, &mut memo);
     assert_eq!(made(&memo), before);
+}
+
+/// A peer that offers thousands of services of which few are admitted costs what it changes.
+#[test]
+fn what_is_offered_is_judged_once() {
+    const OFFERED: usize = 40;
+    let mut limited = peer("east.example");
+    limited.imports.max_services = 2;
+    let offers = |port: u16| (0..OFFERED).map(|number| remote(number.try_into().unwrap(), port)).collect();
+    let offering = |services: Vec<RemoteService>| session(LinkState::Connected, Some(services));
+    let mut world = at_first().with_peer(limited.clone()).with_session("east.example", offering(offers(1)));
+    let (mut memo, at_east) = (Memo::default(), td("east.example"));
+    let first = plan_anew(&world, &mut memo);
+    let answered = Arc::clone(&first.links[&at_east].outcomes);
+    let refused = answered.values().filter(|outcome| matches!(outcome, Outcome::Refused { .. })).count();
+    assert_eq!((answered.len(), refused, memo.decisions.judged), (OFFERED, OFFERED - 2, OFFERED));
+
+    // What is imported is written, and so is the peer's own object.
+    world = after(world, &Step::Written, &first);
+    limited.resource_version = "another".to_owned();
+    world = world.with_peer(limited.clone());
+    for _ in 0..2 {
+        let again = plan_anew(&world, &mut memo);
+        assert_eq!(memo.decisions.judged, OFFERED, "nothing is judged anew");
+        assert!(Arc::ptr_eq(&again.links[&at_east].outcomes, &answered), "nothing is answered anew");
+        assert!(again == plan(&world));
+    }
+
+    // One of them, changed.
+    let mut catalogue = Catalogue::clone(world.sessions[&at_east].catalogue.as_ref().unwrap());
+    catalogue.version = [8; 32];
+    let changed = remote(7, 2);
+    catalogue.services.insert(changed.name.clone(), Arc::new(changed));
+    let mut state = offering(Vec::new());
+    state.catalogue = Some(Arc::new(catalogue));
+    world = world.with_session("east.example", state);
+    assert!(plan_anew(&world, &mut memo) == plan(&world));
+    assert_eq!(memo.decisions.judged, OFFERED + 1);
+
+    // Other rules.
+    limited.imports.endpoint_cidrs = vec!["198.51.100.0/24".parse().unwrap()];
+    world = world.with_peer(limited);
+    assert!(plan_anew(&world, &mut memo) == plan(&world));
+    assert_eq!(memo.decisions.judged, 2 * OFFERED + 1);
 }

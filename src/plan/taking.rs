@@ -16,7 +16,8 @@ const PACES: [Pace; 2] = [
     Pace { every: SignedDuration::from_secs(5), burst: 60 },
 ];
 
-type Sessions = Arc<BTreeMap<TrustDomain, SessionState>>;
+/// What is heard of each peer.
+pub type Sessions = Arc<BTreeMap<TrustDomain, SessionState>>;
 
 /// What was taken of each peer's words last.
 #[derive(Debug, Default)]

@@ -17,6 +17,7 @@ mod poison;
 #[cfg(target_os = "linux")]
 mod proxies;
 mod push;
+mod reach;
 mod restart;
 mod revocation;
 mod rival;

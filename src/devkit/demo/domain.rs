@@ -51,6 +51,7 @@ impl DomainConfig {
             spire_poll_seconds: 2,
             dial_max_seconds: 2,
             lease_seconds: 3,
+            gateway_check_seconds: 0,
             ..TimingArgs::standard()
         };
         let svid_ttl = Duration::from_secs(60 * 60);

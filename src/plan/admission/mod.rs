@@ -2,8 +2,9 @@
 //!
 //! A service creates a host below the peer's own trust domain and endpoints that `spec.imports` admits, or nothing.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeSet;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+use std::sync::Arc;
 
 use ipnet::IpNet;
 
@@ -11,7 +12,7 @@ use crate::api::v1alpha1::conditions::AdmittedReason;
 use crate::model::condition::Truth;
 use crate::model::name::is_dns_label;
 use crate::model::service::{Address, DirectEndpoint, GatewayAddress, Outcome, RemoteService};
-use crate::model::{Peer, TrustDomain, World};
+use crate::model::{Peer, World};
 use crate::plan::gateways::Gateways;
 
 /// The bounds of an ImportedService (`api/v1alpha1`), beyond which it could not be stored.
@@ -50,30 +51,49 @@ impl<R: Into<&'static str>> From<Refusal<R>> for Outcome {
     }
 }
 
-/// The rules for one peer.
-#[derive(Debug)]
-pub struct Admission<'a> {
-    peer: &'a Peer,
-    /// Our own trust domain and those of the other peers.
-    others: BTreeSet<&'a str>,
+/// The rules for one peer. Equal rules judge alike.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Admission {
+    peer: Arc<Peer>,
+    around: Arc<Surroundings>,
+}
+
+/// What all peers are judged by. Made once a plan.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Surroundings {
+    /// Our own trust domain and those of the peers.
+    trust_domains: BTreeSet<String>,
     /// The DNS domain of our cluster.
-    cluster_domain: &'a str,
-    own: &'a OwnAddresses,
-    ours: &'a BTreeSet<GatewayAddress>,
+    cluster_domain: String,
+    own: OwnAddresses,
+    gateways: BTreeSet<GatewayAddress>,
     /// The namespaces of our cluster.
-    namespaces: &'a BTreeMap<String, BTreeMap<String, String>>,
+    namespaces: BTreeSet<String>,
+}
+
+impl Surroundings {
+    #[must_use]
+    pub fn new(world: &World) -> Self {
+        let trust_domains = world.peers.keys().chain(world.own_trust_domain());
+        Self {
+            trust_domains: trust_domains.map(ToString::to_string).collect(),
+            cluster_domain: world.settings.cluster_domain.clone(),
+            own: OwnAddresses::new(world),
+            gateways: own_gateways(world),
+            namespaces: world.namespaces.keys().cloned().collect(),
+        }
+    }
 }
 
 /// The gateways of our own exports: a peer that names one would have us call ourselves.
-#[must_use]
-pub fn own_gateways(world: &World) -> BTreeSet<GatewayAddress> {
+fn own_gateways(world: &World) -> BTreeSet<GatewayAddress> {
     let given = world.services.values().flat_map(|service| &service.gateways).map(|gateway| &gateway.at);
     given.chain(Gateways::discover(world).addresses()).cloned().collect()
 }
 
 /// The addresses of our own pods, nodes and Services, where a peer names addresses at all. An index, made once a plan.
-#[derive(Debug, Default)]
-pub struct OwnAddresses {
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+struct OwnAddresses {
     /// Pods, and the nodes on which they are.
     pods: BTreeSet<IpAddr>,
     /// The cluster IPs of Services.
@@ -81,8 +101,7 @@ pub struct OwnAddresses {
 }
 
 impl OwnAddresses {
-    #[must_use]
-    pub fn new(world: &World) -> Self {
+    fn new(world: &World) -> Self {
         let heard = world.sessions.values().filter_map(|session| session.catalogue.as_deref());
         let heard = heard.flat_map(|catalogue| catalogue.services.values());
         let mut known = heard.chain(world.imported.values().map(|imported| &imported.service));
@@ -112,24 +131,17 @@ fn is_of(all: &BTreeSet<IpAddr>, ip: IpAddr) -> bool {
     all.contains(&ip) || carried.is_some_and(|ip| all.contains(&ip))
 }
 
-impl<'a> Admission<'a> {
+impl Admission {
+    /// Of the peer, nothing counts that changes with each write of its object.
     #[must_use]
-    pub fn new(
-        world: &'a World,
-        peer: &'a Peer,
-        ours: &'a BTreeSet<GatewayAddress>,
-        own: &'a OwnAddresses,
-    ) -> Self {
-        let others = world.peers.keys().chain(world.own_trust_domain());
-        let others = others.filter(|td| **td != peer.trust_domain).map(TrustDomain::as_str).collect();
-        Self {
-            peer,
-            others,
-            cluster_domain: &world.settings.cluster_domain,
-            own,
-            ours,
-            namespaces: &world.namespaces,
-        }
+    pub const fn new(peer: Arc<Peer>, around: Arc<Surroundings>) -> Self {
+        Self { peer, around }
+    }
+
+    /// Whom it judges.
+    #[must_use]
+    pub const fn peer(&self) -> &Arc<Peer> {
+        &self.peer
     }
 
     /// The host at which the service is to be called here. The number of services is not looked at.
@@ -165,7 +177,8 @@ impl<'a> Admission<'a> {
     /// a peer chooses must not put a host into a zone that is the cluster's, ours or another peer's. A trust domain that
     /// lies below another one by itself was named by whoever wrote its TrustDomainPeer.
     fn shadows(&self, service: &RemoteService, host: &str) -> Result<(), (AdmittedReason, String)> {
-        let local = LOCAL_ZONES.into_iter().chain([self.cluster_domain]).find(|zone| is_in_zone(host, zone));
+        let cluster_domain = self.around.cluster_domain.as_str();
+        let local = LOCAL_ZONES.into_iter().chain([cluster_domain]).find(|zone| is_in_zone(host, zone));
         if let Some(zone) = local {
             return Err((
                 AdmittedReason::HostShadows,
@@ -173,7 +186,10 @@ impl<'a> Admission<'a> {
             ));
         }
         let zone = format!("{}.{}", service.name.namespace(), self.peer.trust_domain);
-        match [zone.as_str(), host].into_iter().find(|zone| self.others.contains(zone)) {
+        let is_others = |zone: &&str| {
+            *zone != self.peer.trust_domain.as_str() && self.around.trust_domains.contains(*zone)
+        };
+        match [zone.as_str(), host].into_iter().find(is_others) {
             Some(other) => Err((
                 AdmittedReason::HostShadows,
                 format!(
@@ -249,7 +265,7 @@ impl<'a> Admission<'a> {
         if pod.ports.keys().collect::<BTreeSet<_>>() != names {
             return Err("does not have a port for each of the service's".to_owned());
         }
-        if self.own.contains(pod.address) {
+        if self.around.own.contains(pod.address) {
             return Err("is an address of the importer's own cluster".to_owned());
         }
         pod.ports.values().try_for_each(|port| {
@@ -262,7 +278,8 @@ impl<'a> Admission<'a> {
         if gateway.port == 0 {
             return Err("has no port".to_owned());
         }
-        if self.ours.contains(gateway) || self.ours.contains(&in_ipv4(gateway)) {
+        let ours = &self.around.gateways;
+        if ours.contains(gateway) || ours.contains(&in_ipv4(gateway)) {
             return Err("is a gateway of the importer itself".to_owned());
         }
         match &gateway.address {
@@ -271,7 +288,8 @@ impl<'a> Admission<'a> {
                     return Err(format!("is {what}"));
                 }
                 // An importer that gives CIDRs says of its nodes' networks itself whether gateways of the peer are there.
-                if is_of(&self.own.services, *ip) || (cidrs.is_empty() && is_of(&self.own.pods, *ip)) {
+                let own = &self.around.own;
+                if is_of(&own.services, *ip) || (cidrs.is_empty() && is_of(&own.pods, *ip)) {
                     return Err("is an address of the importer's own cluster".to_owned());
                 }
                 if !cidrs.is_empty() && !cidrs.iter().any(|cidr| is_in_cidr(*ip, cidr)) {
@@ -283,10 +301,10 @@ impl<'a> Admission<'a> {
                 Err("is a name, and spec.imports.endpointCIDRs of the importer admits addresses only"
                     .to_owned())
             }
-            Address::Dns(name) if is_in_zone(name, self.cluster_domain) => {
-                Err(format!("is a name in {}, which is the importer's own", self.cluster_domain))
+            Address::Dns(name) if is_in_zone(name, &self.around.cluster_domain) => {
+                Err(format!("is a name in {}, which is the importer's own", self.around.cluster_domain))
             }
-            Address::Dns(name) => dns(name, |label| self.namespaces.contains_key(label)),
+            Address::Dns(name) => dns(name, |label| self.around.namespaces.contains(label)),
         }
     }
 }
@@ -333,7 +351,7 @@ fn dns(name: &str, is_namespace: impl Fn(&str) -> bool) -> Result<(), String> {
 
 /// What an address is that never is a gateway elsewhere. IPv6 addresses that carry an IPv4 one (mapped, compatible, NAT64,
 /// 6to4) are what that one is.
-fn forbidden(ip: IpAddr) -> Option<&'static str> {
+pub(crate) fn forbidden(ip: IpAddr) -> Option<&'static str> {
     match ip {
         IpAddr::V4(ip) => forbidden_v4(ip),
         IpAddr::V6(ip) if ip.is_loopback() => Some("a loopback address"),

@@ -11,9 +11,8 @@ fn judge(peer: Peer, service: &RemoteService) -> Result<String, &'static str> {
 
 fn judge_in(world: World, peer: Peer, service: &RemoteService) -> Result<String, &'static str> {
     let world = world.with_peer(peer.clone());
-    let ours = own_gateways(&world);
-    let own = OwnAddresses::new(&world);
-    Admission::new(&world, &peer, &ours, &own).admit(service).map_err(|refusal| {
+    let around = Arc::new(Surroundings::new(&world));
+    Admission::new(Arc::new(peer), around).admit(service).map_err(|refusal| {
         assert!(refusal.message.contains(&service.name.to_string()), "{}", refusal.message);
         refusal.reason.as_str()
     })

@@ -4,6 +4,7 @@
 //! time. What stands in the store is admitted anew each time, since `spec.imports` may have changed.
 
 mod claims;
+mod decided;
 mod endpoints;
 mod local;
 mod rule_first;
@@ -20,14 +21,16 @@ use crate::model::import::Imported;
 use crate::model::object::{Kind, Object, ObjectKey};
 use crate::model::peer::OnDisconnect;
 use crate::model::service::{ClientPattern, DirectEndpoint, GatewayAddress, Outcome, RemoteService};
-use crate::model::session::{GoodbyeReason, LinkState, SessionState};
+use crate::model::session::{GoodbyeReason, LinkState, Offers, Outcomes, SessionState};
 use crate::model::world::Settings;
 use crate::model::{NamespacedName, Peer, ServiceName, TrustDomain, World};
 
-use super::admission::{Admission, OwnAddresses, Refusal, own_gateways};
+use super::admission::{Admission, Refusal, Surroundings};
 use super::memo::Memo;
 use super::{diff, generated, istio};
 pub use claims::Claims;
+pub(super) use decided::Decisions;
+use decided::{Decided, Offered};
 use local::Member;
 pub use local::{LocalReport, Served};
 
@@ -47,7 +50,7 @@ pub struct ImportPlan {
     /// The ImportedServices that should be.
     pub objects: BTreeMap<ObjectKey, Arc<Object>>,
     /// What each peer is answered, for every service of its catalogue.
-    pub outcomes: BTreeMap<TrustDomain, BTreeMap<ServiceName, Outcome>>,
+    pub outcomes: BTreeMap<TrustDomain, Arc<Outcomes>>,
     /// ImportedServices that are in the store, ours and admitted as they stand there: what is generated beside them.
     pub standing: BTreeMap<ObjectKey, (TrustDomain, ServiceName)>,
     /// Why the others in the store are not.
@@ -85,10 +88,11 @@ pub fn imports(world: &World, ending: &BTreeSet<TrustDomain>, memo: &mut Memo) -
             }
         }
     }
-    let (ours, own) = (own_gateways(world), OwnAddresses::new(world));
+    let around = memo.surroundings.share(Surroundings::new(world));
+    memo.decisions.retain(|td| world.peers.contains_key(td));
     for (td, peer) in world.peers.iter().filter(|(td, _)| !ending.contains(*td)) {
         let standing = standing.remove(td).unwrap_or_default();
-        let admission = Admission::new(world, peer, &ours, &own);
+        let admission = Admission::new(memo.peer(peer), Arc::clone(&around));
         PeerImports { world, peer, admission, standing }.plan(world.sessions.get(td), &mut plan, memo);
     }
     let rejected = world.rejected.iter().filter(|(key, _)| key.kind == Kind::TrustDomainPeer);
@@ -153,7 +157,7 @@ fn is_ours(world: &World, imported: &Imported, key: &ObjectKey) -> Result<(), Re
 struct PeerImports<'a> {
     world: &'a World,
     peer: &'a Arc<Peer>,
-    admission: Admission<'a>,
+    admission: Admission,
     /// What is in the store of it.
     standing: BTreeMap<&'a ServiceName, &'a Imported>,
 }
@@ -162,90 +166,81 @@ impl PeerImports<'_> {
     fn plan(&self, session: Option<&SessionState>, plan: &mut ImportPlan, memo: &mut Memo) {
         let td = &self.peer.trust_domain;
         let withdrawn = self.withdrawn(session, plan);
-        let catalogue = session.and_then(|session| session.catalogue.as_deref());
-        let offered: BTreeMap<&ServiceName, &Arc<RemoteService>> = match catalogue {
+        let catalogue = session.and_then(|session| session.catalogue.as_ref());
+        let offered = match catalogue {
             // It exports nothing any more by its own word, whether or not an empty catalogue came before the goodbye.
-            _ if session.is_some_and(has_ended) => BTreeMap::new(),
-            Some(catalogue) => {
-                // What the peer cannot read now is taken for what it was.
-                let held = catalogue.held.iter();
-                let held = held.filter_map(|name| Some((name, &self.standing.get(name)?.service)));
-                catalogue.services.iter().chain(held).collect()
-            }
-            None => self.standing.iter().map(|(name, imported)| (*name, &imported.service)).collect(),
+            _ if session.is_some_and(has_ended) => Offered::Made(Offers::new()),
+            Some(catalogue) => Offered::of(catalogue, &self.standing),
+            None => Offered::Made(
+                self.standing
+                    .iter()
+                    .map(|(name, imported)| ((*name).clone(), Arc::clone(&imported.service)))
+                    .collect(),
+            ),
         };
-        let alone = memo.peer(self.peer);
-        let mut decided = self.decide(&offered);
-        for (name, decision) in &mut decided {
-            let Ok(host) = decision else { continue };
+        let decided = memo.decisions.decide(offered, &self.admission, &self.standing);
+        let refused = self.make(&decided, withdrawn.as_ref(), plan, memo);
+        self.judge_standing(&decided, &refused, withdrawn.as_ref(), plan);
+        if catalogue.is_some() {
+            let mut outcomes = Arc::clone(&decided.outcomes);
+            for (name, refusal) in refused {
+                Arc::make_mut(&mut outcomes).insert(name.clone(), refusal.into());
+            }
+            plan.outcomes.insert(td.clone(), outcomes);
+        } else if withdrawn.is_none() {
+            plan.silent.insert(td.clone());
+        }
+    }
+
+    /// The ImportedServices of what is admitted; and why some of them are not made after all.
+    fn make<'d>(
+        &self,
+        decided: &'d Decided,
+        withdrawn: Option<&Refusal>,
+        plan: &mut ImportPlan,
+        memo: &mut Memo,
+    ) -> BTreeMap<&'d ServiceName, Refusal> {
+        let mut refused = BTreeMap::new();
+        for (name, host) in &decided.admitted {
             let key = key(self.world, host);
             if let Err(message) = generated::claim(self.world, &key) {
                 plan.blocked.insert(key, message.clone());
-                *decision = Err(Refusal::new(AdmittedReason::ObjectNotOurs, message));
-            } else if let Some(withdrawn) = &withdrawn {
-                *decision = Err(withdrawn.clone());
-            } else if let Some(service) = offered.get(*name) {
-                let input = (Arc::clone(&alone), Arc::clone(service));
+                refused.insert(name, Refusal::new(AdmittedReason::ObjectNotOurs, message));
+            } else if let Some(withdrawn) = withdrawn {
+                refused.insert(name, withdrawn.clone());
+            } else if let Some(service) = decided.offered(name) {
+                let input = (Arc::clone(self.admission.peer()), Arc::clone(service));
                 let object = memo.imported.get(&key, &input, |(peer, service)| {
                     diff::seal(object(&self.world.settings, key.clone(), peer, service, host))
                 });
                 plan.objects.insert(key, object);
             }
         }
-        self.judge_standing(&decided, withdrawn.as_ref(), plan);
-        if catalogue.is_some() {
-            let outcomes = decided.into_iter().map(|(name, decision)| {
-                (name.clone(), decision.map_or_else(Outcome::from, |_| Outcome::Imported))
-            });
-            plan.outcomes.insert(td.clone(), outcomes.collect());
-        } else if withdrawn.is_none() {
-            plan.silent.insert(td.clone());
-        }
-    }
-
-    /// The host of each service that is admitted, or the rule that it breaks. Of too many, those that are imported already
-    /// stay, then the first by name.
-    fn decide<'s>(
-        &self,
-        offered: &BTreeMap<&'s ServiceName, &'s Arc<RemoteService>>,
-    ) -> BTreeMap<&'s ServiceName, Result<String, Refusal>> {
-        let mut decided: BTreeMap<&ServiceName, Result<String, Refusal>> =
-            offered.iter().map(|(name, service)| (*name, self.admission.admit(service))).collect();
-        let most = self.peer.imports.max_services;
-        let mut admitted: Vec<&ServiceName> =
-            decided.iter().filter(|(_, decision)| decision.is_ok()).map(|(name, _)| *name).collect();
-        if admitted.len() > most {
-            let count = admitted.len();
-            admitted.sort_by_key(|name| (!self.standing.contains_key(*name), *name));
-            for name in admitted.into_iter().skip(most) {
-                let message = format!(
-                    "{name} of {}: {count} services are exported and would be admitted, over the importer's \
-                     spec.imports.maxServices of {most}",
-                    self.peer.trust_domain
-                );
-                decided.insert(name, Err(Refusal::new(AdmittedReason::TooManyServices, message)));
-            }
-        }
-        decided
+        refused
     }
 
     /// What of the store stays and stands as it is there. It is admitted by its own content, not by what the catalogue has
     /// under its name: the store follows the catalogue, and what is generated follows the store.
     fn judge_standing(
         &self,
-        decided: &BTreeMap<&ServiceName, Result<String, Refusal>>,
+        decided: &Decided,
+        refused: &BTreeMap<&ServiceName, Refusal>,
         withdrawn: Option<&Refusal>,
         plan: &mut ImportPlan,
     ) {
         for (name, imported) in &self.standing {
-            let verdict = match (withdrawn, decided.get(*name)) {
+            let refusal = || refused.get(*name).cloned().or_else(|| decided.refusal(name));
+            let verdict = match (withdrawn, decided.offered(name)) {
                 (Some(withdrawn), _) => Err(withdrawn.clone()),
                 (None, None) => Err(Refusal::new(
                     AdmittedReason::NoLongerExported,
                     format!("{name}: {} no longer exports it", self.peer.trust_domain),
                 )),
-                (None, Some(Err(refusal))) => Err(refusal.clone()),
-                (None, Some(Ok(_))) => self.admission.admit(&imported.service),
+                (None, Some(offered)) => match refusal() {
+                    Some(refusal) => Err(refusal),
+                    None if *offered == imported.service => Ok(()),
+                    None => self.admission.admit(&imported.service).map(drop),
+                },
             };
             let key = ObjectKey::namespaced(
                 Kind::ImportedService,
@@ -253,7 +248,7 @@ impl PeerImports<'_> {
                 &imported.object.name,
             );
             match verdict {
-                Ok(_) => {
+                Ok(()) => {
                     plan.standing.insert(key, (self.peer.trust_domain.clone(), (*name).clone()));
                 }
                 Err(refusal) => {
@@ -398,11 +393,11 @@ pub fn generate(
                 plan.blocked
                     .extend(keys.filter_map(|key| Some((key.clone(), generated::claim(world, &key).err()?))));
             }
-            let outcome = plan.outcomes.get_mut(td).and_then(|outcomes| outcomes.get_mut(name));
-            if let (Some(outcome @ Outcome::Imported), true) =
-                (outcome, refusal.reason != GeneratedReason::IstioAbsent)
+            let outcomes = plan.outcomes.get_mut(td);
+            if let Some(outcomes) = outcomes.filter(|all| all.get(name) == Some(&Outcome::Imported))
+                && refusal.reason != GeneratedReason::IstioAbsent
             {
-                *outcome = refusal.clone().into();
+                Arc::make_mut(outcomes).insert(name.clone(), refusal.clone().into());
             }
         }
         let gated = generated.map(|made| rule_first::gate(world, imported, made, &claims));

@@ -8,8 +8,7 @@ use jiff::Timestamp;
 use crate::model::object::{
     ANNOTATION_DRY_RUN, ANNOTATION_SOURCE, Kind, LABEL_PEER, Meta, Object, ObjectKey,
 };
-use crate::model::service::Outcome;
-use crate::model::session::Offers;
+use crate::model::session::{Offers, Outcomes};
 use crate::model::{NamespacedName, Service, ServiceName, TrustDomain, World};
 
 use super::authorization::Allows;
@@ -17,6 +16,7 @@ use super::exports::{self, Export, ExportReport, Exports};
 use super::generated::{label_value, source_of};
 use super::imports::{self, ImportReport};
 use super::memo::Memo;
+use super::reach::{self, Carriers};
 use super::{authorization, closing, diff, generated, istio, mesh};
 
 /// What should be, of everything that has to do with services.
@@ -32,7 +32,7 @@ pub struct ServicesPlan {
     /// What each peer is told that it is to keep; see [`exports::held`].
     pub held: BTreeMap<TrustDomain, BTreeSet<ServiceName>>,
     /// What each peer is answered, for every service of its catalogue; no entry: it sent none.
-    pub outcomes: BTreeMap<TrustDomain, BTreeMap<ServiceName, Outcome>>,
+    pub outcomes: BTreeMap<TrustDomain, Arc<Outcomes>>,
     /// By FederatedService.
     pub export_reports: BTreeMap<NamespacedName, ExportReport>,
     /// By ImportedService.
@@ -40,6 +40,8 @@ pub struct ServicesPlan {
     /// Objects that would be generated, are there, and are neither ours nor handed over (reason `ObjectNotOurs`), with what
     /// to do about them.
     pub blocked: BTreeMap<ObjectKey, String>,
+    /// What carries the services of each peer that are called.
+    pub carriers: BTreeMap<TrustDomain, Carriers>,
     /// What is found of our own mesh.
     pub mesh: mesh::Report,
     /// When to decide again though nothing changes.
@@ -81,6 +83,10 @@ pub fn decide(world: &World, ending: &BTreeSet<TrustDomain>, memo: &mut Memo) ->
         objects.insert(object.key.clone(), diff::seal(as_it_stands(object)));
     }
     let catalogues = exports::catalogues(&mut exports, &world.settings, memo);
+    let import_reports = reports
+        .into_iter()
+        .filter_map(|(key, report)| Some((NamespacedName::new(key.namespace?, key.name), report)))
+        .collect();
     ServicesPlan {
         complete: true,
         objects,
@@ -88,10 +94,8 @@ pub fn decide(world: &World, ending: &BTreeSet<TrustDomain>, memo: &mut Memo) ->
         held: exports::held::held(world, own),
         outcomes: imports.outcomes,
         export_reports: exports.reports,
-        import_reports: reports
-            .into_iter()
-            .filter_map(|(key, report)| Some((NamespacedName::new(key.namespace?, key.name), report)))
-            .collect(),
+        carriers: reach::carriers(world, &import_reports),
+        import_reports,
         blocked,
         mesh,
         wake_at: imports.wake_at,

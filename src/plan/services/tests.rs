@@ -5,7 +5,7 @@ use serde_json::{Value, json};
 
 use crate::model::service::{Address, AppProtocol, GatewayAddress, RemotePort, TlsMode};
 use crate::model::session::LinkState;
-use crate::model::{Service, SpiffeId};
+use crate::model::{Service, ServiceName, SpiffeId};
 use crate::plan::exports::testing::with_policies;
 use crate::plan::fixtures::{
     NAMESPACE, WorldExt as _, at, cart, client, peer, remote_cart, service, session, td, world,

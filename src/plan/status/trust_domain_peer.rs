@@ -1,4 +1,4 @@
-//! The status of a TrustDomainPeer: nine conditions, each with what the operator is to do.
+//! The status of a TrustDomainPeer: ten conditions, each with what the operator is to do.
 
 use serde_json::Value;
 
@@ -16,7 +16,7 @@ use crate::model::service::Outcome;
 use crate::model::session::{LinkPlan, LinkState, Refusal, SessionState, Trouble};
 use crate::model::{Peer, World};
 use crate::plan::services::ServicesPlan;
-use crate::plan::{StatusWrite, ending, imports, links, mesh, rotation, told, verdict};
+use crate::plan::{StatusWrite, ending, imports, links, mesh, reach, rotation, told, verdict};
 
 /// How many of the services that were refused are named.
 const REFUSALS_NAMED: usize = 3;
@@ -71,6 +71,7 @@ fn conditions(subject: Subject<'_>, stored: Option<&Value>) -> Vec<Condition> {
     let ready = ready(subject, &conditions);
     // What does not keep services from working has no part in Ready.
     conditions.extend(tells);
+    conditions.extend(reach::condition(subject.world, &subject.services.carriers, subject.peer, stored));
     conditions.push(ready);
     conditions
 }
@@ -276,7 +277,7 @@ fn services_of_one_away(subject: Subject<'_>, stored: Option<&Value>) -> Conditi
             Truth::Unknown,
             ServicesSyncedReason::PeerAway,
             "(see Connected): its services stay as they were last known, and can be called as long as its gateways \
-             answer"
+             answer (see GatewaysReachable)"
                 .to_owned(),
         ),
     };
@@ -326,7 +327,8 @@ fn ready(subject: Subject<'_>, others: &[Condition]) -> Condition {
 
 /// The first of the services that were refused, and why, in parentheses; empty where none was.
 fn refusals(subject: Subject<'_>) -> String {
-    let outcomes = subject.services.outcomes.get(&subject.peer.trust_domain).into_iter().flatten();
+    let outcomes = subject.services.outcomes.get(&subject.peer.trust_domain);
+    let outcomes = outcomes.into_iter().flat_map(|outcomes| outcomes.iter());
     let refused = outcomes.filter_map(|(name, outcome)| match outcome {
         Outcome::Imported => None,
         Outcome::Refused { reason, .. } => Some(format!("{name}: {reason}")),
@@ -350,7 +352,7 @@ pub(super) fn counts(subject: Subject<'_>) -> (usize, usize, usize) {
     let exported = services.catalogues.get(&peer.trust_domain).map_or(0, std::collections::BTreeMap::len);
     let outcomes = services.outcomes.get(&peer.trust_domain);
     let imported = outcomes.map_or(0, |o| o.values().filter(|v| **v == Outcome::Imported).count());
-    let refused = outcomes.map_or(0, std::collections::BTreeMap::len) - imported;
+    let refused = outcomes.map_or(0, |outcomes| outcomes.len()) - imported;
     (exported, imported, refused + malformed(subject).len())
 }
 

@@ -67,6 +67,9 @@ pub enum ConditionType {
     ServicesSynced,
     /// TrustDomainPeer: our own mesh is set up for services to and from it. Absent where there is no mesh.
     MeshReady,
+    /// TrustDomainPeer: the gateways through which its services are called take connections from the agent. Absent where none
+    /// of its services is imported, or gateways are not tried; no part of Ready.
+    GatewaysReachable,
     /// TrustDomainPeer: all of the above.
     Ready,
     /// FederatedService: every trust domain that it is exported to has imported it.
@@ -94,6 +97,7 @@ impl ConditionType {
             Self::RotationSafe => "RotationSafe",
             Self::ServicesSynced => "ServicesSynced",
             Self::MeshReady => "MeshReady",
+            Self::GatewaysReachable => "GatewaysReachable",
             Self::Ready => "Ready",
             Self::Exported => "Exported",
             Self::ClientsEnforced => "ClientsEnforced",
@@ -163,6 +167,7 @@ mod tests {
             RotationSafeReason::ALL.iter().map(|r| r.as_str()).collect(),
             ServicesSyncedReason::ALL.iter().map(|r| r.as_str()).collect(),
             MeshReadyReason::ALL.iter().map(|r| r.as_str()).collect(),
+            GatewaysReachableReason::ALL.iter().map(|r| r.as_str()).collect(),
             ReadyReason::ALL.iter().map(|r| r.as_str()).collect(),
             ServiceAcceptedReason::ALL.iter().map(|r| r.as_str()).collect(),
             ExportedReason::ALL.iter().map(|r| r.as_str()).collect(),

@@ -42,6 +42,11 @@ pub struct AgentArgs {
     #[arg(long, env = "ENTENTE_VIEW")]
     pub view: bool,
 
+    /// A collector that takes traces, by OTLP over gRPC without TLS: `http://HOST:PORT`. Each turn of reconciliation and each exchange
+    /// with a peer is traced to it. Default: no traces.
+    #[arg(long, env = "OTEL_EXPORTER_OTLP_ENDPOINT")]
+    pub otlp_endpoint: Option<String>,
+
     /// A Unix socket for the commands that ask or change the running agent; only its own user may open it. Empty: none.
     #[arg(long = "control", env = "ENTENTE_CONTROL", default_value = CONTROL_SOCKET)]
     pub control: PathBuf,

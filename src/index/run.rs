@@ -19,6 +19,7 @@ use crate::model::session::{LinkPlan, SessionState};
 use crate::model::trust::SpireState;
 use crate::model::{ObjectKey, TrustDomain, World};
 use crate::observe::metrics::{Metrics, Step};
+use crate::observe::traces;
 use crate::plan::memo::Memo;
 use crate::plan::taking::{Sessions, Taking};
 use crate::plan::{self, Plan};
@@ -129,7 +130,7 @@ pub async fn run(
         // A plan for very much takes a while, in which leases are renewed and peers heard all the same.
         let heard = Arc::clone(&inputs.sessions.borrow());
         let planned = tokio::task::spawn_blocking(move || {
-            let wake_at = planner.plan(&heard, clock());
+            let wake_at = traces::plan().in_scope(|| planner.plan(&heard, clock()));
             (planner, wake_at)
         });
         (planner, wake_at) = match planned.await {

@@ -3,7 +3,10 @@
 pub mod admin;
 pub mod metrics;
 pub mod seen;
+pub mod traces;
 pub mod view;
 
+#[cfg(test)]
+mod files_tests;
 #[cfg(test)]
 pub(crate) mod testing;

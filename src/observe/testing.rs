@@ -49,5 +49,9 @@ pub(crate) fn golden(path: &std::path::Path, wanted: &str) {
         std::fs::write(&path, wanted).unwrap();
     }
     let stands = std::fs::read_to_string(&path).unwrap_or_default();
-    assert!(stands == wanted, "{} is not as it is generated: UPDATE_GOLDEN=1 cargo test --lib", path.display());
+    assert!(
+        stands == wanted,
+        "{} is not as it is generated: UPDATE_GOLDEN=1 cargo test --lib",
+        path.display()
+    );
 }

@@ -138,6 +138,7 @@ impl Domain {
             listen: self.listen,
             admin_listen: SocketAddr::from(([127, 0, 0, 1], 0)),
             view: true,
+            otlp_endpoint: None,
             control: self.control_socket(),
             namespace: "entente-system".to_owned(),
             instance: "entente".to_owned(),

@@ -5,9 +5,9 @@ mod process;
 #[cfg(test)]
 mod reference;
 mod state;
-mod text;
 #[cfg(test)]
 mod tests;
+mod text;
 
 use std::collections::BTreeMap;
 use std::sync::atomic::AtomicU64;

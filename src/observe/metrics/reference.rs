@@ -26,8 +26,13 @@ fn markdown() -> String {
     for metric in ALL {
         let labels: Vec<String> = metric.labels.iter().map(|label| format!("`{label}`")).collect();
         let help = metric.help.trim().replace('|', "\\|");
-        let _ =
-            writeln!(text, "| `{}` | {} | {} | {help} |", metric.name, metric.sort.as_str(), labels.join(", "));
+        let _ = writeln!(
+            text,
+            "| `{}` | {} | {} | {help} |",
+            metric.name,
+            metric.sort.as_str(),
+            labels.join(", ")
+        );
     }
     text
 }

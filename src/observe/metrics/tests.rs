@@ -11,7 +11,7 @@ use crate::model::session::{GoodbyeReason, LinkState};
 use crate::model::trust::{LocalAuthorities, LocalAuthority, LocalServer, SpireState};
 use crate::model::world::Notice;
 use crate::model::{AuthorityId, Bundle};
-use crate::plan::fixtures::{at, peer, session, td, world};
+use crate::plan::fixtures::{WorldExt as _, at, peer, session, td, world};
 use crate::plan::{self, Plan};
 
 const EAST: &str = "east.example";

@@ -59,8 +59,8 @@ pub(super) fn ours(world: &World) -> TimeLine {
         let (role, class) = match needed.get(id) {
             Some(Role::Active { server }) => (format!("active: {server} signs with it"), "active"),
             Some(Role::Prepared { server, activates_at, .. }) => {
-                let when =
-                    activates_at.map_or_else(String::new, |at| format!(", by itself {}", away(world.now, at)));
+                let when = activates_at
+                    .map_or_else(String::new, |at| format!(", by itself {}", away(world.now, at)));
                 (format!("prepared by {server}{when}"), "prepared")
             }
             _ => match old.get(id) {
@@ -69,7 +69,8 @@ pub(super) fn ours(world: &World) -> TimeLine {
             },
         };
         let role = if authority.tainted { format!("{role}; tainted") } else { role };
-        let holders = world.peers.values().map(|peer| (peer.trust_domain.to_string(), holds(world, peer, id)));
+        let holders =
+            world.peers.values().map(|peer| (peer.trust_domain.to_string(), holds(world, peer, id)));
         (role, class, holders.collect())
     })
 }
@@ -104,8 +105,8 @@ pub(super) fn of_peer(world: &World, peer: &Peer) -> TimeLine {
             ("valid", "active")
         };
         let holders = places.into_iter().map(|(place, bundle)| {
-            let has = bundle
-                .is_some_and(|bundle| bundle.fingerprints().any(|one| *one == authority.fingerprint()));
+            let has =
+                bundle.is_some_and(|bundle| bundle.fingerprints().any(|one| *one == authority.fingerprint()));
             (place.to_owned(), if has { Tone::Good } else { Tone::Bad })
         });
         (role.to_owned(), class, holders.collect())
@@ -139,11 +140,7 @@ fn timeline<'a>(
             role_class,
             from,
             length: (place(authority.not_after()) - from).max(2),
-            validity: format!(
-                "until {} ({})",
-                time(authority.not_after()),
-                away(now, authority.not_after())
-            ),
+            validity: format!("until {} ({})", time(authority.not_after()), away(now, authority.not_after())),
             holders,
         }
     });

@@ -2,6 +2,8 @@
 //! of it is a peer's words, and nothing on it is loaded from elsewhere.
 
 mod authorities;
+#[cfg(test)]
+mod federations;
 mod map;
 mod page;
 #[cfg(test)]

@@ -213,9 +213,8 @@ fn section(world: &World, peer: &Peer, number: usize) -> PeerSection {
         })
         .collect();
     let ready = conditions.iter().find(|condition| condition.kind == "Ready");
-    let count = |name: &str| {
-        status.pointer(&format!("/services/{name}")).and_then(Value::as_i64).unwrap_or_default()
-    };
+    let count =
+        |name: &str| status.pointer(&format!("/services/{name}")).and_then(Value::as_i64).unwrap_or_default();
     PeerSection {
         anchor: format!("peer-{number}"),
         trust_domain: peer.trust_domain.to_string(),
@@ -287,11 +286,8 @@ fn exports(world: &World) -> Services {
 fn imports(Known { world, plan, .. }: Known<'_>) -> Services {
     let mut all = BTreeMap::new();
     for imported in world.imported.values() {
-        let key = ObjectKey::namespaced(
-            Kind::ImportedService,
-            &imported.object.namespace,
-            &imported.object.name,
-        );
+        let key =
+            ObjectKey::namespaced(Kind::ImportedService, &imported.object.namespace, &imported.object.name);
         let status = world.statuses.get(&key).map(AsRef::as_ref).unwrap_or(&Value::Null);
         let conditions = status.get("conditions").and_then(Value::as_array);
         let wrong = conditions.into_iter().flatten().find(|one| word(one, "status") == "False");

@@ -87,10 +87,14 @@ mod tests {
 
     #[test]
     fn times_are_told_in_their_largest_unit() {
-        let at = |second| Timestamp::from_second(1_700_000_000 + second).unwrap();
-        for (second, told) in
-            [(0, "in 0 s"), (-90, "90 s ago"), (3_600, "in 60 min"), (-7_300, "2 h ago"), (864_000, "in 10 d")]
-        {
+        let at = |second: i64| Timestamp::from_second(1_700_000_000 + second).unwrap();
+        for (second, told) in [
+            (0, "in 0 s"),
+            (-90, "90 s ago"),
+            (3_600, "in 60 min"),
+            (-7_300, "2 h ago"),
+            (864_000, "in 10 d"),
+        ] {
             assert_eq!(away(at(0), at(second)), told);
         }
         assert_eq!(time(at(0)), "2023-11-14 22:13:20 UTC");

@@ -42,6 +42,7 @@ _VERSION_PACKAGE = "k8s.io/component-base/version"
 # name of the folder in tools/ -> what is taken from it.
 #   programs: file name -> (package, needs cgo, further linker flags)
 #   files:    file name -> (module, path inside the module)
+#   tags:     build tags
 TOOLS = {
     "etcd": {
         "programs": {"etcd": ("go.etcd.io/etcd/server/v3", False, "")},
@@ -97,6 +98,12 @@ TOOLS = {
     "kubelet": {
         "programs": {"kubelet": (".", False, "")},
         "files": {},
+    },
+    "promtool": {
+        "programs": {"promtool": ("github.com/prometheus/prometheus/cmd/promtool", False, "")},
+        "files": {},
+        # Without the clients of some thirty clouds, which only discovery needs.
+        "tags": "remove_all_sd",
     },
     "kubernetes": {
         "programs": {
@@ -253,7 +260,10 @@ def build_program(name, program, target):
     say(f"building {program} ({package}): one to five minutes on two cores the first time")
     started = time.monotonic()
     flags = f"{LINKER_FLAGS} {linker}".strip()
-    run_go(["build", "-trimpath", "-buildvcs=false", "-ldflags", flags, "-o", str(target), package], name, cgo)
+    tags = TOOLS[name].get("tags", "")
+    run_go(
+        ["build", "-trimpath", "-buildvcs=false", "-tags", tags, "-ldflags", flags, "-o", str(target), package], name, cgo
+    )
     say(f"built {program} in {time.monotonic() - started:.0f} s")
 
 

@@ -38,6 +38,16 @@ pub struct AgentArgs {
     #[arg(long, env = "ENTENTE_ADMIN_LISTEN", default_value = "127.0.0.1:7480")]
     pub admin_listen: SocketAddr,
 
+    /// Serve a page at `/` of the admin listener that shows the federation to people: its peers, authorities, services and events.
+    /// It can only be looked at, and by whoever reaches that listener.
+    #[arg(long, env = "ENTENTE_VIEW")]
+    pub view: bool,
+
+    /// A collector that takes traces, by OTLP over gRPC without TLS: `http://HOST:PORT`. Each turn of reconciliation and each exchange
+    /// with a peer is traced to it. Default: no traces.
+    #[arg(long, env = "OTEL_EXPORTER_OTLP_ENDPOINT")]
+    pub otlp_endpoint: Option<String>,
+
     /// A Unix socket for the commands that ask or change the running agent; only its own user may open it. Empty: none.
     #[arg(long = "control", env = "ENTENTE_CONTROL", default_value = CONTROL_SOCKET)]
     pub control: PathBuf,

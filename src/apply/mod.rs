@@ -18,10 +18,12 @@ use futures::StreamExt as _;
 use tokio::sync::watch;
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
+use tracing::Instrument as _;
 
 use crate::model::own::Identity;
 use crate::model::{ObjectKey, TrustDomain};
-use crate::observe::metrics::{Metrics, WriteResult};
+use crate::observe::metrics::{Metrics, Step, WriteResult};
+use crate::observe::traces;
 use crate::plan::Plan;
 use crate::spire::SpireServer;
 use crate::spire::watch::SpireWatch;
@@ -109,7 +111,9 @@ impl Applier {
             if *self.leading.borrow_and_update() {
                 let plan = Arc::clone(&self.plans.borrow_and_update());
                 self.drift.look(&plan, &self.attempts);
-                again = self.execute(&plan, &cancel).await;
+                let began = Instant::now();
+                again = self.execute(&plan, &cancel).instrument(traces::apply()).await;
+                self.targets.metrics.took(Step::Apply, began.elapsed());
             } else {
                 self.forget();
             }
@@ -197,7 +201,12 @@ impl Applier {
                     return None;
                 }
                 let limit = limit.filter(|_| operation.object().is_some() && !operation.is_end());
-                let result = within(limit, operation.execute(&self.targets, own)).await;
+                let span = traces::operation(&operation);
+                let done = within(limit, operation.execute(&self.targets, own));
+                let result = done.instrument(span.clone()).await;
+                if let Err(error) = &result {
+                    traces::failed(&span, error);
+                }
                 Some((id, operation, result))
             })
             .buffer_unordered(CONCURRENCY)

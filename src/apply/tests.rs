@@ -95,7 +95,7 @@ impl Stand {
 
     /// How many operations ended so, by the metrics.
     fn ended(&self, result: &str) -> u32 {
-        let text = self.metrics.encode().unwrap();
+        let text = self.metrics.encode(Default::default(), true, None).unwrap();
         let start = format!("entente_writes_total{{result=\"{result}\"}} ");
         text.lines().find_map(|line| line.strip_prefix(&start)).map_or(0, |count| count.parse().unwrap())
     }

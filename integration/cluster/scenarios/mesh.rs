@@ -100,7 +100,8 @@ fn each_fault_of_the_mesh_is_named_and_heals() {
         breaking(&agents, west, east).await?;
         dangerous(west, east).await?;
         let (_, metrics) = agents.west.get("/metrics").await?;
-        let gauge = "entente_peer_condition{trust_domain=\"east.example\",condition=\"MeshReady\"} 1";
+        let gauge =
+            "entente_peer_condition{trust_domain=\"east.example\",type=\"MeshReady\",status=\"True\"} 1";
         ensure!(metrics.contains(gauge), "{metrics}");
         let writes = || async { Ok::<_, anyhow::Error>(others_than_leases(west)?.len()) };
         let before = eventually_still(&writes).await?;

@@ -376,6 +376,7 @@ mod tests {
     use kube::client::Body;
 
     use super::*;
+    use crate::store::KubernetesStore;
 
     #[derive(Parser)]
     struct Command {

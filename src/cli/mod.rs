@@ -3,6 +3,7 @@
 mod about;
 mod adopt;
 mod agent;
+mod bundles;
 mod completions;
 mod control;
 pub(crate) mod crds;
@@ -10,6 +11,7 @@ mod demo;
 mod diagnose;
 mod dial;
 mod exit;
+mod explain;
 mod invite;
 mod join;
 mod object;
@@ -24,7 +26,9 @@ mod rotate;
 mod services;
 mod status;
 mod store;
+mod svid;
 mod table;
+mod timeline;
 
 use std::io::IsTerminal as _;
 use std::process::ExitCode;
@@ -76,6 +80,10 @@ enum Command {
     Peers(peers::PeersArgs),
     /// List the services that are exported and imported
     Services(services::ServicesArgs),
+    /// Show the authorities of every bundle, when each is valid, and which peer holds which
+    Bundles(bundles::BundlesArgs),
+    /// Show an SVID's chain, up to which authority, and which held bundle verifies it
+    Svid(svid::SvidArgs),
     /// Name the first broken link of the path to a peer, and the remedy
     Diagnose(diagnose::DiagnoseArgs),
     /// Invite another trust domain: a token for its operator
@@ -85,6 +93,8 @@ enum Command {
     /// End a relationship, or show the bundles that a peer has had
     #[command(subcommand)]
     Peer(peer::PeerCommand),
+    /// Explain a condition, or a reason of one
+    Explain(explain::ExplainArgs),
     /// Make a relationship that was made by hand a TrustDomainPeer
     Adopt(adopt::AdoptArgs),
     /// Change the authorities that SPIRE signs with, once every peer holds the new ones
@@ -154,10 +164,13 @@ async fn run(cli: Cli) -> anyhow::Result<ExitCode> {
         Command::Status(args) => return status::run(&args, cli.color).await,
         Command::Peers(args) => return peers::run(&args, screen).await,
         Command::Services(args) => return services::run(&args, screen).await,
+        Command::Bundles(args) => return bundles::run(&args, screen).await,
+        Command::Svid(args) => return svid::run(&args, screen).await,
         Command::Rotate(args) => return rotate::run(&args).await,
         Command::Peer(command) => return peer::run(command).await,
         Command::About(args) => about::run(&args).await,
         Command::Diagnose(args) => return diagnose::run(&args, screen).await,
+        Command::Explain(args) => explain::run(&args),
         Command::Invite(args) => invite::run(&args).await,
         Command::Join(args) => join::run(&args).await,
         Command::Adopt(args) => adopt::run(&args).await,

@@ -20,11 +20,12 @@ pub use crate::model::change::Precondition;
 pub use directory::{DirectoryStore, DirectoryTimings};
 pub use error::StoreError;
 pub use kubernetes::KubernetesStore;
-pub use lease::{Leadership, LeaseTimings, LeaseView, PeerLease};
+pub use lease::{Leadership, LeaseClock, LeaseTimings, LeaseView, PeerLease};
 pub use patch::{PatchOp, pointer};
 pub use said::Told;
 
 use crate::model::object::Kind;
+use crate::model::replica::Replica;
 use crate::model::{Object, ObjectKey};
 
 /// The field manager under which generated objects are applied.
@@ -236,8 +237,8 @@ impl Store {
 
     /// Takes part in the election of the leader under the lease `name`. Must be called in a runtime.
     #[must_use]
-    pub fn lead(&self, name: &str, identity: &str, timings: LeaseTimings) -> Leadership {
-        either!(self, store => store.lead(name, identity, timings))
+    pub fn lead(&self, name: &str, replica: &Replica, timings: LeaseTimings) -> Leadership {
+        either!(self, store => store.lead(name, replica, timings))
     }
 
     /// Writes the lease of a peer, with the time now as its `renewTime`.

@@ -132,6 +132,7 @@ impl Domain {
     pub fn agent_args(&self) -> AgentArgs {
         AgentArgs {
             cluster: crate::config::ClusterArgs::default(),
+            relay: crate::config::RelayArgs::default(),
             store: StoreArg::Directory(self.store.clone()),
             workload_api: format!("unix://{}", self.agent_socket.display()),
             spire_server: self.spire_servers(),

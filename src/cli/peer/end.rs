@@ -377,7 +377,6 @@ mod tests {
     use kube::client::Body;
 
     use super::*;
-    use crate::store::KubernetesStore;
 
     #[derive(Parser)]
     struct Command {

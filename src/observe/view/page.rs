@@ -108,7 +108,7 @@ struct EventRow {
 ///
 /// # Errors
 /// Where it cannot be written, which no input causes.
-pub fn html(known: Known<'_>) -> Result<String, String> {
+pub(super) fn html(known: Known<'_>) -> Result<String, String> {
     page(known).render().map_err(|error| error.to_string())
 }
 

@@ -279,7 +279,7 @@ async fn what_was_undone_is_put_back_at_once_and_counted() {
         stands: true,
     };
     let counted = || {
-        let text = stand.metrics.encode().unwrap();
+        let text = stand.metrics.encode(Default::default(), true, None).unwrap();
         let name = "entente_drift_repaired_total{kind=\"ClusterFederatedTrustDomain\"} ";
         text.lines().find_map(|line| line.strip_prefix(name)).map_or(0, |count| count.parse().unwrap())
     };

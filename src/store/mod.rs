@@ -20,7 +20,7 @@ pub use crate::model::change::Precondition;
 pub use directory::{DirectoryStore, DirectoryTimings};
 pub use error::StoreError;
 pub use kubernetes::KubernetesStore;
-pub use lease::{Leadership, LeaseTimings, LeaseView, PeerLease};
+pub use lease::{Leadership, LeaseClock, LeaseTimings, LeaseView, PeerLease};
 pub use patch::{PatchOp, pointer};
 pub use said::Told;
 

@@ -124,7 +124,7 @@ pub async fn start(args: &AgentArgs, cancel: CancellationToken) -> anyhow::Resul
         asks,
         tries: Tries {
             every: Duration::from_secs(args.timing.gateway_check_seconds.max(1)),
-            leading: leadership.leading(),
+            leading: acts.clone(),
         },
     };
     let targets = sources.targets(store.clone(), metrics);

@@ -3,7 +3,9 @@
 use super::diagnose::diagnose;
 use super::restart::writes;
 use super::services::{HOST, cart, service_says};
-use super::{PEER, READY, SERVICE, SERVICE_ENTRY, both_ready, found, make_peers, merge, of_peer, peer_says, quick};
+use super::{
+    PEER, READY, SERVICE, SERVICE_ENTRY, both_ready, found, make_peers, merge, of_peer, peer_says, quick,
+};
 use crate::agent::Agent;
 use crate::pair::with_pair;
 use crate::wait::{always, eventually};
@@ -93,9 +95,15 @@ fn services_that_cannot_be_called_are_told_from_agents_that_do_not_talk() {
         ensure!(said.contains(&format!("{at} (connection refused)")), "{said}");
         ensure!(of_peer(east, west, "Connected").await?.0 == "True");
         ensure!(of_peer(east, west, "Ready").await?.0 == "True", "it has no part in Ready");
-        ensure!(found(east, SERVICE_ENTRY, AGENT, HOST).await?.metadata.resource_version == entry, "it is written");
+        ensure!(
+            found(east, SERVICE_ENTRY, AGENT, HOST).await?.metadata.resource_version == entry,
+            "it is written"
+        );
         let (outcome, broken) = diagnosed(&of_east).await?;
-        ensure!(outcome == "failed" && broken["step"] == "gateways" && broken["side"] == "theirs", "{broken}");
+        ensure!(
+            outcome == "failed" && broken["step"] == "gateways" && broken["side"] == "theirs",
+            "{broken}"
+        );
         let (_, metrics) = of_east.get("/metrics").await?;
         let metric = format!("condition=\"{REACHED}\"");
         let line = metrics.lines().find(|line| line.contains(&metric)).context("no metric of it")?;

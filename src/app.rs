@@ -20,7 +20,9 @@ use crate::config::AgentArgs;
 use crate::federation::{Federation, RelayConfig};
 use crate::index::run::WorldHandle;
 use crate::leases;
-use crate::observe::{admin, metrics::Metrics};
+use crate::observe::admin::{self, Watched};
+use crate::observe::metrics::Metrics;
+use crate::observe::seen::Seen;
 use crate::plan::Plan;
 use leading::{Leave, Standing, lead, replica, spawn_writer};
 use operators::{Operators, control, desk, enrolment, finish, spawn_control};
@@ -107,11 +109,6 @@ pub async fn start(args: &AgentArgs, cancel: CancellationToken) -> anyhow::Resul
     let (peers, questions) = (federation.probe, federation.questions);
     supervise(&mut tasks, federation.join);
 
-    let (admin, admin_task) = admin::serve(args.admin_listen, serves, Arc::clone(&metrics), cancel.clone())
-        .await
-        .with_context(|| format!("--admin-listen {}", args.admin_listen))?;
-    supervise(&mut tasks, admin_task);
-
     let planning = Planning {
         store: store.clone(),
         settings: Arc::clone(&settings),
@@ -127,13 +124,31 @@ pub async fn start(args: &AgentArgs, cancel: CancellationToken) -> anyhow::Resul
             leading: acts.clone(),
         },
     };
-    let targets = sources.targets(store.clone(), metrics);
+    let targets = sources.targets(store.clone(), Arc::clone(&metrics));
     let control = control(
         args,
         &sources,
-        Operators { worlds, replica: replica.name.clone(), leading: acts.clone(), leader, enrolment, peers },
+        Operators {
+            worlds: worlds.clone(),
+            replica: replica.name.clone(),
+            leading: acts.clone(),
+            leader,
+            enrolment,
+            peers,
+        },
     )?;
     let (plans, failures) = planning.spawn(&mut tasks, sources, &cancel);
+    let watched = Watched {
+        ready: serves,
+        leading: leadership.leading(),
+        metrics,
+        seen: Seen::new(worlds, plans.clone()),
+        store: store.clone(),
+    };
+    let (admin, admin_task) = admin::serve(args.admin_listen, args.view, watched, cancel.clone())
+        .await
+        .with_context(|| format!("--admin-listen {}", args.admin_listen))?;
+    supervise(&mut tasks, admin_task);
     spawn_control(&mut tasks, args, control, questions, &cancel).await?;
     spawn_writer(&mut tasks, Applier::new(targets, plans.clone(), acts, failures), leadership, &cancel);
     let keeping = leases::Keeper { store, settings, replica: replica.name, links, sessions };

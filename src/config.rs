@@ -38,6 +38,16 @@ pub struct AgentArgs {
     #[arg(long, env = "ENTENTE_ADMIN_LISTEN", default_value = "127.0.0.1:7480")]
     pub admin_listen: SocketAddr,
 
+    /// Serve a page at `/` of the admin listener that shows the federation to people: its peers, authorities, services and events.
+    /// It can only be looked at, and by whoever reaches that listener.
+    #[arg(long, env = "ENTENTE_VIEW")]
+    pub view: bool,
+
+    /// A collector that takes traces, by OTLP over gRPC without TLS: `http://HOST:PORT`. Each turn of reconciliation and each exchange
+    /// with a peer is traced to it. Default: no traces.
+    #[arg(long, env = "OTEL_EXPORTER_OTLP_ENDPOINT")]
+    pub otlp_endpoint: Option<String>,
+
     /// A Unix socket for the commands that ask or change the running agent; only its own user may open it. Empty: none.
     #[arg(long = "control", env = "ENTENTE_CONTROL", default_value = CONTROL_SOCKET)]
     pub control: PathBuf,
@@ -149,6 +159,11 @@ pub struct ClusterArgs {
     )]
     pub domain: String,
 
+    /// Whether Istio is there. `false`: its objects and configuration are neither read nor written, and no rights to them are
+    /// needed; what was written before stays as it is.
+    #[arg(long, env = "ENTENTE_ISTIO", default_value_t = true, action = clap::ArgAction::Set)]
+    pub istio: bool,
+
     /// Where Istio lives: the mesh's root namespace, that of its configuration and, unless said otherwise, of its gateways.
     #[arg(long, env = "ENTENTE_ISTIO_NAMESPACE", default_value = "istio-system")]
     pub istio_namespace: String,
@@ -184,6 +199,7 @@ impl ClusterArgs {
     pub fn settings(&self, others: Settings) -> Settings {
         Settings {
             cluster_domain: self.domain.clone(),
+            istio: self.istio,
             istio_namespace: self.istio_namespace.clone(),
             eastwest_gateway: self.eastwest_gateway.clone(),
             ingress_gateway: self.ingress_gateway.clone(),
@@ -199,6 +215,7 @@ impl Default for ClusterArgs {
     fn default() -> Self {
         Self {
             domain: "cluster.local".to_owned(),
+            istio: true,
             istio_namespace: "istio-system".to_owned(),
             eastwest_gateway: GatewayChoice::named(GatewayType::EastWestGateway),
             ingress_gateway: GatewayChoice::named(GatewayType::IngressGateway),

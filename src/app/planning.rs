@@ -12,7 +12,6 @@ use super::sources::Sources;
 use crate::clock;
 use crate::index::run::{Ask, Inputs, Outputs};
 use crate::index::{self, Index};
-use crate::model::object::Kind;
 use crate::model::replica::Leader;
 use crate::model::session::{LinkPlan, SessionState};
 use crate::model::world::Settings;
@@ -60,7 +59,7 @@ impl Planning {
         let (mesh_sender, mesh) = watch::channel(None);
         let (reached_sender, reached) = watch::channel(Reached::default());
         let inputs = Inputs {
-            store: self.store.watch(&Kind::WATCHED),
+            store: self.store.watch(&self.settings.watched()),
             identity: sources.identity.subscribe(),
             workload_failure: sources.identity.failures(),
             spire: sources.spire.subscribe(),

@@ -2,6 +2,7 @@
 //! `api.sock`. The commands of `entente` that change trust are its clients; one file a group of routes.
 
 mod about;
+mod bundles;
 mod diagnose;
 mod enrolment;
 mod problem;
@@ -21,6 +22,7 @@ use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
 
 pub use about::About;
+pub use bundles::{HeldAuthorities, HeldAuthority, HeldBundles};
 pub use diagnose::AskDiagnosis;
 pub use enrolment::{Enrolment, Invited, JoinReport, JoinRequest, NewInvite, OpenInvite, Reach};
 pub use problem::Problem;
@@ -58,6 +60,7 @@ impl Control {
     fn router(self) -> Router {
         Router::new()
             .route("/v1/about", get(about::about))
+            .route("/v1/bundles", get(bundles::bundles))
             .route("/v1/peers/{peer}/diagnose", post(diagnose::diagnose))
             .route("/v1/invites", get(enrolment::list).post(enrolment::invite))
             .route("/v1/invites/{id}", delete(enrolment::withdraw))

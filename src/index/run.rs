@@ -19,7 +19,8 @@ use crate::model::replica::Leader;
 use crate::model::session::{LinkPlan, SessionState};
 use crate::model::trust::SpireState;
 use crate::model::{ObjectKey, TrustDomain, World};
-use crate::observe::metrics::Metrics;
+use crate::observe::metrics::{Metrics, Step};
+use crate::observe::traces;
 use crate::plan::memo::Memo;
 use crate::plan::taking::{Sessions, Taking};
 use crate::plan::{self, Plan};
@@ -135,7 +136,11 @@ pub async fn run(
         let heard = Arc::clone(&inputs.sessions.borrow());
         let term = term(&inputs.leader.borrow_and_update());
         let planned = tokio::task::spawn_blocking(move || {
+<<<<<<< HEAD
             let wake_at = planner.plan(&heard, term, clock());
+=======
+            let wake_at = traces::plan().in_scope(|| planner.plan(&heard, clock()));
+>>>>>>> observe
             (planner, wake_at)
         });
         (planner, wake_at) = match planned.await {
@@ -143,6 +148,7 @@ pub async fn run(
             Err(ended) if ended.is_cancelled() => return Ok(()),
             Err(panicked) => std::panic::resume_unwind(panicked.into_panic()),
         };
+        planner.outputs.metrics.took(Step::Plan, began.elapsed());
         rested = Instant::now() + (began.elapsed() * 4).min(GATHER_MOST);
         if !inputs.asked.is_empty() {
             let world = Arc::new(planner.index.world().clone());
@@ -277,7 +283,7 @@ fn publish(index: &Index, plan: Plan, outputs: &Outputs) {
     // after the links: who takes it for leave to talk to peers must know them by then
     set(&outputs.ready, ready);
     set(&outputs.monitors, Arc::new(plan.monitors.clone()));
-    outputs.metrics.observe(world);
+    outputs.metrics.planned(world);
     set(&outputs.plans, Arc::new(plan));
 }
 

@@ -2,6 +2,8 @@
 
 mod admin;
 mod behaviour;
+mod chart;
+mod cli;
 mod diagnose;
 mod disconnection;
 mod ending;
@@ -27,6 +29,7 @@ mod scale;
 mod services;
 mod trio;
 mod uninstall;
+mod values;
 mod verdict;
 
 use crate::agent::{Agent, AgentOptions};

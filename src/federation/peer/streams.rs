@@ -6,6 +6,7 @@ use std::time::Duration;
 
 use tokio::sync::{mpsc, watch};
 use tokio::time::Instant;
+use tracing::Instrument as _;
 
 use super::{ANOTHER_STREAM, Actor, LinkHandle, SAID};
 use crate::federation::link::{Link, LinkEvent, Parting, Proof, Stream};
@@ -13,6 +14,7 @@ use crate::federation::session::{Aside, End, Heard, Session};
 use crate::identity::peer_tls::{PeerRefusal, judge};
 use crate::identity::verify::Role;
 use crate::model::session::{GoodbyeReason, LinkState};
+use crate::observe::traces;
 
 impl Actor {
     /// Judges the chains of running streams by the bundles and IDs of now.
@@ -94,7 +96,7 @@ impl Actor {
             number,
             LinkHandle { proof, parting, say, last_heard, opened: None, heard, ended: false },
         );
-        self.tasks.spawn(link.run(stream, session));
+        self.tasks.spawn(link.run(stream, session).instrument(traces::exchange(&self.peer)));
     }
 
     /// Whether a stream with this proof takes the place of the one that counts.

@@ -136,11 +136,7 @@ pub async fn run(
         let heard = Arc::clone(&inputs.sessions.borrow());
         let term = term(&inputs.leader.borrow_and_update());
         let planned = tokio::task::spawn_blocking(move || {
-<<<<<<< HEAD
-            let wake_at = planner.plan(&heard, term, clock());
-=======
-            let wake_at = traces::plan().in_scope(|| planner.plan(&heard, clock()));
->>>>>>> observe
+            let wake_at = traces::plan().in_scope(|| planner.plan(&heard, term, clock()));
             (planner, wake_at)
         });
         (planner, wake_at) = match planned.await {

@@ -140,7 +140,7 @@ pub async fn start(args: &AgentArgs, cancel: CancellationToken) -> anyhow::Resul
     let (plans, failures) = planning.spawn(&mut tasks, sources, &cancel);
     let watched = Watched {
         ready: serves,
-        leading: leadership.leading(),
+        leading: acts.clone(),
         metrics,
         seen: Seen::new(worlds, plans.clone()),
         store: store.clone(),

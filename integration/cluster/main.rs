@@ -15,9 +15,11 @@
 #![allow(dead_code, reason = "the harness has what scenarios need; not every one is there yet")]
 
 mod agent;
+mod balancer;
 #[path = "../behaviour/mod.rs"]
 mod behaviour;
 mod bundle_server;
+mod chart;
 mod crds;
 mod envoy;
 mod hostile;
@@ -29,11 +31,14 @@ mod pair;
 mod ports;
 mod process;
 mod relay;
+mod rights;
 mod scenarios;
 mod scratch;
+mod sni;
 mod spire;
 mod template;
 mod tools;
+mod turn;
 mod wait;
 mod world;
 

@@ -29,6 +29,7 @@ pub use problem::Problem;
 
 use crate::diagnose::Diagnoser;
 use crate::index::run::WorldHandle;
+use crate::model::replica::Leader;
 use crate::spire::replicas::Replicas;
 use crate::spire::watch::SpireWatch;
 
@@ -39,6 +40,8 @@ pub struct Control {
     pub worlds: WorldHandle,
     /// Whether this replica leads: the others write nothing and talk to no peer.
     pub leading: watch::Receiver<bool>,
+    /// Which replica leads, as this one sees it.
+    pub leader: watch::Receiver<Leader>,
     /// The name of this replica.
     pub replica: String,
     /// Looks at the path to a peer.
@@ -154,6 +157,7 @@ mod tests {
             diagnoser: Diagnoser::idle(worlds.clone()),
             worlds,
             leading: watch::channel(true).1,
+            leader: watch::channel(Leader::Us { term: 0 }).1,
             replica: "one".to_owned(),
             enrolment: Enrolment::of_directory(folder),
             replicas,

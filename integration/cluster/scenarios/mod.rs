@@ -2,6 +2,7 @@
 
 mod admin;
 mod behaviour;
+mod chart;
 mod cli;
 mod diagnose;
 mod disconnection;
@@ -19,6 +20,7 @@ mod poison;
 mod proxies;
 mod push;
 mod reach;
+mod replicas;
 mod restart;
 mod revocation;
 mod rival;
@@ -27,6 +29,7 @@ mod scale;
 mod services;
 mod trio;
 mod uninstall;
+mod values;
 mod verdict;
 
 use crate::agent::{Agent, AgentOptions};

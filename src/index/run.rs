@@ -136,11 +136,7 @@ pub async fn run(
         let heard = Arc::clone(&inputs.sessions.borrow());
         let term = term(&inputs.leader.borrow_and_update());
         let planned = tokio::task::spawn_blocking(move || {
-<<<<<<< HEAD
-            let wake_at = planner.plan(&heard, term, clock());
-=======
-            let wake_at = traces::plan().in_scope(|| planner.plan(&heard, clock()));
->>>>>>> observe
+            let wake_at = traces::plan().in_scope(|| planner.plan(&heard, term, clock()));
             (planner, wake_at)
         });
         (planner, wake_at) = match planned.await {
@@ -244,11 +240,10 @@ async fn take(index: &mut Index, inputs: &mut Inputs) -> anyhow::Result<bool> {
             changed.map_err(|_| ended("the reader of the mesh"))?;
             index.world_mut().mesh = inputs.mesh.borrow_and_update().clone();
         }
-<<<<<<< HEAD
         changed = inputs.leader.changed() => {
             // it is looked at when it is planned for
             changed.map_err(|_| ended("the leader election"))?;
-=======
+        }
         changed = inputs.reached.changed() => {
             changed.map_err(|_| ended("the tries of gateways"))?;
             index.world_mut().reached = Arc::clone(&inputs.reached.borrow_and_update());

@@ -42,13 +42,16 @@ mod world;
 
 mod application;
 mod as_local;
+mod chart;
 mod configuration;
 mod ending;
 mod federation;
+mod flags;
 mod istiod;
 mod meshes;
 mod mtls;
 mod network;
+mod one_port;
 mod proxy;
 mod setup;
 mod three;

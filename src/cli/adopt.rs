@@ -1,25 +1,19 @@
 //! `entente adopt`: makes a relationship that was made by hand a TrustDomainPeer, without anything flapping.
 
-use std::collections::{BTreeMap, BTreeSet};
 use std::io::Write as _;
 use std::path::PathBuf;
-use std::time::Duration;
 
 use anyhow::{Context as _, bail};
 use clap::Args;
 
 use super::invite::tell;
+use super::store::StoreFlags;
 use crate::bundle::endpoint::{EndpointClient, web_roots};
 use crate::clock;
 use crate::config::StoreArg;
 use crate::enrol::adopt::{self, Adoption, Step, Wish};
 use crate::model::endpoint::{EndpointProfile, FetchProblem};
-use crate::model::object::Kind;
-use crate::model::{Object, ObjectKey};
-use crate::store::{Event, KubernetesStore, Store, directory};
-
-/// How long the store is given to be read.
-const PATIENCE: Duration = Duration::from_secs(15);
+use crate::store::{Store, directory};
 
 #[derive(Args, Debug)]
 pub(super) struct AdoptArgs {
@@ -47,17 +41,8 @@ pub(super) struct AdoptArgs {
     #[arg(long)]
     keep_registrations: bool,
 
-    /// Where objects are: `kubernetes`, by KUBECONFIG.
-    #[arg(long, env = "ENTENTE_STORE", default_value = "kubernetes")]
-    store: StoreArg,
-
-    /// The agent's namespace.
-    #[arg(long, env = "ENTENTE_NAMESPACE", default_value = "entente-system")]
-    namespace: String,
-
-    /// What the agent marks as its own, as its own option says.
-    #[arg(long, env = "ENTENTE_INSTANCE", default_value = "entente")]
-    instance: String,
+    #[command(flatten)]
+    at: StoreFlags,
 
     /// `className` of the objects that spire-controller-manager follows, as the agent's option says.
     #[arg(long, env = "ENTENTE_SPIRE_CLASS_NAME", default_value = "")]
@@ -66,17 +51,15 @@ pub(super) struct AdoptArgs {
 
 /// Says on standard output what changes, step by step; the manifest of the peer with `--dry-run`.
 pub(super) async fn run(args: &AdoptArgs) -> anyhow::Result<()> {
-    if let StoreArg::Directory(_) = args.store {
+    if let StoreArg::Directory(_) = args.at.store {
         bail!(
             "in a directory there is nothing to hand over: write a TrustDomainPeer with the endpoint of SPIRE's \
              relationship, and the agent takes that as it is"
         );
     }
     let wish = wish(args)?;
-    let store = Store::Kubernetes(KubernetesStore::connect(&args.namespace, &args.instance).await?);
-    let objects = tokio::time::timeout(PATIENCE, read(&store)).await;
-    let objects = objects
-        .map_err(|_| anyhow::anyhow!("{}: not read within {} s", args.store, PATIENCE.as_secs()))??;
+    let store = args.at.open().await?;
+    let objects = args.at.read(&adopt::KINDS).await?.objects;
     let adoption = adopt::adopt(&objects, &wish).map_err(anyhow::Error::msg)?;
     let untried = try_endpoint(&wish, &adoption).await?;
     let mut out = std::io::stdout().lock();
@@ -119,7 +102,7 @@ fn wish(args: &AdoptArgs) -> anyhow::Result<Wish> {
     });
     Ok(Wish {
         trust_domain,
-        instance: args.instance.clone(),
+        instance: args.at.cluster.instance.clone(),
         class_name: args.spire_class_name.clone(),
         agent_addresses: args.agent_addresses.clone(),
         agent_ids,
@@ -145,26 +128,6 @@ async fn try_endpoint(wish: &Wish, adoption: &Adoption) -> anyhow::Result<Option
         ),
         Err(failure) => Ok(Some(format!("the endpoint could not be tried from here: {}", failure.message))),
     }
-}
-
-async fn read(store: &Store) -> anyhow::Result<BTreeMap<ObjectKey, Object>> {
-    let mut events = store.watch(&adopt::KINDS);
-    let mut missing: BTreeSet<Kind> = adopt::KINDS.into();
-    let mut objects = BTreeMap::new();
-    while !missing.is_empty() {
-        match events.recv().await {
-            Some(Event::Reset { kind, objects: all }) => {
-                missing.remove(&kind);
-                objects.extend(all.into_iter().map(|object| (object.key.clone(), object)));
-            }
-            Some(Event::Absent(kind)) => {
-                bail!("the API server does not know the kind {kind}: install its CRDs")
-            }
-            Some(_) => {}
-            None => bail!("the store ended"),
-        }
-    }
-    Ok(objects)
 }
 
 async fn apply(store: &Store, step: &Step) -> anyhow::Result<()> {

@@ -1,47 +1,78 @@
-//! The client of a running agent's control socket.
+//! The client of a running agent's control API: over its socket where it runs beside us, else through its pod.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::Context as _;
 use clap::Args;
-use reqwest::{Method, RequestBuilder};
+use http::{Method, Request, StatusCode};
+use http_body_util::{BodyExt as _, Full, Limited};
+use hyper::body::Bytes;
+use hyper::client::conn::http1::{self, SendRequest};
+use hyper_util::rt::TokioIo;
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 use serde_json::Value;
+use tokio::net::UnixStream;
+use tokio::sync::Mutex;
 
-use crate::identity::tls::provider;
+use super::exit::NotAsked;
+use super::output::noticed;
+use super::reach::{self, Remote, Stream};
+use super::store::ClusterFlags;
+use crate::config::CONTROL_SOCKET;
 
 /// Beyond what any single request of the control API takes: long work is asked for in steps.
 const PATIENCE: Duration = Duration::from_secs(60);
+/// The most bytes of an answer.
+const MOST: usize = 64 * 1024 * 1024;
+
+/// The socket of an agent beside us.
+#[derive(Args, Clone, Debug, Default)]
+pub(super) struct SocketFlag {
+    /// The control socket of an agent beside us. Without it, `/run/entente/control.sock` where that is there; else the agent that
+    /// leads in the cluster, through `kubectl exec` (it needs `get` and `create` on `pods/exec`).
+    #[arg(long, env = "ENTENTE_CONTROL", value_name = "SOCKET")]
+    pub(super) control: Option<PathBuf>,
+}
+
+impl SocketFlag {
+    /// The socket that is named, else the one by default.
+    pub(super) fn path(&self) -> &Path {
+        self.control.as_deref().unwrap_or(Path::new(CONTROL_SOCKET))
+    }
+
+    /// A client; nothing is asked yet.
+    pub(super) fn client(&self, cluster: &ClusterFlags) -> ControlClient {
+        // In the agent's own pod there is no kubeconfig, and nobody else to be asked.
+        let is_beside =
+            self.control.is_some() || (!cluster.is_named() && (self.path().exists() || !has_kubeconfig()));
+        let way = if is_beside { Way::Socket(self.path().to_owned()) } else { Way::Pod(cluster.clone()) };
+        ControlClient::new(way, PATIENCE)
+    }
+}
+
+/// Whether kubectl would find a kubeconfig, be it a good one.
+fn has_kubeconfig() -> bool {
+    let home = || std::env::home_dir().is_some_and(|home| home.join(".kube/config").exists());
+    std::env::var_os("KUBECONFIG").is_some_and(|named| !named.is_empty()) || home()
+}
 
 /// Which agent is asked.
 #[derive(Args, Clone, Debug)]
-pub(super) struct ControlArgs {
-    /// The control socket of the agent.
-    #[arg(long, env = "ENTENTE_CONTROL", default_value = crate::config::CONTROL_SOCKET)]
-    control: PathBuf,
+pub(super) struct ControlFlags {
+    #[command(flatten)]
+    socket: SocketFlag,
+
+    #[command(flatten)]
+    cluster: ClusterFlags,
 }
 
-impl ControlArgs {
+impl ControlFlags {
     /// A client; nothing is asked yet.
-    pub(super) fn client(&self) -> anyhow::Result<ControlClient> {
-        self.client_within(PATIENCE)
-    }
-
-    fn client_within(&self, patience: Duration) -> anyhow::Result<ControlClient> {
-        // No TLS on a Unix socket; the HTTP client wants a configuration of it all the same, which trusts nobody.
-        let tls = rustls::ClientConfig::builder_with_provider(provider())
-            .with_safe_default_protocol_versions()?
-            .with_root_certificates(rustls::RootCertStore::empty())
-            .with_no_client_auth();
-        let http = reqwest::Client::builder()
-            .tls_backend_preconfigured(tls)
-            .unix_socket(self.control.clone())
-            .timeout(patience)
-            .build()
-            .context("the client of the control socket cannot be made")?;
-        Ok(ControlClient { http, socket: self.control.clone() })
+    pub(super) fn client(&self) -> ControlClient {
+        self.socket.client(&self.cluster)
     }
 }
 
@@ -74,29 +105,61 @@ impl Refusal {
 
 /// The agent took the request, and what came of it is not known.
 #[derive(Debug, thiserror::Error)]
-#[error(
-    "the agent at {} {what}: it may still do what it was asked; see its log and `entente status`", .socket.display()
-)]
+#[error("the agent {agent} {what}: it may still do what it was asked; see its log and `entente status`")]
 pub(super) struct Unanswered {
-    socket: PathBuf,
+    agent: String,
     what: &'static str,
-    source: reqwest::Error,
 }
 
-/// Asks one agent.
+/// The connection ended before the agent was asked.
+#[derive(Debug, thiserror::Error)]
+#[error("the agent {agent} hung up before it was asked; run this again")]
+struct Unsent {
+    agent: String,
+}
+
+/// No agent serves the socket.
+pub(super) fn no_agent(socket: &Path, error: &std::io::Error) -> NotAsked {
+    NotAsked(format!(
+        "no agent answers at {} ({error}): run this beside a running agent, name its socket with --control, or its cluster \
+         with --kubeconfig or --context",
+        socket.display()
+    ))
+}
+
+#[derive(Debug)]
+enum Way {
+    Socket(PathBuf),
+    Pod(ClusterFlags),
+}
+
+/// Asks one agent, by one connection as long as that holds. Clones share it.
 #[derive(Clone, Debug)]
 pub(super) struct ControlClient {
-    http: reqwest::Client,
-    socket: PathBuf,
+    way: Arc<Way>,
+    patience: Duration,
+    line: Arc<Mutex<Option<Line>>>,
+}
+
+/// A connection, and what is at the other end.
+#[derive(Debug)]
+struct Line {
+    sender: SendRequest<Full<Bytes>>,
+    remote: Option<Remote>,
+    agent: String,
 }
 
 impl ControlClient {
+    fn new(way: Way, patience: Duration) -> Self {
+        Self { way: Arc::new(way), patience, line: Arc::default() }
+    }
+
     /// `GET path`.
     ///
     /// # Errors
-    /// The agent's own words where it refuses; else what failed on the way to it.
+    /// [`Refusal`] has the agent's own words; [`NotAsked`] and [`Unanswered`] tell whether it may have been asked.
     pub(super) async fn get<T: DeserializeOwned>(&self, path: &str) -> anyhow::Result<T> {
-        self.send(self.request(Method::GET, path)).await
+        self.send(Method::GET, path, Vec::new()).await
     }
 
     /// `POST path` with a body.
@@ -108,9 +171,8 @@ impl ControlClient {
         path: &str,
         body: &impl Serialize,
     ) -> anyhow::Result<T> {
-        let body = serde_json::to_string(body).context("the request cannot be written")?;
-        let request = self.request(Method::POST, path).header("content-type", "application/json");
-        self.send(request.body(body)).await
+        let body = serde_json::to_vec(body).context("the request cannot be written")?;
+        self.send(Method::POST, path, body).await
     }
 
     /// `DELETE path`.
@@ -118,38 +180,103 @@ impl ControlClient {
     /// # Errors
     /// As [`Self::get`].
     pub(super) async fn delete<T: DeserializeOwned>(&self, path: &str) -> anyhow::Result<T> {
-        self.send(self.request(Method::DELETE, path)).await
+        self.send(Method::DELETE, path, Vec::new()).await
     }
 
-    fn request(&self, method: Method, path: &str) -> RequestBuilder {
-        self.http.request(method, format!("http://agent{path}"))
+    /// Where the agent is that was asked last, where that was through its pod.
+    pub(super) async fn pod(&self) -> Option<String> {
+        self.line.lock().await.as_ref()?.remote.as_ref().map(|remote| remote.pod.clone())
     }
 
-    async fn send<T: DeserializeOwned>(&self, request: RequestBuilder) -> anyhow::Result<T> {
-        let socket = self.socket.display();
-        let answer = request.send().await.map_err(|error| {
-            if !error.is_connect() {
-                return self.unanswered(error).into();
-            }
-            anyhow::Error::new(error).context(format!(
-                "no agent answers at {socket}: run this beside a running agent, or name its socket with --control"
-            ))
-        })?;
-        let status = answer.status();
-        let text = answer.text().await.map_err(|error| self.unanswered(error))?;
+    async fn send<T: DeserializeOwned>(
+        &self,
+        method: Method,
+        path: &str,
+        body: Vec<u8>,
+    ) -> anyhow::Result<T> {
+        let request = Request::builder()
+            .method(method)
+            .uri(path)
+            .header("host", "agent")
+            .header("content-type", "application/json")
+            .body(Full::from(body))
+            .context("the request cannot be written")?;
+        let mut place = self.line.lock().await;
+        // Taken out: where this is dropped half way, nobody reads the answer to another's question.
+        let kept = place.take().filter(|line| line.sender.is_ready());
+        let (line, status, text) = match kept {
+            // One that the agent closes at this moment: nothing of the request has left.
+            Some(line) => match self.ask(line, request.clone()).await {
+                Err(error) if error.is::<Unsent>() => self.ask(self.connect().await?, request).await?,
+                asked => asked?,
+            },
+            None => self.ask(self.connect().await?, request).await?,
+        };
+        let agent = line.agent.clone();
+        *place = Some(line);
         if !status.is_success() {
+            let text = String::from_utf8_lossy(&text);
             let error: Option<Value> = serde_json::from_str(&text).ok();
             let error = error.as_ref().and_then(|e| e.get("error")).and_then(Value::as_str);
             let message = error.unwrap_or(text.trim()).to_owned();
             return Err(Refusal { status: status.as_u16(), message }.into());
         }
-        serde_json::from_str(&text).with_context(|| format!("the agent at {socket} is of another version"))
+        serde_json::from_slice(&text).with_context(|| format!("the agent {agent} is of another version"))
     }
 
-    fn unanswered(&self, source: reqwest::Error) -> Unanswered {
-        let what = if source.is_timeout() { "has not answered in time" } else { "broke off" };
-        Unanswered { socket: self.socket.clone(), what, source }
+    async fn ask(
+        &self,
+        mut line: Line,
+        request: Request<Full<Bytes>>,
+    ) -> anyhow::Result<(Line, StatusCode, Bytes)> {
+        let asking = async {
+            let (head, body) = line.sender.send_request(request).await?.into_parts();
+            let body = Limited::new(body, MOST).collect().await.map_err(anyhow::Error::from_boxed)?;
+            Ok::<_, anyhow::Error>((head.status, body.to_bytes()))
+        };
+        match tokio::time::timeout(self.patience, asking).await {
+            Ok(Ok((status, body))) => Ok((line, status, body)),
+            Ok(Err(error)) => Err(broken(line, &error).await),
+            Err(_) => Err(Unanswered { agent: line.agent, what: "has not answered in time" }.into()),
+        }
     }
+
+    async fn connect(&self) -> anyhow::Result<Line> {
+        let (stream, remote): (Box<dyn Stream>, _) = match &*self.way {
+            Way::Socket(path) => {
+                let connected = UnixStream::connect(path).await;
+                (Box::new(connected.map_err(|error| no_agent(path, &error))?), None)
+            }
+            Way::Pod(cluster) => {
+                let what = || format!("reaching the agent in namespace {}", cluster.namespace);
+                let (stream, remote) = noticed(what, reach::dial(cluster)).await?;
+                (stream, Some(remote))
+            }
+        };
+        let agent = match (&*self.way, &remote) {
+            (_, Some(remote)) => format!("in pod {}", remote.pod),
+            (Way::Socket(path), None) => format!("at {}", path.display()),
+            (Way::Pod(cluster), None) => format!("in namespace {}", cluster.namespace),
+        };
+        let (sender, connection) = http1::handshake(TokioIo::new(stream)).await?;
+        // It ends with the stream, and each request tells what came of it.
+        tokio::spawn(connection);
+        Ok(Line { sender, remote, agent })
+    }
+}
+
+/// What to say of a line that broke: the program in the pod knows whether the agent heard anything.
+async fn broken(line: Line, error: &anyhow::Error) -> anyhow::Error {
+    let is_unsent = error.downcast_ref::<hyper::Error>().is_some_and(hyper::Error::is_canceled);
+    if let Some(remote) = line.remote
+        && let Some(not_asked) = remote.last_words().await
+    {
+        return not_asked.into();
+    }
+    if is_unsent {
+        return Unsent { agent: line.agent }.into();
+    }
+    Unanswered { agent: line.agent, what: "broke off" }.into()
 }
 
 #[cfg(test)]
@@ -159,14 +286,14 @@ mod tests {
     #[tokio::test]
     async fn an_agent_that_is_not_there_is_told_from_one_that_does_not_answer() {
         let folder = tempfile::tempdir().unwrap();
-        let args = ControlArgs { control: folder.path().join("control.sock") };
+        let socket = folder.path().join("control.sock");
         let ask = async || {
-            let client = args.client_within(Duration::from_millis(200)).unwrap();
+            let client = ControlClient::new(Way::Socket(socket.clone()), Duration::from_millis(200));
             client.get::<Value>("/v1/about").await.unwrap_err()
         };
         let nobody = ask().await;
-        assert!(nobody.to_string().contains("no agent answers") && !nobody.is::<Unanswered>(), "{nobody:#}");
-        let listener = tokio::net::UnixListener::bind(&args.control).unwrap();
+        assert!(nobody.to_string().contains("no agent answers") && nobody.is::<NotAsked>(), "{nobody:#}");
+        let listener = tokio::net::UnixListener::bind(&socket).unwrap();
         let silent = ask().await;
         assert!(silent.is::<Unanswered>() && silent.to_string().contains("in time"), "{silent:#}");
         let hang_up = async {
@@ -176,5 +303,44 @@ mod tests {
         };
         let broken = tokio::select! { error = ask() => error, () = hang_up => unreachable!() };
         assert!(broken.is::<Unanswered>() && broken.to_string().contains("broke off"), "{broken:#}");
+    }
+
+    /// One connection serves every question; one that the agent has closed is made anew; and a question that was given up
+    /// half way leaves no answer behind for the next one.
+    #[tokio::test]
+    async fn a_connection_is_kept_as_long_as_it_is_good() {
+        use std::sync::atomic::{AtomicUsize, Ordering};
+
+        let folder = tempfile::tempdir().unwrap();
+        let socket = folder.path().join("control.sock");
+        let listener = tokio::net::UnixListener::bind(&socket).unwrap();
+        let connections = Arc::new(AtomicUsize::new(0));
+        let count = Arc::clone(&connections);
+        tokio::spawn(async move {
+            loop {
+                let (stream, _) = listener.accept().await.unwrap();
+                count.fetch_add(1, Ordering::SeqCst);
+                let service = hyper::service::service_fn(async |request: Request<hyper::body::Incoming>| {
+                    if request.uri().path() == "/slow" {
+                        tokio::time::sleep(Duration::from_millis(300)).await;
+                    }
+                    let body = Value::from(request.uri().path()).to_string();
+                    Ok::<_, std::convert::Infallible>(http::Response::new(Full::<Bytes>::from(body)))
+                });
+                tokio::spawn(
+                    hyper::server::conn::http1::Builder::new()
+                        .serve_connection(TokioIo::new(stream), service),
+                );
+            }
+        });
+        let client = ControlClient::new(Way::Socket(socket), Duration::from_secs(5));
+        for path in ["/a", "/b"] {
+            assert_eq!(client.get::<String>(path).await.unwrap(), path);
+        }
+        assert_eq!(connections.load(Ordering::SeqCst), 1);
+        let given_up = tokio::time::timeout(Duration::from_millis(50), client.get::<String>("/slow")).await;
+        assert!(given_up.is_err());
+        assert_eq!(client.get::<String>("/c").await.unwrap(), "/c");
+        assert_eq!(connections.load(Ordering::SeqCst), 2);
     }
 }

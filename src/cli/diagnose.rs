@@ -2,20 +2,16 @@
 
 use std::io::Write;
 use std::process::ExitCode;
-use std::time::Duration;
 
-use clap::{Args, ValueEnum};
+use clap::Args;
 
-use super::control::ControlArgs;
+use super::control::ControlFlags;
+use super::exit::NOT_ASKED;
+use super::output::{Screen, TextFormat, Tone, noticed, plain};
 use crate::control::AskDiagnosis;
 use crate::diagnose::{Broken, Diagnosis, Side, Verdict};
 use crate::model::TrustDomain;
 use crate::model::diagnosis::Outcome;
-
-/// After this, who waits is told why.
-const QUIET: Duration = Duration::from_secs(1);
-/// The agent could not be asked, or sees only part of the path.
-const NOT_ASKED: u8 = 3;
 
 /// Walks the path to a peer in order, from both ends where the peer's agent can be asked, and names the first broken
 /// link and the remedy.
@@ -29,20 +25,14 @@ pub(super) struct DiagnoseArgs {
     peer: String,
 
     #[command(flatten)]
-    control: ControlArgs,
+    control: ControlFlags,
 
     /// Do not ask the peer's agent what it sees.
     #[arg(long)]
     no_peer: bool,
 
     #[arg(short, long, default_value = "text")]
-    output: Output,
-}
-
-#[derive(Clone, Copy, Debug, ValueEnum)]
-enum Output {
-    Text,
-    Json,
+    output: TextFormat,
 }
 
 /// Names of objects are legal names of trust domains.
@@ -54,7 +44,7 @@ fn peer(text: &str) -> Result<String, String> {
 }
 
 /// Asks the agent and prints what it found.
-pub(super) async fn run(args: &DiagnoseArgs) -> anyhow::Result<ExitCode> {
+pub(super) async fn run(args: &DiagnoseArgs, screen: Screen) -> anyhow::Result<ExitCode> {
     let diagnosis = match ask(args).await {
         Ok(diagnosis) => diagnosis,
         Err(error) => {
@@ -62,10 +52,8 @@ pub(super) async fn run(args: &DiagnoseArgs) -> anyhow::Result<ExitCode> {
             return Ok(ExitCode::from(NOT_ASKED));
         }
     };
-    let mut out = std::io::stdout().lock();
-    match args.output {
-        Output::Json => writeln!(out, "{}", serde_json::to_string_pretty(&diagnosis)?)?,
-        Output::Text => print(&mut out, &diagnosis)?,
+    if !args.output.print_value(&diagnosis)? {
+        print(&mut std::io::stdout().lock(), &diagnosis, screen)?;
     }
     Ok(match diagnosis.verdict {
         Verdict::Healthy => ExitCode::SUCCESS,
@@ -75,30 +63,24 @@ pub(super) async fn run(args: &DiagnoseArgs) -> anyhow::Result<ExitCode> {
 }
 
 async fn ask(args: &DiagnoseArgs) -> anyhow::Result<Diagnosis> {
-    let client = args.control.client()?;
+    let client = args.control.client();
     let path = format!("/v1/peers/{}/diagnose", args.peer);
     let how = AskDiagnosis { ask_peer: !args.no_peer };
-    let asked = client.post(&path, &how);
-    tokio::pin!(asked);
-    if let Ok(answer) = tokio::time::timeout(QUIET, &mut asked).await {
-        return answer;
-    }
-    writeln!(
-        std::io::stderr(),
-        "looking at the path to {}; what seems broken is looked at again for some seconds ...",
-        args.peer
-    )?;
-    asked.await
+    let what = || {
+        let peer = &args.peer;
+        format!("looking at the path to {peer}; what seems broken is looked at again for some seconds")
+    };
+    noticed(what, client.post(&path, &how)).await
 }
 
-fn print(out: &mut impl Write, diagnosis: &Diagnosis) -> std::io::Result<()> {
+fn print(out: &mut impl Write, diagnosis: &Diagnosis, screen: Screen) -> std::io::Result<()> {
     for check in &diagnosis.checks {
         let mark = match check.outcome {
-            Outcome::Passed => "ok  ",
-            Outcome::Failed => "FAIL",
-            Outcome::Skipped => "-   ",
+            Outcome::Passed => screen.paint(Tone::Good, "ok  "),
+            Outcome::Failed => screen.paint(Tone::Bad, "FAIL"),
+            Outcome::Skipped => screen.paint(Tone::Faint, "-   "),
         };
-        writeln!(out, "{mark}  {:<24} {}", check.step.as_str(), check.message)?;
+        writeln!(out, "{mark}  {:<24} {}", check.step.as_str(), plain(&check.message))?;
     }
     writeln!(out)?;
     let peer = &diagnosis.peer_trust_domain;
@@ -121,8 +103,8 @@ fn print_broken(out: &mut impl Write, peer: &str, broken: &Broken) -> std::io::R
         Side::Between => format!("between us and {peer}"),
     };
     writeln!(out, "Broken: {}, {at}", broken.step)?;
-    writeln!(out, "  cause   {}", broken.message)?;
-    writeln!(out, "  remedy  {}", broken.remedy)
+    writeln!(out, "  cause   {}", plain(&broken.message))?;
+    writeln!(out, "  remedy  {}", plain(&broken.remedy))
 }
 
 #[cfg(test)]

@@ -5,9 +5,10 @@ use std::os::unix::fs::OpenOptionsExt as _;
 use std::path::{Path, PathBuf};
 
 use anyhow::Context as _;
-use clap::{Args, Subcommand, ValueEnum};
+use clap::{Args, Subcommand};
 
-use super::control::{ControlArgs, ControlClient};
+use super::control::{ControlClient, ControlFlags};
+use super::output::TextFormat;
 use crate::api::v1alpha1::trust_domain_peer::{BundleEndpoint, EndpointProfile, ProfileType};
 use crate::config::{ProfileArg, ReachArgs};
 use crate::control::{Invited, NewInvite, OpenInvite, Reach};
@@ -23,7 +24,7 @@ pub(super) struct InviteArgs {
     new: NewArgs,
 
     #[command(flatten)]
-    control: ControlArgs,
+    control: ControlFlags,
 }
 
 #[derive(Args, Debug)]
@@ -41,7 +42,7 @@ struct NewArgs {
     file: Option<PathBuf>,
 
     #[arg(short, long, default_value = "text")]
-    output: Output,
+    output: TextFormat,
 
     #[command(flatten)]
     reach: ReachArgs,
@@ -52,10 +53,10 @@ enum Action {
     /// Show the invites that are open.
     List {
         #[arg(short, long, default_value = "text")]
-        output: Output,
+        output: TextFormat,
 
         #[command(flatten)]
-        control: ControlArgs,
+        control: ControlFlags,
     },
     /// Close an invite that was not used.
     Withdraw {
@@ -63,22 +64,16 @@ enum Action {
         id: String,
 
         #[command(flatten)]
-        control: ControlArgs,
+        control: ControlFlags,
     },
-}
-
-#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
-enum Output {
-    Text,
-    Json,
 }
 
 /// Prints the token alone to standard output, and what is to be done with it to standard error.
 pub(super) async fn run(args: &InviteArgs) -> anyhow::Result<()> {
     match &args.action {
-        None => invite(&args.control.client()?, &args.new).await,
-        Some(Action::List { output, control }) => list(&control.client()?, *output).await,
-        Some(Action::Withdraw { id, control }) => withdraw(&control.client()?, id).await,
+        None => invite(&args.control.client(), &args.new).await,
+        Some(Action::List { output, control }) => list(&control.client(), *output).await,
+        Some(Action::Withdraw { id, control }) => withdraw(&control.client(), id).await,
     }
 }
 
@@ -101,13 +96,12 @@ async fn invite(client: &ControlClient, new: &NewArgs) -> anyhow::Result<()> {
     let mut out = std::io::stdout().lock();
     if let Some(mut file) = file {
         writeln!(file, "{}", invited.token).context("the token cannot be written; withdraw the invite")?;
-    } else if new.output == Output::Text {
+    } else if new.output == TextFormat::Text {
         writeln!(out, "{}", invited.token)?;
     }
-    if new.output == Output::Json {
-        writeln!(out, "{:#}", shown(&invited, new.file.as_deref())?)?;
-    }
     out.flush()?;
+    drop(out);
+    new.output.print_value(&shown(&invited, new.file.as_deref())?)?;
     tell(&format!(
         "Invite {id} for {joiner}, until {expires}. Give the token to its operator by a way that others cannot read; it is \
          used once:\n  entente join {what}\nFingerprint of the bundle of {inviter}, to be compared by voice:\n  {fingerprint}",
@@ -135,16 +129,15 @@ fn open_new(path: &Path) -> anyhow::Result<std::fs::File> {
     opened.with_context(|| format!("{} cannot be made; --file names a new file", path.display()))
 }
 
-async fn list(client: &ControlClient, output: Output) -> anyhow::Result<()> {
+async fn list(client: &ControlClient, output: TextFormat) -> anyhow::Result<()> {
     let open: Vec<OpenInvite> = client.get("/v1/invites").await?;
-    let mut out = std::io::stdout().lock();
-    if output == Output::Json {
-        writeln!(out, "{:#}", serde_json::to_value(&open)?)?;
+    if output.print_value(&open)? {
         return Ok(());
     }
     if open.is_empty() {
         return tell("No invite is open.");
     }
+    let mut out = std::io::stdout().lock();
     writeln!(out, "{:<18}{:<32}{:<24}{:<7}FINGERPRINT", "ID", "TRUST DOMAIN", "EXPIRES", "TRIES")?;
     for invite in open {
         let OpenInvite { id, trust_domain, expires, tries_left, fingerprint } = invite;

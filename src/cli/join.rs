@@ -4,10 +4,11 @@ use std::io::{Read as _, Write as _};
 use std::path::PathBuf;
 
 use anyhow::Context as _;
-use clap::{Args, ValueEnum};
+use clap::Args;
 
-use super::control::{ControlArgs, Unanswered};
+use super::control::{ControlFlags, Unanswered};
 use super::invite::{reach, tell};
+use super::output::{TextFormat, noticed};
 use crate::config::ReachArgs;
 use crate::control::{JoinReport, JoinRequest};
 use crate::enrol::token::{MAX_TOKEN, Token};
@@ -31,19 +32,13 @@ pub(super) struct JoinArgs {
     accepted: bool,
 
     #[arg(short, long, default_value = "text")]
-    output: Output,
+    output: TextFormat,
 
     #[command(flatten)]
     reach: ReachArgs,
 
     #[command(flatten)]
-    control: ControlArgs,
-}
-
-#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
-enum Output {
-    Text,
-    Json,
+    control: ControlFlags,
 }
 
 /// Prints what was made, or would be, to standard output as manifests; the rest to standard error.
@@ -53,7 +48,9 @@ pub(super) async fn run(args: &JoinArgs) -> anyhow::Result<()> {
     Token::parse(&token)?;
     let request =
         JoinRequest { token, dry_run: args.dry_run, accepted: args.accepted, reach: reach(&args.reach) };
-    let answer = args.control.client()?.post("/v1/join", &request).await;
+    let client = args.control.client();
+    let what = || "the agent asks the trust domain that invites".to_owned();
+    let answer = noticed(what, client.post("/v1/join", &request)).await;
     let report: JoinReport = answer.map_err(|error: anyhow::Error| {
         if args.dry_run || !error.is::<Unanswered>() {
             return error;
@@ -63,10 +60,11 @@ pub(super) async fn run(args: &JoinArgs) -> anyhow::Result<()> {
              ask there whether it has one of ours: if so, run this again with --accepted; if not, run it again",
         )
     })?;
+    if args.output.print_value(&report)? {
+        return tell(&summary(&report));
+    }
     let mut out = std::io::stdout().lock();
-    if args.output == Output::Json {
-        writeln!(out, "{:#}", serde_json::to_value(&report)?)?;
-    } else if args.dry_run {
+    if args.dry_run {
         writeln!(out, "# would be made here, in {}", report.trust_domain)?;
         write!(out, "---\n{}", report.here)?;
         writeln!(out, "# would be made by {}", report.inviter)?;

@@ -3,34 +3,70 @@
 mod about;
 mod adopt;
 mod agent;
+mod bundles;
+mod completions;
 mod control;
 pub(crate) mod crds;
 mod demo;
 mod diagnose;
+mod dial;
+mod exit;
+mod explain;
 mod invite;
 mod join;
+mod object;
+mod output;
 mod peer;
+mod peers;
+mod reach;
+#[cfg(test)]
+mod reference;
 mod render;
 mod rotate;
+mod services;
 mod status;
+mod store;
+mod svid;
+mod table;
+mod timeline;
 
+use std::io::IsTerminal as _;
 use std::process::ExitCode;
 
-use clap::{Parser, Subcommand};
-use std::io::IsTerminal as _;
-use tracing_subscriber::EnvFilter;
+use clap::{CommandFactory as _, FromArgMatches as _, Parser, Subcommand};
+use tracing_subscriber::layer::SubscriberExt as _;
+use tracing_subscriber::util::SubscriberInitExt as _;
+use tracing_subscriber::{EnvFilter, Layer, Registry};
+
+use crate::observe::traces;
+
+use output::{Color, Screen};
+
+/// What runs in the agent's pod for a command elsewhere.
+const DIAL: &str = "dial-stdio";
+/// The name under which kubectl runs this as `kubectl entente`.
+const PLUGIN: &str = "kubectl-entente";
 
 /// SPIFFE-native federation of trust domains.
+///
+/// Commands that only read objects ask the API server (or a directory, with --store dir:PATH). Those that need the running agent
+/// use its control socket beside it; elsewhere they reach it through the cluster's kubeconfig, as `kubectl exec` does. Installed
+/// on PATH as `kubectl-entente`, it is a plugin of kubectl: `kubectl entente status`.
 #[derive(Parser, Debug)]
-#[command(name = "entente", version, about, long_about = None)]
+#[command(name = "entente", version, after_help = exit::MEANING, max_term_width = 120)]
 struct Cli {
-    /// What is logged, as in tracing's EnvFilter: `info`, `entente=debug`, ...
-    #[arg(long, global = true, env = "ENTENTE_LOG", default_value = "info")]
-    log: String,
+    /// What is logged on standard error, as in tracing's EnvFilter: `info`, `entente=debug`, ... By default `info` for the agent,
+    /// `error` for other commands.
+    #[arg(long, global = true, env = "ENTENTE_LOG", hide_short_help = true)]
+    log: Option<String>,
 
     /// Log lines as JSON.
-    #[arg(long, global = true, env = "ENTENTE_LOG_JSON")]
+    #[arg(long, global = true, env = "ENTENTE_LOG_JSON", hide_short_help = true)]
     log_json: bool,
+
+    /// Whether output is coloured.
+    #[arg(long, global = true, value_name = "WHEN", default_value = "auto", hide_short_help = true)]
+    color: Color,
 
     #[command(subcommand)]
     command: Command,
@@ -38,85 +74,140 @@ struct Cli {
 
 #[derive(Subcommand, Debug)]
 enum Command {
-    /// Run the agent beside SPIRE.
-    Agent(Box<crate::config::AgentArgs>),
-    /// Print what an agent would write for these manifests, without a cluster.
-    Render(render::RenderArgs),
-    /// Show the peers and services of a trust domain.
+    /// Show every peer in both directions, and what is not well
     Status(status::StatusArgs),
-    /// Change the authorities that SPIRE signs with, once every peer holds the new ones.
-    Rotate(rotate::RotateArgs),
-    /// What is done to one relationship.
+    /// List the peers, or describe one
+    Peers(peers::PeersArgs),
+    /// List the services that are exported and imported
+    Services(services::ServicesArgs),
+    /// Show the authorities of every bundle, when each is valid, and which peer holds which
+    Bundles(bundles::BundlesArgs),
+    /// Show an SVID's chain, up to which authority, and which held bundle verifies it
+    Svid(svid::SvidArgs),
+    /// Name the first broken link of the path to a peer, and the remedy
+    Diagnose(diagnose::DiagnoseArgs),
+    /// Invite another trust domain: a token for its operator
+    Invite(Box<invite::InviteArgs>),
+    /// Become a peer of the trust domain that gave a token
+    Join(Box<join::JoinArgs>),
+    /// End a relationship, or show the bundles that a peer has had
     #[command(subcommand)]
     Peer(peer::PeerCommand),
-    /// Show who a running agent is.
-    About(control::ControlArgs),
-    Diagnose(diagnose::DiagnoseArgs),
-    /// Invite another trust domain: a token for its operator.
-    Invite(Box<invite::InviteArgs>),
-    /// Become a peer of the trust domain that gave a token.
-    Join(Box<join::JoinArgs>),
-    /// Make a relationship that was made by hand a TrustDomainPeer, without anything flapping.
+    /// Explain a condition, or a reason of one
+    Explain(explain::ExplainArgs),
+    /// Make a relationship that was made by hand a TrustDomainPeer
     Adopt(adopt::AdoptArgs),
-    /// Print the CustomResourceDefinitions.
+    /// Change the authorities that SPIRE signs with, once every peer holds the new ones
+    Rotate(rotate::RotateArgs),
+    /// Show who a running agent is
+    About(about::AboutArgs),
+    /// Print what an agent would write for these manifests, without a cluster
+    Render(render::RenderArgs),
+    /// Print the CustomResourceDefinitions
     Crds,
-    /// Two trust domains on this machine, with embedded authorities: see a call go through.
+    /// Print the completions for a shell
+    Completions(completions::CompletionsArgs),
+    /// Run the agent beside SPIRE
+    Agent(Box<crate::config::AgentArgs>),
+    /// Two trust domains on this machine, with embedded authorities: see a call go through
     Demo(demo::DemoArgs),
+    /// Pass standard input and output on to the agent's control socket
+    #[command(hide = true)]
+    DialStdio(control::SocketFlag),
 }
 
-/// Parses the command line and runs it. Exit codes: 0 well; 1 it failed, or `status` found something not ready; 2 the
-/// command line cannot be used; `diagnose` has a 3, for what it could not look at.
+/// Parses the command line and runs it; `exit.rs` has the exit codes.
 #[must_use]
 pub fn main() -> ExitCode {
-    let cli = Cli::parse();
-    if let Err(error) = log(&cli) {
-        return fail(&error);
-    }
+    let cli = parse();
     let runtime = match tokio::runtime::Builder::new_multi_thread().enable_all().build() {
         Ok(runtime) => runtime,
         Err(error) => return fail(&error.into()),
     };
-    match runtime.block_on(run(cli.command)) {
-        Ok(code) => code,
-        Err(error) => fail(&error),
+    // What sends traces runs on the runtime.
+    let logging = {
+        let _runtime = runtime.enter();
+        log(&cli)
+    };
+    let traces = match logging {
+        Ok(traces) => traces,
+        Err(error) => return fail(&error),
+    };
+    let code = runtime.block_on(run(cli)).unwrap_or_else(|error| fail(&error));
+    if let Some(traces) = traces {
+        traces.shutdown();
     }
+    // A read of standard input that never ends must not keep the process.
+    runtime.shutdown_background();
+    code
 }
 
-async fn run(command: Command) -> anyhow::Result<ExitCode> {
-    match command {
-        Command::Agent(args) => agent::run(*args).await.map(|()| ExitCode::SUCCESS),
-        Command::Render(args) => render::run(&args).await.map(|()| ExitCode::SUCCESS),
-        Command::Status(args) => status::run(&args).await,
-        Command::Rotate(args) => rotate::run(&args).await,
-        Command::Peer(command) => peer::run(command).await,
-        Command::About(args) => about::run(&args).await.map(|()| ExitCode::SUCCESS),
-        Command::Diagnose(args) => diagnose::run(&args).await,
-        Command::Invite(args) => invite::run(&args).await.map(|()| ExitCode::SUCCESS),
-        Command::Join(args) => join::run(&args).await.map(|()| ExitCode::SUCCESS),
-        Command::Adopt(args) => adopt::run(&args).await.map(|()| ExitCode::SUCCESS),
-        Command::Crds => crds::run().map(|()| ExitCode::SUCCESS),
-        Command::Demo(args) => demo::run(args).await.map(|()| ExitCode::SUCCESS),
-    }
+/// The command line, under the name by which this was called.
+fn parse() -> Cli {
+    let called = std::env::args_os().next().map(std::path::PathBuf::from);
+    let is_plugin = called.is_some_and(|path| path.file_stem().is_some_and(|name| name == PLUGIN));
+    let matches = command(is_plugin).get_matches();
+    Cli::from_arg_matches(&matches).unwrap_or_else(|error| error.exit())
 }
 
-fn log(cli: &Cli) -> anyhow::Result<()> {
-    // The demo speaks for itself; its agents' logs are for who asks.
-    let default = matches!(cli.command, Command::Demo(_)) && cli.log == "info";
-    let filter = EnvFilter::try_new(if default { "error,entente::devkit=warn" } else { &cli.log })?;
-    let subscriber = tracing_subscriber::fmt()
-        .with_env_filter(filter)
+/// The definition of the command line.
+fn command(is_plugin: bool) -> clap::Command {
+    let command = Cli::command();
+    if is_plugin { command.name(PLUGIN).bin_name("kubectl entente") } else { command }
+}
+
+async fn run(cli: Cli) -> anyhow::Result<ExitCode> {
+    let screen = Screen::of_stdout(cli.color);
+    let done = match cli.command {
+        Command::Agent(args) => agent::run(*args).await,
+        Command::Render(args) => render::run(&args).await,
+        Command::Status(args) => return status::run(&args, cli.color).await,
+        Command::Peers(args) => return peers::run(&args, screen).await,
+        Command::Services(args) => return services::run(&args, screen).await,
+        Command::Bundles(args) => return bundles::run(&args, screen).await,
+        Command::Svid(args) => return svid::run(&args, screen).await,
+        Command::Rotate(args) => return rotate::run(&args).await,
+        Command::Peer(command) => return peer::run(command).await,
+        Command::About(args) => about::run(&args).await,
+        Command::Diagnose(args) => return diagnose::run(&args, screen).await,
+        Command::Explain(args) => explain::run(&args),
+        Command::Invite(args) => invite::run(&args).await,
+        Command::Join(args) => join::run(&args).await,
+        Command::Adopt(args) => adopt::run(&args).await,
+        Command::Crds => crds::run(),
+        Command::Completions(args) => completions::run(&args),
+        Command::Demo(args) => demo::run(args).await,
+        Command::DialStdio(socket) => dial::run(socket.path()).await,
+    };
+    done.map(|()| ExitCode::SUCCESS)
+}
+
+/// Sets up what is logged, and what is traced where a collector is named.
+fn log(cli: &Cli) -> anyhow::Result<Option<traces::Exporter>> {
+    let default = match cli.command {
+        Command::Agent(_) => "info",
+        // It speaks for itself; its agents' logs are for who asks.
+        Command::Demo(_) => "error,entente::devkit=warn",
+        _ => "error",
+    };
+    let filter = EnvFilter::try_new(cli.log.as_deref().unwrap_or(default))?;
+    let filter = filter.add_directive(format!("{}=off", traces::TARGET).parse()?);
+    let lines = tracing_subscriber::fmt::layer()
         .with_ansi(std::io::stderr().is_terminal())
         .with_writer(std::io::stderr);
-    if cli.log_json {
-        subscriber.json().init()
-    } else {
-        subscriber.init()
-    }
-    Ok(())
+    let lines: Box<dyn Layer<Registry> + Send + Sync> =
+        if cli.log_json { lines.json().boxed() } else { lines.boxed() };
+    let endpoint = match &cli.command {
+        Command::Agent(args) => args.otlp_endpoint.as_deref().filter(|endpoint| !endpoint.is_empty()),
+        _ => None,
+    };
+    let (spans, exporter) = endpoint.map(traces::layer).transpose()?.unzip();
+    tracing_subscriber::registry().with(lines.with_filter(filter)).with(spans).init();
+    Ok(exporter)
 }
 
 #[allow(clippy::print_stderr, reason = "the last word of a command that failed")]
 fn fail(error: &anyhow::Error) -> ExitCode {
     eprintln!("entente: {error:#}");
-    ExitCode::FAILURE
+    exit::of_error(error)
 }

@@ -1,170 +1,286 @@
 //! `entente status`: peers and services at a glance, from the store alone.
 
-use std::collections::BTreeMap;
 use std::io::Write as _;
 use std::process::ExitCode;
-use std::time::Duration;
 
-use clap::{Args, ValueEnum};
-use serde_json::{Value, json};
+use clap::Args;
+use jiff::Timestamp;
+use tokio::signal::unix::{SignalKind, signal};
 
-use crate::config::StoreArg;
+use super::exit;
+use super::object::{self, KINDS, all_well, as_value, complaints, of_kind};
+use super::output::{Color, ListFormat, Screen, Tone, plain, span, wrapped};
+use super::services;
+use super::store::{Following, Read, StoreFlags};
+use super::table::{Cell, Column, Table};
+use crate::clock;
+use crate::model::Object;
 use crate::model::object::Kind;
-use crate::model::{Object, ObjectKey};
-use crate::store::{DirectoryStore, DirectoryTimings, Event, KubernetesStore, Store};
 
-/// How long the store is given to answer.
-const PATIENCE: Duration = Duration::from_secs(10);
+/// The most things that are not well of which each is explained.
+const EXPLAINED: usize = 20;
 
+/// Shows every peer in both directions, how many services are shared, and what is not well, with what to do.
+///
+/// Exit code 1 where something is not well, also in between with --watch, which ends with 0 at Ctrl-C.
 #[derive(Args, Debug)]
 pub(super) struct StatusArgs {
-    /// Where objects are: `kubernetes` (by KUBECONFIG), or `dir:PATH`.
-    #[arg(long, env = "ENTENTE_STORE", default_value = "kubernetes")]
-    store: StoreArg,
-
-    /// The agent's namespace.
-    #[arg(long, env = "ENTENTE_NAMESPACE", default_value = "entente-system")]
-    namespace: String,
+    #[command(flatten)]
+    at: StoreFlags,
 
     #[arg(short, long, default_value = "table")]
-    output: Output,
+    output: ListFormat,
+
+    /// Stay, and show it anew at every change, until Ctrl-C.
+    #[arg(short, long)]
+    watch: bool,
 }
 
-#[derive(Clone, Copy, Debug, ValueEnum)]
-enum Output {
-    Table,
-    Json,
+/// Prints it.
+pub(super) async fn run(args: &StatusArgs, color: Color) -> anyhow::Result<ExitCode> {
+    if args.watch {
+        watch(args, color).await?;
+        return Ok(ExitCode::SUCCESS);
+    }
+    let read = args.at.read(&KINDS).await?;
+    if !args.output.print_value(&as_value(&read))? {
+        let screen = Screen::of_stdout(color);
+        write!(std::io::stdout().lock(), "{}", shown(&read, args.output, screen, clock::now()))?;
+    }
+    Ok(exit::of_health(all_well(&read)))
 }
 
-const KINDS: [Kind; 3] = [Kind::TrustDomainPeer, Kind::FederatedService, Kind::ImportedService];
-
-/// Prints the state; the exit code is 1 where a peer is not ready or an object not accepted.
-pub(super) async fn run(args: &StatusArgs) -> anyhow::Result<ExitCode> {
-    let store = match &args.store {
-        StoreArg::Kubernetes => {
-            Store::Kubernetes(KubernetesStore::connect(&args.namespace, "entente").await?)
+async fn watch(args: &StatusArgs, color: Color) -> anyhow::Result<()> {
+    let (mut interrupt, mut terminate) = (signal(SignalKind::interrupt())?, signal(SignalKind::terminate())?);
+    // What the watch below would try for ever is said at once.
+    args.at.read(&KINDS).await?;
+    let store = args.at.open().await?;
+    let mut following = Following::new(&store, &KINDS);
+    let mut last = None;
+    let mut was_drawn = false;
+    let ended = loop {
+        tokio::select! {
+            _ = interrupt.recv() => break Ok(()),
+            _ = terminate.recv() => break Ok(()),
+            changed = following.next() => if let Err(error) = changed { break Err(error) },
         }
-        StoreArg::Directory(path) => {
-            Store::Directory(DirectoryStore::open_read_only(path, DirectoryTimings::default()))
+        if !following.is_whole() || last.as_ref() == Some(&following.read) {
+            continue;
         }
+        draw(&following.read, args.output, color, &mut was_drawn)?;
+        last = Some(following.read.clone());
     };
-    let objects = tokio::time::timeout(PATIENCE, read(&store))
-        .await
-        .map_err(|_| anyhow::anyhow!("{}: no answer within {} s", args.store, PATIENCE.as_secs()))??;
-    let healthy = objects.values().all(is_healthy);
+    if was_drawn {
+        leave()?;
+    }
+    ended
+}
+
+/// On a terminal over what was there, in one write and without clearing it first: nothing flickers. Elsewhere one after the
+/// other; JSON as one line each.
+fn draw(read: &Read, format: ListFormat, color: Color, was_drawn: &mut bool) -> anyhow::Result<()> {
+    let screen = Screen::of_stdout(color);
     let mut out = std::io::stdout().lock();
-    match args.output {
-        Output::Json => writeln!(out, "{:#}", as_json(&objects))?,
-        Output::Table => write!(out, "{}", as_tables(&objects))?,
-    }
-    Ok(if healthy { ExitCode::SUCCESS } else { ExitCode::FAILURE })
-}
-
-async fn read(store: &Store) -> anyhow::Result<BTreeMap<ObjectKey, Object>> {
-    let mut events = store.watch(&KINDS);
-    let mut objects = BTreeMap::new();
-    let mut missing: std::collections::BTreeSet<Kind> = KINDS.into();
-    while !missing.is_empty() {
-        match events.recv().await {
-            Some(Event::Reset { kind, objects: all }) => {
-                missing.remove(&kind);
-                objects.extend(all.into_iter().map(|object| (object.key.clone(), object)));
+    match format {
+        ListFormat::Json => writeln!(out, "{}", as_value(read))?,
+        ListFormat::Yaml => {
+            writeln!(out, "---")?;
+            drop(out);
+            format.print_value(&as_value(read))?;
+            return Ok(());
+        }
+        ListFormat::Table | ListFormat::Wide => {
+            let now = clock::now();
+            let text = shown(read, format, screen, now);
+            if screen.is_terminal {
+                let first = if *was_drawn { "" } else { "\u{1b}[?1049h\u{1b}[?25l" };
+                *was_drawn = true;
+                write!(out, "{first}{}", over(&text, now))?;
+            } else {
+                writeln!(out, "--- {now:.0}\n{text}")?;
             }
-            Some(Event::Absent(kind)) => {
-                anyhow::bail!(
-                    "the API server does not know the kind {kind}: apply the output of `entente crds`"
-                )
-            }
-            Some(_) => {}
-            None => anyhow::bail!("the store ended"),
         }
     }
-    Ok(objects)
+    out.flush()?;
+    Ok(())
 }
 
-fn condition<'a>(object: &'a Object, kind: &str) -> Option<&'a Value> {
-    let conditions = object.status()?.get("conditions")?.as_array()?;
-    conditions.iter().find(|c| c.get("type").and_then(Value::as_str) == Some(kind))
-}
-
-fn truth<'a>(object: &'a Object, kind: &str) -> &'a str {
-    condition(object, kind).and_then(|c| c.get("status")).and_then(Value::as_str).unwrap_or("-")
-}
-
-fn text<'a>(value: Option<&'a Value>, field: &str) -> &'a str {
-    value.and_then(|v| v.get(field)).and_then(Value::as_str).unwrap_or("-")
-}
-
-fn is_healthy(object: &Object) -> bool {
-    let kind = match object.key.kind {
-        Kind::TrustDomainPeer => "Ready",
-        Kind::ImportedService => "Admitted",
-        _ => "Accepted",
-    };
-    truth(object, kind) == "True"
-}
-
-fn as_json(objects: &BTreeMap<ObjectKey, Object>) -> Value {
-    let list = |kind: Kind| -> Vec<Value> {
-        let of_kind = objects.values().filter(|object| object.key.kind == kind);
-        of_kind
-            .map(|o| json!({ "namespace": o.key.namespace, "name": o.key.name, "spec": o.spec(), "status": o.status() }))
-            .collect()
-    };
-    json!({
-        "peers": list(Kind::TrustDomainPeer),
-        "federatedServices": list(Kind::FederatedService),
-        "importedServices": list(Kind::ImportedService),
-    })
-}
-
-fn as_tables(objects: &BTreeMap<ObjectKey, Object>) -> String {
-    let of_kind = |kind: Kind| objects.values().filter(move |object| object.key.kind == kind);
-    let mut peers =
-        vec![row(&["TRUST DOMAIN", "CONNECTED", "RECIPROCAL", "BUNDLE", "ROTATION", "READY", "WHY"])];
-    peers.extend(of_kind(Kind::TrustDomainPeer).map(|peer| {
-        let ready = condition(peer, "Ready");
-        let why = if truth(peer, "Ready") == "True" { "" } else { text(ready, "message") };
-        let cells = [
-            text(peer.spec(), "trustDomain"),
-            truth(peer, "Connected"),
-            truth(peer, "Reciprocal"),
-            truth(peer, "BundleDistributed"),
-            truth(peer, "RotationSafe"),
-            truth(peer, "Ready"),
-            why,
-        ];
-        row(&cells)
-    }));
-    let mut services = vec![row(&["EXPORTED SERVICE", "ACCEPTED", "EXPORTED", "WHY"])];
-    services.extend(of_kind(Kind::FederatedService).map(|service| {
-        let exported = condition(service, "Exported").or_else(|| condition(service, "Accepted"));
-        let why = if truth(service, "Exported") == "True" { "" } else { text(exported, "message") };
-        let name = format!("{}/{}", service.key.namespace.as_deref().unwrap_or("-"), service.key.name);
-        row(&[&name, truth(service, "Accepted"), truth(service, "Exported"), why])
-    }));
-    let mut imports = vec![row(&["IMPORTED SERVICE", "FROM", "ADMITTED"])];
-    imports.extend(of_kind(Kind::ImportedService).map(|import| {
-        row(&[text(import.spec(), "host"), text(import.spec(), "trustDomain"), truth(import, "Admitted")])
-    }));
-    [peers, services, imports].into_iter().map(|rows| table(&rows)).collect::<Vec<_>>().join("\n")
-}
-
-fn row(cells: &[&str]) -> Vec<String> {
-    cells.iter().map(|cell| (*cell).to_owned()).collect()
-}
-
-/// Columns as wide as their widest cell; the last one as it is.
-fn table(rows: &[Vec<String>]) -> String {
-    let columns = rows.first().map_or(0, Vec::len);
-    let width = |column: usize| rows.iter().filter_map(|r| r.get(column)).map(|c| c.chars().count()).max();
-    let widths: Vec<usize> = (0..columns).map(|column| width(column).unwrap_or(0)).collect();
-    let mut text = String::new();
-    for row in rows {
-        let line: Vec<String> =
-            row.iter().zip(&widths).map(|(cell, width)| format!("{cell:<width$}")).collect();
-        text.push_str(line.join("  ").trim_end());
-        text.push('\n');
+/// The text from the top of the screen on; the rest of each line, and of the screen, is emptied.
+fn over(text: &str, now: Timestamp) -> String {
+    let mut screen = String::from("\u{1b}[H");
+    for line in text.lines() {
+        screen.push_str(line);
+        screen.push_str("\u{1b}[K\r\n");
     }
-    text
+    screen.push_str(&format!("\u{1b}[K\r\nas of {now:.0}; Ctrl-C ends\u{1b}[K\u{1b}[J"));
+    screen
+}
+
+/// Gives the terminal back as it was.
+fn leave() -> anyhow::Result<()> {
+    let mut out = std::io::stdout().lock();
+    write!(out, "\u{1b}[?25h\u{1b}[?1049l")?;
+    out.flush()?;
+    Ok(())
+}
+
+/// Peers, services, and what is not well.
+fn shown(read: &Read, format: ListFormat, screen: Screen, now: Timestamp) -> String {
+    let is_wide = format == ListFormat::Wide;
+    let mut parts = vec![peers(read, is_wide, screen, now)];
+    parts.push(if is_wide { services::tables(read, screen) } else { services::summary(read) });
+    parts.push(unwell(read, screen));
+    parts.retain(|part| !part.is_empty());
+    parts.join("\n")
+}
+
+/// The table of peers: each direction of trust has a column.
+pub(super) fn peers(read: &Read, is_wide: bool, screen: Screen, now: Timestamp) -> String {
+    let mut columns = vec![
+        Column::kept("PEER"),
+        Column::kept("READY"),
+        Column::kept("WE TRUST THEM"),
+        Column::kept("THEY TRUST US"),
+        Column::spare("CONNECTED"),
+        Column::spare("ROTATION SAFE"),
+        Column::spare("EXPORTED"),
+        Column::spare("IMPORTED"),
+        Column::spare("REFUSED"),
+        Column::spare("AGE"),
+    ];
+    if is_wide {
+        columns.extend(["OBJECT", "ENDPOINT", "SERVICES SYNCED", "MESH", "BUNDLE"].map(Column::spare));
+    }
+    let mut table = Table::new(columns);
+    for peer in of_kind(&read.objects, Kind::TrustDomainPeer) {
+        table.row(row(peer, is_wide, now));
+    }
+    if table.is_empty() {
+        return "No peer yet: `entente invite` begins with one, as does a TrustDomainPeer of your own.\n"
+            .to_owned();
+    }
+    table.render(screen)
+}
+
+fn row(peer: &Object, is_wide: bool, now: Timestamp) -> Vec<Cell> {
+    let truth = |kind: &str| Cell::truth(object::truth(peer, kind));
+    let services = |what: &str| Cell::count(object::count(peer.status(), &format!("/services/{what}")));
+    let age = peer.meta.created.map(|created| span(now.as_second() - created.as_second()));
+    let refused = object::count(peer.status(), "/services/refused");
+    let mut cells = vec![
+        Cell::toned(Tone::Title, object::trust_domain(peer)),
+        truth("Ready"),
+        truth("BundleDistributed"),
+        truth("Reciprocal"),
+        truth("Connected"),
+        truth("RotationSafe"),
+        services("exported"),
+        services("imported"),
+        if refused == 0 { Cell::count(0) } else { Cell::toned(Tone::Doubtful, refused.to_string()) },
+        Cell::new(age.unwrap_or_default()),
+    ];
+    if is_wide {
+        let digest: String = object::text(peer.status(), "/bundle/digest").chars().take(12).collect();
+        cells.push(Cell::new(&peer.key.name));
+        cells.extend(["BundleEndpointHealthy", "ServicesSynced", "MeshReady"].map(truth));
+        cells.push(Cell::new(digest));
+    }
+    cells
+}
+
+/// What is not well, each with its reason and what to do.
+pub(super) fn unwell(read: &Read, screen: Screen) -> String {
+    let mut text = String::new();
+    let mut more = 0;
+    let mut explained = 0;
+    let width = screen.width.map(|width| width.saturating_sub(4));
+    let mut explain = |name: &str, what: &str, why: &str, remedy: Option<String>| {
+        if explained == EXPLAINED {
+            more += 1;
+            return;
+        }
+        explained += 1;
+        text.push_str(&format!(
+            "  {}  {}\n",
+            screen.paint(Tone::Title, &plain(name)),
+            screen.paint(Tone::Bad, &plain(what))
+        ));
+        for line in wrapped(&plain(why), width).into_iter().chain(remedy) {
+            text.push_str(&format!("    {line}\n"));
+        }
+    };
+    for unreadable in &read.unreadable {
+        explain(&unreadable.path.display().to_string(), "not read", &unreadable.message, None);
+    }
+    let mut ill: Vec<&Object> = read.objects.values().collect();
+    // Peers come first: much of what is wrong with services follows from them.
+    ill.sort_by_key(|object| object.key.kind != Kind::TrustDomainPeer);
+    for object in ill {
+        let is_peer = object.key.kind == Kind::TrustDomainPeer;
+        for (what, why) in complaints(object) {
+            let peer = object::trust_domain(object);
+            let name = if is_peer {
+                peer.to_owned()
+            } else {
+                format!("{} {}", object.key.kind, object::name(object))
+            };
+            let remedy =
+                is_peer.then(|| screen.paint(Tone::Faint, &format!("entente diagnose {}", plain(peer))));
+            explain(&name, &what, &why, remedy);
+        }
+    }
+    if text.is_empty() {
+        return text;
+    }
+    if more > 0 {
+        text.push_str(&format!("  and {more} more: see `-o json`\n"));
+    }
+    format!("Not well:\n{text}")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::cli::object::testing::{healthy, ill};
+
+    const SCREEN: Screen = Screen { is_terminal: false, color: false, width: None };
+
+    fn now() -> Timestamp {
+        "2026-01-04T00:00:00Z".parse().unwrap()
+    }
+
+    #[test]
+    fn a_healthy_federation() {
+        insta::assert_snapshot!("status_healthy", shown(&healthy(), ListFormat::Table, SCREEN, now()));
+        insta::assert_snapshot!("status_healthy_wide", shown(&healthy(), ListFormat::Wide, SCREEN, now()));
+    }
+
+    #[test]
+    fn a_degraded_federation() {
+        insta::assert_snapshot!("status_ill", shown(&ill(), ListFormat::Table, SCREEN, now()));
+        let narrow = Screen { width: Some(60), ..SCREEN };
+        insta::assert_snapshot!("status_ill_narrow", shown(&ill(), ListFormat::Table, narrow, now()));
+        let coloured = Screen { color: true, ..SCREEN };
+        insta::assert_snapshot!("status_ill_coloured", shown(&ill(), ListFormat::Table, coloured, now()));
+    }
+
+    #[test]
+    fn nothing_is_said_to_be_so() {
+        insta::assert_snapshot!("status_empty", shown(&Read::default(), ListFormat::Table, SCREEN, now()));
+    }
+
+    #[test]
+    fn a_screen_is_written_over_and_not_cleared_first() {
+        let text = over("a\nb\n", now());
+        assert!(
+            text.starts_with("\u{1b}[Ha\u{1b}[K\r\nb\u{1b}[K\r\n") && text.ends_with("\u{1b}[J"),
+            "{text:?}"
+        );
+        assert!(!text.contains("\u{1b}[2J"), "{text:?}");
+    }
+
+    #[test]
+    fn what_scripts_read() {
+        insta::assert_yaml_snapshot!("status_value", as_value(&healthy()));
+    }
 }

@@ -65,6 +65,8 @@ steps! {
     WorkloadRegistrations = "workload-registrations" needs [PeerObject, SpireServer, BundleAuthorities, BundleAlarms, BundleInSpire],
     /// Our own mesh lets services to and from the peer work.
     Mesh = "mesh" needs [PeerObject],
+    /// The gateways through which the peer's services are called take connections.
+    Gateways = "gateways" needs [PeerObject],
     AgentDns = "agent-dns" needs [PeerObject],
     AgentTcp = "agent-tcp" needs [PeerObject, AgentDns],
     /// Both agents accept each other's certificate and ID.
@@ -240,6 +242,8 @@ impl Check {
             (Outcome::Failed, Step::WorkloadRegistrations) => {
                 ("not all workloads that are to federate with you do", HERE)
             }
+            // It would have us look at networks of its choice.
+            (Outcome::Failed, Step::Gateways) => ("we do not reach all of your gateways", HERE),
             (Outcome::Failed, Step::Mesh) => ("our mesh is not set up for services to or from you", HERE),
             (Outcome::Failed, _) => (self.message.as_str(), self.remedy.as_deref().unwrap_or_default()),
         };
@@ -285,6 +289,7 @@ mod tests {
                     Step::SpireServer,
                     Step::WorkloadRegistrations,
                     Step::Mesh,
+                    Step::Gateways,
                 ]
                 .contains(step);
                 let says = told.message.contains("secret") || told.remedy.contains("secret");

@@ -1,11 +1,14 @@
 //! What was seen, as plain data. Everything that is judged stands here.
 
+use std::collections::BTreeMap;
 use std::net::SocketAddr;
 use std::sync::Arc;
 
 use crate::bundle::endpoint::{FailedProbe, Fetched};
 use crate::model::diagnosis::{Outcome, ToldCheck};
 use crate::model::own::Identity;
+use crate::model::reach::Attempt;
+use crate::model::service::GatewayAddress;
 use crate::model::session::LinkState;
 use crate::model::trust::SpireState;
 use crate::model::{SpiffeId, TrustDomain, World};
@@ -85,6 +88,8 @@ pub struct Evidence {
     pub spire: SpireSeen,
     pub endpoint: EndpointSeen,
     pub agent: Vec<AddressSeen>,
+    /// What came of trying the peer's gateways now, of those that the agent tries.
+    pub gateways: BTreeMap<GatewayAddress, Attempt>,
     pub word: PeerWord,
     pub leads: bool,
     pub replica: String,

@@ -1,5 +1,6 @@
 //! Looks at the real path: short, bounded, and at nothing but what our own configuration names.
 
+use std::collections::BTreeMap;
 use std::net::SocketAddr;
 use std::time::Duration;
 
@@ -10,8 +11,11 @@ use super::evidence::{AddressSeen, EndpointSeen, TcpFailure};
 use crate::bundle::endpoint::EndpointClient;
 use crate::bundle::monitor::verifying_bundle;
 use crate::federation::diagnose::PathProbe;
-use crate::model::{Peer, World};
-use crate::plan::monitors;
+use crate::model::reach::Attempt;
+use crate::model::service::GatewayAddress;
+use crate::model::{Peer, TrustDomain, World};
+use crate::plan::{monitors, reach as planned};
+use crate::reach;
 
 /// How long each stage of a look is given.
 #[derive(Clone, Copy, Debug)]
@@ -89,6 +93,16 @@ pub(super) async fn endpoint(
 fn host_port(url: &str) -> Option<String> {
     let url = reqwest::Url::parse(url).ok()?;
     Some(format!("{}:{}", url.host_str()?, url.port_or_known_default()?))
+}
+
+/// The gateways that carry the peer's services, of those that the agent tries: admission let them through.
+pub(super) async fn gateways(world: &World, peer: &TrustDomain) -> BTreeMap<GatewayAddress, Attempt> {
+    let look = async |gateway: GatewayAddress| {
+        let attempt = timeout(Pace::PATIENT.step, reach::attempt(&gateway)).await;
+        (gateway, attempt.unwrap_or(Attempt::Silent))
+    };
+    let known = planned::tried(world, peer).into_keys().take(planned::MOST);
+    futures::future::join_all(known.map(look)).await.into_iter().collect()
 }
 
 /// The addresses of the peer's agent; hands are shaken only where that is asked for.

@@ -108,7 +108,7 @@ impl Diagnoser {
         let shake_hands = *self.leading.borrow()
             && known.identity.is_some()
             && !session.is_some_and(SessionState::is_connected);
-        let (workload, spire, endpoint, agent) = tokio::join!(
+        let (workload, spire, endpoint, gateways, agent) = tokio::join!(
             self.workload_api(),
             self.spire(own.as_ref()),
             async {
@@ -117,6 +117,7 @@ impl Diagnoser {
                     None => Default::default(),
                 }
             },
+            probe::gateways(&known, trust_domain),
             async {
                 match &peer {
                     Some(peer) => probe::agent(&self.peers, peer, shake_hands).await,
@@ -130,6 +131,7 @@ impl Diagnoser {
         let world = overlaid(&world, &workload, &spire);
         Some(Evidence {
             endpoint,
+            gateways,
             agent,
             is_patient: true,
             ..self.evidence(trust_domain, world, workload, spire)
@@ -152,6 +154,7 @@ impl Diagnoser {
             workload,
             spire,
             endpoint: Default::default(),
+            gateways: Default::default(),
             agent: Vec::new(),
             word: PeerWord::NotAsked,
             leads: *self.leading.borrow(),
@@ -217,7 +220,8 @@ impl Diagnoser {
         };
         let world = overlaid(&world, &workload, &spire);
         let evidence = Evidence { endpoint, ..self.evidence(trust_domain, world, workload, spire) };
-        let told = |step: Step| !matches!(step, Step::PeerView | Step::AgentDns | Step::AgentTcp);
+        let told =
+            |step: Step| !matches!(step, Step::PeerView | Step::Gateways | Step::AgentDns | Step::AgentTcp);
         let checks = judge::checks(&evidence);
         Some(checks.iter().filter(|check| told(check.step)).map(super::Check::to_told).collect())
     }

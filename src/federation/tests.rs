@@ -31,13 +31,15 @@ use crate::proto::federation::v1::{
     CatalogueSnapshot, Frame, Goodbye, Heartbeat, Hello, frame::Body, goodbye::Reason,
 };
 
-fn quick() -> Timings {
+pub(super) fn quick() -> Timings {
     Timings {
         connect: Duration::from_secs(5),
         handshake: Duration::from_secs(10),
         backoff_min: Duration::from_millis(20),
         backoff_max: Duration::from_millis(200),
         other_side: Duration::from_millis(200),
+        return_pause: Duration::from_millis(20),
+        return_within: Duration::from_secs(1),
         goodbye: Duration::from_secs(2),
         session: SessionLimits {
             heartbeat: Duration::from_millis(500),
@@ -116,8 +118,9 @@ impl Agent {
         let (open, opened) = watch::channel(is_open);
         let cancel = CancellationToken::new();
         let config = FederationConfig { listen: "127.0.0.1:0".parse().unwrap(), timings };
-        let federation =
-            Federation::start(config, source.clone(), seen, opened, None, cancel.clone()).await.unwrap();
+        let federation = Federation::start(config, source.clone(), seen, opened, None, None, cancel.clone())
+            .await
+            .unwrap();
         Self { domain, source, plans, open, federation, cancel }
     }
 

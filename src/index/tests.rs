@@ -69,3 +69,19 @@ fn what_is_kept_small_is_whole_again() {
     let object = gateway(&["192.0.2.8"]);
     assert_eq!(Packed::of(&object).unpack(), object);
 }
+
+/// Without Istio nothing of it is waited for; with it, everything is.
+#[test]
+fn kinds_that_are_not_followed_are_not_waited_for() {
+    for istio in [true, false] {
+        let settings = Settings { istio, ..Settings::standard() };
+        let watched = settings.watched();
+        assert_eq!(watched.len(), if istio { Kind::WATCHED.len() } else { Kind::WATCHED.len() - 6 });
+        let mut index = Index::new(Arc::new(settings), Timestamp::UNIX_EPOCH);
+        for kind in watched {
+            assert!(!index.world().is_read(), "{kind} was not waited for");
+            index.store(Event::Reset { kind, objects: Vec::new() });
+        }
+        assert!(index.world().is_read());
+    }
+}

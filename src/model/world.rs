@@ -14,6 +14,7 @@ use super::import::Imported;
 use super::mesh::Mesh;
 use super::object::Kind;
 use super::own::{Identity, OwnHistory, WorkloadFailure};
+use super::reach::Tried;
 use super::registration::Registration;
 use super::service::{GatewayAddress, GatewayChoice, GatewayType};
 use super::session::{HeldBundle, SessionState};
@@ -31,6 +32,8 @@ pub struct Settings {
     pub namespace: String,
     /// The cluster's DNS domain: a Service is called at `{name}.{namespace}.svc.{clusterDomain}`.
     pub cluster_domain: String,
+    /// Whether Istio is there, to be read and written.
+    pub istio: bool,
     /// Where Istio lives: the mesh's root namespace, that of its configuration, and of its gateways unless said otherwise.
     pub istio_namespace: String,
     /// The gateway that carries `IstioMtls`.
@@ -39,6 +42,8 @@ pub struct Settings {
     pub ingress_gateway: GatewayChoice,
     /// Whether gateways are reached at the addresses of their nodes, by the node port.
     pub gateway_node_ports: bool,
+    /// Whether the gateways of peers are tried from here.
+    pub checks_gateways: bool,
     /// Whether every workload of the mesh is closed to foreign SPIFFE IDs that no export names.
     pub fence: bool,
     /// The revision of Istio whose mesh configuration counts; empty: the one without a revision.
@@ -65,11 +70,13 @@ impl Settings {
             instance: "entente".to_owned(),
             namespace: "entente-system".to_owned(),
             cluster_domain: "cluster.local".to_owned(),
+            istio: true,
             istio_namespace: "istio-system".to_owned(),
             eastwest_gateway: GatewayChoice::named(GatewayType::EastWestGateway),
             ingress_gateway: GatewayChoice::named(GatewayType::IngressGateway),
             gateway_node_ports: false,
             fence: false,
+            checks_gateways: true,
             istio_revision: String::new(),
             spire_class_name: String::new(),
             relationships: Relationships::ControllerManager,
@@ -78,6 +85,18 @@ impl Settings {
             agent_follow: Duration::from_secs(6),
             good_fetches: 3,
         }
+    }
+
+    /// Whether objects of this kind are followed.
+    #[must_use]
+    pub fn watches(&self, kind: Kind) -> bool {
+        self.istio || !kind.is_istio()
+    }
+
+    /// The kinds that are followed whole.
+    #[must_use]
+    pub fn watched(&self) -> Vec<Kind> {
+        Kind::WATCHED.into_iter().filter(|kind| self.watches(*kind)).collect()
     }
 }
 
@@ -276,6 +295,8 @@ pub struct World {
     pub published_since: BTreeMap<AuthorityId, Timestamp>,
     pub endpoints: Arc<BTreeMap<TrustDomain, EndpointState>>,
     pub sessions: Arc<BTreeMap<TrustDomain, SessionState>>,
+    /// What came of trying the gateways of peers, as the replica that leads does; of one that was not tried yet, nothing.
+    pub reached: Arc<BTreeMap<GatewayAddress, Tried>>,
     pub peers: BTreeMap<TrustDomain, Arc<Peer>>,
     /// Bootstrap bundles from ConfigMaps and Secrets, by peer, or why there is none.
     pub bootstraps: BTreeMap<TrustDomain, Result<Arc<Bundle>, String>>,
@@ -309,7 +330,7 @@ pub struct World {
     pub statuses: BTreeMap<ObjectKey, Arc<Value>>,
     /// Kinds whose first list has been read whole.
     pub read: BTreeSet<Kind>,
-    /// Kinds that the API server does not serve (no Istio here, say).
+    /// Kinds that the API server does not serve, or that the settings leave alone (no Istio here, say).
     pub absent: BTreeSet<Kind>,
     pub memory: BTreeMap<TrustDomain, PeerMemory>,
     /// Objects that could not be written or deleted, with the store's word; empty again once it went well.
@@ -320,6 +341,7 @@ impl World {
     /// Nothing known yet.
     #[must_use]
     pub fn empty(settings: Arc<Settings>, now: Timestamp) -> Self {
+        let absent = Kind::WATCHED.into_iter().filter(|kind| !settings.watches(*kind)).collect();
         Self {
             settings,
             now,
@@ -332,6 +354,7 @@ impl World {
             published_since: BTreeMap::new(),
             endpoints: Arc::default(),
             sessions: Arc::default(),
+            reached: Arc::default(),
             peers: BTreeMap::new(),
             bootstraps: BTreeMap::new(),
             declared: BTreeMap::new(),
@@ -351,7 +374,7 @@ impl World {
             rejected: BTreeMap::new(),
             statuses: BTreeMap::new(),
             read: BTreeSet::new(),
-            absent: BTreeSet::new(),
+            absent,
             memory: BTreeMap::new(),
             failures: Arc::default(),
         }

@@ -6,12 +6,14 @@
 //! the bundle out of whatever still names it; the goodbye is said beside. Registrations that refuse the change hold back
 //! none of it.
 
+use std::collections::BTreeSet;
 use std::time::Duration;
 
 use jiff::Timestamp;
 
 use super::registrations;
 use crate::model::object::Kind;
+use crate::model::service::ClientPattern;
 use crate::model::world::Relationships;
 use crate::model::{ObjectKey, Peer, TrustDomain, World};
 
@@ -244,7 +246,7 @@ pub struct Impact {
     pub foreign: Option<String>,
     /// Hosts that workloads here cannot call any more.
     pub imports: Vec<String>,
-    /// FederatedServices whose clients in that trust domain are shut out.
+    /// FederatedServices whose clients in that trust domain are shut out, and rules by which they are.
     pub exports: Vec<String>,
 }
 
@@ -258,16 +260,19 @@ pub fn impact(world: &World, peer: &Peer) -> Impact {
     };
     let stripped = if peer.ending.at_once { registrations::revocable(world, peer) } else { added() };
     let imported = world.imported.values().filter(|imported| imported.trust_domain == *trust_domain);
-    let exported = world.services.values().filter(|service| {
-        let to = service.exported_to.contains(trust_domain);
-        to || service.clients.iter().any(|client| client.trust_domain() == trust_domain)
-    });
+    // As declared: what it comes to in the cluster is not known to everyone who asks.
+    let is_for = |to: &BTreeSet<TrustDomain>, clients: &BTreeSet<ClientPattern>| {
+        to.contains(trust_domain) || clients.iter().any(|client| client.trust_domain() == trust_domain)
+    };
+    let declared = world.declared.values().filter(|one| is_for(&one.exported_to, &one.clients));
+    let rules = world.rules.values().filter(|rule| is_for(&rule.exported_to, &rule.clients));
+    let by_rule = rules.map(|rule| format!("what ServiceExportRule {} selects", rule.name));
     Impact {
         stripped,
         not_ours: registrations::not_ours(world, peer),
         foreign: super::relationship::foreign(world, peer).map(ToString::to_string),
         imports: imported.filter_map(|imported| imported.service.name.host(trust_domain).ok()).collect(),
-        exports: exported.map(|service| service.object.to_string()).collect(),
+        exports: declared.map(|service| service.object.to_string()).chain(by_rule).collect(),
     }
 }
 
@@ -362,4 +367,27 @@ pub fn listed(names: &[String], most: usize) -> String {
     let more = names.len().saturating_sub(shown.len());
     let rest = if more > 0 { format!(" and {more} more") } else { String::new() };
     format!("{}{rest}", shown.join(", "))
+}
+
+#[cfg(test)]
+mod tests {
+    use crate::model::NamespacedName;
+    use crate::plan::exports::resolve::testing::{Cluster as _, declared, rule};
+    use crate::plan::fixtures::{WorldExt as _, peer, td, world};
+
+    use super::*;
+
+    /// Who only reads the store, as the command does, knows neither our trust domain nor what declarations come to.
+    #[test]
+    fn the_end_names_what_is_declared_for_the_peer() {
+        let mut other = declared();
+        other.object = NamespacedName::new("shop", "other");
+        other.exported_to = [td("north.example")].into();
+        other.clients.clear();
+        let mut world = world("west.example").with_peer(peer("east.example"));
+        world.identity = None;
+        let world = world.with_declared(declared()).with_declared(other).with_rule(rule("shops", 0));
+        let named = impact(&world, &peer("east.example")).exports;
+        assert_eq!(named, ["shop/cart", "what ServiceExportRule shops selects"]);
+    }
 }

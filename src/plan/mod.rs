@@ -30,6 +30,7 @@ pub mod poison;
 pub mod prune;
 #[cfg(test)]
 mod purity;
+pub mod reach;
 pub mod registrations;
 pub mod relationship;
 pub mod rotation;
@@ -54,6 +55,7 @@ use self::memo::Memo;
 use self::status::trust_domain_peer::Subject;
 use crate::model::change::PatchOp;
 use crate::model::endpoint::MonitorTarget;
+use crate::model::service::GatewayAddress;
 use crate::model::session::{LinkPlan, Trouble};
 use crate::model::trust::SpireAction;
 use crate::model::{Object, ObjectKey, Peer, TrustDomain, World};
@@ -74,6 +76,8 @@ pub struct Plan {
     pub monitors: BTreeMap<TrustDomain, MonitorTarget>,
     /// Statuses that differ from what stands in the store.
     pub statuses: BTreeMap<ObjectKey, StatusWrite>,
+    /// Which of the peers' gateways are to be tried.
+    pub gateways: BTreeSet<GatewayAddress>,
     /// Whose bundle endpoints are to be asked, unless they were after that moment.
     pub ask_again: BTreeMap<TrustDomain, Timestamp>,
     /// When to plan again though nothing changes.
@@ -155,6 +159,7 @@ pub fn plan_anew(world: &World, memo: &mut Memo) -> Plan {
         statuses,
         wake_at: wake_at(world, &services),
         ask_again: ask_again(world),
+        gateways: reach::targets(&services.carriers),
         links,
         objects,
     }

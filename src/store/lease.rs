@@ -9,6 +9,7 @@ use tokio::task::JoinHandle;
 use tokio_util::sync::{CancellationToken, DropGuard};
 
 use crate::model::OwnerRef;
+use crate::model::replica::Leader;
 
 /// The times of a leader election.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -17,7 +18,8 @@ pub struct LeaseTimings {
     pub duration: Duration,
     /// The leader stops leading when it could not renew for this long. Shorter than `duration`.
     pub deadline: Duration,
-    /// How often the leader renews and others look.
+    /// How often the leader renews. Others look as often, and every second at least: a lease that is given up is taken within
+    /// that.
     pub retry: Duration,
 }
 
@@ -44,26 +46,30 @@ impl LeaseTimings {
 /// A part in a leader election. Dropped, it gives the lease up in the background; see [`Leadership::release`].
 #[derive(Debug)]
 pub struct Leadership {
-    leading: watch::Receiver<bool>,
+    leader: watch::Receiver<Leader>,
     stop: DropGuard,
     task: JoinHandle<()>,
 }
 
 impl Leadership {
-    pub(super) fn new(leading: watch::Receiver<bool>, stop: CancellationToken, task: JoinHandle<()>) -> Self {
-        Self { leading, stop: stop.drop_guard(), task }
+    pub(super) fn new(
+        leader: watch::Receiver<Leader>,
+        stop: CancellationToken,
+        task: JoinHandle<()>,
+    ) -> Self {
+        Self { leader, stop: stop.drop_guard(), task }
     }
 
-    /// Follows whether this replica leads. Starts false; false again as soon as renewal failed for the deadline.
+    /// Follows who leads. Not we at first, and not we as soon as renewal failed for the deadline.
     #[must_use]
-    pub fn leading(&self) -> watch::Receiver<bool> {
-        self.leading.clone()
+    pub fn leader(&self) -> watch::Receiver<Leader> {
+        self.leader.clone()
     }
 
     /// Whether this replica leads now.
     #[must_use]
     pub fn is_leader(&self) -> bool {
-        *self.leading.borrow()
+        self.leader.borrow().is_us()
     }
 
     /// Gives the lease up, so that another takes it at once, and waits until that is written.

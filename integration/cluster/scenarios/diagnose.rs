@@ -23,7 +23,7 @@ const WEST: &str = "west.example";
 /// A command looks for some ten seconds at what is in motion, and first the fault must have its effect.
 const NAMED: Duration = Duration::from_secs(90);
 
-async fn diagnose(agent: &Agent, arguments: &[&str]) -> Result<(i32, Value)> {
+pub(super) async fn diagnose(agent: &Agent, arguments: &[&str]) -> Result<(i32, Value)> {
     let arguments = [&["diagnose", "-o", "json"], arguments].concat();
     let (code, stdout, stderr) = agent.command(&arguments).await?;
     let printed = serde_json::from_str(&stdout).with_context(|| format!("{code}: {stdout}{stderr}"))?;

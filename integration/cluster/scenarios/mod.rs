@@ -2,6 +2,8 @@
 
 mod admin;
 mod behaviour;
+mod chart;
+mod cli;
 mod diagnose;
 mod disconnection;
 mod ending;
@@ -17,6 +19,8 @@ mod poison;
 #[cfg(target_os = "linux")]
 mod proxies;
 mod push;
+mod reach;
+mod replicas;
 mod restart;
 mod revocation;
 mod rival;
@@ -25,6 +29,7 @@ mod scale;
 mod services;
 mod trio;
 mod uninstall;
+mod values;
 mod verdict;
 
 use crate::agent::{Agent, AgentOptions};

@@ -12,6 +12,8 @@ use serde_json::{Value, json};
 use tokio::sync::mpsc;
 
 use super::manifest;
+use crate::cli::exit;
+use crate::cli::store::StoreFlags;
 use crate::clock;
 use crate::config::StoreArg;
 use crate::index::Index;
@@ -21,7 +23,7 @@ use crate::model::peer::{ANNOTATION_END, ANNOTATION_ENDED_BY};
 use crate::model::world::{Relationships, Settings};
 use crate::model::{Object, ObjectKey, Peer, TrustDomain};
 use crate::plan::ending::{self, Impact};
-use crate::store::{DirectoryStore, DirectoryTimings, Event, KubernetesStore, Store};
+use crate::store::{Event, Store};
 
 /// How long the store is given to be read.
 const PATIENCE: Duration = Duration::from_secs(15);
@@ -31,9 +33,10 @@ const PAUSE: Duration = Duration::from_millis(200);
 /// The most names in one line of what will happen.
 const NAMES: usize = 20;
 /// What has to be read to say what an end means.
-const KINDS: [Kind; 6] = [
+const KINDS: [Kind; 7] = [
     Kind::TrustDomainPeer,
     Kind::FederatedService,
+    Kind::ServiceExportRule,
     Kind::ImportedService,
     Kind::ClusterFederatedTrustDomain,
     Kind::ClusterSpiffeId,
@@ -68,17 +71,8 @@ pub(in crate::cli) struct EndArgs {
     #[arg(long, env = "USER", hide = true, default_value = "")]
     user: String,
 
-    /// Where objects are: `kubernetes` (by KUBECONFIG), or `dir:PATH`.
-    #[arg(long, env = "ENTENTE_STORE", default_value = "kubernetes")]
-    store: StoreArg,
-
-    /// The agent's namespace.
-    #[arg(long, env = "ENTENTE_NAMESPACE", default_value = "entente-system")]
-    namespace: String,
-
-    /// What the agent marks as its own, as its own option says.
-    #[arg(long, env = "ENTENTE_INSTANCE", default_value = "entente")]
-    instance: String,
+    #[command(flatten)]
+    at: StoreFlags,
 
     /// `className` of the objects that spire-controller-manager follows, as the agent's option says.
     #[arg(long, env = "ENTENTE_SPIRE_CLASS_NAME", default_value = "")]
@@ -89,12 +83,12 @@ pub(in crate::cli) struct EndArgs {
 /// not confirmed for want of a terminal.
 pub(super) async fn run(args: EndArgs) -> anyhow::Result<ExitCode> {
     let trust_domain = TrustDomain::new(args.trust_domain.as_str())?;
-    let store = open(&args).await?;
+    let store = args.at.open().await?;
     let reading = Reading::start(&store, &args, &trust_domain);
     let mut reading = tokio::time::timeout(PATIENCE, reading).await.map_err(|_| {
         anyhow::anyhow!(
             "{}: not read within {} s; may you list every kind that `entente crds` defines, and those of SPIRE?",
-            args.store,
+            args.at.store,
             PATIENCE.as_secs()
         )
     })??;
@@ -102,7 +96,7 @@ pub(super) async fn run(args: EndArgs) -> anyhow::Result<ExitCode> {
     if !args.yes {
         if !std::io::stdin().is_terminal() {
             complain("nothing was changed: there is no terminal to ask at; give --yes")?;
-            return Ok(ExitCode::from(2));
+            return Ok(ExitCode::from(exit::USAGE));
         }
         if !confirmed(&trust_domain)? {
             complain("nothing was changed")?;
@@ -121,20 +115,9 @@ pub(super) async fn run(args: EndArgs) -> anyhow::Result<ExitCode> {
             "it has not ended within {} s, and goes on by itself: see what it waits for above, or by `entente status`; where \
              nothing is said above, no agent follows {}",
             args.timeout,
-            args.store
+            args.at.store
         ),
     }
-}
-
-async fn open(args: &EndArgs) -> anyhow::Result<Store> {
-    Ok(match &args.store {
-        StoreArg::Kubernetes => {
-            Store::Kubernetes(KubernetesStore::connect(&args.namespace, "entente").await?)
-        }
-        StoreArg::Directory(path) => {
-            Store::Directory(DirectoryStore::open_read_only(path, DirectoryTimings::default()))
-        }
-    })
 }
 
 /// The store as it was read, and what comes next from it.
@@ -163,7 +146,6 @@ impl Reading {
             }
             index.store(event);
         }
-        index.settle_exports();
         let world = index.world();
         let Some(peer) = world.peers.get(trust_domain) else {
             let unread = world.rejected.iter().find(|(_, r)| r.trust_domain.as_ref() == Some(trust_domain));
@@ -185,10 +167,10 @@ impl Reading {
 
 fn settings(args: &EndArgs) -> Arc<Settings> {
     Arc::new(Settings {
-        instance: args.instance.clone(),
-        namespace: args.namespace.clone(),
+        instance: args.at.cluster.instance.clone(),
+        namespace: args.at.cluster.namespace.clone(),
         spire_class_name: args.spire_class_name.clone(),
-        relationships: match args.store {
+        relationships: match args.at.store {
             StoreArg::Kubernetes => Relationships::ControllerManager,
             StoreArg::Directory(_) => Relationships::ServerApi,
         },
@@ -220,7 +202,7 @@ fn describe(peer: &Peer, impact: &Impact, args: &EndArgs) -> String {
     line("federatesWith is taken out of", &impact.stripped);
     line("not callable from here any more", &impact.imports);
     line("closed to clients of there, whose connections are cut", &impact.exports);
-    if matches!(args.store, StoreArg::Directory(_)) {
+    if matches!(args.at.store, StoreArg::Directory(_)) {
         let ids = peer.federates_with.iter().flat_map(|selection| &selection.spiffe_ids);
         line("SPIRE's entries that are selected", &ids.map(ToString::to_string).collect::<Vec<_>>());
         text.push_str(&format!(
@@ -261,7 +243,7 @@ fn confirmed(trust_domain: &TrustDomain) -> anyhow::Result<bool> {
 /// Says who ends it and how in the object's annotations, then deletes it.
 async fn ask(store: &Store, args: &EndArgs, reading: &Reading) -> anyhow::Result<()> {
     let annotations = annotations(args, &reading.peer);
-    if let StoreArg::Directory(root) = &args.store {
+    if let StoreArg::Directory(root) = &args.at.store {
         return manifest::end(store, root, &reading.key, &annotations).await;
     }
     if !mark(store, reading, &annotations).await? {
@@ -428,7 +410,8 @@ mod tests {
             let body = Body::from(answer.to_string().into_bytes());
             async move { Ok::<_, std::convert::Infallible>(Response::builder().status(code).body(body).unwrap()) }
         });
-        let store = KubernetesStore::new(kube::Client::new(service, "default"), "entente", "main");
+        let store =
+            crate::store::KubernetesStore::new(kube::Client::new(service, "default"), "entente", "main");
         (Store::Kubernetes(store), asked)
     }
 

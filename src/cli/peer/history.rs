@@ -2,21 +2,18 @@
 
 use std::io::Write as _;
 use std::process::ExitCode;
-use std::time::Duration;
 
 use anyhow::Context as _;
-use clap::{Args, ValueEnum};
+use clap::Args;
 use serde_json::json;
 
 use crate::api::v1alpha1::bundle_audit::{AuditEntry, Witness};
-use crate::config::StoreArg;
+use crate::cli::output::ListFormat;
+use crate::cli::store::StoreFlags;
 use crate::model::object::Kind;
 use crate::model::{Object, TrustDomain};
 use crate::plan::status::audit;
-use crate::store::{DirectoryStore, DirectoryTimings, Event, KubernetesStore, Store};
 
-/// How long the store is given to be read.
-const PATIENCE: Duration = Duration::from_secs(10);
 /// As much of a digest or an authority's ID as tells it from others, in a table.
 const SHORT: usize = 16;
 
@@ -25,68 +22,30 @@ pub(in crate::cli) struct HistoryArgs {
     /// The foreign trust domain.
     trust_domain: String,
 
-    /// Where objects are: `kubernetes` (by KUBECONFIG), or `dir:PATH`.
-    #[arg(long, env = "ENTENTE_STORE", default_value = "kubernetes")]
-    store: StoreArg,
-
-    /// The agent's namespace.
-    #[arg(long, env = "ENTENTE_NAMESPACE", default_value = "entente-system")]
-    namespace: String,
+    #[command(flatten)]
+    at: StoreFlags,
 
     #[arg(short, long, default_value = "table")]
-    output: Output,
-}
-
-#[derive(Clone, Copy, Debug, ValueEnum)]
-enum Output {
-    Table,
-    Json,
+    output: ListFormat,
 }
 
 /// Prints it, newest first. Exit codes: 0 well; 1 it failed, or there is no such peer.
 pub(super) async fn run(args: HistoryArgs) -> anyhow::Result<ExitCode> {
     let trust_domain = TrustDomain::new(args.trust_domain.as_str())?;
-    let store = match &args.store {
-        StoreArg::Kubernetes => {
-            Store::Kubernetes(KubernetesStore::connect(&args.namespace, "entente").await?)
-        }
-        StoreArg::Directory(path) => {
-            Store::Directory(DirectoryStore::open_read_only(path, DirectoryTimings::default()))
-        }
-    };
-    let peers = tokio::time::timeout(PATIENCE, peers(&store))
-        .await
-        .map_err(|_| anyhow::anyhow!("{}: no answer within {} s", args.store, PATIENCE.as_secs()))??;
+    let peers = args.at.read(&[Kind::TrustDomainPeer]).await?.objects;
     let names = |peer: &&Object| {
         let named = peer.spec().and_then(|spec| spec.get("trustDomain"));
         named.and_then(|name| name.as_str()) == Some(trust_domain.as_str())
     };
-    let peer = peers.iter().find(names).with_context(|| {
-        format!("{}: no TrustDomainPeer is of {trust_domain}; `entente status` lists them", args.store)
+    let peer = peers.values().find(names).with_context(|| {
+        format!("{}: no TrustDomainPeer is of {trust_domain}; `entente status` lists them", args.at.store)
     })?;
     let trail = audit::read(peer.status());
-    let mut out = std::io::stdout().lock();
-    match args.output {
-        Output::Json => {
-            writeln!(out, "{:#}", json!({ "trustDomain": trust_domain.as_str(), "audit": trail }))?
-        }
-        Output::Table => write!(out, "{}", table(&trail))?,
+    let value = json!({ "trustDomain": trust_domain.as_str(), "audit": trail });
+    if !args.output.print_value(&value)? {
+        write!(std::io::stdout().lock(), "{}", table(&trail))?;
     }
     Ok(ExitCode::SUCCESS)
-}
-
-async fn peers(store: &Store) -> anyhow::Result<Vec<Object>> {
-    let mut events = store.watch(&[Kind::TrustDomainPeer]);
-    loop {
-        match events.recv().await {
-            Some(Event::Reset { objects, .. }) => return Ok(objects),
-            Some(Event::Absent(kind)) => anyhow::bail!(
-                "the API server does not know the kind {kind}: apply the output of `entente crds`"
-            ),
-            Some(_) => {}
-            None => anyhow::bail!("the store ended"),
-        }
-    }
 }
 
 /// One line a bundle; a longer one than fits says all in JSON.

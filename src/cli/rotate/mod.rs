@@ -8,10 +8,11 @@ use std::io::Write as _;
 use std::process::ExitCode;
 use std::time::Duration;
 
-use clap::{Args, Subcommand, ValueEnum};
+use clap::{Args, Subcommand};
 use tokio::signal::unix::{SignalKind, signal};
 
-use super::control::ControlArgs;
+use super::control::ControlFlags;
+use super::output::TextFormat;
 use crate::control::rotation::RotationState;
 use crate::index::parse::time_span;
 use crate::model::TrustDomain;
@@ -35,7 +36,7 @@ enum What {
 #[derive(Args, Debug)]
 struct X509Args {
     #[command(flatten)]
-    control: ControlArgs,
+    control: ControlFlags,
 
     /// Say what would be done, and what is in the way; change nothing.
     #[arg(long)]
@@ -67,13 +68,7 @@ struct X509Args {
     ignore: Vec<TrustDomain>,
 
     #[arg(short, long, default_value = "text")]
-    output: Output,
-}
-
-#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
-enum Output {
-    Text,
-    Json,
+    output: TextFormat,
 }
 
 fn span(text: &str) -> Result<Duration, String> {
@@ -87,7 +82,7 @@ fn trust_domain(text: &str) -> Result<TrustDomain, String> {
 /// Rotates. The exit code is 0 once all was done that was asked for, else 1.
 pub(super) async fn run(args: &RotateArgs) -> anyhow::Result<ExitCode> {
     let What::X509(args) = &args.what;
-    let client = args.control.client()?;
+    let client = args.control.client();
     let before: RotationState = client.get("/v1/rotation").await?;
     if args.finish && !args.taint && !args.revoke {
         anyhow::bail!("--finish does what --taint or --revoke asks for: give one of them");
@@ -114,10 +109,9 @@ pub(super) async fn run(args: &RotateArgs) -> anyhow::Result<ExitCode> {
 }
 
 fn print(args: &X509Args, report: &Report) -> anyhow::Result<ExitCode> {
-    let mut out = std::io::stdout().lock();
-    match args.output {
-        Output::Json => writeln!(out, "{}", serde_json::to_string_pretty(report)?)?,
-        Output::Text => report.lines().iter().try_for_each(|line| writeln!(out, "{line}"))?,
+    if !args.output.print_value(report)? {
+        let mut out = std::io::stdout().lock();
+        report.lines().iter().try_for_each(|line| writeln!(out, "{line}"))?;
     }
     Ok(if report.is_well() { ExitCode::SUCCESS } else { ExitCode::FAILURE })
 }

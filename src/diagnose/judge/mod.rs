@@ -2,6 +2,7 @@
 
 mod agent;
 mod bundle;
+mod gateways;
 mod mesh;
 mod own;
 mod registration;
@@ -53,6 +54,7 @@ fn look(evidence: &Evidence, step: Step) -> Finding {
         Step::BundleInWorkloadApi => spire::delivered(view),
         Step::WorkloadRegistrations => registration::workloads(view),
         Step::Mesh => mesh::mesh(view),
+        Step::Gateways => gateways::gateways(view),
         Step::AgentDns => agent::dns(view),
         Step::AgentTcp => agent::tcp(view),
         Step::AgentMtls => agent::mtls(view),

@@ -18,6 +18,7 @@ use crate::model::mesh::{SdsNames, Seen};
 use crate::model::object::Kind;
 use crate::model::own::Identity;
 use crate::model::peer::{LabelSelector, RegistrationSelection};
+use crate::model::reach::{Attempt, Tried};
 use crate::model::registration::{Record, Registration};
 use crate::model::session::{
     GoodbyeReason, HeldBundle, LinkState, Refusal, SessionState, Trouble, TrustReport,
@@ -88,6 +89,9 @@ fn healthy() -> Evidence {
     world.mesh = Some(Arc::new(crate::plan::fixtures::mesh(EAST)));
     let cart = crate::plan::fixtures::remote_cart();
     let world = world.with_session(WEST, exchange).with_written(&BTreeMap::new(), &[(WEST, cart)]);
+    let mut world = world;
+    let carrier = crate::plan::fixtures::gateway("10.77.2.2", 15_443);
+    world.reached = Arc::new([(carrier.clone(), Tried::first(Attempt::Answered))].into());
     let address = "192.0.2.1:443".parse().unwrap();
     let fetched = Fetched {
         bundle: Bundle::clone(&west),
@@ -108,6 +112,7 @@ fn healthy() -> Evidence {
             tcp: Some(Ok(address)),
             fetch: Some(Ok(fetched)),
         },
+        gateways: [(carrier, Attempt::Answered)].into(),
         agent: vec![AddressSeen {
             address: "agent.west.example:7443".to_owned(),
             dns: Ok(vec![address]),
@@ -621,6 +626,20 @@ const SPIRE: &[Case] = &[
         "default_all_bundles_name = \"ROOTCA\"",
     ),
     (
+        "a gateway that nobody runs",
+        |e| e.gateways.values_mut().for_each(|attempt| *attempt = Attempt::Refused),
+        Step::Gateways,
+        THEIRS,
+        "see that its gateways run there",
+    ),
+    (
+        "a gateway that answered and is silent",
+        |e| e.gateways.values_mut().for_each(|attempt| *attempt = Attempt::Silent),
+        Step::Gateways,
+        BETWEEN,
+        "NetworkPolicies",
+    ),
+    (
         "a workload that someone reverts",
         |e| e.registered("cart", |one| one.federates_with.clear()),
         Step::WorkloadRegistrations,
@@ -964,5 +983,33 @@ fn a_bundle_that_is_on_its_way_is_no_failure_to_a_peer_that_asks() {
         assert!(step.is_in_motion());
         evidence.is_patient = false;
         assert_eq!(first(&evidence), None);
+    }
+}
+
+/// By what it says now, what it said before, and what is on record.
+#[test]
+fn a_gateway_is_lost_once_it_answered_or_refuses() {
+    let carrier = crate::plan::fixtures::gateway("10.77.2.2", 15_443);
+    let with = |known: Attempt, now: Attempt| {
+        let mut evidence = healthy();
+        let mut world = World::clone(&evidence.world);
+        world.reached = Arc::new([(carrier.clone(), Tried::first(known))].into());
+        evidence.world = Arc::new(world);
+        evidence.gateways = [(carrier.clone(), now)].into();
+        let all = checks(&evidence);
+        all.into_iter().find(|check| check.step == Step::Gateways).unwrap()
+    };
+    for (known, now, outcome, side) in [
+        (Attempt::Answered, Attempt::Answered, Outcome::Passed, None),
+        (Attempt::Silent, Attempt::Answered, Outcome::Passed, None),
+        (Attempt::Answered, Attempt::Silent, Outcome::Failed, Some(Side::Between)),
+        (Attempt::Silent, Attempt::Refused, Outcome::Failed, Some(Side::Theirs)),
+        (Attempt::Silent, Attempt::Silent, Outcome::Skipped, None),
+        (Attempt::NoAddress, Attempt::NoAddress, Outcome::Skipped, None),
+        (Attempt::NoAddress, Attempt::NotAdmitted, Outcome::Failed, Some(Side::Between)),
+    ] {
+        let check = with(known, now);
+        assert_eq!((check.outcome, check.side), (outcome, side), "{known:?} {now:?}: {}", check.message);
+        assert!(outcome == Outcome::Passed || check.message.contains("10.77.2.2:15443"), "{}", check.message);
     }
 }

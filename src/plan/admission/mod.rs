@@ -351,7 +351,7 @@ fn dns(name: &str, is_namespace: impl Fn(&str) -> bool) -> Result<(), String> {
 
 /// What an address is that never is a gateway elsewhere. IPv6 addresses that carry an IPv4 one (mapped, compatible, NAT64,
 /// 6to4) are what that one is.
-fn forbidden(ip: IpAddr) -> Option<&'static str> {
+pub(crate) fn forbidden(ip: IpAddr) -> Option<&'static str> {
     match ip {
         IpAddr::V4(ip) => forbidden_v4(ip),
         IpAddr::V6(ip) if ip.is_loopback() => Some("a loopback address"),

@@ -16,6 +16,7 @@ use super::exports::{self, Export, ExportReport, Exports};
 use super::generated::{label_value, source_of};
 use super::imports::{self, ImportReport};
 use super::memo::Memo;
+use super::reach::{self, Carriers};
 use super::{authorization, closing, diff, generated, istio, mesh};
 
 /// What should be, of everything that has to do with services.
@@ -39,6 +40,8 @@ pub struct ServicesPlan {
     /// Objects that would be generated, are there, and are neither ours nor handed over (reason `ObjectNotOurs`), with what
     /// to do about them.
     pub blocked: BTreeMap<ObjectKey, String>,
+    /// What carries the services of each peer that are called.
+    pub carriers: BTreeMap<TrustDomain, Carriers>,
     /// What is found of our own mesh.
     pub mesh: mesh::Report,
     /// When to decide again though nothing changes.
@@ -80,6 +83,10 @@ pub fn decide(world: &World, ending: &BTreeSet<TrustDomain>, memo: &mut Memo) ->
         objects.insert(object.key.clone(), diff::seal(as_it_stands(object)));
     }
     let catalogues = exports::catalogues(&mut exports, &world.settings, memo);
+    let import_reports = reports
+        .into_iter()
+        .filter_map(|(key, report)| Some((NamespacedName::new(key.namespace?, key.name), report)))
+        .collect();
     ServicesPlan {
         complete: true,
         objects,
@@ -87,10 +94,8 @@ pub fn decide(world: &World, ending: &BTreeSet<TrustDomain>, memo: &mut Memo) ->
         held: exports::held::held(world, own),
         outcomes: imports.outcomes,
         export_reports: exports.reports,
-        import_reports: reports
-            .into_iter()
-            .filter_map(|(key, report)| Some((NamespacedName::new(key.namespace?, key.name), report)))
-            .collect(),
+        carriers: reach::carriers(world, &import_reports),
+        import_reports,
         blocked,
         mesh,
         wake_at: imports.wake_at,

@@ -1,4 +1,4 @@
-//! The status of a TrustDomainPeer: nine conditions, each with what the operator is to do.
+//! The status of a TrustDomainPeer: ten conditions, each with what the operator is to do.
 
 use serde_json::Value;
 
@@ -16,7 +16,7 @@ use crate::model::service::Outcome;
 use crate::model::session::{LinkPlan, LinkState, Refusal, SessionState, Trouble};
 use crate::model::{Peer, World};
 use crate::plan::services::ServicesPlan;
-use crate::plan::{StatusWrite, ending, imports, links, mesh, rotation, told, verdict};
+use crate::plan::{StatusWrite, ending, imports, links, mesh, reach, rotation, told, verdict};
 
 /// How many of the services that were refused are named.
 const REFUSALS_NAMED: usize = 3;
@@ -71,6 +71,7 @@ fn conditions(subject: Subject<'_>, stored: Option<&Value>) -> Vec<Condition> {
     let ready = ready(subject, &conditions);
     // What does not keep services from working has no part in Ready.
     conditions.extend(tells);
+    conditions.extend(reach::condition(subject.world, &subject.services.carriers, subject.peer, stored));
     conditions.push(ready);
     conditions
 }
@@ -276,7 +277,7 @@ fn services_of_one_away(subject: Subject<'_>, stored: Option<&Value>) -> Conditi
             Truth::Unknown,
             ServicesSyncedReason::PeerAway,
             "(see Connected): its services stay as they were last known, and can be called as long as its gateways \
-             answer"
+             answer (see GatewaysReachable)"
                 .to_owned(),
         ),
     };

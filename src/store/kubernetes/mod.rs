@@ -23,7 +23,7 @@ use std::time::Duration;
 use kube::Client;
 use kube::Resource;
 use kube::api::{
-    Api, ApiResource, DeleteParams, DynamicObject, Patch, PatchParams, PostParams, Preconditions,
+    Api, ApiResource, DeleteParams, DynamicObject, ListParams, Patch, PatchParams, PostParams, Preconditions,
 };
 use kube::core::{DynamicResourceScope, GroupVersionKind};
 use serde_json::{Value, json};
@@ -38,10 +38,14 @@ use super::{
     STATUS_FIELD_MANAGER, Selected, Selection, Severity, StoreError, WATCH_CAPACITY, pointer,
 };
 use crate::model::object::Kind;
+use crate::model::replica::Replica;
 use crate::model::{Object, ObjectKey};
 
 /// How long one request may take. Watches are not bounded by it.
 const REQUEST_TIMEOUT: Duration = Duration::from_secs(30);
+
+/// How many objects are listed at once.
+const PAGE: u32 = 500;
 
 /// The objects of one cluster. Cheap to clone.
 #[derive(Clone)]
@@ -90,6 +94,25 @@ impl KubernetesStore {
             tokio::spawn(watch::follow(*kind, api, events.clone()));
         }
         receiver
+    }
+
+    /// Every object of a kind, as they are at this moment.
+    ///
+    /// # Errors
+    /// [`StoreError::Absent`] where the API server does not know the kind; see [`StoreError`] for the others.
+    pub async fn list(&self, kind: Kind) -> Result<Vec<Object>, StoreError> {
+        let api: Api<DynamicObject> = Api::all_with(self.client.clone(), &resource(kind));
+        let key = ObjectKey::cluster(kind, "(all)");
+        let mut objects = Vec::new();
+        let mut params = ListParams::default().limit(PAGE);
+        loop {
+            let page = bounded("list", &key, api.list(&params)).await?;
+            objects.extend(page.items.into_iter().map(|object| convert::to_object(kind, object)));
+            match page.metadata.continue_.filter(|token| !token.is_empty()) {
+                Some(token) => params = params.continue_token(&token),
+                None => return Ok(objects),
+            }
+        }
     }
 
     pub(super) fn select(&self, selection: Selection) -> mpsc::Receiver<Selected> {
@@ -237,8 +260,8 @@ impl KubernetesStore {
         self.recorder.record(key, uid, severity, reason, message).await;
     }
 
-    pub(super) fn lead(&self, name: &str, identity: &str, timings: LeaseTimings) -> Leadership {
-        lease::lead(self.client.clone(), &self.namespace, name, identity, timings.ordered())
+    pub(super) fn lead(&self, name: &str, replica: &Replica, timings: LeaseTimings) -> Leadership {
+        lease::lead(self.client.clone(), &self.namespace, name, replica, timings.ordered())
     }
 
     pub(super) async fn touch_lease(&self, lease: &PeerLease) -> Result<(), StoreError> {

@@ -7,10 +7,12 @@ use std::fmt;
 
 /// Declares the reasons of one condition.
 macro_rules! reasons {
-    ($(#[$doc:meta])* $name:ident of $condition:ident { $($(#[$reason_doc:meta])* $reason:ident,)+ }) => {
-        $(#[$doc])*
+    ($(#[doc = $doc:literal])* $name:ident of $condition:ident {
+        $($(#[doc = $reason_doc:literal])* $reason:ident,)+
+    }) => {
+        $(#[doc = $doc])*
         #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
-        pub enum $name { $($(#[$reason_doc])* $reason,)+ }
+        pub enum $name { $($(#[doc = $reason_doc])* $reason,)+ }
 
         impl $name {
             /// The condition that these are reasons of.
@@ -23,6 +25,18 @@ macro_rules! reasons {
             #[must_use]
             pub const fn as_str(self) -> &'static str {
                 match self { $(Self::$reason => stringify!($reason),)+ }
+            }
+
+            /// The condition and its reasons, in the words of this file.
+            pub(super) const fn described(
+                kind: &'static str,
+            ) -> $crate::api::v1alpha1::conditions::catalogue::Described {
+                $crate::api::v1alpha1::conditions::catalogue::Described {
+                    kind,
+                    condition: Self::CONDITION,
+                    about: concat!($($doc),*),
+                    reasons: &[$((stringify!($reason), concat!($($reason_doc),*))),+],
+                }
             }
         }
 
@@ -40,6 +54,7 @@ macro_rules! reasons {
     };
 }
 
+pub mod catalogue;
 mod mesh;
 mod peer;
 mod service;
@@ -67,6 +82,9 @@ pub enum ConditionType {
     ServicesSynced,
     /// TrustDomainPeer: our own mesh is set up for services to and from it. Absent where there is no mesh.
     MeshReady,
+    /// TrustDomainPeer: the gateways through which its services are called take connections from the agent. Absent where none
+    /// of its services is imported, or gateways are not tried; no part of Ready.
+    GatewaysReachable,
     /// TrustDomainPeer: all of the above.
     Ready,
     /// FederatedService: every trust domain that it is exported to has imported it.
@@ -94,6 +112,7 @@ impl ConditionType {
             Self::RotationSafe => "RotationSafe",
             Self::ServicesSynced => "ServicesSynced",
             Self::MeshReady => "MeshReady",
+            Self::GatewaysReachable => "GatewaysReachable",
             Self::Ready => "Ready",
             Self::Exported => "Exported",
             Self::ClientsEnforced => "ClientsEnforced",
@@ -163,6 +182,7 @@ mod tests {
             RotationSafeReason::ALL.iter().map(|r| r.as_str()).collect(),
             ServicesSyncedReason::ALL.iter().map(|r| r.as_str()).collect(),
             MeshReadyReason::ALL.iter().map(|r| r.as_str()).collect(),
+            GatewaysReachableReason::ALL.iter().map(|r| r.as_str()).collect(),
             ReadyReason::ALL.iter().map(|r| r.as_str()).collect(),
             ServiceAcceptedReason::ALL.iter().map(|r| r.as_str()).collect(),
             ExportedReason::ALL.iter().map(|r| r.as_str()).collect(),

@@ -244,6 +244,25 @@ reasons! {
 }
 
 reasons! {
+    /// Whether the gateways through which the peer's services are called take connections from the agent: the path of services,
+    /// where Connected speaks of the path of the agents. It has no part in Ready, since workloads may reach what the agent does not.
+    GatewaysReachableReason of GatewaysReachable {
+        /// True: each of them does.
+        Reached,
+        /// Some do not: calls through them fail, unless workloads have another way there. The message names them; ask the peer's
+        /// operator whether they run, and see what forbids the way to them.
+        SomeNotReached,
+        /// None does: the peer's services cannot be called, unless workloads have another way there. As above.
+        NoneReached,
+        /// Unknown: some never did since the agent started, and nothing says that they are down. A NetworkPolicy or firewall may keep
+        /// the agent alone from them. Let the agent dial them, or set `--gateway-check-seconds=0`.
+        NeverReached,
+        /// Unknown: they were not tried yet.
+        NotTried,
+    }
+}
+
+reasons! {
     /// Whether all of it is as it should be.
     ReadyReason of Ready {
         /// True: every other condition is.

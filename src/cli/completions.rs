@@ -1,0 +1,44 @@
+//! `entente completions`: what a shell needs to complete this command line.
+
+use std::io::Write as _;
+
+use clap::Args;
+use clap_complete::Shell;
+
+/// Prints the completions for a shell, for example:
+///
+///     source <(entente completions bash)
+///     entente completions zsh > "${fpath[1]}/_entente"
+///     entente completions fish > ~/.config/fish/completions/entente.fish
+#[derive(Args, Debug)]
+#[command(verbatim_doc_comment)]
+pub(super) struct CompletionsArgs {
+    shell: Shell,
+}
+
+/// Prints them.
+pub(super) fn run(args: &CompletionsArgs) -> anyhow::Result<()> {
+    let mut script = Vec::new();
+    clap_complete::generate(args.shell, &mut super::command(false), "entente", &mut script);
+    std::io::stdout().lock().write_all(&script)?;
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::ValueEnum as _;
+
+    use super::*;
+
+    #[test]
+    fn every_shell_completes_every_command() {
+        for shell in Shell::value_variants() {
+            let mut script = Vec::new();
+            clap_complete::generate(*shell, &mut crate::cli::command(false), "entente", &mut script);
+            let script = String::from_utf8(script).unwrap();
+            for name in ["status", "peers", "services", "diagnose", "rotate", "completions"] {
+                assert!(script.contains(name), "{shell}: {name}");
+            }
+        }
+    }
+}

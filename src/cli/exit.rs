@@ -1,0 +1,47 @@
+//! The exit codes of every command, in one place.
+
+use std::process::ExitCode;
+
+/// Something is not as it is to be, or the command failed.
+pub(super) const NOT_WELL: u8 = 1;
+/// The command line cannot be used (so does clap itself).
+pub(super) const USAGE: u8 = 2;
+/// It could not be looked at: no agent, API server, Workload API or endpoint answers, or this replica of the agent does not lead.
+pub(super) const NOT_ASKED: u8 = 3;
+
+/// What they mean, for the help and the reference.
+pub(super) const MEANING: &str = "\
+Exit codes:
+  0  all is well, or was done
+  1  something is not well (a peer is not ready, a link is broken, an SVID is not trusted), or the command failed
+  2  the command line cannot be used
+  3  it could not be looked at: no agent, API server, Workload API or endpoint answers, or this replica does not lead";
+
+/// What was to be asked was not: the command does not know how things are. The message says who was not reached, why, and
+/// what to do.
+#[derive(Debug, thiserror::Error)]
+#[error("{0}")]
+pub(super) struct NotAsked(pub(super) String);
+
+/// The code of a command that ended with this error.
+pub(super) fn of_error(error: &anyhow::Error) -> ExitCode {
+    let was_asked = !error.chain().any(|cause| cause.is::<NotAsked>());
+    ExitCode::from(if was_asked { NOT_WELL } else { NOT_ASKED })
+}
+
+/// 0 where all is well, else 1.
+pub(super) fn of_health(is_well: bool) -> ExitCode {
+    if is_well { ExitCode::SUCCESS } else { ExitCode::from(NOT_WELL) }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_was_not_asked_is_told_from_what_failed() {
+        let not_asked = anyhow::Error::new(NotAsked("nobody answers".to_owned())).context("on the way");
+        assert_eq!(of_error(&not_asked), ExitCode::from(3));
+        assert_eq!(of_error(&anyhow::anyhow!("it was refused")), ExitCode::from(1));
+    }
+}

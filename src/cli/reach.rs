@@ -1,0 +1,214 @@
+//! Reaches the agent in a cluster: the replica that leads, through `pods/exec`, so that no listener is needed for it and the
+//! cluster's own RBAC decides who may. In the pod the same program passes its standard streams on to the control socket.
+
+use std::time::Duration;
+
+use anyhow::Context as _;
+use k8s_openapi::api::coordination::v1::Lease;
+use k8s_openapi::api::core::v1::Pod;
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::Status;
+use kube::api::{Api, AttachParams, AttachedProcess, ListParams};
+use kube::client::UpgradeConnectionError;
+use tokio::io::AsyncReadExt as _;
+
+use super::exit::{NOT_ASKED, NotAsked};
+use super::output::plain;
+use super::store::{ClusterFlags, chain};
+
+/// The container of the agent in its pod, and the program in it.
+const CONTAINER: &str = "entente";
+const PROGRAM: &str = "entente";
+/// The pods of agents, as the chart labels them.
+const LABELS: &str = "app.kubernetes.io/name=entente";
+/// How long the API server is given for each question.
+const PATIENCE: Duration = Duration::from_secs(15);
+/// How much is kept between the program in the pod and us, each way.
+const BUFFER: usize = 64 * 1024;
+/// How long a program that broke off is given for its last words, and the most of these.
+const LAST_WORDS: Duration = Duration::from_secs(2);
+const MOST_WORDS: u64 = 4096;
+
+/// A program in the agent's pod that is connected with its control socket.
+pub(super) struct Remote {
+    pub(super) pod: String,
+    process: AttachedProcess,
+}
+
+impl std::fmt::Debug for Remote {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Remote").field("pod", &self.pod).finish_non_exhaustive()
+    }
+}
+
+/// The bytes to and from the control socket.
+pub(super) trait Stream: tokio::io::AsyncRead + tokio::io::AsyncWrite + Send + Unpin {}
+
+impl<S: tokio::io::AsyncRead + tokio::io::AsyncWrite + Send + Unpin> Stream for S {}
+
+/// Connects with the control socket of the agent that leads.
+///
+/// # Errors
+/// [`NotAsked`] with what is missing: an agent, a leader, the right to reach it.
+pub(super) async fn dial(cluster: &ClusterFlags) -> anyhow::Result<(Box<dyn Stream>, Remote)> {
+    let client = cluster.client().await?;
+    let pods: Api<Pod> = Api::namespaced(client.clone(), &cluster.namespace);
+    let pod = leader(&client, &pods, cluster).await?;
+    let params = AttachParams {
+        container: Some(CONTAINER.to_owned()),
+        stdin: true,
+        stdout: true,
+        stderr: true,
+        tty: false,
+        max_stdin_buf_size: Some(BUFFER),
+        max_stdout_buf_size: Some(BUFFER),
+        max_stderr_buf_size: Some(BUFFER),
+    };
+    let name = format!("{}/{pod}", cluster.namespace);
+    let mut process = match bounded(pods.exec(&pod, [PROGRAM, super::DIAL], &params)).await? {
+        Ok(process) => process,
+        Err(error) => return Err(refused(&client, cluster, &pod, &error).await.into()),
+    };
+    let (stdin, stdout) = (process.stdin(), process.stdout());
+    let (Some(stdin), Some(stdout)) = (stdin, stdout) else {
+        anyhow::bail!("pod {name}: the API server gave no streams of the program in it");
+    };
+    Ok((Box::new(tokio::io::join(stdout, stdin)), Remote { pod: name, process }))
+}
+
+impl Remote {
+    /// Why the program ended, where it never had the agent's ear; `None` where it may have passed something on.
+    pub(super) async fn last_words(mut self) -> Option<NotAsked> {
+        let status = self.process.take_status()?;
+        let mut words = String::new();
+        let reading = async {
+            if let Some(stderr) = self.process.stderr() {
+                // What it said before it was cut off counts.
+                let _ = stderr.take(MOST_WORDS).read_to_string(&mut words).await;
+            }
+            status.await
+        };
+        let status = tokio::time::timeout(LAST_WORDS, reading).await.ok().flatten()?;
+        if status.status.as_deref() == Some("Success") {
+            return None;
+        }
+        let asked = match exit_code(&status) {
+            Some(code) if code == i32::from(NOT_ASKED) => false,
+            // 126 and 127: there is no such program, as shells have it
+            Some(code) => !(126..=127).contains(&code),
+            // the container's runtime failed to start it
+            None => false,
+        };
+        if asked {
+            return None;
+        }
+        let message = status.message.unwrap_or_default();
+        let words = if words.trim().is_empty() { message } else { words };
+        let words = plain(words.trim());
+        let words = words.strip_prefix("entente: ").unwrap_or(&words);
+        Some(NotAsked(format!("pod {}: {words}", self.pod)))
+    }
+}
+
+fn exit_code(status: &Status) -> Option<i32> {
+    let causes = status.details.as_ref()?.causes.as_ref()?;
+    let code = causes.iter().find(|cause| cause.reason.as_deref() == Some("ExitCode"))?;
+    code.message.as_ref()?.parse().ok()
+}
+
+/// The pod of the replica that leads: its Lease names it.
+async fn leader(client: &kube::Client, pods: &Api<Pod>, cluster: &ClusterFlags) -> anyhow::Result<String> {
+    let namespace = &cluster.namespace;
+    let name = format!("{}-leader", cluster.instance);
+    let leases: Api<Lease> = Api::namespaced(client.clone(), namespace);
+    let lease = bounded(leases.get_opt(&name)).await?;
+    let lease = lease.map_err(|error| unasked(&format!("read Lease {namespace}/{name}"), &error))?;
+    let holder = lease.and_then(|lease| lease.spec?.holder_identity).filter(|holder| !holder.is_empty());
+    let Some(holder) = holder else {
+        return Err(no_leader(client, pods, cluster).await.into());
+    };
+    let pod = bounded(pods.get_opt(&holder)).await?;
+    match pod.map_err(|error| unasked(&format!("read Pod {namespace}/{holder}"), &error))? {
+        Some(_) => Ok(holder),
+        None => Err(NotAsked(format!(
+            "{holder} leads by Lease {namespace}/{name}, and no Pod of that name is there: it runs outside of this cluster, \
+             or has just gone. Run this beside it (--control SOCKET), or again in a moment"
+        ))
+        .into()),
+    }
+}
+
+async fn no_leader(client: &kube::Client, pods: &Api<Pod>, cluster: &ClusterFlags) -> NotAsked {
+    let namespace = &cluster.namespace;
+    let agents = ListParams::default().labels(LABELS).limit(20);
+    let names = |found: &[Pod], spaced: bool| {
+        let name = |pod: &Pod| {
+            let (space, name) = (pod.metadata.namespace.clone(), pod.metadata.name.clone());
+            let space = space.filter(|_| spaced).map(|space| format!("{space}/")).unwrap_or_default();
+            format!("{space}{}", name.unwrap_or_default())
+        };
+        found.iter().map(name).collect::<Vec<_>>().join(", ")
+    };
+    match bounded(pods.list(&agents)).await {
+        Ok(Ok(found)) if !found.items.is_empty() => {
+            return NotAsked(format!(
+                "no replica of the agent leads in namespace {namespace}, though there is {}: see `kubectl -n {namespace} \
+                 logs`; where it was installed under another name, give that as --instance",
+                names(&found.items, false)
+            ));
+        }
+        _ => {}
+    }
+    // Whoever may look everywhere is told where it is.
+    let elsewhere = match bounded(Api::<Pod>::all(client.clone()).list(&agents)).await {
+        Ok(Ok(found)) if !found.items.is_empty() => {
+            format!("; there is {}: give its namespace with -n", names(&found.items, true))
+        }
+        _ => "; give its namespace with -n, or install it with `helm install`".to_owned(),
+    };
+    NotAsked(format!("no agent is found in namespace {namespace}{elsewhere}"))
+}
+
+/// Why the API server does not let us in: what it says itself is not passed on by an upgrade that failed, so it is asked again
+/// without one.
+async fn refused(client: &kube::Client, cluster: &ClusterFlags, pod: &str, error: &kube::Error) -> NotAsked {
+    let namespace = &cluster.namespace;
+    let kube::Error::UpgradeConnection(UpgradeConnectionError::ProtocolSwitch(status)) = error else {
+        return unasked(&format!("run a program in pod {namespace}/{pod}"), error);
+    };
+    let path = format!(
+        "/api/v1/namespaces/{namespace}/pods/{pod}/exec?container={CONTAINER}&command={PROGRAM}&stdout=true"
+    );
+    let again = http::Request::get(path).body(Vec::new());
+    let said = match again {
+        Ok(request) => match bounded(client.request_text(request)).await {
+            Ok(Err(kube::Error::Api(said))) if said.code == status.as_u16() => said.message.clone(),
+            _ => format!("it answers {status}"),
+        },
+        Err(_) => format!("it answers {status}"),
+    };
+    let remedy = match status.as_u16() {
+        401 | 403 => {
+            "ask for a Role that grants `get` and `create` on `pods/exec` there, or run this beside the agent"
+        }
+        404 => "is that the agent's pod? Its container is to be named `entente`",
+        _ => "see the pod's events, and the kubelet of its node",
+    };
+    NotAsked(format!("the API server lets nothing run in pod {namespace}/{pod}: {said}; {remedy}"))
+}
+
+fn unasked(what: &str, error: &kube::Error) -> NotAsked {
+    match error {
+        kube::Error::Api(status) if matches!(status.code, 401 | 403) => NotAsked(format!(
+            "you may not {what}: {}; ask for a Role that grants it, or run this beside the agent",
+            status.message
+        )),
+        other => NotAsked(format!("cannot {what}: {}", chain(other))),
+    }
+}
+
+async fn bounded<T>(request: impl Future<Output = T>) -> anyhow::Result<T> {
+    let answer = tokio::time::timeout(PATIENCE, request).await;
+    answer
+        .map_err(|_| NotAsked(format!("the API server gave no answer within {} s", PATIENCE.as_secs())))
+        .context("the agent's pod is looked for")
+}

@@ -1,0 +1,299 @@
+//! Where a command finds objects: the flags that every such command has, and reading what they name.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::path::PathBuf;
+use std::time::Duration;
+
+use anyhow::Context as _;
+use clap::Args;
+use kube::config::{KubeConfigOptions, Kubeconfig};
+use tokio::sync::mpsc;
+
+use super::exit::NotAsked;
+use super::output::noticed;
+use crate::config::StoreArg;
+use crate::model::object::Kind;
+use crate::model::{Object, ObjectKey};
+use crate::store::{DirectoryStore, DirectoryTimings, Event, KubernetesStore, Store, StoreError, Unreadable};
+
+/// How long a store is given to answer.
+const PATIENCE: Duration = Duration::from_secs(15);
+/// How long a connection to the API server may take.
+const CONNECT: Duration = Duration::from_secs(8);
+
+/// Which cluster, as kubectl's own flags have it.
+#[derive(Args, Clone, Debug)]
+pub(super) struct ClusterFlags {
+    /// The kubeconfig; by default what KUBECONFIG names, else `~/.kube/config`, else the cluster that this runs in.
+    #[arg(long, value_name = "FILE")]
+    pub(super) kubeconfig: Option<PathBuf>,
+
+    /// The context of the kubeconfig; by default its current one.
+    #[arg(long, value_name = "NAME")]
+    pub(super) context: Option<String>,
+
+    /// The agent's namespace.
+    #[arg(short, long, env = "ENTENTE_NAMESPACE", default_value = "entente-system")]
+    pub(super) namespace: String,
+
+    /// What the agent marks as its own, as its own option says.
+    #[arg(long, env = "ENTENTE_INSTANCE", default_value = "entente")]
+    pub(super) instance: String,
+}
+
+impl ClusterFlags {
+    /// Whether a cluster is named on the command line.
+    pub(super) const fn is_named(&self) -> bool {
+        self.kubeconfig.is_some() || self.context.is_some()
+    }
+
+    /// A client of the cluster; nothing is asked yet.
+    ///
+    /// # Errors
+    /// [`NotAsked`] where no cluster is named anywhere, or what is named is not there.
+    pub(super) async fn client(&self) -> anyhow::Result<kube::Client> {
+        let options = KubeConfigOptions { context: self.context.clone(), ..KubeConfigOptions::default() };
+        let kubeconfig = match &self.kubeconfig {
+            Some(path) => Some(Kubeconfig::read_from(path).map_err(|error| {
+                NotAsked(format!("the kubeconfig {} cannot be used: {}", path.display(), chain(&error)))
+            })?),
+            None if self.context.is_some() => Some(Kubeconfig::read().map_err(|error| no_cluster(&error))?),
+            None => None,
+        };
+        let mut config = match kubeconfig {
+            Some(kubeconfig) => {
+                let contexts: Vec<String> = kubeconfig.contexts.iter().map(|c| c.name.clone()).collect();
+                kube::Config::from_custom_kubeconfig(kubeconfig, &options).await.map_err(|error| {
+                    NotAsked(format!("{}; the contexts there are: {}", chain(&error), contexts.join(", ")))
+                })?
+            }
+            None => kube::Config::infer().await.map_err(|error| no_cluster(&error))?,
+        };
+        config.connect_timeout = Some(CONNECT);
+        let server = config.cluster_url.to_string();
+        let client = kube::Client::try_from(config);
+        client.with_context(|| format!("the client of the API server at {server} cannot be made"))
+    }
+}
+
+fn no_cluster(error: &dyn std::error::Error) -> NotAsked {
+    NotAsked(format!(
+        "no cluster is found: {}; set KUBECONFIG, or give --kubeconfig (without Kubernetes: --store dir:PATH)",
+        chain(error)
+    ))
+}
+
+/// An error with what caused it, each said once: the causes of some repeat what stands before.
+pub(super) fn chain(error: &dyn std::error::Error) -> String {
+    let mut text = error.to_string();
+    let mut source = error.source();
+    while let Some(cause) = source {
+        let words = cause.to_string();
+        if !text.contains(&words) {
+            text = format!("{text}: {words}");
+        }
+        source = cause.source();
+    }
+    text
+}
+
+/// Where objects are.
+#[derive(Args, Clone, Debug)]
+pub(super) struct StoreFlags {
+    /// Where objects are: `kubernetes` (by kubeconfig, as kubectl finds it), or `dir:PATH`.
+    #[arg(long, env = "ENTENTE_STORE", default_value = "kubernetes")]
+    pub(super) store: StoreArg,
+
+    #[command(flatten)]
+    pub(super) cluster: ClusterFlags,
+}
+
+/// Objects by kind and name.
+pub(super) type Objects = BTreeMap<ObjectKey, Object>;
+
+/// What was read.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub(super) struct Read {
+    pub(super) objects: Objects,
+    /// Manifests of a directory that are not used, with the reason.
+    pub(super) unreadable: Vec<Unreadable>,
+}
+
+impl StoreFlags {
+    /// Opens it; nothing is read yet.
+    ///
+    /// # Errors
+    /// [`NotAsked`] where there is no cluster.
+    pub(super) async fn open(&self) -> anyhow::Result<Store> {
+        Ok(match &self.store {
+            StoreArg::Kubernetes => {
+                let client = self.cluster.client().await?;
+                Store::Kubernetes(KubernetesStore::new(
+                    client,
+                    &self.cluster.namespace,
+                    &self.cluster.instance,
+                ))
+            }
+            StoreArg::Directory(path) => {
+                let is_folder = std::fs::metadata(path).is_ok_and(|there| there.is_dir());
+                if !is_folder {
+                    return Err(NotAsked(format!("{} is no folder that can be read", path.display())).into());
+                }
+                Store::Directory(DirectoryStore::open_read_only(path, DirectoryTimings::default()))
+            }
+        })
+    }
+
+    /// Reads every object of these kinds, as they are now.
+    ///
+    /// # Errors
+    /// [`NotAsked`] where the store does not answer, does not serve one of them, or does not let us.
+    pub(super) async fn read(&self, kinds: &[Kind]) -> anyhow::Result<Read> {
+        let store = self.open().await?;
+        let reading = noticed(
+            || format!("waiting for {}", self.store),
+            tokio::time::timeout(PATIENCE, read(&store, kinds)),
+        );
+        reading.await.map_err(|_| self.silent())?
+    }
+
+    /// What to say where the store has not answered in time.
+    pub(super) fn silent(&self) -> NotAsked {
+        NotAsked(format!("{}: no answer within {} s", self.store, PATIENCE.as_secs()))
+    }
+}
+
+async fn read(store: &Store, kinds: &[Kind]) -> anyhow::Result<Read> {
+    if let Store::Kubernetes(cluster) = store {
+        let lists = futures::future::join_all(kinds.iter().map(|kind| cluster.list(*kind))).await;
+        let mut read = Read::default();
+        for list in lists {
+            let list = list.map_err(|error| unread(&error))?;
+            read.objects.extend(list.into_iter().map(|object| (object.key.clone(), object)));
+        }
+        return Ok(read);
+    }
+    let mut state = Following::new(store, kinds);
+    while !state.is_whole() {
+        state.next().await?;
+    }
+    Ok(state.read)
+}
+
+fn unread(error: &StoreError) -> NotAsked {
+    NotAsked(match error {
+        StoreError::Absent { kind } => format!(
+            "the API server does not know the kind {kind}: is this the cluster that you mean? Entente's own kinds are \
+             installed by `entente crds | kubectl apply --server-side -f -`"
+        ),
+        StoreError::Forbidden { verb, object, message } => {
+            format!("you may not {verb} {object}: {message}; ask for a ClusterRole that grants it")
+        }
+        other => other.to_string(),
+    })
+}
+
+/// A store that is followed.
+#[derive(Debug)]
+pub(super) struct Following {
+    events: mpsc::Receiver<Event>,
+    missing: BTreeSet<Kind>,
+    pub(super) read: Read,
+}
+
+impl Following {
+    /// Begins; nothing is read yet.
+    pub(super) fn new(store: &Store, kinds: &[Kind]) -> Self {
+        Self { events: store.watch(kinds), missing: kinds.iter().copied().collect(), read: Read::default() }
+    }
+
+    /// Whether every kind has been read.
+    pub(super) fn is_whole(&self) -> bool {
+        self.missing.is_empty()
+    }
+
+    /// Waits for the next change, and takes what has come with it. It can be dropped without loss.
+    ///
+    /// # Errors
+    /// Where the store ended, or does not serve one of the kinds.
+    pub(super) async fn next(&mut self) -> anyhow::Result<()> {
+        let mut event = Some(self.events.recv().await.context("the store ended")?);
+        while let Some(now) = event {
+            self.take(now)?;
+            event = self.events.try_recv().ok();
+        }
+        Ok(())
+    }
+
+    fn take(&mut self, event: Event) -> anyhow::Result<()> {
+        match event {
+            Event::Reset { kind, objects } => {
+                self.missing.remove(&kind);
+                self.read.objects.retain(|key, _| key.kind != kind);
+                self.read.objects.extend(objects.into_iter().map(|object| (object.key.clone(), object)));
+            }
+            Event::Applied(object) => {
+                self.read.objects.insert(object.key.clone(), object);
+            }
+            Event::Deleted(key) => {
+                self.read.objects.remove(&key);
+            }
+            Event::Unreadable(unreadable) => self.read.unreadable = unreadable,
+            Event::Absent(kind) => return Err(unread(&StoreError::Absent { kind }).into()),
+        }
+        Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn flags(kubeconfig: Option<PathBuf>, context: Option<&str>) -> ClusterFlags {
+        ClusterFlags {
+            kubeconfig,
+            context: context.map(str::to_owned),
+            namespace: "entente-system".to_owned(),
+            instance: "entente".to_owned(),
+        }
+    }
+
+    #[tokio::test]
+    async fn a_context_that_is_not_there_is_answered_with_those_that_are() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("config");
+        let config = serde_json::json!({
+            "apiVersion": "v1", "kind": "Config",
+            "clusters": [{"name": "c", "cluster": {"server": "https://127.0.0.1:1"}}],
+            "users": [{"name": "u", "user": {}}],
+            "contexts": [{"name": "east", "context": {"cluster": "c", "user": "u"}}],
+        });
+        std::fs::write(&path, config.to_string()).unwrap();
+        let error = flags(Some(path.clone()), Some("west")).client().await.map(drop).unwrap_err();
+        assert!(error.is::<NotAsked>(), "{error:#}");
+        assert!(error.to_string().contains("west") && error.to_string().contains("east"), "{error:#}");
+        assert!(flags(Some(path), Some("east")).client().await.is_ok());
+        let gone = flags(Some(folder.path().join("none")), None).client().await.map(drop).unwrap_err();
+        assert!(gone.is::<NotAsked>() && gone.to_string().contains("none"), "{gone:#}");
+    }
+
+    #[tokio::test]
+    async fn an_api_server_that_is_not_there_is_said_to_be_so() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("config");
+        let config = serde_json::json!({
+            "apiVersion": "v1", "kind": "Config", "current-context": "east",
+            "clusters": [{"name": "c", "cluster": {"server": "https://127.0.0.1:1"}}],
+            "users": [{"name": "u", "user": {}}],
+            "contexts": [{"name": "east", "context": {"cluster": "c", "user": "u"}}],
+        });
+        std::fs::write(&path, config.to_string()).unwrap();
+        let store = StoreFlags { store: StoreArg::Kubernetes, cluster: flags(Some(path), None) };
+        let error = store.read(&[Kind::TrustDomainPeer]).await.unwrap_err();
+        assert!(error.is::<NotAsked>(), "{error:#}");
+        assert!(
+            error.to_string().contains("127.0.0.1:1") && error.to_string().contains("refused"),
+            "{error:#}"
+        );
+    }
+}

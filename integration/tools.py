@@ -36,11 +36,13 @@ REPOSITORY = HERE.parent
 MODULES = HERE / "tools"
 
 KUBERNETES_VERSION = "v1.36.3"
+HELM_VERSION = "v3.22.0"
 _VERSION_PACKAGE = "k8s.io/component-base/version"
 
 # name of the folder in tools/ -> what is taken from it.
 #   programs: file name -> (package, needs cgo, further linker flags)
 #   files:    file name -> (module, path inside the module)
+#   tags:     build tags
 TOOLS = {
     "etcd": {
         "programs": {"etcd": ("go.etcd.io/etcd/server/v3", False, "")},
@@ -66,9 +68,42 @@ TOOLS = {
             for kind in ("clusterfederatedtrustdomains", "clusterspiffeids", "clusterstaticentries")
         },
     },
+    "helm": {
+        "programs": {
+            "helm": (
+                "helm.sh/helm/v3/cmd/helm",
+                False,
+                f"-X helm.sh/helm/v3/internal/version.version={HELM_VERSION}"
+                " -X helm.sh/helm/v3/pkg/chartutil.k8sVersionMajor=1"
+                " -X helm.sh/helm/v3/pkg/chartutil.k8sVersionMinor=36",
+            ),
+        },
+        "files": {},
+    },
     "istio-api": {
         "programs": {},
         "files": {"crds-istio.yaml": ("istio.io/api", "kubernetes/customresourcedefinitions.gen.yaml")},
+    },
+    "prometheus-operator": {
+        "programs": {},
+        "files": {
+            f"crds-monitoring-{kind}.yaml": (
+                "github.com/prometheus-operator/prometheus-operator",
+                f"example/prometheus-operator-crd/monitoring.coreos.com_{kind}.yaml",
+            )
+            for kind in ("servicemonitors", "prometheusrules")
+        },
+    },
+    # Ours: what `kubectl exec` ends in, where no kubelet runs.
+    "kubelet": {
+        "programs": {"kubelet": (".", False, "")},
+        "files": {},
+    },
+    "promtool": {
+        "programs": {"promtool": ("github.com/prometheus/prometheus/cmd/promtool", False, "")},
+        "files": {},
+        # Without the clients of some thirty clouds, which only discovery needs.
+        "tags": "remove_all_sd",
     },
     "kubernetes": {
         "programs": {
@@ -194,6 +229,8 @@ def folder_of(name):
         pins, what = ("go.mod", "go.sum"), [TOOLS[name], LINKER_FLAGS]
     for pin in pins:
         digest.update((MODULES / name / pin).read_bytes())
+    for source in sorted((MODULES / name).glob("*.go")):
+        digest.update(source.read_bytes())
     digest.update(json.dumps(what, sort_keys=True).encode())
     return cache_folder() / f"{name}-{digest.hexdigest()[:16]}"
 
@@ -223,7 +260,10 @@ def build_program(name, program, target):
     say(f"building {program} ({package}): one to five minutes on two cores the first time")
     started = time.monotonic()
     flags = f"{LINKER_FLAGS} {linker}".strip()
-    run_go(["build", "-trimpath", "-buildvcs=false", "-ldflags", flags, "-o", str(target), package], name, cgo)
+    tags = TOOLS[name].get("tags", "")
+    run_go(
+        ["build", "-trimpath", "-buildvcs=false", "-tags", tags, "-ldflags", flags, "-o", str(target), package], name, cgo
+    )
     say(f"built {program} in {time.monotonic() - started:.0f} s")
 
 

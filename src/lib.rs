@@ -25,6 +25,8 @@ pub mod api;
 pub mod app;
 pub mod apply;
 pub mod bundle;
+#[cfg(test)]
+mod chart_tests;
 pub mod cli;
 pub mod clock;
 pub mod config;
@@ -42,5 +44,7 @@ pub mod observe;
 pub mod plan;
 pub mod proto;
 pub mod reach;
+#[cfg(test)]
+mod reference;
 pub mod spire;
 pub mod store;

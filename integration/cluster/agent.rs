@@ -44,6 +44,17 @@ impl Default for AgentOptions {
     }
 }
 
+/// Where a running agent is reached.
+#[derive(Clone, Debug)]
+pub(crate) struct Place {
+    pub(crate) listen: SocketAddr,
+    pub(crate) admin: SocketAddr,
+    /// Its control socket.
+    pub(crate) control: PathBuf,
+    /// Of whom it is to Kubernetes.
+    pub(crate) kubeconfig: PathBuf,
+}
+
 /// An agent that runs, or has run. Killed when dropped: drop it before its domain.
 #[derive(Debug)]
 pub(crate) struct Agent {
@@ -72,7 +83,6 @@ impl Agent {
             format!("--namespace={AGENT_NAMESPACE}"),
         ];
         let env = [
-            ("KUBECONFIG".to_owned(), kubeconfig.display().to_string()),
             (
                 "SPIFFE_ENDPOINT_SOCKET".to_owned(),
                 format!("unix://{}", domain.spire.agent_socket().display()),
@@ -83,13 +93,31 @@ impl Agent {
             ("RUST_BACKTRACE".to_owned(), "1".to_owned()),
             ("HOME".to_owned(), domain.dir().display().to_string()),
         ];
+        let args = args.into_iter().chain(options.args).collect();
+        let env = env.into_iter().chain(options.env).collect();
+        Self::start_as(domain, &options.name, args, env, Place { listen, admin, control, kubeconfig })
+    }
+
+    /// Starts the domain's program with exactly these arguments and this environment, but for KUBECONFIG; returns before it
+    /// is ready. `name` is for messages and the log file.
+    pub(crate) fn start_as(
+        domain: &Domain,
+        name: &str,
+        args: Vec<String>,
+        env: Vec<(String, String)>,
+        place: Place,
+    ) -> Result<Self> {
+        let Place { listen, admin, control, kubeconfig } = place;
         let mut process = Process::new(Spec {
-            name: format!("{} of {}", options.name, domain.trust_domain()),
+            name: format!("{name} of {}", domain.trust_domain()),
             program: domain.agent_program().to_owned(),
-            args: args.into_iter().chain(options.args).map(OsString::from).collect(),
-            env: env.into_iter().chain(options.env).collect(),
+            args: args.into_iter().map(OsString::from).collect(),
+            env: [("KUBECONFIG".to_owned(), kubeconfig.display().to_string())]
+                .into_iter()
+                .chain(env)
+                .collect(),
             dir: domain.dir().to_owned(),
-            log: domain.dir().join(format!("{}.log", options.name)),
+            log: domain.dir().join(format!("{name}.log")),
         });
         process.start()?;
         Ok(Self { process, listen, admin, control, kubeconfig })

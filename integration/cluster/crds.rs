@@ -50,7 +50,18 @@ pub(crate) async fn install(client: &kube::Client) -> Result<()> {
     if istio.len() != ISTIO.len() {
         bail!("the CRD file of Istio has only {:?}", istio.iter().map(name_of).collect::<Vec<_>>());
     }
-    let crds: Vec<Value> = [of_files("crds-spire")?, istio, ours()?].concat();
+    put(client, [of_files("crds-spire")?, istio, ours()?].concat()).await
+}
+
+/// Applies the CRDs of what watches: ServiceMonitor and PrometheusRule. Their names.
+pub(crate) async fn install_monitoring(kubernetes: &crate::kubernetes::Kubernetes) -> Result<Vec<String>> {
+    let crds = of_files("crds-monitoring")?;
+    let names = crds.iter().map(|crd| name_of(crd).to_owned()).collect();
+    put(&kubernetes.client, crds).await?;
+    Ok(names)
+}
+
+async fn put(client: &kube::Client, crds: Vec<Value>) -> Result<()> {
     let api = Api::<CustomResourceDefinition>::all(client.clone());
     let one = |crd: Value| {
         let api = api.clone();

@@ -33,11 +33,13 @@ const CONTROLLERS_USER: &str = "kube-controller-manager";
 /// alone, and a user's bearer token is the user's name with this at its end.
 const TOKEN_END: &str = "-of-the-test-cluster";
 /// Every write, by whom and to what, without its content.
+/// What the ServiceAccounts of the agent's namespace read is there as well.
 const AUDIT_POLICY: &str = "
 apiVersion: audit.k8s.io/v1
 kind: Policy
 omitStages: [RequestReceived]
 rules:
+- {level: Metadata, userGroups: ['system:serviceaccounts:entente-system']}
 - {level: None, verbs: [get, list, watch]}
 - {level: Metadata}
 ";
@@ -133,6 +135,18 @@ impl Kubernetes {
             .with_context(|| format!("applying {name}: {object}"))
     }
 
+    /// What the API server would say to an apply of this object; nothing is written.
+    pub(crate) async fn dry_run(&self, object: &Value) -> Result<()> {
+        let (api, name) = self.api_of(object).await?;
+        let params = PatchParams {
+            field_validation: Some(kube::api::ValidationDirective::Strict),
+            dry_run: true,
+            ..PatchParams::apply(FIELD_MANAGER).force()
+        };
+        api.patch(&name, &params, &Patch::Apply(object)).await?;
+        Ok(())
+    }
+
     /// The API of any kind, e.g. `("networking.istio.io/v1", "ServiceEntry", Some("shop"))`. Without a namespace:
     /// cluster-scoped objects, or those of all namespaces.
     pub(crate) async fn api(
@@ -171,21 +185,38 @@ impl Kubernetes {
         Ok((api, name.to_owned()))
     }
 
+    /// Where the API server listens.
+    pub(crate) const fn address(&self) -> SocketAddr {
+        self.address
+    }
+
     /// The kubeconfig of our agent, which may do everything: see [`Self::service_account_kubeconfig`] for one that is
     /// held to RBAC.
     pub(crate) fn agent_kubeconfig(&self) -> PathBuf {
         kubeconfig_of(&self.dir, AGENT_USER)
     }
 
+    /// The kubeconfig of an administrator.
+    pub(crate) fn admin_kubeconfig(&self) -> PathBuf {
+        kubeconfig_of(&self.dir, ADMIN)
+    }
+
     /// Every write that a user (`AGENT_USER`, or `system:serviceaccount:NAMESPACE:NAME`) has asked for since the API
     /// server first started, in order, and whether or not it changed or was allowed anything.
     pub(crate) fn writes_of(&self, user: &str) -> Result<Vec<Write>> {
+        let is_write = |write: &Write| !matches!(write.verb.as_str(), "get" | "list" | "watch");
+        Ok(self.requests_of(user)?.into_iter().filter(is_write).collect())
+    }
+
+    /// Every request of a service account of the agent's namespace, and of others their writes; a watch that has ended
+    /// is there twice.
+    pub(crate) fn requests_of(&self, user: &str) -> Result<Vec<Request>> {
         let log = std::fs::read_to_string(self.dir.join("audit.log")).unwrap_or_default();
         // The last line may be half written.
         let whole = log.rsplit_once('\n').map_or("", |(whole, _)| whole);
         let events = whole.lines().map(serde_json::from_str::<Value>).collect::<Result<Vec<_>, _>>()?;
         let of_user = |event: &&Value| event.pointer("/user/username").and_then(Value::as_str) == Some(user);
-        Ok(events.iter().filter(of_user).map(Write::of).collect())
+        Ok(events.iter().filter(of_user).map(Request::of).collect())
     }
 
     /// The UID and the resourceVersion of every object of these kinds, by `Kind namespace/name`: equal before and
@@ -226,11 +257,13 @@ impl Kubernetes {
     }
 }
 
-/// One write, as the audit log has it.
+/// One request, as the audit log has it.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub(crate) struct Write {
-    /// `create`, `update`, `patch`, `delete`, `deletecollection`.
+pub(crate) struct Request {
+    /// `create`, `update`, `patch`, `delete`, `deletecollection`; `get`, `list`, `watch`.
     pub(crate) verb: String,
+    /// The API group; empty for the core group.
+    pub(crate) group: String,
     /// Plural, with the subresource if there is one: `serviceentries`, `trustdomainpeers/status`, `leases`.
     pub(crate) resource: String,
     pub(crate) namespace: String,
@@ -239,7 +272,10 @@ pub(crate) struct Write {
     pub(crate) code: u64,
 }
 
-impl Write {
+/// A request that writes.
+pub(crate) type Write = Request;
+
+impl Request {
     fn of(event: &Value) -> Self {
         let text =
             |pointer: &str| event.pointer(pointer).and_then(Value::as_str).unwrap_or_default().to_owned();
@@ -247,6 +283,7 @@ impl Write {
         let slash = if subresource.is_empty() { "" } else { "/" };
         Self {
             verb: text("/verb"),
+            group: text("/objectRef/apiGroup"),
             resource: format!("{}{slash}{subresource}", text("/objectRef/resource")),
             namespace: text("/objectRef/namespace"),
             name: text("/objectRef/name"),

@@ -15,24 +15,30 @@
 #![allow(dead_code, reason = "the harness has what scenarios need; not every one is there yet")]
 
 mod agent;
+mod balancer;
 #[path = "../behaviour/mod.rs"]
 mod behaviour;
 mod bundle_server;
+mod chart;
 mod crds;
 mod envoy;
 mod hostile;
 mod http;
+mod kubelet;
 mod kubernetes;
 mod load;
 mod pair;
 mod ports;
 mod process;
 mod relay;
+mod rights;
 mod scenarios;
 mod scratch;
+mod sni;
 mod spire;
 mod template;
 mod tools;
+mod turn;
 mod wait;
 mod world;
 

@@ -42,6 +42,7 @@ mod world;
 
 mod application;
 mod as_local;
+mod chart;
 mod configuration;
 mod ending;
 mod federation;

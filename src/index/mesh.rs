@@ -18,13 +18,18 @@ const SPIRE_AGENT: &str = "spire-agent";
 /// The revision's label of istiods without one.
 const NO_REVISION: &str = "default";
 
-/// Follows the mesh of the store's cluster until `cancel`; where there is no cluster, there is nothing to follow.
+/// Follows the mesh of the store's cluster until `cancel`; where there is no cluster, or no Istio in it, there is nothing to
+/// follow.
 pub async fn follow(
     store: Store,
     settings: Arc<Settings>,
     found: watch::Sender<Option<Arc<Mesh>>>,
     cancel: CancellationToken,
 ) {
+    if !settings.istio {
+        cancel.cancelled().await;
+        return;
+    }
     let selections =
         [mesh_config(&settings), istiods(&settings), spire_agents()].map(|one| store.select(one));
     let [Some(mut configs), Some(mut istiods), Some(mut agents)] = selections else {

@@ -32,6 +32,8 @@ pub struct Settings {
     pub namespace: String,
     /// The cluster's DNS domain: a Service is called at `{name}.{namespace}.svc.{clusterDomain}`.
     pub cluster_domain: String,
+    /// Whether Istio is there, to be read and written.
+    pub istio: bool,
     /// Where Istio lives: the mesh's root namespace, that of its configuration, and of its gateways unless said otherwise.
     pub istio_namespace: String,
     /// The gateway that carries `IstioMtls`.
@@ -68,6 +70,7 @@ impl Settings {
             instance: "entente".to_owned(),
             namespace: "entente-system".to_owned(),
             cluster_domain: "cluster.local".to_owned(),
+            istio: true,
             istio_namespace: "istio-system".to_owned(),
             eastwest_gateway: GatewayChoice::named(GatewayType::EastWestGateway),
             ingress_gateway: GatewayChoice::named(GatewayType::IngressGateway),
@@ -82,6 +85,18 @@ impl Settings {
             agent_follow: Duration::from_secs(6),
             good_fetches: 3,
         }
+    }
+
+    /// Whether objects of this kind are followed.
+    #[must_use]
+    pub fn watches(&self, kind: Kind) -> bool {
+        self.istio || !kind.is_istio()
+    }
+
+    /// The kinds that are followed whole.
+    #[must_use]
+    pub fn watched(&self) -> Vec<Kind> {
+        Kind::WATCHED.into_iter().filter(|kind| self.watches(*kind)).collect()
     }
 }
 
@@ -315,7 +330,7 @@ pub struct World {
     pub statuses: BTreeMap<ObjectKey, Arc<Value>>,
     /// Kinds whose first list has been read whole.
     pub read: BTreeSet<Kind>,
-    /// Kinds that the API server does not serve (no Istio here, say).
+    /// Kinds that the API server does not serve, or that the settings leave alone (no Istio here, say).
     pub absent: BTreeSet<Kind>,
     pub memory: BTreeMap<TrustDomain, PeerMemory>,
     /// Objects that could not be written or deleted, with the store's word; empty again once it went well.
@@ -326,6 +341,7 @@ impl World {
     /// Nothing known yet.
     #[must_use]
     pub fn empty(settings: Arc<Settings>, now: Timestamp) -> Self {
+        let absent = Kind::WATCHED.into_iter().filter(|kind| !settings.watches(*kind)).collect();
         Self {
             settings,
             now,
@@ -358,7 +374,7 @@ impl World {
             rejected: BTreeMap::new(),
             statuses: BTreeMap::new(),
             read: BTreeSet::new(),
-            absent: BTreeSet::new(),
+            absent,
             memory: BTreeMap::new(),
             failures: Arc::default(),
         }

@@ -2,6 +2,8 @@
 
 mod admin;
 mod behaviour;
+mod chart;
+mod cli;
 mod diagnose;
 mod disconnection;
 mod ending;
@@ -12,12 +14,14 @@ mod gateways;
 mod health;
 mod hostile;
 mod mesh;
+mod observe;
 mod one_sided;
 mod poison;
 #[cfg(target_os = "linux")]
 mod proxies;
 mod push;
 mod reach;
+mod replicas;
 mod restart;
 mod revocation;
 mod rival;
@@ -26,6 +30,7 @@ mod scale;
 mod services;
 mod trio;
 mod uninstall;
+mod values;
 mod verdict;
 
 use crate::agent::{Agent, AgentOptions};

@@ -6,16 +6,18 @@ use serde_json::Value;
 
 use crate::cli::crds;
 
-/// `src/api/crds.yaml` is what is published. Run with `UPDATE_GOLDEN=1` to write it anew, and read the difference.
+/// What is published, here and in the chart. Run with `UPDATE_GOLDEN=1` to write it anew, and read the difference.
 #[test]
 fn published_definitions_are_those_of_the_types() {
-    let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("src/api/crds.yaml");
     let yaml = crds::yaml().unwrap();
-    if std::env::var_os("UPDATE_GOLDEN").is_some() {
-        std::fs::write(&path, &yaml).unwrap();
+    for path in ["src/api/crds.yaml", "charts/entente/files/crds.yaml"] {
+        let path = Path::new(env!("CARGO_MANIFEST_DIR")).join(path);
+        if std::env::var_os("UPDATE_GOLDEN").is_some() {
+            std::fs::write(&path, &yaml).unwrap();
+        }
+        let golden = std::fs::read_to_string(&path).unwrap_or_default();
+        assert!(golden == yaml, "{} differs from the types: run again with UPDATE_GOLDEN=1", path.display());
     }
-    let golden = std::fs::read_to_string(&path).unwrap_or_default();
-    assert!(golden == yaml, "{} differs from the types: run again with UPDATE_GOLDEN=1", path.display());
     assert_eq!(crds::yaml().unwrap(), yaml, "equal input gives equal bytes");
 }
 

@@ -1,0 +1,109 @@
+{{- define "entente.name" -}}
+{{- default .Chart.Name .Values.nameOverride | trunc 63 | trimSuffix "-" }}
+{{- end }}
+
+{{- define "entente.fullname" -}}
+{{- if .Values.fullnameOverride }}
+{{- .Values.fullnameOverride | trunc 50 | trimSuffix "-" }}
+{{- else if contains (include "entente.name" .) .Release.Name }}
+{{- .Release.Name | trunc 50 | trimSuffix "-" }}
+{{- else }}
+{{- printf "%s-%s" .Release.Name (include "entente.name" .) | trunc 50 | trimSuffix "-" }}
+{{- end }}
+{{- end }}
+
+{{- define "entente.instance" -}}
+{{- default .Release.Name .Values.instance }}
+{{- end }}
+
+{{/* What pods are selected by. */}}
+{{- define "entente.selectorLabels" -}}
+app.kubernetes.io/name: entente
+app.kubernetes.io/instance: {{ .Release.Name }}
+{{- end }}
+
+{{- define "entente.labels" -}}
+{{ include "entente.selectorLabels" . }}
+app.kubernetes.io/version: {{ .Chart.AppVersion | quote }}
+app.kubernetes.io/managed-by: {{ .Release.Service }}
+helm.sh/chart: {{ printf "%s-%s" .Chart.Name .Chart.Version | replace "+" "_" }}
+{{- end }}
+
+{{- define "entente.serviceAccountName" -}}
+{{- if .Values.serviceAccount.create }}
+{{- default (include "entente.fullname" .) .Values.serviceAccount.name }}
+{{- else }}
+{{- required "serviceAccount.name: name the ServiceAccount that serviceAccount.create=false leaves to you" .Values.serviceAccount.name }}
+{{- end }}
+{{- end }}
+
+{{- define "entente.image" -}}
+{{- if .Values.image.digest }}
+{{- printf "%s@%s" .Values.image.repository .Values.image.digest }}
+{{- else }}
+{{- printf "%s:%s" .Values.image.repository (default .Chart.AppVersion .Values.image.tag) }}
+{{- end }}
+{{- end }}
+
+{{/* Our trust domain in a SPIFFE ID; where it is not given, spire-controller-manager puts it in. */}}
+{{- define "entente.trustDomain" -}}
+{{- default "{{ .TrustDomain }}" .Values.trustDomain }}
+{{- end }}
+
+{{/* Whether the SPIRE Server API is reached over TCP, with an admin SVID. */}}
+{{- define "entente.overTcp" -}}
+{{- if not .Values.spire.server.hostPath }}true{{ end }}
+{{- end }}
+
+{{/* Whether there is a Service for peers. */}}
+{{- define "entente.peerService" -}}
+{{- if or .Values.peer.service.enabled .Values.peer.gateway.enabled }}true{{ end }}
+{{- end }}
+
+{{/* The agent's own settings: name and value. Whoever sets one in extraEnv wins. */}}
+{{- define "entente.env" -}}
+SPIFFE_ENDPOINT_SOCKET: unix:///spiffe-workload-api/{{ .Values.spire.workloadApi.socket }}
+ENTENTE_SPIRE_SERVER: {{ if .Values.spire.server.hostPath }}unix:///spire-server/{{ .Values.spire.server.socket }}{{ else }}{{ join "," .Values.spire.server.addresses }}{{ end }}
+ENTENTE_SPIRE_CLASS_NAME: {{ .Values.spire.className | quote }}
+ENTENTE_ADMIN_HINT: {{ .Values.spire.register.adminHint | quote }}
+ENTENTE_INSTANCE: {{ include "entente.instance" . | quote }}
+ENTENTE_LISTEN: "0.0.0.0:{{ .Values.peer.port }}"
+ENTENTE_ADMIN_LISTEN: "0.0.0.0:{{ .Values.admin.port }}"
+ENTENTE_CONTROL: /run/entente/control.sock
+ENTENTE_CLUSTER_DOMAIN: {{ .Values.clusterDomain | quote }}
+ENTENTE_LOG: {{ .Values.log.level | quote }}
+ENTENTE_LOG_JSON: {{ .Values.log.json | quote }}
+{{- with .Values.peer.advertise }}
+ENTENTE_ADVERTISE: {{ join "," . | quote }}
+{{- end }}
+{{- with .Values.bundleEndpoint.url }}
+ENTENTE_BUNDLE_ENDPOINT_URL: {{ . | quote }}
+{{- end }}
+{{- with .Values.bundleEndpoint.profile }}
+ENTENTE_BUNDLE_ENDPOINT_PROFILE: {{ . | quote }}
+{{- end }}
+{{- with .Values.bundleEndpoint.spiffeID }}
+ENTENTE_BUNDLE_ENDPOINT_SPIFFE_ID: {{ . | quote }}
+{{- end }}
+{{- if .Values.view.enabled }}
+ENTENTE_VIEW: "true"
+{{- end }}
+ENTENTE_ISTIO: {{ .Values.istio.enabled | quote }}
+{{- if .Values.istio.enabled }}
+ENTENTE_ISTIO_NAMESPACE: {{ .Values.istio.namespace | quote }}
+ENTENTE_ISTIO_REVISION: {{ .Values.istio.revision | quote }}
+ENTENTE_EASTWEST_GATEWAY: {{ .Values.istio.eastWestGateway | quote }}
+ENTENTE_INGRESS_GATEWAY: {{ .Values.istio.ingressGateway | quote }}
+ENTENTE_GATEWAY_NODE_PORTS: {{ .Values.istio.gatewayNodePorts | quote }}
+ENTENTE_FENCE: {{ .Values.istio.fence | quote }}
+{{- end }}
+{{- if .Values.webRoots.configMap }}
+ENTENTE_WEB_ROOTS: /etc/entente/web-roots/{{ .Values.webRoots.key }}
+{{- end }}
+{{- with .Values.tracing.endpoint }}
+OTEL_EXPORTER_OTLP_ENDPOINT: {{ . | quote }}
+{{- end }}
+{{- range $name, $seconds := .Values.timing }}
+ENTENTE_{{ $name | snakecase | upper }}_SECONDS: {{ $seconds | toString | quote }}
+{{- end }}
+{{- end }}

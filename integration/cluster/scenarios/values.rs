@@ -1,0 +1,161 @@
+//! The values of the Helm chart: what each switch renders is what the API server takes, and what cannot be is refused.
+
+use super::delete;
+use crate::chart::{CHART, RELEASE, helm, run_helm};
+use crate::pair::with_pair;
+use crate::scratch::Scratch;
+use crate::world::{AGENT_NAMESPACE, Domain};
+use anyhow::{Context, Result, ensure};
+use serde_json::{Value, json};
+use std::collections::BTreeSet;
+
+const CRD: (&str, &str) = ("apiextensions.k8s.io/v1", "CustomResourceDefinition");
+
+/// Values that each turn something on, with the kinds that come of them.
+fn matrix() -> Vec<(&'static str, Value, &'static [&'static str])> {
+    let from =
+        json!([{"namespaceSelector": {"matchLabels": {"kubernetes.io/metadata.name": "istio-ingress"}}}]);
+    vec![
+        (
+            "nothing",
+            json!({}),
+            &["Deployment", "Service", "ClusterSPIFFEID", "Secret", "ClusterRole", "Role"],
+        ),
+        ("without Istio", json!({"istio": {"enabled": false}}), &["Deployment"]),
+        (
+            "replicas",
+            json!({
+                "replicas": 3, "nameOverride": "agent", "instance": "other", "trustDomain": "west.example",
+                "podLabels": {"team": "edge"}, "nodeSelector": {"kubernetes.io/os": "linux"}, "priorityClassName": "high",
+                "tolerations": [{"key": "edge", "operator": "Exists"}], "imagePullSecrets": [{"name": "pull"}],
+                "image": {"digest": format!("sha256:{}", "0".repeat(64))},
+            }),
+            &["PodDisruptionBudget"],
+        ),
+        (
+            "a load balancer",
+            json!({
+                "peer": {
+                    "service": {
+                        "type": "LoadBalancer", "port": 443, "nodePort": 30443, "annotations": {"a": "b"},
+                        "loadBalancerClass": "example.com/internal", "loadBalancerSourceRanges": ["192.0.2.0/24"],
+                        "externalTrafficPolicy": "Local",
+                    },
+                    "advertise": ["entente.west.example:443"],
+                },
+                "bundleEndpoint": {
+                    "url": "https://spire.west.example", "profile": "https_spiffe", "spiffeID": "spiffe://west.example/spire/server",
+                },
+                "webRoots": {"configMap": "roots"}, "tracing": {"endpoint": "http://otel:4317"}, "view": {"enabled": true},
+                "serviceAccount": {"create": false, "name": "mine"}, "rbac": {"bootstrapSecrets": ["bundle"]},
+            }),
+            &["Service"],
+        ),
+        (
+            "the mesh's gateway, and a sidecar",
+            json!({
+                "peer": {
+                    "service": {"enabled": false},
+                    "gateway": {
+                        "enabled": true, "hosts": ["entente.west.example"], "bundleEndpoint": {"hosts": ["spire.west.example"]},
+                    },
+                },
+                "istio": {"revision": "1-30", "fence": true, "sidecar": {"enabled": true, "adminFrom": [{"source": {"namespaces": ["monitoring"]}}]}},
+            }),
+            &["Gateway", "VirtualService", "PeerAuthentication", "AuthorizationPolicy", "DestinationRule"],
+        ),
+        (
+            "sockets of the node",
+            json!({
+                "spire": {"workloadApi": {"type": "hostPath"}, "server": {"hostPath": "/run/spire/server"}, "className": "spire-spire"},
+                "crds": {"install": false}, "rbac": {"create": false, "aggregate": false},
+                "extraArgs": ["--fence"], "extraEnv": [{"name": "A", "value": "b"}],
+                "extraVolumes": [{"name": "more", "emptyDir": {}}], "extraVolumeMounts": [{"name": "more", "mountPath": "/more"}],
+            }),
+            &["Deployment"],
+        ),
+        (
+            "who may reach it, and who watches it",
+            json!({
+                "replicas": 2,
+                "networkPolicy": {
+                    "enabled": true, "peers": from, "admin": from,
+                    "egress": [{"ports": [{"port": 443, "protocol": "TCP"}]}],
+                },
+                "metrics": {
+                    "serviceMonitor": {"enabled": true, "labels": {"release": "prometheus"}},
+                    "prometheusRule": {"enabled": true}, "dashboard": {"enabled": true, "annotations": {"folder": "SPIFFE"}},
+                },
+            }),
+            &["NetworkPolicy", "ServiceMonitor", "PrometheusRule", "ConfigMap"],
+        ),
+    ]
+}
+
+/// What the chart renders is what the API server knows, field by field, for every switch; and `helm lint` finds nothing.
+#[test]
+fn what_the_chart_renders_is_what_the_api_server_takes() {
+    with_pair(async |pair| {
+        let east = &pair.east;
+        east.kubernetes.namespace("istio-system").await?;
+        let monitoring = crate::crds::install_monitoring(&east.kubernetes).await?;
+        for (what, values, expected) in matrix() {
+            let rendered = render(east, &values).await.context(what)?;
+            let mut made = BTreeSet::new();
+            for object in crate::kubernetes::documents(&rendered).context(what)? {
+                let kind = object["kind"].as_str().context("no kind")?.to_owned();
+                // Our own definitions are there already, of another owner; the API server looks at them as well.
+                east.kubernetes.dry_run(&object).await.with_context(|| format!("{what}: {object:#}"))?;
+                made.insert(kind);
+            }
+            let lacks: Vec<_> = expected.iter().filter(|kind| !made.contains(**kind)).collect();
+            ensure!(lacks.is_empty(), "{what}: no {lacks:?} in {made:?}");
+        }
+        for name in monitoring {
+            delete(east, CRD, None, &name).await?;
+        }
+        Ok(())
+    });
+}
+
+/// `helm template`, and `helm lint`, with these values.
+async fn render(domain: &Domain, values: &Value) -> Result<String> {
+    let file = domain.dir().join("matrix.json");
+    std::fs::write(&file, serde_json::to_vec(values)?)?;
+    let file = file.display().to_string();
+    helm(domain, &["lint", "--strict", CHART, "--values", &file]).await?;
+    helm(domain, &["template", RELEASE, CHART, "--namespace", AGENT_NAMESPACE, "--values", &file]).await
+}
+
+/// Values that mean nothing, or not what they seem to, are refused before anything is written, with words that help.
+#[test]
+fn values_that_cannot_be_are_refused() {
+    let gateway = |hosts: &str| format!("peer.gateway.enabled=true,peer.gateway.hosts={{{hosts}}}");
+    let refused = [
+        ("replica=2".to_owned(), "replica"),
+        ("peer.port=443".to_owned(), "1,024"),
+        ("spire.workloadApi.type=socket".to_owned(), "/spire/workloadApi/type"),
+        ("spire.server.addresses={spire-server}".to_owned(), "addresses"),
+        ("peer.advertise={entente.west.example}".to_owned(), "advertise"),
+        ("timing.drian=3".to_owned(), "drian"),
+        ("image.digest=latest".to_owned(), "digest"),
+        ("bundleEndpoint.url=http://spire".to_owned(), "/bundleEndpoint/url"),
+        ("serviceAccount.create=false".to_owned(), "name the ServiceAccount"),
+        ("peer.gateway.enabled=true".to_owned(), "peer.gateway.hosts"),
+        (gateway("192.0.2.1"), "no DNS name"),
+        (format!("istio.enabled=false,{}", gateway("a.example")), "needs istio.enabled"),
+        (
+            format!("{},peer.gateway.bundleEndpoint.hosts={{a.example}}", gateway("a.example")),
+            "tells them apart",
+        ),
+    ];
+    let scratch = Scratch::new().unwrap();
+    crate::pair::runtime().block_on(async {
+        for (values, word) in refused {
+            let args = ["template", RELEASE, CHART, "--set", &values];
+            let (code, printed, said) = run_helm(scratch.path(), None, &args).await.unwrap();
+            assert!(code != 0 && printed.is_empty(), "{values} is taken");
+            assert!(said.contains(word), "{values}: {said}");
+        }
+    });
+}

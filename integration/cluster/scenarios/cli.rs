@@ -147,6 +147,14 @@ fn who_may_reach_the_agent_is_decided_by_rbac() {
             Ok(())
         })
         .await?;
+        // A connection that is upgraded is a GET, and asks for `create` as well: an older API server is content with the first.
+        let half = json!({"apiGroups": [""], "resources": ["pods/exec"], "verbs": ["get"]});
+        grant(east, &[&lease, &pods, &half]).await?;
+        eventually("half of the grant is in force", SOON, || async {
+            run(&["about"]).await?.must(3, &["cannot create", "pods/exec", "`get` and `create`"])?;
+            Ok(())
+        })
+        .await?;
         let exec = json!({"apiGroups": [""], "resources": ["pods/exec"], "verbs": ["get", "create"]});
         grant(east, &[&lease, &pods, &exec]).await?;
         eventually("the second grant is in force", SOON, || async {

@@ -188,14 +188,23 @@ fn log(cli: &Cli) -> anyhow::Result<Option<traces::Exporter>> {
     let lines = tracing_subscriber::fmt::layer()
         .with_ansi(std::io::stderr().is_terminal())
         .with_writer(std::io::stderr);
-    let lines: Box<dyn Layer<Registry> + Send + Sync> =
-        if cli.log_json { lines.json().boxed() } else { lines.boxed() };
+    let lines: Box<dyn Layer<Registry> + Send + Sync> = if cli.log_json {
+        lines.json().with_filter(filter).boxed()
+    } else {
+        lines.with_filter(filter).boxed()
+    };
+    let mut layers = vec![lines];
     let endpoint = match &cli.command {
         Command::Agent(args) => args.otlp_endpoint.as_deref().filter(|endpoint| !endpoint.is_empty()),
         _ => None,
     };
-    let (spans, exporter) = endpoint.map(traces::layer).transpose()?.unzip();
-    tracing_subscriber::registry().with(lines.with_filter(filter)).with(spans).init();
+    let mut exporter = None;
+    if let Some(endpoint) = endpoint {
+        let (spans, sends) = traces::layer::<Registry>(endpoint)?;
+        layers.push(spans.boxed());
+        exporter = Some(sends);
+    }
+    tracing_subscriber::registry().with(layers).init();
     Ok(exporter)
 }
 

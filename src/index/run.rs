@@ -312,6 +312,43 @@ mod tests {
         })
     }
 
+    fn outputs() -> Outputs {
+        Outputs {
+            plans: watch::Sender::new(Arc::default()),
+            links: watch::Sender::new(Arc::default()),
+            monitors: watch::Sender::new(Arc::default()),
+            bootstraps: watch::Sender::new(Wanted::new()),
+            ask_again: RefreshHandle::default(),
+            ready: watch::Sender::new(false),
+            planned_in: watch::Sender::new(None),
+            metrics: Arc::default(),
+        }
+    }
+
+    /// A follower hears no peer; what it took that for is not what happened while another led.
+    #[test]
+    fn who_takes_the_lead_over_remembers_no_more_than_after_a_start() {
+        use crate::plan::fixtures::{at, peer, td, world};
+        let mut index = Index::new(settings(), at(0));
+        *index.world_mut() = world("west.example");
+        let east = td("east.example");
+        index.world_mut().peers.insert(east.clone(), Arc::new(peer("east.example")));
+        let (memo, taking) = (Memo::default(), Taking::default());
+        let mut planner = Planner { index, outputs: outputs(), memo, taking, led: None };
+        let mut away_since = |term, now| {
+            planner.plan(&Arc::default(), term, at(now));
+            assert_eq!(*planner.outputs.planned_in.borrow(), term);
+            planner.index.world().memory[&east].away_since
+        };
+        assert_eq!([(None, 0), (None, 100)].map(|(term, now)| away_since(term, now)), [Some(at(0)); 2]);
+        assert_eq!(away_since(Some(1), 200), Some(at(200)), "it takes the lead over");
+        assert_eq!(away_since(Some(1), 300), Some(at(200)));
+        // lost for a while, to nobody
+        assert_eq!(away_since(None, 400), Some(at(200)));
+        assert_eq!(away_since(Some(1), 500), Some(at(200)));
+        assert_eq!(away_since(Some(3), 600), Some(at(600)), "another led in between");
+    }
+
     /// The loop on sources that have all ended, as they do when the agent stops.
     async fn on_ended_sources(cancel: CancellationToken) -> anyhow::Result<()> {
         let inputs = Inputs {
@@ -329,18 +366,8 @@ mod tests {
             asks: mpsc::channel(1).1,
             asked: Vec::new(),
         };
-        let outputs = Outputs {
-            plans: watch::Sender::new(Arc::default()),
-            links: watch::Sender::new(Arc::default()),
-            monitors: watch::Sender::new(Arc::default()),
-            bootstraps: watch::Sender::new(Wanted::new()),
-            ask_again: RefreshHandle::default(),
-            ready: watch::Sender::new(false),
-            planned_in: watch::Sender::new(None),
-            metrics: Arc::default(),
-        };
         let index = Index::new(settings(), Timestamp::UNIX_EPOCH);
-        run(index, inputs, outputs, || Timestamp::UNIX_EPOCH, cancel).await
+        run(index, inputs, outputs(), || Timestamp::UNIX_EPOCH, cancel).await
     }
 
     #[tokio::test]

@@ -115,8 +115,7 @@ fn commands_reach_the_agent_through_its_pod() {
             .await?
             .must(3, &["no agent is found in namespace default", "entente-system/entente-0", "-n"])?;
         run(&["about", "--context", "nowhere"]).await?.must(3, &["nowhere", "test"])?;
-        let killed = agents.east.kill().await;
-        killed?;
+        agents.east.kill().await?;
         run(&["about"]).await?.must(3, &["pod entente-system/entente-0", "no agent answers at"])?;
         drop(agents);
         let leases =

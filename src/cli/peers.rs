@@ -131,14 +131,14 @@ fn fields(peer: &Object) -> Vec<(&'static str, String)> {
         let sequence = sequence.map(|number| format!(", sequence {number}")).unwrap_or_default();
         let hint = count(status, "/bundle/refreshHint");
         let hint = if hint == 0 { String::new() } else { format!(", refresh hint {hint} s") };
-        many("Bundle", vec![digest.to_owned(), format!("{authorities} X.509 authorities{sequence}{hint}")]);
+        many("Bundle", vec![digest.to_owned(), format!("X.509 authorities: {authorities}{sequence}{hint}")]);
     }
     let held = list(status, "/remoteView/held").len();
     let missing = texts(list(status, "/remoteView/missing"));
     if status.is_some_and(|status| status.get("remoteView").is_some()) {
         let lacks =
             if missing.is_empty() { String::new() } else { format!("; it lacks {}", missing.join(", ")) };
-        many("Holds of ours", vec![format!("{held} authorities{lacks}")]);
+        many("Holds of ours", vec![format!("authorities: {held}{lacks}")]);
     }
     let services = |what: &str| count(status, &format!("/services/{what}"));
     let (exported, imported, refused) = (services("exported"), services("imported"), services("refused"));

@@ -131,8 +131,9 @@ fn leave() -> anyhow::Result<()> {
 /// Peers, services, and what is not well.
 fn shown(read: &Read, format: ListFormat, screen: Screen, now: Timestamp) -> String {
     let is_wide = format == ListFormat::Wide;
-    let mut parts = vec![peers(read, is_wide, screen, now)];
-    parts.push(if is_wide { services::tables(read, screen) } else { services::summary(read) });
+    let tables = if is_wide { Screen { width: None, ..screen } } else { screen };
+    let mut parts = vec![peers(read, is_wide, tables, now)];
+    parts.push(if is_wide { services::tables(read, tables) } else { services::summary(read) });
     parts.push(unwell(read, screen));
     parts.retain(|part| !part.is_empty());
     parts.join("\n")

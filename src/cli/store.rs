@@ -77,7 +77,11 @@ impl ClusterFlags {
                     NotAsked(format!("{}; the contexts there are: {}", chain(&error), contexts.join(", ")))
                 })?
             }
-            None => kube::Config::infer().await.map_err(|error| no_cluster(&error))?,
+            // Of its two causes, that there is no kubeconfig is what an operator can mend.
+            None => kube::Config::infer().await.map_err(|error| match Kubeconfig::read() {
+                Err(cause) => no_cluster(&cause),
+                Ok(_) => no_cluster(&error),
+            })?,
         };
         config.connect_timeout = Some(CONNECT);
         let server = config.cluster_url.to_string();

@@ -117,7 +117,7 @@ async fn what_a_server_presents_is_seen_though_it_refuses_us() {
             let _ = acceptor.accept(stream).await;
         });
         let seen = live::presented(&address, Some("cart.shop.west.example")).await.unwrap();
-        assert_eq!(seen, [leaf.der.clone()]);
+        assert_eq!(seen, std::slice::from_ref(&leaf.der));
         server.await.unwrap();
         let gone = live::presented(&address, None).await.unwrap_err();
         assert!(gone.is::<NotAsked>() && gone.to_string().contains("refused"), "{gone:#}");

@@ -24,12 +24,9 @@ RESULT = re.compile(r"^test result: \w+\. (\d+) passed; (\d+) failed; (\d+) igno
 RINGS = ("pure", "pair", "cluster", "dataplane", "mesh")
 # What cannot be absent. The others run once there is a test target of that name.
 ALWAYS = ("pure", "pair", "cluster")
-# Scenarios of the cluster ring that promise times, or count what is written in a while: one after the other, alone.
-TIMED = [f"scenarios::{name}::" for name in (
-    "diagnose", "one_sided", "poison", "proxies", "push", "restart", "revocation", "rotation", "scale", "verdict",
-)]
-# How many of the others run at a time: each brings up clusters, and waits for most of its time.
-CROWD = 3
+# Scenarios of the cluster ring begin all at once, and wait for their turn: how many run at a time, which first and which
+# alone is decided there (`cluster/turn.rs`).
+ALL_AT_ONCE = "--test-threads=1000"
 
 
 class Count:
@@ -102,16 +99,6 @@ def mesh(names):
     return cargo_test(["--test", "mesh", *names, "--", "--test-threads=1"])
 
 
-def cluster(names):
-    alone = ["--", "--test-threads=1"]
-    if names:
-        return cargo_test(["--test", "cluster", *names, *alone])
-    skipped = [word for name in TIMED for word in ("--skip", name)]
-    count = cargo_test(["--test", "cluster", "--", f"--test-threads={CROWD}", *skipped])
-    count.add(cargo_test(["--test", "cluster", *alone, *TIMED]))
-    return count
-
-
 def run_ring(ring, targets, names):
     if ring == "pure":
         return pure(names)
@@ -121,7 +108,7 @@ def run_ring(ring, targets, names):
     if ring == "mesh":
         return mesh(names)
     if ring == "cluster":
-        return cluster(names)
+        return cargo_test(["--test", "cluster", *names, "--", ALL_AT_ONCE])
     # Each test brings up proxies: one at a time, and what they do is seen as they do it.
     serial = ["--", "--test-threads=1"] if ring == "dataplane" else []
     # The embedded authority, on which the pair ring stands, is held to the behaviour of the real one.

@@ -42,6 +42,7 @@ _VERSION_PACKAGE = "k8s.io/component-base/version"
 # name of the folder in tools/ -> what is taken from it.
 #   programs: file name -> (package, needs cgo, further linker flags)
 #   files:    file name -> (module, path inside the module)
+#   tags:     build tags
 TOOLS = {
     "etcd": {
         "programs": {"etcd": ("go.etcd.io/etcd/server/v3", False, "")},
@@ -92,6 +93,17 @@ TOOLS = {
             )
             for kind in ("servicemonitors", "prometheusrules")
         },
+    },
+    # Ours: what `kubectl exec` ends in, where no kubelet runs.
+    "kubelet": {
+        "programs": {"kubelet": (".", False, "")},
+        "files": {},
+    },
+    "promtool": {
+        "programs": {"promtool": ("github.com/prometheus/prometheus/cmd/promtool", False, "")},
+        "files": {},
+        # Without the clients of some thirty clouds, which only discovery needs.
+        "tags": "remove_all_sd",
     },
     "kubernetes": {
         "programs": {
@@ -217,6 +229,8 @@ def folder_of(name):
         pins, what = ("go.mod", "go.sum"), [TOOLS[name], LINKER_FLAGS]
     for pin in pins:
         digest.update((MODULES / name / pin).read_bytes())
+    for source in sorted((MODULES / name).glob("*.go")):
+        digest.update(source.read_bytes())
     digest.update(json.dumps(what, sort_keys=True).encode())
     return cache_folder() / f"{name}-{digest.hexdigest()[:16]}"
 
@@ -246,7 +260,10 @@ def build_program(name, program, target):
     say(f"building {program} ({package}): one to five minutes on two cores the first time")
     started = time.monotonic()
     flags = f"{LINKER_FLAGS} {linker}".strip()
-    run_go(["build", "-trimpath", "-buildvcs=false", "-ldflags", flags, "-o", str(target), package], name, cgo)
+    tags = TOOLS[name].get("tags", "")
+    run_go(
+        ["build", "-trimpath", "-buildvcs=false", "-tags", tags, "-ldflags", flags, "-o", str(target), package], name, cgo
+    )
     say(f"built {program} in {time.monotonic() - started:.0f} s")
 
 

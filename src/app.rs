@@ -17,12 +17,14 @@ use tokio_util::sync::CancellationToken;
 
 use crate::apply::Applier;
 use crate::config::AgentArgs;
-use crate::federation::Federation;
+use crate::federation::{Federation, RelayConfig};
 use crate::index::run::WorldHandle;
 use crate::leases;
-use crate::observe::{admin, metrics::Metrics};
+use crate::observe::admin::{self, Watched};
+use crate::observe::metrics::Metrics;
+use crate::observe::seen::Seen;
 use crate::plan::Plan;
-use leading::{lead, open_to_peers, replica, spawn_writer};
+use leading::{Leave, Standing, lead, replica, spawn_writer};
 use operators::{Operators, control, desk, enrolment, finish, spawn_control};
 use planning::{Planning, Tries};
 use settings::{federation_config, open_store, settings};
@@ -77,12 +79,18 @@ pub async fn start(args: &AgentArgs, cancel: CancellationToken) -> anyhow::Resul
     let sources = spawn_sources(&mut tasks, args, &cancel)?;
     let metrics = Arc::new(Metrics::default());
     let (ready_sender, ready) = watch::channel(false);
-    let replica = replica(args);
+    let (replica, relay_listen) = replica(args)?;
     let leadership = lead(args, &store, &replica);
+    let leader = leadership.leader();
 
     let (link_sender, links) = watch::channel(Arc::default());
-    let (open_sender, open) = watch::channel(false);
-    tasks.spawn(open_to_peers(leadership.leading(), ready.clone(), open_sender, cancel.clone()));
+    let (planned_sender, planned_in) = watch::channel(None);
+    let ((acts_sender, acts), (open_sender, open), (serves_sender, serves)) =
+        (watch::channel(false), watch::channel(false), watch::channel(false));
+    let standing =
+        Standing { leader: leader.clone(), planned_in, ready: ready.clone(), relays: relay_listen.is_some() };
+    let leave = Leave { acts: acts_sender, open: open_sender, serves: serves_sender };
+    tasks.spawn(standing.follow(leave, cancel.clone()));
     let (worlds, asks) = WorldHandle::new();
     let enrolment = enrolment(args, &store, &sources);
     let desk = desk(&enrolment, &sources, &worlds)?;
@@ -92,20 +100,14 @@ pub async fn start(args: &AgentArgs, cancel: CancellationToken) -> anyhow::Resul
         sources.identity.clone(),
         links.clone(),
         open,
+        relay_listen.map(|listen| RelayConfig { listen, leader: leader.clone() }),
         Some(Arc::new(desk)),
         cancel.clone(),
     )
-    .await
-    .with_context(|| format!("--listen {}", args.listen))?;
+    .await?;
     let (listen, sessions) = (federation.local_addr, federation.states.clone());
     let (peers, questions) = (federation.probe, federation.questions);
     supervise(&mut tasks, federation.join);
-
-    let (admin, admin_task) =
-        admin::serve(args.admin_listen, ready.clone(), Arc::clone(&metrics), cancel.clone())
-            .await
-            .with_context(|| format!("--admin-listen {}", args.admin_listen))?;
-    supervise(&mut tasks, admin_task);
 
     let planning = Planning {
         store: store.clone(),
@@ -113,29 +115,44 @@ pub async fn start(args: &AgentArgs, cancel: CancellationToken) -> anyhow::Resul
         sessions: sessions.clone(),
         links: link_sender,
         ready: ready_sender,
+        leader: leader.clone(),
+        planned_in: planned_sender,
         metrics: Arc::clone(&metrics),
         asks,
         tries: Tries {
             every: Duration::from_secs(args.timing.gateway_check_seconds.max(1)),
-            leading: leadership.leading(),
+            leading: acts.clone(),
         },
     };
-    let targets = sources.targets(store.clone(), metrics);
+    let targets = sources.targets(store.clone(), Arc::clone(&metrics));
     let control = control(
         args,
         &sources,
-        &leadership,
-        Operators { worlds, replica: replica.clone(), enrolment, peers },
+        Operators {
+            worlds: worlds.clone(),
+            replica: replica.name.clone(),
+            leading: acts.clone(),
+            leader,
+            enrolment,
+            peers,
+        },
     )?;
     let (plans, failures) = planning.spawn(&mut tasks, sources, &cancel);
+    let watched = Watched {
+        ready: serves,
+        leading: acts.clone(),
+        lease: leadership.lease(),
+        metrics,
+        seen: Seen::new(worlds, plans.clone()),
+        store: store.clone(),
+    };
+    let (admin, admin_task) = admin::serve(args.admin_listen, args.view, watched, cancel.clone())
+        .await
+        .with_context(|| format!("--admin-listen {}", args.admin_listen))?;
+    supervise(&mut tasks, admin_task);
     spawn_control(&mut tasks, args, control, questions, &cancel).await?;
-    spawn_writer(
-        &mut tasks,
-        Applier::new(targets, plans.clone(), leadership.leading(), failures),
-        leadership,
-        &cancel,
-    );
-    let keeping = leases::Keeper { store, settings, replica, links, sessions };
+    spawn_writer(&mut tasks, Applier::new(targets, plans.clone(), acts, failures), leadership, &cancel);
+    let keeping = leases::Keeper { store, settings, replica: replica.name, links, sessions };
     tasks.spawn(keeping.run(cancel.clone()));
 
     tracing::info!(%listen, %admin, store = %args.store, version = env!("CARGO_PKG_VERSION"), "the agent runs");

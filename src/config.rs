@@ -1,11 +1,12 @@
 //! Flags and environment, read once, here.
 
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::path::PathBuf;
 use std::time::Duration;
 
 use clap::Args;
 
+use crate::model::replica::relay_address;
 use crate::model::service::{GatewayChoice, GatewayType};
 use crate::model::world::Settings;
 
@@ -37,6 +38,16 @@ pub struct AgentArgs {
     #[arg(long, env = "ENTENTE_ADMIN_LISTEN", default_value = "127.0.0.1:7480")]
     pub admin_listen: SocketAddr,
 
+    /// Serve a page at `/` of the admin listener that shows the federation to people: its peers, authorities, services and events.
+    /// It can only be looked at, and by whoever reaches that listener.
+    #[arg(long, env = "ENTENTE_VIEW")]
+    pub view: bool,
+
+    /// A collector that takes traces, by OTLP over gRPC without TLS: `http://HOST:PORT`. Each turn of reconciliation and each exchange
+    /// with a peer is traced to it. Default: no traces.
+    #[arg(long, env = "OTEL_EXPORTER_OTLP_ENDPOINT")]
+    pub otlp_endpoint: Option<String>,
+
     /// A Unix socket for the commands that ask or change the running agent; only its own user may open it. Empty: none.
     #[arg(long = "control", env = "ENTENTE_CONTROL", default_value = CONTROL_SOCKET)]
     pub control: PathBuf,
@@ -66,6 +77,9 @@ pub struct AgentArgs {
     pub web_roots: Option<PathBuf>,
 
     #[command(flatten)]
+    pub relay: RelayArgs,
+
+    #[command(flatten)]
     pub cluster: ClusterArgs,
 
     #[command(flatten)]
@@ -73,6 +87,64 @@ pub struct AgentArgs {
 
     #[command(flatten)]
     pub timing: TimingArgs,
+}
+
+/// How replicas pass peers' connections on to the one that leads. Where there is one replica, none of it is needed.
+#[derive(Args, Clone, Debug, Default)]
+pub struct RelayArgs {
+    /// Where other replicas' connections are taken, while this one leads; without it, a replica that does not lead sends peers
+    /// away. Only who shows this agent's own SVID is let in. With --store kubernetes.
+    #[arg(long, env = "ENTENTE_RELAY_LISTEN")]
+    pub relay_listen: Option<SocketAddr>,
+
+    /// Where other replicas reach that, as `IP:port`, or `IP` where the port is the same; put on the Lease of the leader. May
+    /// be left out where --relay-listen names an address of this host.
+    #[arg(long, env = "ENTENTE_RELAY_ADDRESS")]
+    pub relay_address: Option<RelayAddress>,
+}
+
+impl RelayArgs {
+    /// Where this replica takes others' connections, and where they reach that; nothing where it does not.
+    ///
+    /// # Errors
+    /// Names the flag that is missing or cannot be dialled.
+    pub fn addresses(&self) -> Result<Option<(SocketAddr, SocketAddr)>, String> {
+        let Some(listen) = self.relay_listen else {
+            return match self.relay_address {
+                None => Ok(None),
+                Some(_) => Err("--relay-address needs --relay-listen".to_owned()),
+            };
+        };
+        let told = match self.relay_address {
+            None => listen,
+            Some(RelayAddress::Whole(address)) => address,
+            Some(RelayAddress::Ip(ip)) => SocketAddr::new(ip, listen.port()),
+        };
+        match relay_address(&told.to_string()) {
+            Some(told) => Ok(Some((listen, told))),
+            None => Err(format!(
+                "other replicas cannot reach {told}: say by --relay-address where they reach --relay-listen {listen}"
+            )),
+        }
+    }
+}
+
+/// Where other replicas reach this one.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum RelayAddress {
+    Whole(SocketAddr),
+    /// At the port where it listens.
+    Ip(IpAddr),
+}
+
+impl std::str::FromStr for RelayAddress {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, Self::Err> {
+        let ip = text.parse().map(Self::Ip);
+        ip.or_else(|_| text.parse().map(Self::Whole))
+            .map_err(|_| format!("{text:?} is neither `IP:port` nor `IP`"))
+    }
 }
 
 /// What our own cluster is like.
@@ -285,5 +357,30 @@ impl std::fmt::Display for StoreArg {
             Self::Kubernetes => f.write_str("kubernetes"),
             Self::Directory(path) => write!(f, "dir:{}", path.display()),
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn where_other_replicas_reach_us_can_be_dialled() {
+        let addresses = |listen: &str, address: &str| {
+            RelayArgs {
+                relay_listen: (!listen.is_empty()).then(|| listen.parse().unwrap()),
+                relay_address: (!address.is_empty()).then(|| address.parse().unwrap()),
+            }
+            .addresses()
+            .map(|found| found.map(|(_, told)| told.to_string()))
+        };
+        assert_eq!(addresses("", ""), Ok(None));
+        assert_eq!(addresses("10.0.0.1:7444", ""), Ok(Some("10.0.0.1:7444".to_owned())));
+        assert_eq!(addresses("0.0.0.0:7444", "10.0.0.1"), Ok(Some("10.0.0.1:7444".to_owned())));
+        assert_eq!(addresses("[::]:7444", "fd00::1"), Ok(Some("[fd00::1]:7444".to_owned())));
+        assert_eq!(addresses("0.0.0.0:7444", "10.0.0.1:9000"), Ok(Some("10.0.0.1:9000".to_owned())));
+        assert!(addresses("0.0.0.0:7444", "").unwrap_err().contains("--relay-address"));
+        assert!(addresses("", "10.0.0.1").unwrap_err().contains("--relay-listen"));
+        assert!("leader:7444".parse::<RelayAddress>().is_err());
     }
 }

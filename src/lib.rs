@@ -44,5 +44,7 @@ pub mod observe;
 pub mod plan;
 pub mod proto;
 pub mod reach;
+#[cfg(test)]
+mod reference;
 pub mod spire;
 pub mod store;

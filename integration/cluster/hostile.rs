@@ -42,7 +42,9 @@ pub(crate) struct Hostile {
     source: IdentitySource,
     trust_domain: String,
     /// The agent that it talks to.
-    target: SocketAddr,
+    pub(crate) target: SocketAddr,
+    /// The version of the protocol that it says it speaks.
+    pub(crate) protocol: u32,
     _stop: DropGuard,
 }
 
@@ -70,6 +72,7 @@ impl Hostile {
             source,
             trust_domain: own.trust_domain().to_string(),
             target: victim.agent_address(),
+            protocol: 1,
             _stop: cancel.drop_guard(),
         })
     }
@@ -99,7 +102,7 @@ impl Hostile {
         let path = http::uri::PathAndQuery::from_static("/entente.federation.v1.Federation/Exchange");
         let request = tonic::Request::new(ReceiverStream::new(queued));
         let frames = client.streaming(request, path, Raw).await?.into_inner();
-        Ok(Line::new(out, frames))
+        Ok(Line::new(out, frames, self.protocol))
     }
 
     /// Opens the exchange as an agent does. While the agent has not noticed that the last line is gone, it is tried again.
@@ -124,7 +127,7 @@ impl Hostile {
 
     pub(crate) fn hello(&self) -> Hello {
         Hello {
-            protocol_version: 1,
+            protocol_version: self.protocol,
             agent_version: "hostile".to_owned(),
             trust_domain: self.trust_domain.clone(),
             ..Hello::default()
@@ -168,14 +171,15 @@ pub(crate) type Outcomes = BTreeMap<String, Option<String>>;
 pub(crate) struct Line {
     out: mpsc::Sender<Vec<u8>>,
     said: Arc<Mutex<Said>>,
+    protocol: u32,
     _stop: DropGuard,
 }
 
 impl Line {
-    fn new(out: mpsc::Sender<Vec<u8>>, frames: Streaming<Frame>) -> Self {
+    fn new(out: mpsc::Sender<Vec<u8>>, frames: Streaming<Frame>, protocol: u32) -> Self {
         let (said, cancel) = (Arc::new(Mutex::new(Said::default())), CancellationToken::new());
         tokio::spawn(listen(frames, out.clone(), Arc::clone(&said), cancel.clone()));
-        Self { out, said, _stop: cancel.drop_guard() }
+        Self { out, said, protocol, _stop: cancel.drop_guard() }
     }
 
     pub(crate) fn said(&self) -> Said {
@@ -193,7 +197,7 @@ impl Line {
 
     /// Offers these services, whatever was offered before; the version under which it is answered.
     pub(crate) async fn send_catalogue(&self, services: &[Vec<u8>]) -> Result<Vec<u8>> {
-        let version = version_of(services);
+        let version = self.version_of(services);
         let mut frames = vec![Vec::new()];
         let mut size = 0;
         for service in services {
@@ -212,10 +216,14 @@ impl Line {
         Ok(version)
     }
 
+    fn version_of(&self, services: &[Vec<u8>]) -> Vec<u8> {
+        if self.protocol < 2 { version_of(services) } else { version_of_hashes(services) }
+    }
+
     /// The same; what became of them, by the agent's whole answer.
     pub(crate) async fn offer(&self, services: &[Vec<u8>]) -> Result<Outcomes> {
         // An answer to an equal catalogue that was offered before is not the answer to this one.
-        let version = version_of(services);
+        let version = self.version_of(services);
         self.said.lock().unwrap_or_else(PoisonError::into_inner).answers.remove(&version);
         self.send_catalogue(services).await?;
         let outcomes = eventually("the catalogue is answered", SOON, || async {
@@ -295,6 +303,16 @@ pub(crate) fn version_of(services: &[Vec<u8>]) -> Vec<u8> {
         hash.update((service.len() as u64).to_be_bytes());
         hash.update(service);
     }
+    hash.finalize().to_vec()
+}
+
+/// The same, where 2 is spoken.
+fn version_of_hashes(services: &[Vec<u8>]) -> Vec<u8> {
+    let mut hashes: Vec<_> = services.iter().map(Sha256::digest).collect();
+    hashes.sort_unstable();
+    let mut hash = Sha256::new();
+    hash.update([0xff; 8]);
+    hashes.iter().for_each(|one| hash.update(one));
     hash.finalize().to_vec()
 }
 

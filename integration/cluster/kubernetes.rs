@@ -185,6 +185,11 @@ impl Kubernetes {
         Ok((api, name.to_owned()))
     }
 
+    /// Where the API server listens.
+    pub(crate) const fn address(&self) -> SocketAddr {
+        self.address
+    }
+
     /// The kubeconfig of our agent, which may do everything: see [`Self::service_account_kubeconfig`] for one that is
     /// held to RBAC.
     pub(crate) fn agent_kubeconfig(&self) -> PathBuf {

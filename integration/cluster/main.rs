@@ -15,6 +15,7 @@
 #![allow(dead_code, reason = "the harness has what scenarios need; not every one is there yet")]
 
 mod agent;
+mod balancer;
 #[path = "../behaviour/mod.rs"]
 mod behaviour;
 mod bundle_server;
@@ -23,6 +24,7 @@ mod crds;
 mod envoy;
 mod hostile;
 mod http;
+mod kubelet;
 mod kubernetes;
 mod load;
 mod pair;
@@ -36,6 +38,7 @@ mod sni;
 mod spire;
 mod template;
 mod tools;
+mod turn;
 mod wait;
 mod world;
 

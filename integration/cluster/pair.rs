@@ -1,5 +1,6 @@
-//! Two trust domains that scenarios share: bringing them up is paid once, as long as nothing fails.
+//! Pairs of trust domains that scenarios share: bringing one up is paid once for each that is used at a time, as long as nothing fails.
 
+use crate::turn::Turn;
 use crate::world::{Domain, Options};
 use anyhow::Result;
 use std::sync::{Mutex, MutexGuard, OnceLock, PoisonError};
@@ -39,44 +40,58 @@ pub(crate) fn runtime() -> &'static Runtime {
     RUNTIME.get_or_init(|| Runtime::new().unwrap())
 }
 
-/// The turn of a scenario: those on shared domains run one after the other, whichever domains they share.
-pub(crate) fn turn() -> MutexGuard<'static, ()> {
-    static TURN: Mutex<()> = Mutex::new(());
-    TURN.lock().unwrap_or_else(PoisonError::into_inner)
+fn locked<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
-/// Runs a scenario on the shared pair, which it finds as it stood at first, however the one before left it. A scenario
+/// Runs a scenario on a shared pair, which it finds as it stood at first, however the one before left it. A scenario
 /// must drop its agents before it ends. If it fails, the domains' logs are kept, and the next one gets new domains.
 pub(crate) fn with_pair(scenario: impl AsyncFnOnce(&mut Pair) -> Result<()>) {
-    static SHARED: Mutex<Option<Pair>> = Mutex::new(None);
-    let _turn = turn();
-    let mut shared = SHARED.lock().unwrap_or_else(PoisonError::into_inner);
+    with_set_pair(Options::default(), Options::default(), scenario);
+}
+
+/// As [`with_pair`], with SPIRE's times set as the scenario needs them.
+pub(crate) fn with_set_pair(
+    east: Options,
+    west: Options,
+    scenario: impl AsyncFnOnce(&mut Pair) -> Result<()>,
+) {
+    static SHARED: Mutex<Vec<Pair>> = Mutex::new(Vec::new());
+    let _turn = Turn::of_pair();
+    let before = locked(&SHARED).pop();
     let failed = runtime().block_on(async {
-        let mut pair = reused(shared.take()).await?;
+        let mut pair = reused(before, east, west).await?;
         let done = scenario(&mut pair).await;
         if done.is_ok() {
-            *shared = Some(pair);
+            locked(&SHARED).push(pair);
         } else {
             pair.keep();
         }
         done
     });
-    drop(shared);
     if let Err(error) = failed {
         panic!("{error:#}");
     }
 }
 
-/// The pair of the scenario before, brought back to how it stood at first; a new one if there is none, or if that
+/// The pair of a scenario before, brought back to how it stood at first, and set; a new one if there is none, or if that
 /// cannot be done (a program of it may be left ended).
-async fn reused(pair: Option<Pair>) -> Result<Pair> {
-    if let Some(pair) = pair {
-        match pair.reset().await {
+async fn reused(pair: Option<Pair>, east: Options, west: Options) -> Result<Pair> {
+    if let Some(mut pair) = pair {
+        match again(&mut pair, &east, &west).await {
             Ok(()) => return Ok(pair),
             Err(error) => eprintln!("bringing up new domains, the last ones cannot be used again: {error:#}"),
         }
     }
-    Pair::start(Options::default(), Options::default()).await
+    Pair::start(east, west).await
+}
+
+async fn again(pair: &mut Pair, east: &Options, west: &Options) -> Result<()> {
+    let usual = Options::default();
+    tokio::try_join!(pair.east.set(&usual), pair.west.set(&usual))?;
+    pair.reset().await?;
+    tokio::try_join!(pair.east.set(east), pair.west.set(west))?;
+    Ok(())
 }
 
 /// Runs a scenario on a pair of its own, set as it needs.
@@ -85,6 +100,7 @@ pub(crate) fn with_own_pair(
     west: Options,
     scenario: impl AsyncFnOnce(&mut Pair) -> Result<()>,
 ) {
+    let _turn = Turn::of_pair();
     let failed = runtime().block_on(async {
         let mut pair = Pair::start(east, west).await?;
         let done = scenario(&mut pair).await;

@@ -40,7 +40,7 @@ const READY_DEADLINE: Duration = Duration::from_secs(60);
 const AGENT_TTL: Duration = Duration::from_secs(3600);
 
 /// How SPIRE is set. The defaults are short, so that tests see in seconds what takes hours elsewhere.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct SpireOptions {
     /// Lifetime of an X.509 authority; the next one is prepared at half of it, activated at a sixth before its end.
     pub(crate) ca_ttl: Duration,
@@ -83,6 +83,7 @@ pub(crate) struct Spire {
     server_data: PathBuf,
     agent_data: PathBuf,
     health: SocketAddr,
+    dir: PathBuf,
 }
 
 /// A second server of a trust domain, with authorities of its own. Killed when dropped.
@@ -135,12 +136,14 @@ impl Spire {
             server_data,
             agent_data,
             health: ports::free()?,
+            dir: dir.to_owned(),
         };
-        spire.write_configuration(dir, options)?;
+        spire.set(options)?;
         Ok(spire)
     }
 
-    fn write_configuration(&self, dir: &Path, options: &SpireOptions) -> Result<()> {
+    /// Writes the configuration, for the next start.
+    pub(crate) fn set(&self, options: &SpireOptions) -> Result<()> {
         let seconds = |duration: Duration| format!("{}s", duration.as_secs());
         let text = |path: &Path| path.display().to_string();
         let trust_domain = self.trust_domain.to_string();
@@ -183,9 +186,9 @@ impl Spire {
             ],
         )?;
         let server = if options.upstream { self.below_a_root(&server)? } else { server };
-        std::fs::write(dir.join("server.conf"), server)?;
-        std::fs::write(dir.join("agent.conf"), agent)?;
-        std::fs::write(dir.join("controller-manager.yaml"), controller_manager)?;
+        std::fs::write(self.dir.join("server.conf"), server)?;
+        std::fs::write(self.dir.join("agent.conf"), agent)?;
+        std::fs::write(self.dir.join("controller-manager.yaml"), controller_manager)?;
         Ok(())
     }
 

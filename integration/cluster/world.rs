@@ -46,7 +46,7 @@ const STOP_DEADLINE: Duration = Duration::from_secs(20);
 const RESET_DEADLINE: Duration = Duration::from_secs(30);
 
 /// How a trust domain is set.
-#[derive(Clone, Debug, Default)]
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub(crate) struct Options {
     pub(crate) spire: SpireOptions,
 }
@@ -71,6 +71,7 @@ pub(crate) struct Domain {
     agent_program: PathBuf,
     agent_address: SocketAddr,
     agent_admin_address: SocketAddr,
+    options: Options,
     scratch: Scratch,
 }
 
@@ -100,6 +101,7 @@ impl Domain {
             trust_domain,
             agent_address: ports::free()?,
             agent_admin_address: ports::free()?,
+            options,
             scratch,
         };
         domain.finish().await
@@ -288,12 +290,31 @@ impl Domain {
         }
     }
 
+    /// Starts SPIRE again with other times, on the same data; nothing is done if they are the same.
+    pub(crate) async fn set(&mut self, options: &Options) -> Result<()> {
+        if self.options == *options {
+            return Ok(());
+        }
+        if self.options.spire.upstream != options.spire.upstream {
+            bail!("an upstream authority is not changed on the same data");
+        }
+        for part in [Part::SpireControllerManager, Part::SpireAgent, Part::SpireServer] {
+            self.stop(part).await?;
+        }
+        self.spire.set(&options.spire)?;
+        for part in [Part::SpireServer, Part::SpireAgent, Part::SpireControllerManager] {
+            self.restart(part).await?;
+        }
+        self.options = options.clone();
+        Ok(())
+    }
+
     /// What a program has written.
     pub(crate) fn log(&mut self, part: Part) -> String {
         self.part(part).log()
     }
 
-    /// Brings the domain back to how it stood at first, for the next scenario: none of our objects and Leases, of
+    /// Brings the domain back to how it stood at first, for the next scenario: none of our objects, Leases and Events, of
     /// Istio's objects, and of SPIRE's but the agent's registration; no relationship, no foreign bundle. What SPIRE has rotated stays so. Agents must have been ended before:
     /// finalizers are taken off by force.
     pub(crate) async fn reset(&self) -> Result<()> {
@@ -302,6 +323,10 @@ impl Domain {
         }
         let leases = self.kubernetes.api("coordination.k8s.io/v1", "Lease", Some(AGENT_NAMESPACE)).await?;
         leases.delete_collection(&DeleteParams::default(), &ListParams::default()).await?;
+        for namespace in ["default", AGENT_NAMESPACE, "shop"] {
+            let events = self.kubernetes.api("events.k8s.io/v1", "Event", Some(namespace)).await?;
+            events.delete_collection(&DeleteParams::default(), &ListParams::default()).await?;
+        }
         self.delete_all(STATIC_ENTRY.0, STATIC_ENTRY.1, Some(AGENT_REGISTRATION)).await?;
         let entries = self.kubernetes.api(STATIC_ENTRY.0, STATIC_ENTRY.1, None).await?;
         let bare = json!({"metadata": {"annotations": null}, "spec": {"federatesWith": null}});

@@ -6,7 +6,7 @@ use crate::istiod::set_status;
 use crate::meshes::{CART, Meshes, with_meshes};
 use crate::proxy::Config;
 use crate::wait::eventually;
-use crate::workload::{Interception, Role, Workload};
+use crate::workload::{Interception, Role, Workload, hears_from};
 use anyhow::{Context, Result, bail, ensure};
 use kube::api::{DeleteParams, Patch, PatchParams};
 use serde_json::{Value, json};
@@ -20,31 +20,19 @@ const PORT: u16 = 8200;
 const TARGET: u16 = 8090;
 const NEAR: &str = "near";
 const NEAR_ADDRESS: Ipv4Addr = Ipv4Addr::new(10, 77, 1, 30);
+const PLAIN_ADDRESS: Ipv4Addr = Ipv4Addr::new(10, 77, 1, 31);
 const ENTRY: (&str, &str) = ("networking.istio.io/v1", "ServiceEntry");
 const ROUTES: (&str, &str) = ("networking.istio.io/v1", "VirtualService");
 const RULE: (&str, &str) = ("networking.istio.io/v1", "DestinationRule");
 
-/// East imports `cart` of west as `cart.shop` too.
+/// Without a local Service, the name leads to the peer's; asked for no more, nothing of it is left, and the federated name
+/// answers as it did.
 #[test]
-fn a_local_name_is_served_by_whoever_is_there() {
+fn a_local_name_that_nobody_has_leads_to_the_peer() {
     with_meshes(async |meshes| {
         let east = &meshes.east;
         east.kubernetes.namespace("shop").await?;
         serve_as_local(meshes, &json!([{"namespace": "shop", "name": "cart"}])).await?;
-        alone(meshes).await?;
-        let near = near(meshes).await?;
-        merged(meshes).await?;
-        beside_the_users_own_rule(meshes).await?;
-        local_first(meshes).await?;
-        for (api_version, kind, name) in [
-            ("v1", "Service", CART.name),
-            ("discovery.k8s.io/v1", "EndpointSlice", CART.name),
-            ("v1", "Pod", NEAR),
-            ("networking.istio.io/v1", "Sidecar", NEAR),
-        ] {
-            delete(meshes, (api_version, kind), name).await?;
-        }
-        drop(near);
         alone(meshes).await?;
         serve_as_local(meshes, &json!([])).await?;
         eventually("nothing of the local name is left", SOON, || async {
@@ -61,6 +49,77 @@ fn a_local_name_is_served_by_whoever_is_there() {
         })
         .await
     });
+}
+
+/// With a local Service that comes, both answer; pods without a sidecar, the Service itself and a user's own DestinationRule
+/// are as they were; and once it goes, the name leads to the peer's alone.
+#[test]
+fn a_local_name_that_both_have_is_shared() {
+    with_near(async |meshes| {
+        let before = versions(meshes).await?;
+        let as_local = json!([{"namespace": "shop", "name": "cart"}]);
+        serve_as_local(meshes, &as_local).await?;
+        merged(meshes).await?;
+        without_a_sidecar(meshes).await?;
+        ensure!(before == versions(meshes).await?, "the local Service was written");
+        let limit = json!({"connectionPool": {"tcp": {"maxConnections": 77}}});
+        let has_limit =
+            |cluster: &Value| cluster["circuit_breakers"]["thresholds"][0]["max_connections"] == 77;
+        beside_the_users_own_rule(meshes, limit, has_limit).await?;
+        let tls = json!({"tls": {"mode": "ISTIO_MUTUAL"}});
+        // No other way than by TLS is left: the choice by endpoint is gone.
+        let has_tls = |cluster: &Value| cluster["transport_socket_matches"].is_null();
+        beside_the_users_own_rule(meshes, tls, has_tls).await
+    });
+}
+
+/// Where that is asked for, the local endpoints have all; when none is left, the peer's have all, and back.
+#[test]
+fn local_endpoints_come_first_where_that_is_asked_for() {
+    with_near(async |meshes| local_first(meshes).await);
+}
+
+/// With a local workload and its Service, for the time of a test.
+fn with_near(test: impl AsyncFnOnce(&Meshes) -> Result<()>) {
+    with_meshes(async |meshes| {
+        meshes.east.kubernetes.namespace("shop").await?;
+        let near = near(meshes).await?;
+        let done = test(meshes).await;
+        for (api_version, kind, name) in [
+            ("v1", "Service", CART.name),
+            ("discovery.k8s.io/v1", "EndpointSlice", CART.name),
+            ("v1", "Pod", NEAR),
+            ("networking.istio.io/v1", "Sidecar", NEAR),
+        ] {
+            delete(meshes, (api_version, kind), name).await?;
+        }
+        drop(near);
+        done?;
+        alone(meshes).await?;
+        serve_as_local(meshes, &json!([])).await
+    });
+}
+
+/// The resourceVersions of the local Service and its endpoints.
+async fn versions(meshes: &Meshes) -> Result<Vec<Option<String>>> {
+    let mut versions = Vec::new();
+    for (api_version, kind) in [("v1", "Service"), ("discovery.k8s.io/v1", "EndpointSlice")] {
+        let object = found(&meshes.east, api_version, kind, Some("shop"), CART.name).await?;
+        versions.push(object.metadata.resource_version);
+    }
+    Ok(versions)
+}
+
+/// A client without a sidecar comes to the local pods, as the endpoints of the Service have them. Nothing here leads
+/// connections to the Service's own address: that is a node's part.
+async fn without_a_sidecar(meshes: &Meshes) -> Result<()> {
+    let plain = meshes.join(PLAIN_ADDRESS)?;
+    let slice = found(&meshes.east, "discovery.k8s.io/v1", "EndpointSlice", Some("shop"), CART.name).await?;
+    let addresses = &slice.data["endpoints"][0]["addresses"];
+    ensure!(*addresses == json!([NEAR_ADDRESS.to_string()]), "{addresses}");
+    let heard = hears_from(&plain, &NEAR_ADDRESS.to_string(), TARGET).await?;
+    ensure!(heard == NEAR, "{heard:?}");
+    Ok(())
 }
 
 async fn serve_as_local(meshes: &Meshes, patterns: &Value) -> Result<()> {
@@ -216,22 +275,23 @@ async fn merged(meshes: &Meshes) -> Result<()> {
 }
 
 /// A DestinationRule of the user's on the local name goes on to hold for the local endpoints.
-async fn beside_the_users_own_rule(meshes: &Meshes) -> Result<()> {
+async fn beside_the_users_own_rule(
+    meshes: &Meshes,
+    policy: Value,
+    holds: impl Fn(&Value) -> bool,
+) -> Result<()> {
     let rule = json!({
         "apiVersion": RULE.0,
         "kind": RULE.1,
         "metadata": {"name": "mine", "namespace": "shop"},
-        "spec": {
-            "host": HOST,
-            "trafficPolicy": {"connectionPool": {"tcp": {"maxConnections": 77}}},
-        },
+        "spec": {"host": HOST, "trafficPolicy": policy},
     });
     meshes.east.kubernetes.apply(&rule).await?;
     let cluster = format!("outbound|{PORT}||{HOST}");
     eventually("the rule holds", SOON, || async {
         let config = meshes.workloads().frontend.proxy.config().await?;
-        let most = &config.cluster(&cluster)?["circuit_breakers"]["thresholds"][0]["max_connections"];
-        ensure!(*most == 77, "{most}");
+        let cluster = config.cluster(&cluster)?;
+        ensure!(holds(cluster), "{cluster}");
         Ok(())
     })
     .await?;

@@ -75,7 +75,7 @@ impl Exported {
 /// The agents of both sides. Dropped before the domains are.
 pub(crate) struct Agents {
     east: Mutex<Agent>,
-    west: Agent,
+    west: tokio::sync::Mutex<Agent>,
 }
 
 impl Agents {
@@ -84,7 +84,7 @@ impl Agents {
         let options = || AgentOptions { args: TIMING.map(str::to_owned).to_vec(), ..AgentOptions::default() };
         let (mut of_east, mut of_west) = (Agent::start(east, options())?, Agent::start(west, options())?);
         tokio::try_join!(of_east.ready(SOON), of_west.ready(SOON))?;
-        let agents = Self { east: Mutex::new(of_east), west: of_west };
+        let agents = Self { east: Mutex::new(of_east), west: tokio::sync::Mutex::new(of_west) };
         for (here, there) in [(east, west), (west, east)] {
             here.kubernetes.apply(&peer(there).await?).await?;
         }
@@ -92,6 +92,27 @@ impl Agents {
             says(here, "TrustDomainPeer", None, there.trust_domain().as_str(), "Ready").await?;
         }
         Ok(agents)
+    }
+
+    /// Runs west's agent with these arguments beside its others, for the time of a test.
+    pub(crate) async fn with_west(
+        &self,
+        west: &Domain,
+        args: &[&str],
+        test: impl AsyncFnOnce() -> Result<()>,
+    ) -> Result<()> {
+        self.run_west(west, args).await?;
+        let done = test().await;
+        self.run_west(west, &[]).await?;
+        done
+    }
+
+    async fn run_west(&self, west: &Domain, args: &[&str]) -> Result<()> {
+        let mut agent = self.west.lock().await;
+        agent.stop().await?;
+        let args = TIMING.iter().chain(args).map(|arg| (*arg).to_owned()).collect();
+        *agent = Agent::start(west, AgentOptions { args, ..AgentOptions::default() })?;
+        agent.ready(SOON).await
     }
 
     /// Has east's agent stand still, or go on.
@@ -103,7 +124,7 @@ impl Agents {
 /// Ends west's relationship with east by the command; what it said.
 pub(crate) async fn end(agents: &Agents, how: &[&str]) -> Result<String> {
     let args = [&["peer", "end", "east.example", "--yes", "--by", "bob@west"], how].concat();
-    let (code, said, error) = agents.west.command(&args).await?;
+    let (code, said, error) = agents.west.lock().await.command(&args).await?;
     ensure!(code == 0, "{said}{error}");
     Ok(said)
 }
@@ -140,6 +161,15 @@ pub(crate) async fn peer(there: &Domain) -> Result<Value> {
 pub(crate) async fn export(west: &Domain, service: Exported, gateway: &str, gateway_port: u16) -> Result<()> {
     west.kubernetes.apply(&service.object(gateway, gateway_port)).await?;
     says(west, "FederatedService", Some("shop"), service.name, "Exported").await
+}
+
+/// The addresses that istiod has allocated for an import of east.
+pub(crate) async fn allocated(east: &Domain, service: Exported) -> Result<Vec<String>> {
+    let entry =
+        found(east, "networking.istio.io/v1", "ServiceEntry", Some("entente-system"), &service.host())
+            .await?;
+    let addresses = entry.data.pointer("/status/addresses").and_then(Value::as_array);
+    Ok(addresses.into_iter().flatten().filter_map(|one| one["value"].as_str().map(str::to_owned)).collect())
 }
 
 /// Ends an export, and waits until the FederatedService is gone.

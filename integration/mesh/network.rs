@@ -33,6 +33,11 @@ pub(crate) struct Member {
 /// Runs a program with a file of its own in place of `/etc/resolv.conf`.
 const RESOLVING: &str = "mount --bind \"$1\" /etc/resolv.conf && shift && exec \"$@\"";
 
+/// See [`Member::redirect`].
+const REDIRECT: &str = include_str!("redirect.py");
+/// What a client sets on a connection that is to be redirected: a proxy's own are not.
+pub(crate) const MARK: u32 = 7;
+
 impl Network {
     /// Needs the right to make namespaces: root, or a kernel that gives every user that right.
     pub(crate) fn new(dir: &Path) -> Result<Self> {
@@ -80,6 +85,16 @@ impl Network {
 impl Member {
     pub(crate) const fn address(&self) -> Ipv4Addr {
         self.address
+    }
+
+    /// Has connections that are marked with [`MARK`] come to this port in place of where they go, wherever that is.
+    pub(crate) fn redirect(&self, port: u16) -> Result<()> {
+        ip(&self.holder, "route add default dev eth0")?;
+        let args = ["-c", REDIRECT, &MARK.to_string(), &port.to_string()].map(str::to_owned);
+        let (program, args) = self.inside(&which("python3")?, &args)?;
+        let output = Command::new(program).args(args).output()?;
+        ensure!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+        Ok(())
     }
 
     /// The program and arguments by which a program runs inside.

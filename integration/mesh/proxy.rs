@@ -59,6 +59,8 @@ pub(crate) struct Identity<'a> {
     pub(crate) name: &'a str,
     /// `NONE` or `REDIRECT`.
     pub(crate) interception: &'a str,
+    /// It says that it answers for names, as Istio's own agent beside it would.
+    pub(crate) captures_dns: bool,
     pub(crate) labels: Value,
 }
 
@@ -98,7 +100,7 @@ impl Proxy {
                     "SERVICE_ACCOUNT": name,
                     "CLUSTER_ID": "Kubernetes",
                     "INTERCEPTION_MODE": identity.interception,
-                    "DNS_CAPTURE": (identity.interception == "REDIRECT").to_string(),
+                    "DNS_CAPTURE": identity.captures_dns.to_string(),
                     "LABELS": identity.labels,
                     "INSTANCE_IPS": member.address().to_string(),
                 },

@@ -8,7 +8,8 @@ use crate::network::{Member, Network, which};
 use crate::process::{Process, Spec};
 use crate::proxy::Door;
 use crate::wait::eventually;
-use crate::workload::{Interception, Role, Workload};
+use crate::web;
+use crate::workload::{Interception, POD, Role, Workload};
 use crate::world::{Domain, Options};
 use anyhow::{Context, Result, bail, ensure};
 use kube::api::{DeleteParams, Patch, PatchParams};
@@ -26,6 +27,8 @@ const GATEWAY_PORT: u16 = 15443;
 /// Of the Service `b` of east.
 const LOCAL_PORT: u16 = 8000;
 const TARGET_PORT: u16 = 8080;
+/// Of the Service `b` of east for the first of [`web::ALL`]; those of the others follow it.
+const LOCAL_WEB_PORT: u16 = 8010;
 /// How long nobody may answer where nobody is to.
 const CALLS: usize = 5;
 /// Answers for the names that it is given as `name=address`; there is no other name.
@@ -79,18 +82,33 @@ impl Remote {
         workload(self.name, self.domain)
     }
 
+    /// The port for what is spoken, by its place in [`web::ALL`]: one for both domains, since HTTP names its host.
+    fn web_port(self, place: usize) -> u16 {
+        let first = if self.name == "b" { 18180 } else { 18182 };
+        first + 100 * u16::try_from(place).unwrap_or_default()
+    }
+
     fn export(self, gateway: &Value) -> Value {
         let mut at = json!({"type": "istio-eastwestgateway", "port": GATEWAY_PORT});
         for (name, value) in gateway.as_object().into_iter().flatten() {
             at[name] = value.clone();
         }
+        let mut ports = vec![json!({"name": "tcp", "port": self.port, "targetPort": TARGET_PORT})];
+        ports.extend(web::ALL.iter().enumerate().map(|(place, spoken)| {
+            json!({
+                "name": spoken.protocol,
+                "appProtocol": spoken.protocol,
+                "port": self.web_port(place),
+                "targetPort": spoken.target_port,
+            })
+        }));
         json!({
             "apiVersion": EXPORT.0,
             "kind": EXPORT.1,
             "metadata": {"name": self.name, "namespace": "shop"},
             "spec": {
                 "workloadLabels": {"app": self.name},
-                "ports": [{"name": "tcp", "port": self.port, "targetPort": TARGET_PORT}],
+                "ports": ports,
                 "tlsMode": "IstioMtls",
                 "exportedTrustDomains": [DOMAINS[0]],
                 "clients": {"spiffeIDs": ["spiffe://east.example/ns/shop/sa/a"]},
@@ -117,6 +135,7 @@ fn gateway_name(domain: usize) -> String {
 struct Three {
     client: Workload,
     workloads: Vec<Workload>,
+    servers: Vec<Process>,
     doors: Vec<Door>,
     dns: Process,
     resolver: Member,
@@ -135,14 +154,14 @@ impl Three {
         if parts.is_err() {
             domains.iter().for_each(Domain::keep);
         }
-        let (client, workloads, doors, dns, resolver, network, agents, istiods) = parts?;
-        Ok(Self { client, workloads, doors, dns, resolver, network, agents, istiods, domains })
+        let ((client, workloads, servers), doors, dns, resolver, network, agents, istiods) = parts?;
+        Ok(Self { client, workloads, servers, doors, dns, resolver, network, agents, istiods, domains })
     }
 
     #[allow(clippy::type_complexity, reason = "the fields, without the domains")]
     async fn parts(
         domains: &[Domain],
-    ) -> Result<(Workload, Vec<Workload>, Vec<Door>, Process, Member, Network, Vec<Agent>, Vec<Istiod>)> {
+    ) -> Result<(Running, Vec<Door>, Process, Member, Network, Vec<Agent>, Vec<Istiod>)> {
         // East only imports: its mesh takes nobody else's certificates.
         let istiods = tokio::try_join!(
             Istiod::start(&domains[0], &[]),
@@ -157,9 +176,9 @@ impl Three {
         let resolver = network.join(RESOLVER)?;
         network.resolve_at(RESOLVER)?;
         let dns = serve_dns(&resolver, domains[0].dir())?;
-        let (client, workloads) = start_workloads(domains, &mut network, &doors).await?;
+        let running = start_workloads(domains, &mut network, &doors).await?;
         let agents = federate(domains).await?;
-        Ok((client, workloads, doors, dns, resolver, network, agents, istiods))
+        Ok((running, doors, dns, resolver, network, agents, istiods))
     }
 
     fn east(&self) -> &Domain {
@@ -260,12 +279,28 @@ fn role<'a>(name: &'a str, app: &'a str, address: Ipv4Addr, port: Option<u16>) -
     }
 }
 
-async fn start_workloads(
-    domains: &[Domain],
+/// The client, the other workloads, and what serves HTTP beside the sidecars of some.
+type Running = (Workload, Vec<Workload>, Vec<Process>);
+
+/// A server of TCP and HTTP, with its sidecar.
+async fn start_server(
+    domain: &Domain,
     network: &mut Network,
-    doors: &[Door],
-) -> Result<(Workload, Vec<Workload>)> {
-    let mut workloads = Vec::new();
+    door: &Door,
+    role: Role<'_>,
+) -> Result<(Workload, Process)> {
+    let workload = Workload::start(domain, network, door, role).await?;
+    let mut sidecar = crate::workload::sidecar(&role, TARGET_PORT);
+    let ingress = sidecar.pointer_mut("/spec/ingress").and_then(Value::as_array_mut);
+    ingress.context("no ingress")?.extend(web::ingress());
+    ensure!(sidecar["spec"]["workloadSelector"]["labels"][POD] == role.name, "{sidecar}");
+    domain.kubernetes.apply(&sidecar).await?;
+    let server = web::serves(&domain.dir().join("w"), workload.member(), role.name)?;
+    Ok((workload, server))
+}
+
+async fn start_workloads(domains: &[Domain], network: &mut Network, doors: &[Door]) -> Result<Running> {
+    let (mut workloads, mut servers) = (Vec::new(), Vec::new());
     for (number, domain) in domains.iter().enumerate() {
         domain.kubernetes.namespace("shop").await?;
         let place = |last| Ipv4Addr::new(10, 77, u8::try_from(number).unwrap_or_default() + 1, last);
@@ -274,13 +309,17 @@ async fn start_workloads(
             domain.kubernetes.apply(&object).await?;
         }
         let b = role(&name, "b", place(3), Some(TARGET_PORT));
-        workloads.push(Workload::start(domain, network, &doors[number], b).await?);
+        let (b, web) = start_server(domain, network, &doors[number], b).await?;
+        workloads.push(b);
+        servers.push(web);
         if number == 0 {
             continue;
         }
         let name = workload("c", number);
         let c = role(&name, "c", place(4), Some(TARGET_PORT));
-        workloads.push(Workload::start(domain, network, &doors[number], c).await?);
+        let (c, web) = start_server(domain, network, &doors[number], c).await?;
+        workloads.push(c);
+        servers.push(web);
         let gateway = Role {
             namespace: ROOT_NAMESPACE,
             gateway: Some("eastwestgateway"),
@@ -290,7 +329,7 @@ async fn start_workloads(
         workloads.push(Workload::start(domain, network, &doors[number], gateway).await?);
     }
     let a = role("a", "a", Ipv4Addr::new(10, 77, 1, 10), None);
-    Ok((Workload::start(&domains[0], network, &doors[0], a).await?, workloads))
+    Ok((Workload::start(&domains[0], network, &doors[0], a).await?, workloads, servers))
 }
 
 fn gateway_service() -> Value {
@@ -307,13 +346,21 @@ fn gateway_service() -> Value {
 
 /// The Service `b`, and where its workload is.
 fn service(workload: &str, address: Ipv4Addr) -> [Value; 2] {
+    let tcp = json!({"name": "tcp", "protocol": "TCP", "port": LOCAL_PORT, "targetPort": TARGET_PORT});
+    let web = web::ALL.iter().zip(LOCAL_WEB_PORT..).map(|(spoken, port)| {
+        let (name, target) = (spoken.protocol, spoken.target_port);
+        json!({"name": name, "appProtocol": name, "protocol": "TCP", "port": port, "targetPort": target})
+    });
+    let ports: Vec<Value> = std::iter::once(tcp).chain(web).collect();
+    let of_slice =
+        |port: &Value| json!({"name": port["name"], "protocol": "TCP", "port": port["targetPort"]});
     let service = json!({
         "apiVersion": "v1",
         "kind": "Service",
         "metadata": {"name": "b", "namespace": "shop"},
         "spec": {
             "selector": {"app": "b"},
-            "ports": [{"name": "tcp", "protocol": "TCP", "port": LOCAL_PORT, "targetPort": TARGET_PORT}],
+            "ports": ports,
         },
     });
     let slice = json!({
@@ -321,7 +368,7 @@ fn service(workload: &str, address: Ipv4Addr) -> [Value; 2] {
         "kind": "EndpointSlice",
         "metadata": {"name": "b", "namespace": "shop", "labels": {"kubernetes.io/service-name": "b"}},
         "addressType": "IPv4",
-        "ports": [{"name": "tcp", "protocol": "TCP", "port": TARGET_PORT}],
+        "ports": ports.iter().map(of_slice).collect::<Vec<_>>(),
         "endpoints": [{
             "addresses": [address.to_string()],
             "conditions": {"ready": true},
@@ -459,5 +506,62 @@ fn the_local_name_reaches_all_three_meshes() {
         three.local_alone().await?;
         three.withdraw().await?;
         three.local_alone().await
+    });
+}
+
+/// Every name by which a client in its namespace may call a Service.
+fn names(service: &str) -> [String; 3] {
+    ["shop", "shop.svc", "shop.svc.cluster.local"].map(|rest| format!("{service}.{rest}"))
+}
+
+/// HTTP/1.1, HTTP/2 and gRPC: each of the others' services at its own host; and, once that is asked for, at the local name of
+/// all three, by every form of that name, and at the one of a service that only the others have. No request is lost.
+#[test]
+fn http_and_grpc_reach_all_three_meshes() {
+    with_three(async |three| {
+        let answers = async |spoken: web::Spoken, port: u16, host: &str, times: usize| {
+            web::answers(&three.client, spoken, port, &format!("{host}:{port}"), times).await
+        };
+        let only =
+            async |spoken: web::Spoken, port: u16, host: &str, names: &BTreeSet<String>, times: usize| {
+                eventually(&format!("{names:?} answer at {host} by {}", spoken.protocol), SOON, || async {
+                    let heard: BTreeSet<String> =
+                        answers(spoken, port, host, times).await?.into_keys().collect();
+                    ensure!(heard == *names, "{heard:?}");
+                    Ok(())
+                })
+                .await
+            };
+        three.export(|domain| json!({"ip": gateway_address(domain).to_string()})).await?;
+        let own = BTreeSet::from([workload("b", 0)]);
+        for (place, spoken) in web::ALL.into_iter().enumerate() {
+            for remote in REMOTES {
+                let its = BTreeSet::from([remote.workload()]);
+                only(spoken, remote.web_port(place), &remote.host(), &its, CALLS).await?;
+            }
+            let port = LOCAL_WEB_PORT + u16::try_from(place)?;
+            only(spoken, port, &names("b")[0], &own, CALLS).await?;
+        }
+        three
+            .as_local(&json!([{"namespace": "shop", "name": "b"}, {"namespace": "shop", "name": "c"}]))
+            .await?;
+        let of_b: BTreeSet<String> = (0..DOMAINS.len()).map(|domain| workload("b", domain)).collect();
+        let of_c: BTreeSet<String> = (1..DOMAINS.len()).map(|domain| workload("c", domain)).collect();
+        for (place, spoken) in web::ALL.into_iter().enumerate() {
+            let port = LOCAL_WEB_PORT + u16::try_from(place)?;
+            let of_peers = REMOTES[2].web_port(place);
+            for (service, port, all) in [("b", port, &of_b), ("c", of_peers, &of_c)] {
+                for name in names(service) {
+                    only(spoken, port, &name, all, MERGED_CALLS).await?;
+                }
+                let heard = answers(spoken, port, &names(service)[0], MERGED_CALLS).await?;
+                eprintln!("{MERGED_CALLS} calls of {service} by {}: {heard:?}", spoken.protocol);
+                let even = heard.values().all(|count| *count >= MERGED_CALLS / 10);
+                ensure!(even && heard.keys().eq(all), "{heard:?}");
+            }
+        }
+        three.as_local(&json!([])).await?;
+        only(web::ALL[0], LOCAL_WEB_PORT, &names("b")[0], &own, CALLS).await?;
+        three.withdraw().await
     });
 }

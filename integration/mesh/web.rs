@@ -17,8 +17,10 @@ use hyper::{Request, Response};
 use hyper_util::rt::{TokioExecutor, TokioIo};
 use kube::api::DeleteParams;
 use serde_json::{Value, json};
+use std::collections::BTreeMap;
 use std::convert::Infallible;
 use std::net::Ipv4Addr;
+use std::path::Path;
 use std::time::Duration;
 use tokio::net::{TcpListener, TcpStream};
 
@@ -27,7 +29,7 @@ const API: &str = "entente.dev/v1alpha1";
 const NAME: &str = "catalog";
 const HOST: &str = "catalog.shop.west.example";
 const ADDRESS: Ipv4Addr = Ipv4Addr::new(10, 77, 2, 30);
-const ANSWER_DEADLINE: Duration = Duration::from_secs(10);
+const ANSWER_DEADLINE: Duration = Duration::from_secs(20);
 /// What tells the test program, started again, which part it has in a namespace, and what it prints begins with.
 const PART: &str = "ENTENTE_MESH_PART";
 const HEARD: &str = "HEARD ";
@@ -35,12 +37,12 @@ const GRPC: &str = "application/grpc";
 
 /// What is spoken on a port.
 #[derive(Clone, Copy, Debug)]
-struct Spoken {
+pub(crate) struct Spoken {
     /// As `appProtocol`, and what the client speaks.
-    protocol: &'static str,
+    pub(crate) protocol: &'static str,
     /// The port that importers see, and the workload's.
     port: u16,
-    target_port: u16,
+    pub(crate) target_port: u16,
     /// What the application says it was asked by.
     version: &'static str,
     /// What is heard of a good answer, and of a refusal, first.
@@ -48,7 +50,7 @@ struct Spoken {
     refused: &'static str,
 }
 
-const ALL: [Spoken; 3] = [
+pub(crate) const ALL: [Spoken; 3] = [
     Spoken {
         protocol: "http",
         port: 18090,
@@ -96,8 +98,7 @@ fn http_and_grpc_flow_across_trust_domains_and_are_denied_by_request() {
             interception: Interception::None,
         };
         let workload = meshes.start_in_west(role).await?;
-        let ports: Vec<String> = ALL.iter().map(|one| one.target_port.to_string()).collect();
-        let _server = serves(meshes, workload.member(), &format!("serve {NAME} {}", ports.join(" ")))?;
+        let _server = serves(&west.dir().join("w"), workload.member(), NAME)?;
         west.kubernetes.apply(&export(false)).await?;
         says(west, "FederatedService", Some("shop"), NAME, "Exported").await?;
         for spoken in ALL {
@@ -147,26 +148,63 @@ async fn hears(client: &Workload, spoken: Spoken, expected: &str) -> Result<()> 
 
 /// What a client beside this sidecar hears.
 async fn call(client: &Workload, spoken: Spoken, address: &str, port: u16) -> Result<String> {
-    let part = format!("call {} {address}:{port} {HOST}:{}", spoken.protocol, spoken.port);
+    let authority = format!("{HOST}:{}", spoken.port);
+    let heard = calls(client, spoken, &format!("{address}:{port}"), &authority, 1).await?;
+    heard.into_iter().next().context("it heard nothing")
+}
+
+/// What a client beside this sidecar hears when it calls so often, each time by a connection of its own.
+async fn calls(
+    client: &Workload,
+    spoken: Spoken,
+    address: &str,
+    authority: &str,
+    times: usize,
+) -> Result<Vec<String>> {
+    let part = format!("call {} {address} {authority} {times}", spoken.protocol);
     let (program, args) = client.member().inside(&std::env::current_exe()?, &again())?;
     let mut command = tokio::process::Command::new(program);
     command.args(args).env(PART, part).kill_on_drop(true);
     let output = tokio::time::timeout(ANSWER_DEADLINE, command.output()).await??;
     let text = String::from_utf8_lossy(&output.stdout).into_owned();
-    let heard = text.lines().find_map(|line| line.split_once(HEARD)).map(|(_, heard)| heard.to_owned());
-    heard.with_context(|| format!("{text}{}", String::from_utf8_lossy(&output.stderr)))
+    let heard = text.lines().filter_map(|line| Some(line.split_once(HEARD)?.1.to_owned()));
+    let heard: Vec<String> = heard.collect();
+    ensure!(heard.len() == times, "{text}{}", String::from_utf8_lossy(&output.stderr));
+    Ok(heard)
 }
 
-fn serves(meshes: &Meshes, member: &Member, part: &str) -> Result<Process> {
-    let dir = meshes.west.dir().join("w");
+/// How often each server gave a good answer, by its name; what is none, by its own words.
+pub(crate) async fn answers(
+    client: &Workload,
+    spoken: Spoken,
+    port: u16,
+    authority: &str,
+    times: usize,
+) -> Result<BTreeMap<String, usize>> {
+    let mut answers = BTreeMap::new();
+    for heard in calls(client, spoken, &format!("{HERE}:{port}"), authority, times).await? {
+        let good = heard.strip_prefix(spoken.good).and_then(|rest| rest.trim_start().split_once(" by "));
+        let name = match good {
+            Some((name, rest)) if rest.starts_with(&format!("{} for ", spoken.version)) => name.to_owned(),
+            _ => heard,
+        };
+        *answers.entry(name).or_default() += 1;
+    }
+    Ok(answers)
+}
+
+/// A server of all of it at the namespace's 127.0.0.1, which says this name.
+pub(crate) fn serves(dir: &Path, member: &Member, name: &str) -> Result<Process> {
+    let ports: Vec<String> = ALL.iter().map(|one| one.target_port.to_string()).collect();
+    let part = format!("serve {name} {}", ports.join(" "));
     let (program, args) = member.inside(&std::env::current_exe()?, &again())?;
     let mut process = Process::new(Spec {
-        name: format!("server of {NAME}"),
+        name: format!("server of {name}"),
         program,
         args,
-        env: vec![(PART.to_owned(), part.to_owned())],
-        log: dir.join(format!("{NAME}-server.log")),
-        dir,
+        env: vec![(PART.to_owned(), part)],
+        log: dir.join(format!("{name}-web.log")),
+        dir: dir.to_owned(),
     });
     process.start()?;
     Ok(process)
@@ -185,8 +223,11 @@ fn plays_its_part() {
     let runtime = tokio::runtime::Runtime::new().unwrap();
     match words.as_slice() {
         ["serve", name, ports @ ..] => runtime.block_on(serve(name, ports)).unwrap(),
-        ["call", protocol, address, authority] => {
-            println!("\n{HEARD}{}", runtime.block_on(ask(protocol, address, authority)).unwrap());
+        ["call", protocol, address, authority, times] => {
+            for _ in 0..times.parse::<usize>().unwrap() {
+                let heard = runtime.block_on(ask(protocol, address, authority));
+                println!("\n{HEARD}{}", heard.unwrap_or_else(|error| format!("{error:#}")));
+            }
         }
         _ => panic!("{part:?} is no part"),
     }
@@ -310,21 +351,26 @@ fn export(shut: bool) -> Value {
     })
 }
 
-/// Nothing redirects connections to the sidecar: it has to be told where to listen, and what is spoken there.
-fn sidecar() -> Value {
+/// Of a `Sidecar`: where it listens for all of it, and what is spoken there.
+pub(crate) fn ingress() -> Vec<Value> {
     let ingress = |one: &Spoken| {
         json!({
             "port": {"number": one.target_port, "name": one.protocol, "protocol": one.protocol.to_uppercase()},
             "defaultEndpoint": format!("{HERE}:{}", one.target_port),
         })
     };
+    ALL.iter().map(ingress).collect()
+}
+
+/// Nothing redirects connections to the sidecar: it has to be told where to listen, and what is spoken there.
+fn sidecar() -> Value {
     json!({
         "apiVersion": "networking.istio.io/v1",
         "kind": "Sidecar",
         "metadata": {"name": NAME, "namespace": "shop"},
         "spec": {
             "workloadSelector": {"labels": {"pod": NAME}},
-            "ingress": ALL.iter().map(ingress).collect::<Vec<_>>(),
+            "ingress": ingress(),
             "egress": [{"hosts": ["*/*"]}],
         },
     })

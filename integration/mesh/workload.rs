@@ -3,7 +3,7 @@
 
 use crate::envoy::own_program;
 use crate::istiod::set_status;
-use crate::network::{Member, Network, which};
+use crate::network::{MARK, Member, Network, which};
 use crate::process::{Process, Spec};
 use crate::proxy::{Door, Identity, Proxy};
 use crate::wait::eventually;
@@ -21,7 +21,7 @@ const ANSWER_DEADLINE: Duration = Duration::from_secs(10);
 /// The label of registrations that are to federate.
 pub(crate) const FEDERATE: &str = "federate";
 /// The label that no two Pods share.
-const POD: &str = "pod";
+pub(crate) const POD: &str = "pod";
 /// Says its name to everyone who connects, whenever they say something.
 const SERVER: &str = "
 import socketserver, sys
@@ -44,6 +44,22 @@ with socket.create_connection((sys.argv[1], int(sys.argv[2])), timeout=5) as con
     except ConnectionError:
         pass
 ";
+
+/// The same, by a connection that is marked.
+const MARKED_CLIENT: &str = "
+import socket, sys
+with socket.socket() as connection:
+    connection.setsockopt(socket.SOL_SOCKET, socket.SO_MARK, int(sys.argv[3]))
+    connection.settimeout(5)
+    connection.connect((sys.argv[1], int(sys.argv[2])))
+    try:
+        connection.sendall(b'hello')
+        print(connection.recv(100).decode(), end='')
+    except ConnectionError:
+        pass
+";
+/// Where a sidecar listens for what is redirected to it.
+const OUTBOUND: u16 = 15001;
 
 /// Prints a line for each answer of a server on one connection, five a second; in the end, that it was closed.
 const HOLDER: &str = "
@@ -87,16 +103,18 @@ pub(crate) struct Role<'a> {
 pub(crate) enum Interception {
     /// It listens for them at the workload's address.
     None,
-    /// By rules of netfilter, which nothing here sets: such a workload is there for its configuration alone, and not
-    /// ready.
+    /// By rules of netfilter. Here they hold for what clients mark (`Workload::redirect`), and nothing comes in by them: such a
+    /// workload is not ready.
     Redirect,
+    /// The same, where nobody answers for names.
+    RedirectWithoutDns,
 }
 
 impl Interception {
     const fn name(self) -> &'static str {
         match self {
             Self::None => "NONE",
-            Self::Redirect => "REDIRECT",
+            Self::Redirect | Self::RedirectWithoutDns => "REDIRECT",
         }
     }
 }
@@ -144,6 +162,7 @@ impl Workload {
             namespace: role.namespace,
             name: role.name,
             interception: role.interception.name(),
+            captures_dns: role.interception == Interception::Redirect,
             labels: pod["metadata"]["labels"].clone(),
         };
         let agent = domain.spire.agent_socket();
@@ -168,6 +187,17 @@ impl Workload {
         hears_from(&self.member, address, port).await
     }
 
+    /// Has what clients mark come to this sidecar, wherever they call. By nf_tables, which the kernel must have.
+    pub(crate) fn redirect(&self) -> Result<()> {
+        self.member.redirect(OUTBOUND)
+    }
+
+    /// What a client hears from `address:port` whose connections are redirected to this sidecar (`redirect`).
+    pub(crate) async fn hears_redirected(&self, address: &str, port: u16) -> Result<String> {
+        let (port, mark) = (port.to_string(), MARK.to_string());
+        hears_by(&self.member, &["-c", MARKED_CLIENT, address, &port, &mark]).await
+    }
+
     /// The namespace that it runs in.
     pub(crate) const fn member(&self) -> &Member {
         &self.member
@@ -176,7 +206,11 @@ impl Workload {
 
 /// What a client in the namespace hears from `address:port`; empty where the connection is closed on it.
 pub(crate) async fn hears_from(member: &Member, address: &str, port: u16) -> Result<String> {
-    let args = ["-c", CLIENT, address, &port.to_string()].map(str::to_owned);
+    hears_by(member, &["-c", CLIENT, address, &port.to_string()]).await
+}
+
+async fn hears_by(member: &Member, python: &[&str]) -> Result<String> {
+    let args: Vec<String> = python.iter().map(|arg| (*arg).to_owned()).collect();
     let (program, args) = member.inside(&which("python3")?, &args)?;
     let running = tokio::process::Command::new(program).args(args).kill_on_drop(true).output();
     let output: Output = tokio::time::timeout(ANSWER_DEADLINE, running).await??;

@@ -19,7 +19,7 @@ async fn status_shows_peers_and_services_and_its_exit_code_says_whether_all_is_w
     let mut pair = Pair::serving().await;
     says(&pair.east, "Ready", "True", "Ready").await;
     let store = format!("dir:{}", pair.east.store().display());
-    let table = entente(&["status", "--store", &store]);
+    let table = entente(&["status", "--store", &store, "-o", "wide"]);
     let shown = text(&table.stdout);
     assert!(table.status.success(), "{shown}\n{}", text(&table.stderr));
     assert!(shown.contains("west.example") && shown.contains(HOST), "{shown}");
@@ -33,6 +33,31 @@ async fn status_shows_peers_and_services_and_its_exit_code_says_whether_all_is_w
     says(&pair.east, "Ready", "False", "NotConnected").await;
     let table = entente(&["status", "--store", &store]);
     assert_eq!(table.status.code(), Some(1), "{}", text(&table.stdout));
+}
+
+/// Beside the agent: the bundles of both sides, and what a live server presents, verified by them.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn bundles_and_svids_are_shown_beside_the_agent() {
+    let pair = Pair::peers().await;
+    let run = |arguments: &[&str]| {
+        let mut command = Command::new(env!("CARGO_BIN_EXE_entente"));
+        command.args(arguments).env("ENTENTE_CONTROL", pair.east.control_socket());
+        command.env_remove("SPIFFE_ENDPOINT_SOCKET").output().unwrap()
+    };
+    let store = format!("dir:{}", pair.east.store().display());
+    let done = tokio::task::block_in_place(|| run(&["bundles", "--store", &store]));
+    let shown = text(&done.stdout);
+    assert!(done.status.success() && done.stderr.is_empty(), "{shown}{}", text(&done.stderr));
+    for part in ["east.example (ours)", "active", "west.example  digest", "|"] {
+        assert!(shown.contains(part), "{part}: {shown}");
+    }
+    let address = pair.west.agent_address().to_string();
+    let done = tokio::task::block_in_place(|| run(&["svid", &address]));
+    let shown = text(&done.stdout);
+    assert!(done.status.success(), "{shown}{}", text(&done.stderr));
+    assert!(shown.contains("verified by the bundle of west.example, from the agent"), "{shown}");
+    let nobody = tokio::task::block_in_place(|| run(&["svid", "127.0.0.1:1"]));
+    assert_eq!(nobody.status.code(), Some(3), "{}", text(&nobody.stderr));
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

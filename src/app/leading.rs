@@ -1,5 +1,6 @@
 //! Which replica leads, and what follows from it: it writes, and it talks to peers.
 
+use std::net::SocketAddr;
 use std::time::Duration;
 
 use tokio::sync::watch;
@@ -7,42 +8,84 @@ use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 
 use crate::apply::Applier;
-use crate::config::AgentArgs;
+use crate::config::{AgentArgs, StoreArg};
+use crate::model::replica::{Leader, Replica};
 use crate::store::{Leadership, LeaseTimings, Store};
 
 pub(super) fn leader_lease(args: &AgentArgs) -> String {
     format!("{}-leader", args.instance)
 }
 
-pub(super) fn lead(args: &AgentArgs, store: &Store, replica: &str) -> Leadership {
+pub(super) fn lead(args: &AgentArgs, store: &Store, replica: &Replica) -> Leadership {
     let duration = Duration::from_secs(args.timing.lease_seconds.max(3));
     let timings = LeaseTimings { duration, deadline: duration.mul_f64(0.66), retry: duration.div_f64(7.0) };
     store.lead(&leader_lease(args), replica, timings)
 }
 
-/// Peers are talked to by the replica that leads, once every source has been read: they keep one stream with us, and
-/// who does not know its peers yet would refuse them.
-pub(super) async fn open_to_peers(
-    mut leading: watch::Receiver<bool>,
-    mut ready: watch::Receiver<bool>,
-    open: watch::Sender<bool>,
-    cancel: CancellationToken,
-) -> anyhow::Result<()> {
-    loop {
-        let is_open = *leading.borrow_and_update() && *ready.borrow_and_update();
-        open.send_if_modified(|last| std::mem::replace(last, is_open) != is_open);
-        let ended = tokio::select! {
-            () = cancel.cancelled() => return Ok(()),
-            changed = leading.changed() => changed.err().map(|_| "the leader election"),
-            changed = ready.changed() => changed.err().map(|_| "the planning"),
+/// What decides what this replica may do.
+pub(super) struct Standing {
+    pub(super) leader: watch::Receiver<Leader>,
+    /// The term of our lead that the last plan was made in. A plan of before was made while another led: what another has
+    /// said and heard since is not in it.
+    pub(super) planned_in: watch::Receiver<Option<i64>>,
+    /// Whether every source has been read.
+    pub(super) ready: watch::Receiver<bool>,
+    /// Whether replicas pass peers' connections on.
+    pub(super) relays: bool,
+}
+
+/// What this replica may do; each is false at first.
+pub(super) struct Leave {
+    /// It may write.
+    pub(super) acts: watch::Sender<bool>,
+    /// It may talk to peers. They keep one stream with us, so one replica has them all; and who does not know its peers yet
+    /// would refuse them.
+    pub(super) open: watch::Sender<bool>,
+    /// It may be dialled: it is open, or passes on to one that is. Where it cannot, it counts as able all the same, as a
+    /// replica that waits for an older one to go must.
+    pub(super) serves: watch::Sender<bool>,
+}
+
+impl Standing {
+    /// Follows it until `cancel`.
+    ///
+    /// # Errors
+    /// Names what ended though the agent runs.
+    pub(super) async fn follow(mut self, leave: Leave, cancel: CancellationToken) -> anyhow::Result<()> {
+        let ended = loop {
+            self.judge(&leave);
+            let ended = tokio::select! {
+                () = cancel.cancelled() => break None,
+                changed = self.leader.changed() => changed.err().map(|_| "the leader election"),
+                changed = self.planned_in.changed() => changed.err().map(|_| "the planning"),
+                changed = self.ready.changed() => changed.err().map(|_| "the planning"),
+            };
+            if ended.is_some() {
+                break ended;
+            }
         };
+        // Whoever connects from now on is another's.
+        tell(&leave.open, false);
         // Once the agent is told to stop, these end, and one may have been seen before that.
         match ended {
-            Some(_) if cancel.is_cancelled() => return Ok(()),
-            Some(what) => anyhow::bail!("{what} ended though the agent runs"),
-            None => {}
+            Some(what) if !cancel.is_cancelled() => anyhow::bail!("{what} ended though the agent runs"),
+            _ => Ok(()),
         }
     }
+
+    fn judge(&mut self, leave: &Leave) {
+        let is_ready = *self.ready.borrow_and_update();
+        let planned_in = *self.planned_in.borrow_and_update();
+        let leader = self.leader.borrow_and_update();
+        let acts = matches!(*leader, Leader::Us { term } if planned_in == Some(term));
+        tell(&leave.acts, acts);
+        tell(&leave.open, acts && is_ready);
+        tell(&leave.serves, is_ready && (!self.relays || leader.is_known()));
+    }
+}
+
+fn tell(sender: &watch::Sender<bool>, now: bool) {
+    sender.send_if_modified(|last| std::mem::replace(last, now) != now);
 }
 
 /// The leader writes; it gives its Lease up when the agent stops.
@@ -60,7 +103,20 @@ pub(super) fn spawn_writer(
     });
 }
 
-pub(super) fn replica(args: &AgentArgs) -> String {
+/// This replica, as the others see it; and where it takes what they pass on.
+pub(super) fn replica(args: &AgentArgs) -> anyhow::Result<(Replica, Option<SocketAddr>)> {
+    let relay = args.relay.addresses().map_err(anyhow::Error::msg)?;
+    if relay.is_some() && args.store != StoreArg::Kubernetes {
+        anyhow::bail!(
+            "--relay-listen: replicas find each other by a Lease in Kubernetes; there is none in {}",
+            args.store
+        );
+    }
+    let (listen, told) = relay.unzip();
+    Ok((Replica { name: name(args), relay: told }, listen))
+}
+
+fn name(args: &AgentArgs) -> String {
     if !args.replica.is_empty() {
         return args.replica.clone();
     }
@@ -73,35 +129,95 @@ pub(super) fn replica(args: &AgentArgs) -> String {
 mod tests {
     use super::*;
 
+    struct Stand {
+        leader: watch::Sender<Leader>,
+        planned_in: watch::Sender<Option<i64>>,
+        ready: watch::Sender<bool>,
+        acts: watch::Receiver<bool>,
+        open: watch::Receiver<bool>,
+        serves: watch::Receiver<bool>,
+        cancel: CancellationToken,
+        task: tokio::task::JoinHandle<anyhow::Result<()>>,
+    }
+
+    impl Stand {
+        fn new(relays: bool) -> Self {
+            let (leader, leads) = watch::channel(Leader::Nobody);
+            let (planned_in, planned) = watch::channel(None);
+            let (ready, is_ready) = watch::channel(false);
+            let (acts, may_act) = watch::channel(false);
+            let (open, may_talk) = watch::channel(false);
+            let (serves, may_be_dialled) = watch::channel(false);
+            let standing = Standing { leader: leads, planned_in: planned, ready: is_ready, relays };
+            let cancel = CancellationToken::new();
+            let task = tokio::spawn(standing.follow(Leave { acts, open, serves }, cancel.clone()));
+            Self {
+                leader,
+                planned_in,
+                ready,
+                acts: may_act,
+                open: may_talk,
+                serves: may_be_dialled,
+                cancel,
+                task,
+            }
+        }
+
+        async fn is(&mut self, acts: bool, open: bool, serves: bool) {
+            for (receiver, wanted) in
+                [(&mut self.acts, acts), (&mut self.open, open), (&mut self.serves, serves)]
+            {
+                let wait = receiver.wait_for(|now| *now == wanted);
+                tokio::time::timeout(Duration::from_secs(10), wait).await.unwrap().unwrap();
+            }
+        }
+    }
+
+    fn other() -> Leader {
+        Leader::Other { name: "other".to_owned(), relay: None }
+    }
+
     #[tokio::test]
     async fn peers_are_talked_to_by_a_leader_that_has_read_everything() {
-        let (leading, leads) = watch::channel(false);
-        let (ready, is_ready) = watch::channel(false);
-        let (open, mut opened) = watch::channel(false);
-        let cancel = CancellationToken::new();
-        let task = tokio::spawn(open_to_peers(leads, is_ready, open, cancel.clone()));
-        let mut becomes = async |is_leader: bool, is_read: bool| {
-            leading.send_replace(is_leader);
-            ready.send_replace(is_read);
-            let wanted = is_leader && is_read;
-            tokio::time::timeout(Duration::from_secs(10), opened.wait_for(|open| *open == wanted))
-                .await
-                .unwrap()
-                .unwrap();
-        };
-        for (is_leader, is_read) in [(true, true), (false, true), (true, true), (true, false), (true, true)] {
-            becomes(is_leader, is_read).await;
-        }
-        cancel.cancel();
-        drop(leading);
-        task.await.unwrap().unwrap();
+        let mut stand = Stand::new(true);
+        stand.ready.send_replace(true);
+        stand.is(false, false, false).await;
+        stand.leader.send_replace(other());
+        stand.is(false, false, true).await;
+        stand.leader.send_replace(Leader::Us { term: 2 });
+        // what was planned while the other led is not acted on
+        stand.is(false, false, true).await;
+        stand.planned_in.send_replace(Some(2));
+        stand.is(true, true, true).await;
+        stand.ready.send_replace(false);
+        stand.is(true, false, false).await;
+        stand.ready.send_replace(true);
+        stand.is(true, true, true).await;
+        // lost, and won again before anything was planned
+        stand.leader.send_replace(Leader::Nobody);
+        stand.is(false, false, false).await;
+        stand.leader.send_replace(Leader::Us { term: 4 });
+        stand.is(false, false, true).await;
+        stand.planned_in.send_replace(Some(4));
+        stand.is(true, true, true).await;
+        stand.cancel.cancel();
+        stand.task.await.unwrap().unwrap();
+        assert!(!*stand.open.borrow(), "who stops takes nobody in");
+    }
+
+    #[tokio::test]
+    async fn a_replica_to_which_nobody_passes_on_is_able_before_it_leads() {
+        let mut stand = Stand::new(false);
+        stand.ready.send_replace(true);
+        stand.is(false, false, true).await;
+        stand.leader.send_replace(other());
+        stand.is(false, false, true).await;
     }
 
     #[tokio::test]
     async fn an_election_that_ends_ends_the_agent() {
-        let ready = watch::channel(true);
-        let leads = watch::channel(true).1;
-        let ended = open_to_peers(leads, ready.1, watch::Sender::new(false), CancellationToken::new()).await;
-        assert!(ended.unwrap_err().to_string().contains("leader election"));
+        let stand = Stand::new(true);
+        drop(stand.leader);
+        assert!(stand.task.await.unwrap().unwrap_err().to_string().contains("leader election"));
     }
 }

@@ -1,6 +1,7 @@
 //! What serves operators' commands and peers' questions: the control socket, invites and joins, diagnosis.
 
 use anyhow::Context as _;
+use tokio::sync::watch;
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
@@ -15,27 +16,26 @@ use crate::enrol::join::Joiner;
 use crate::enrol::{Desk, Invites};
 use crate::federation::diagnose::{PathProbe, Questions};
 use crate::index::run::WorldHandle;
-use crate::store::{Leadership, Store};
+use crate::model::replica::Leader;
+use crate::store::Store;
 use std::sync::Arc;
 
 /// What operators' commands work with, beside the sources.
 pub(super) struct Operators {
     pub(super) worlds: WorldHandle,
     pub(super) replica: String,
+    /// Whether this replica leads, and may write.
+    pub(super) leading: watch::Receiver<bool>,
+    pub(super) leader: watch::Receiver<Leader>,
     pub(super) enrolment: Enrolment,
     pub(super) peers: PathProbe,
 }
 
-pub(super) fn control(
-    args: &AgentArgs,
-    sources: &Sources,
-    leadership: &Leadership,
-    operators: Operators,
-) -> anyhow::Result<Control> {
-    let Operators { worlds, replica, enrolment, peers } = operators;
+pub(super) fn control(args: &AgentArgs, sources: &Sources, operators: Operators) -> anyhow::Result<Control> {
+    let Operators { worlds, replica, leading, leader, enrolment, peers } = operators;
     let diagnoser = Diagnoser {
         worlds: worlds.clone(),
-        leading: leadership.leading(),
+        leading: leading.clone(),
         replica: replica.clone(),
         workload_api: args.workload_api.parse().context("--workload-api")?,
         admin_hint: args.admin_hint.clone(),
@@ -45,7 +45,8 @@ pub(super) fn control(
     };
     Ok(Control {
         worlds,
-        leading: leadership.leading(),
+        leading,
+        leader,
         replica,
         diagnoser,
         enrolment,

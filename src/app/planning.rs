@@ -12,6 +12,7 @@ use super::sources::Sources;
 use crate::clock;
 use crate::index::run::{Ask, Inputs, Outputs};
 use crate::index::{self, Index};
+use crate::model::replica::Leader;
 use crate::model::session::{LinkPlan, SessionState};
 use crate::model::world::Settings;
 use crate::model::{ObjectKey, TrustDomain};
@@ -27,6 +28,8 @@ pub(super) struct Planning {
     pub(super) sessions: watch::Receiver<Arc<BTreeMap<TrustDomain, SessionState>>>,
     pub(super) links: watch::Sender<Arc<BTreeMap<TrustDomain, LinkPlan>>>,
     pub(super) ready: watch::Sender<bool>,
+    pub(super) leader: watch::Receiver<Leader>,
+    pub(super) planned_in: watch::Sender<Option<i64>>,
     pub(super) metrics: Arc<Metrics>,
     pub(super) asks: mpsc::Receiver<Ask>,
     pub(super) tries: Tries,
@@ -66,6 +69,7 @@ impl Planning {
             reached,
             mesh,
             failures,
+            leader: self.leader,
             asks: self.asks,
             asked: Vec::new(),
         };
@@ -76,6 +80,7 @@ impl Planning {
             bootstraps: wanted_sender,
             ask_again: sources.ask_again,
             ready: self.ready,
+            planned_in: self.planned_in,
             metrics: self.metrics,
         };
         let of_mesh =

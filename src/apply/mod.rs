@@ -4,12 +4,13 @@
 //! the watch has had time to show it, and what failed is tried again, later each time. What a peer can cause is paced:
 //! however often it changes its word, each object is written once a second at most after a few, with what is planned then.
 
+mod drift;
 mod operation;
 mod refresh;
 #[cfg(test)]
 mod tests;
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -17,15 +18,18 @@ use futures::StreamExt as _;
 use tokio::sync::watch;
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
+use tracing::Instrument as _;
 
 use crate::model::own::Identity;
 use crate::model::{ObjectKey, TrustDomain};
-use crate::observe::metrics::{Metrics, WriteResult};
+use crate::observe::metrics::{Metrics, Step, WriteResult};
+use crate::observe::traces;
 use crate::plan::Plan;
 use crate::spire::SpireServer;
 use crate::spire::watch::SpireWatch;
 use crate::store::Store;
-use operation::{Operation, Stage};
+use drift::Drift;
+use operation::{Operation, Stage, Wrote};
 use refresh::{Ended, Refreshes};
 
 /// How long the watch is given to show what was written.
@@ -64,9 +68,7 @@ pub struct Applier {
     /// Until when what is paced was tried ahead of its pace, for as long as that matters.
     paced: BTreeMap<String, Instant>,
     refreshes: Refreshes,
-    /// The plan before this one, and the operations that put back what stood by it and someone else changed or deleted.
-    last: Option<Arc<Plan>>,
-    repairs: BTreeSet<String>,
+    drift: Drift,
 }
 
 /// The last try of an operation.
@@ -76,6 +78,8 @@ struct Attempt {
     failures: u32,
     /// The last failure, where it failed.
     failure: Option<String>,
+    /// What a write left, where it did not fail.
+    wrote: Option<Wrote>,
     /// When it may be tried again, if it is still asked for.
     again: Instant,
 }
@@ -96,8 +100,7 @@ impl Applier {
             attempts: BTreeMap::new(),
             paced: BTreeMap::new(),
             refreshes: Refreshes::default(),
-            last: None,
-            repairs: BTreeSet::new(),
+            drift: Drift::default(),
         }
     }
 
@@ -107,8 +110,10 @@ impl Applier {
             let mut again = None;
             if *self.leading.borrow_and_update() {
                 let plan = Arc::clone(&self.plans.borrow_and_update());
-                self.look_for_drift(&plan);
-                again = self.execute(&plan, &cancel).await;
+                self.drift.look(&plan, &self.attempts);
+                let began = Instant::now();
+                again = self.execute(&plan, &cancel).instrument(traces::apply()).await;
+                self.targets.metrics.took(Step::Apply, began.elapsed());
             } else {
                 self.forget();
             }
@@ -125,22 +130,9 @@ impl Applier {
         }
     }
 
-    /// What stood by the last plan, is wanted just so by this one, and does not stand: that was not us.
-    fn look_for_drift(&mut self, plan: &Arc<Plan>) {
-        let Some(last) = self.last.replace(Arc::clone(plan)).filter(|last| !Arc::ptr_eq(last, plan)) else {
-            return;
-        };
-        let drifted = |key: &ObjectKey| {
-            !last.writes.contains_key(key)
-                && last.objects.get(key).is_some_and(|before| plan.objects.get(key) == Some(before))
-        };
-        let found = plan.writes.iter().filter(|(key, _)| drifted(key));
-        self.repairs.extend(found.map(|(_, write)| Operation::Write(Box::new(write.clone())).to_string()));
-    }
-
     /// Counts a write that put back what someone else had changed.
     fn count_repair(&mut self, id: &str, operation: &Operation) {
-        if let Some(key) = operation.object().filter(|_| self.repairs.remove(id)) {
+        if let Some(key) = operation.object().filter(|_| self.drift.is_repaired(id)) {
             tracing::warn!(object = %key, "it was changed or deleted by someone else, and is put back");
             self.targets.metrics.repaired(key.kind);
         }
@@ -155,7 +147,7 @@ impl Applier {
         let operations = operation::of(plan);
         // What is no longer asked for needs no memory, but of when it was done: it may be asked for again at once.
         self.attempts.retain(|id, _| operations.contains_key(id));
-        self.repairs.retain(|id| operations.contains_key(id));
+        self.drift.retain(|id| operations.contains_key(id));
         let now = Instant::now();
         self.paced.retain(|_, ahead| *ahead > now);
         let limit = self.limit(&operations);
@@ -193,7 +185,8 @@ impl Applier {
         operations.iter().any(|(id, operation)| operation.is_end() && is_hopeful(id)).then_some(HASTE)
     }
 
-    /// Does these, some at a time; what has not begun when the lead is lost is left out, or when it is out of date.
+    /// Does these, some at a time; what has not begun is left out when it is out of date. Once the lead is lost, or the agent is
+    /// to stop, what still runs is broken off: it must not reach the store when another leads.
     async fn execute_all(
         &self,
         due: Vec<(String, Operation)>,
@@ -202,19 +195,27 @@ impl Applier {
         limit: Option<Duration>,
         cancel: &CancellationToken,
     ) -> Vec<Ended> {
-        futures::stream::iter(due)
+        let all = futures::stream::iter(due)
             .map(|(id, operation)| async move {
                 if !may_write(&self.leading, cancel) || self.is_outdated(stage) {
                     return None;
                 }
                 let limit = limit.filter(|_| operation.object().is_some() && !operation.is_end());
-                let result = within(limit, operation.execute(&self.targets, own)).await;
+                let span = traces::operation(&operation);
+                let done = within(limit, operation.execute(&self.targets, own));
+                let result = done.instrument(span.clone()).await;
+                if let Err(error) = &result {
+                    traces::failed(&span, error);
+                }
                 Some((id, operation, result))
             })
             .buffer_unordered(CONCURRENCY)
             .filter_map(std::future::ready)
-            .collect()
-            .await
+            .collect();
+        tokio::select! {
+            all = all => all,
+            () = lost(self.leading.clone(), cancel) => Vec::new(),
+        }
     }
 
     /// Whether the rest of a stage is left to a newer plan: statuses, which would say what is no longer so, and whatever
@@ -229,8 +230,7 @@ impl Applier {
     /// Another replica may lead now: what was done before says nothing, and what still runs is broken off.
     fn forget(&mut self) {
         self.attempts.clear();
-        self.last = None;
-        self.repairs.clear();
+        self.drift = Drift::default();
         self.paced.clear();
         self.refreshes.clear();
     }
@@ -256,13 +256,15 @@ impl Applier {
         if operation.refreshes().is_some_and(|trust_domain| !self.refreshes.has_room_for(trust_domain)) {
             return None;
         }
-        let again =
-            self.attempts.get(id).filter(|last| last.operation.is_again(operation)).map(|last| last.again);
+        // What someone else undid since it was done needs no time to be shown.
+        let is_known = |last: &&Attempt| last.failure.is_none() && self.drift.is_found(id);
+        let last = self.attempts.get(id).filter(|last| last.operation.is_again(operation));
+        let again = last.filter(|last| !is_known(last)).map(|last| last.again);
         let pace = self.paced.get(id).and_then(|ahead| ahead.checked_sub(PACE * (BURST - 1)));
         Some(again.max(pace).unwrap_or(now))
     }
 
-    async fn remember(&mut self, id: String, operation: Operation, result: Result<(), String>) {
+    async fn remember(&mut self, id: String, operation: Operation, result: Result<Option<Wrote>, String>) {
         if operation.is_paced() {
             let now = Instant::now();
             let ahead = self.paced.get(&id).map_or(now, |ahead| now.max(*ahead));
@@ -270,9 +272,13 @@ impl Applier {
         }
         let before = self.attempts.get(&id).filter(|last| last.operation.is_again(&operation));
         let failed = before.map_or(0, |last| last.failures);
+        let wrote = result.as_ref().ok().cloned().flatten();
+        if before.and_then(|last| last.wrote.as_ref()).zip(wrote.as_ref()).is_some_and(drift::is_made_anew) {
+            self.drift.found(&id);
+        }
         self.targets.metrics.wrote(if result.is_ok() { WriteResult::Ok } else { WriteResult::Error });
         let (failures, wait) = match &result {
-            Ok(()) => {
+            Ok(_) => {
                 self.count_repair(&id, &operation);
                 tracing::info!(operation = %operation, "done");
                 (0, operation.rests())
@@ -287,7 +293,8 @@ impl Applier {
                 (failed.saturating_add(1), LAST_RETRY.min(FIRST_RETRY * 2u32.pow(failed.min(6))))
             }
         };
-        let attempt = Attempt { operation, failures, failure: result.err(), again: Instant::now() + wait };
+        let again = Instant::now() + wait;
+        let attempt = Attempt { operation, failures, failure: result.err(), wrote, again };
         self.attempts.insert(id, attempt);
     }
 
@@ -312,11 +319,25 @@ fn may_write(leading: &watch::Receiver<bool>, cancel: &CancellationToken) -> boo
     *leading.borrow() && !cancel.is_cancelled()
 }
 
+/// Returns once this replica leads no more, or is told to stop.
+async fn lost(mut leading: watch::Receiver<bool>, cancel: &CancellationToken) {
+    let no_longer = async {
+        if leading.wait_for(|leads| !*leads).await.is_err() {
+            // who told of it is gone: the agent stops, and says so
+            std::future::pending::<()>().await;
+        }
+    };
+    tokio::select! {
+        () = cancel.cancelled() => {}
+        () = no_longer => {}
+    }
+}
+
 /// What comes of it in this time, where there is a limit.
 async fn within(
     limit: Option<Duration>,
-    done: impl Future<Output = Result<(), String>>,
-) -> Result<(), String> {
+    done: impl Future<Output = Result<Option<Wrote>, String>>,
+) -> Result<Option<Wrote>, String> {
     let Some(limit) = limit else { return done.await };
     let late = |_| {
         Err(format!(

@@ -7,10 +7,10 @@ use std::time::Duration;
 use super::{ECHO, Targets};
 use serde_json::Value;
 
-use crate::model::object::Kind;
+use crate::model::object::{Kind, Meta};
 use crate::model::trust::{BundleRemoval, SpireAction};
 use crate::model::{ObjectKey, TrustDomain};
-use crate::plan::diff::Write;
+use crate::plan::diff::{Write, stands};
 use crate::plan::{Patch, Plan, StatusWrite, Transition};
 use crate::store::Severity;
 
@@ -39,6 +39,15 @@ pub(super) enum Operation {
     Spire(SpireAction),
     Prune { key: ObjectKey, uid: String },
     Status { key: ObjectKey, write: StatusWrite },
+}
+
+/// What a write left behind.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) struct Wrote {
+    pub(super) uid: String,
+    pub(super) resource_version: String,
+    /// Whether it stands as desired: a webhook may have changed it on the way.
+    pub(super) stands: bool,
 }
 
 /// The operations of a plan, by what they are about: one at a time for each.
@@ -76,11 +85,15 @@ fn ends(action: &SpireAction) -> bool {
 }
 
 impl Operation {
-    /// Whether a try of the other was one of this. A status that was computed again differs by its times at least.
+    /// Whether a try of the other was one of this. A status that was computed again differs by its times at least, and a
+    /// write is the same whatever of the object was seen meanwhile.
     pub(super) fn is_again(&self, other: &Self) -> bool {
         match (self, other) {
             (Self::Status { key, write }, Self::Status { key: other_key, write: other }) => {
                 key == other_key && timeless(&write.status) == timeless(&other.status)
+            }
+            (Self::Write(write), Self::Write(other)) => {
+                write.object == other.object && write.precondition == other.precondition
             }
             (one, other) => one == other,
         }
@@ -160,33 +173,37 @@ impl Operation {
         }
     }
 
-    /// Does it. The error is for the operator.
-    pub(super) async fn execute(&self, targets: &Targets, own: &TrustDomain) -> Result<(), String> {
+    /// Does it; what a write of a generated object left. The error is for the operator.
+    pub(super) async fn execute(
+        &self,
+        targets: &Targets,
+        own: &TrustDomain,
+    ) -> Result<Option<Wrote>, String> {
         let store = &targets.store;
         let text = |error: crate::store::StoreError| error.to_string();
         match self {
-            Self::Patch(patch) => store
-                .patch_json(&patch.key, &patch.resource_version, patch.ops.clone())
-                .await
-                .map(drop)
-                .map_err(text),
             Self::Write(write) => {
-                store.apply(&write.object, &write.precondition).await.map(drop).map_err(text)
+                let left = store.apply(&write.object, &write.precondition).await.map_err(text)?;
+                let stands = stands(&write.object, &left);
+                let Meta { uid, resource_version, .. } = left.meta;
+                return Ok(Some(Wrote { uid, resource_version, stands }));
             }
-            Self::Spire(action) => targets.spire.act(own, action).await.map_err(|e| e.to_string()),
-            Self::Prune { key, uid } => store.delete(key, uid).await.map_err(text),
+            Self::Patch(patch) => {
+                let ops = patch.ops.clone();
+                store.patch_json(&patch.key, &patch.resource_version, ops).await.map(drop).map_err(text)?;
+            }
+            Self::Spire(action) => targets.spire.act(own, action).await.map_err(|e| e.to_string())?,
+            Self::Prune { key, uid } => store.delete(key, uid).await.map_err(text)?,
             // What is gone needs no status: it went with what was done just before.
             Self::Status { key, write } => {
                 match store.update_status(key, &write.uid, write.status.clone()).await {
-                    Ok(()) => {
-                        announce(store, key, write).await;
-                        Ok(())
-                    }
-                    Err(crate::store::StoreError::NotFound { .. }) => Ok(()),
-                    Err(error) => Err(error.to_string()),
+                    Ok(()) => announce(store, key, write).await,
+                    Err(crate::store::StoreError::NotFound { .. }) => {}
+                    Err(error) => return Err(error.to_string()),
                 }
             }
         }
+        Ok(None)
     }
 
     /// Tells the failure on the object that it is about, where that is there.

@@ -5,14 +5,14 @@ use std::collections::BTreeMap;
 use tokio::task::{AbortHandle, JoinSet};
 
 use super::Targets;
-use super::operation::Operation;
+use super::operation::{Operation, Wrote};
 use crate::model::TrustDomain;
 
 /// How many run at a time, for all peers together.
 const AT_ONCE: usize = 64;
 
 /// An operation that ended, with what came of it.
-pub(super) type Ended = (String, Operation, Result<(), String>);
+pub(super) type Ended = (String, Operation, Result<Option<Wrote>, String>);
 
 /// The calls that run, one at most for each trust domain.
 #[derive(Debug, Default)]

@@ -95,7 +95,7 @@ impl Stand {
 
     /// How many operations ended so, by the metrics.
     fn ended(&self, result: &str) -> u32 {
-        let text = self.metrics.encode().unwrap();
+        let text = self.metrics.encode(Default::default(), true, None).unwrap();
         let start = format!("entente_writes_total{{result=\"{result}\"}} ");
         text.lines().find_map(|line| line.strip_prefix(&start)).map_or(0, |count| count.parse().unwrap())
     }
@@ -127,7 +127,7 @@ fn status(peer: &str, message: &str) -> Plan {
 fn object(message: &str) -> Plan {
     let key = ObjectKey::cluster(Kind::ClusterFederatedTrustDomain, "east");
     let object = Object::desired(key.clone(), json!({ "message": message }));
-    let write = Write { object: Arc::new(object), precondition: Precondition::Absent };
+    let write = Write { object: Arc::new(object), precondition: Precondition::Absent, seen: None };
     Plan { writes: BTreeMap::from([(key, write)]), ..Plan::default() }
 }
 
@@ -200,10 +200,21 @@ async fn who_lost_the_lead_writes_nothing_more() {
     sleep(Duration::from_secs(1)).await;
     stand.leading.send_replace(false);
     sleep(Duration::from_secs(60)).await;
-    assert_eq!((stand.ended("Ok"), stand.ended("Error")), (0, 1), "only what had begun");
+    assert_eq!(stand.tries(), 0, "what had begun is broken off");
     stand.leading.send_replace(true);
     sleep(Duration::from_secs(6)).await;
     assert_eq!(stand.ended("Ok"), 1);
+}
+
+#[tokio::test(start_paused = true)]
+async fn who_is_to_stop_waits_for_no_write() {
+    let mut stand = Stand::at_rest(Some(hanging_api_server()));
+    let running = tokio::spawn(stand.applier.take().unwrap().run(stand.cancel.clone()));
+    stand.wants(Plan { patches: vec![one_patch()], ..Plan::default() });
+    sleep(Duration::from_secs(1)).await;
+    assert!(!running.is_finished());
+    stand.cancel.cancel();
+    tokio::time::timeout(MOMENT, running).await.expect("it waits for the write").unwrap();
 }
 
 #[tokio::test(start_paused = true)]
@@ -253,11 +264,64 @@ async fn a_refresh_that_changed_nothing_is_not_asked_for_again_before_the_poll_i
     let mut applier = stand.applier.take().unwrap();
     let operations = |served| operation::of(&with(refresh(served), Plan::default()));
     let (id, operation) = operations(1).pop_first().unwrap();
-    applier.remember(id, operation, Ok(())).await;
+    applier.remember(id, operation, Ok(None)).await;
     for (after, same) in [(0, 0), (6, 0), (292, 0), (3, 1)] {
         sleep(Duration::from_secs(after)).await;
         assert_eq!(applier.due(&operations(1), Stage::Refresh).len(), same, "{after}");
         assert_eq!(applier.due(&operations(2), Stage::Refresh).len(), 1, "something else is served");
+    }
+}
+
+/// A write is shown by the watch within a while; what undid it is put back without that wait, and counted.
+#[tokio::test(start_paused = true)]
+async fn what_was_undone_is_put_back_at_once_and_counted() {
+    let mut stand = Stand::at_rest(None);
+    let mut applier = stand.applier.take().unwrap();
+    let plan = |precondition: Precondition, seen: Option<&str>| {
+        let mut plan = object("x");
+        for write in plan.writes.values_mut() {
+            (write.precondition, write.seen) = (precondition.clone(), seen.map(str::to_owned));
+        }
+        Arc::new(plan)
+    };
+    let wrote = |uid: &str, version: &str| Wrote {
+        uid: uid.to_owned(),
+        resource_version: version.to_owned(),
+        stands: true,
+    };
+    let counted = || {
+        let text = stand.metrics.encode(Default::default(), true, None).unwrap();
+        let name = "entente_drift_repaired_total{kind=\"ClusterFederatedTrustDomain\"} ";
+        text.lines().find_map(|line| line.strip_prefix(name)).map_or(0, |count| count.parse().unwrap())
+    };
+    let ours = |uid: &str| Precondition::Ours { uid: uid.to_owned() };
+    // What is planned, how many are due, what the write leaves, how many were put back by then.
+    for (precondition, seen, due, left, repaired) in [
+        (ours("a"), Some("9"), 1, Some(wrote("a", "10")), 0),
+        (ours("a"), Some("9"), 0, None, 0),
+        (ours("a"), Some("11"), 1, Some(wrote("a", "12")), 1),
+        (ours("a"), Some("11"), 0, None, 1),
+        (Precondition::Absent, None, 1, Some(wrote("b", "14")), 2),
+        (Precondition::Absent, None, 0, None, 2),
+        (ours("b"), Some("15"), 1, Some(wrote("b", "16")), 3),
+    ] {
+        let plan = plan(precondition, seen);
+        applier.drift.look(&plan, &applier.attempts);
+        let operations = operation::of(&plan);
+        let found = applier.due(&operations, Stage::Writes);
+        assert_eq!(found.len(), due, "{plan:?}");
+        for (id, operation) in found {
+            applier.remember(id, operation, Ok(left.clone())).await;
+        }
+        assert_eq!(counted(), repaired, "{plan:?}");
+    }
+    // Created, and deleted before it was ever seen: that shows once it is created again, and not where it was there.
+    sleep(ECHO * 2).await;
+    let plan = plan(Precondition::Absent, None);
+    let (id, operation) = operation::of(&plan).pop_first().unwrap();
+    for (uid, repaired) in [("b", 3), ("b", 3), ("c", 4)] {
+        applier.remember(id.clone(), operation.clone(), Ok(Some(wrote(uid, "20")))).await;
+        assert_eq!(counted(), repaired, "{uid}");
     }
 }
 

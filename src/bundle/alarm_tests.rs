@@ -19,7 +19,7 @@ use crate::api::v1alpha1::conditions::BundleEndpointReason as Reason;
 use crate::model::endpoint::{BundleEndpoint, EndpointProfile, EndpointState, EndpointUrl, MonitorTarget};
 use crate::model::trust::SpireState;
 use crate::model::{Bundle, World};
-use crate::observe::metrics::Metrics;
+use crate::observe::metrics::{Known, Lead, Metrics};
 use crate::plan::fixtures::{self, WorldExt as _};
 use crate::plan::{alarms, memory};
 
@@ -144,9 +144,9 @@ impl Case {
         for alarm in &raised {
             assert!(alarm.message.contains("https://127.0.0.1") || alarm.message.contains(WEST), "{alarm:?}");
         }
-        let metrics = Metrics::default();
-        metrics.observe(&world);
-        let text = metrics.encode().unwrap();
+        let plan = crate::plan::Plan::default();
+        let known = Known { world: &world, plan: &plan, leads: true };
+        let text = Metrics::default().encode(Lead::default(), true, Some(known)).unwrap();
         let shown: Vec<&str> = text.lines().filter(|l| l.starts_with("entente_peer_bundle_alarm{")).collect();
         assert_eq!(shown.len(), expected.len(), "{shown:?}");
         for reason in expected {

@@ -29,6 +29,9 @@ pub(super) async fn run(args: &AboutArgs) -> anyhow::Result<()> {
     writeln!(out, "trust domain  {}", about.trust_domain.as_ref().unwrap_or(&unknown))?;
     writeln!(out, "SPIFFE ID     {}", about.spiffe_id.as_ref().unwrap_or(&unknown))?;
     writeln!(out, "replica       {}{}", about.replica, if about.leader { " (leads)" } else { "" })?;
+    if let Some(leads) = about.leads.as_ref().filter(|_| !about.leader) {
+        writeln!(out, "leads         {leads}")?;
+    }
     writeln!(out, "version       {}", about.version)?;
     if let Some(pod) = client.pod().await {
         writeln!(out, "reached in    pod {pod}")?;

@@ -3,6 +3,7 @@
 mod about;
 mod adopt;
 mod agent;
+mod bundles;
 mod completions;
 mod control;
 pub(crate) mod crds;
@@ -10,6 +11,7 @@ mod demo;
 mod diagnose;
 mod dial;
 mod exit;
+mod explain;
 mod invite;
 mod join;
 mod object;
@@ -24,13 +26,19 @@ mod rotate;
 mod services;
 mod status;
 mod store;
+mod svid;
 mod table;
+mod timeline;
 
 use std::io::IsTerminal as _;
 use std::process::ExitCode;
 
 use clap::{CommandFactory as _, FromArgMatches as _, Parser, Subcommand};
-use tracing_subscriber::EnvFilter;
+use tracing_subscriber::layer::SubscriberExt as _;
+use tracing_subscriber::util::SubscriberInitExt as _;
+use tracing_subscriber::{EnvFilter, Layer, Registry};
+
+use crate::observe::traces;
 
 use output::{Color, Screen};
 
@@ -72,6 +80,10 @@ enum Command {
     Peers(peers::PeersArgs),
     /// List the services that are exported and imported
     Services(services::ServicesArgs),
+    /// Show the authorities of every bundle, when each is valid, and which peer holds which
+    Bundles(bundles::BundlesArgs),
+    /// Show an SVID's chain, up to which authority, and which held bundle verifies it
+    Svid(svid::SvidArgs),
     /// Name the first broken link of the path to a peer, and the remedy
     Diagnose(diagnose::DiagnoseArgs),
     /// Invite another trust domain: a token for its operator
@@ -81,6 +93,8 @@ enum Command {
     /// End a relationship, or show the bundles that a peer has had
     #[command(subcommand)]
     Peer(peer::PeerCommand),
+    /// Explain a condition, or a reason of one
+    Explain(explain::ExplainArgs),
     /// Make a relationship that was made by hand a TrustDomainPeer
     Adopt(adopt::AdoptArgs),
     /// Change the authorities that SPIRE signs with, once every peer holds the new ones
@@ -106,14 +120,23 @@ enum Command {
 #[must_use]
 pub fn main() -> ExitCode {
     let cli = parse();
-    if let Err(error) = log(&cli) {
-        return fail(&error);
-    }
     let runtime = match tokio::runtime::Builder::new_multi_thread().enable_all().build() {
         Ok(runtime) => runtime,
         Err(error) => return fail(&error.into()),
     };
+    // What sends traces runs on the runtime.
+    let logging = {
+        let _runtime = runtime.enter();
+        log(&cli)
+    };
+    let traces = match logging {
+        Ok(traces) => traces,
+        Err(error) => return fail(&error),
+    };
     let code = runtime.block_on(run(cli)).unwrap_or_else(|error| fail(&error));
+    if let Some(traces) = traces {
+        traces.shutdown();
+    }
     // A read of standard input that never ends must not keep the process.
     runtime.shutdown_background();
     code
@@ -141,10 +164,13 @@ async fn run(cli: Cli) -> anyhow::Result<ExitCode> {
         Command::Status(args) => return status::run(&args, cli.color).await,
         Command::Peers(args) => return peers::run(&args, screen).await,
         Command::Services(args) => return services::run(&args, screen).await,
+        Command::Bundles(args) => return bundles::run(&args, screen).await,
+        Command::Svid(args) => return svid::run(&args, screen).await,
         Command::Rotate(args) => return rotate::run(&args).await,
         Command::Peer(command) => return peer::run(command).await,
         Command::About(args) => about::run(&args).await,
         Command::Diagnose(args) => return diagnose::run(&args, screen).await,
+        Command::Explain(args) => explain::run(&args),
         Command::Invite(args) => invite::run(&args).await,
         Command::Join(args) => join::run(&args).await,
         Command::Adopt(args) => adopt::run(&args).await,
@@ -156,7 +182,8 @@ async fn run(cli: Cli) -> anyhow::Result<ExitCode> {
     done.map(|()| ExitCode::SUCCESS)
 }
 
-fn log(cli: &Cli) -> anyhow::Result<()> {
+/// Sets up what is logged, and what is traced where a collector is named.
+fn log(cli: &Cli) -> anyhow::Result<Option<traces::Exporter>> {
     let default = match cli.command {
         Command::Agent(_) => "info",
         // It speaks for itself; its agents' logs are for who asks.
@@ -164,16 +191,28 @@ fn log(cli: &Cli) -> anyhow::Result<()> {
         _ => "error",
     };
     let filter = EnvFilter::try_new(cli.log.as_deref().unwrap_or(default))?;
-    let subscriber = tracing_subscriber::fmt()
-        .with_env_filter(filter)
+    let filter = filter.add_directive(format!("{}=off", traces::TARGET).parse()?);
+    let lines = tracing_subscriber::fmt::layer()
         .with_ansi(std::io::stderr().is_terminal())
         .with_writer(std::io::stderr);
-    if cli.log_json {
-        subscriber.json().init()
+    let lines: Box<dyn Layer<Registry> + Send + Sync> = if cli.log_json {
+        lines.json().with_filter(filter).boxed()
     } else {
-        subscriber.init()
+        lines.with_filter(filter).boxed()
+    };
+    let mut layers = vec![lines];
+    let endpoint = match &cli.command {
+        Command::Agent(args) => args.otlp_endpoint.as_deref().filter(|endpoint| !endpoint.is_empty()),
+        _ => None,
+    };
+    let mut exporter = None;
+    if let Some(endpoint) = endpoint {
+        let (spans, sends) = traces::layer::<Registry>(endpoint)?;
+        layers.push(spans.boxed());
+        exporter = Some(sends);
     }
-    Ok(())
+    tracing_subscriber::registry().with(layers).init();
+    Ok(exporter)
 }
 
 #[allow(clippy::print_stderr, reason = "the last word of a command that failed")]

@@ -269,11 +269,11 @@ mod tests {
             "contexts": [{"name": "east", "context": {"cluster": "c", "user": "u"}}],
         });
         std::fs::write(&path, config.to_string()).unwrap();
-        let error = flags(Some(path.clone()), Some("west")).client().await.unwrap_err();
+        let error = flags(Some(path.clone()), Some("west")).client().await.map(drop).unwrap_err();
         assert!(error.is::<NotAsked>(), "{error:#}");
         assert!(error.to_string().contains("west") && error.to_string().contains("east"), "{error:#}");
         assert!(flags(Some(path), Some("east")).client().await.is_ok());
-        let gone = flags(Some(folder.path().join("none")), None).client().await.unwrap_err();
+        let gone = flags(Some(folder.path().join("none")), None).client().await.map(drop).unwrap_err();
         assert!(gone.is::<NotAsked>() && gone.to_string().contains("none"), "{gone:#}");
     }
 

@@ -8,6 +8,7 @@ use serde::{Deserialize, Serialize};
 
 use super::{Control, Problem};
 use crate::model::World;
+use crate::model::replica::Leader;
 
 /// Who an agent is.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -22,6 +23,9 @@ pub struct About {
     pub replica: String,
     /// Whether this replica leads.
     pub leader: bool,
+    /// The replica that leads, as far as it is known: its pod, in Kubernetes.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub leads: Option<String>,
 }
 
 pub(super) async fn about(State(control): State<Control>) -> Result<Json<About>, Problem> {
@@ -33,6 +37,11 @@ pub(super) async fn about(State(control): State<Control>) -> Result<Json<About>,
         spiffe_id: identity.map(|identity| identity.id.to_string()),
         replica: control.replica.clone(),
         leader: *control.leading.borrow(),
+        leads: match &*control.leader.borrow() {
+            Leader::Nobody => None,
+            Leader::Us { .. } => Some(control.replica.clone()),
+            Leader::Other { name, .. } => Some(name.clone()),
+        },
     }))
 }
 

@@ -2,6 +2,7 @@
 //! `api.sock`. The commands of `entente` that change trust are its clients; one file a group of routes.
 
 mod about;
+mod bundles;
 mod diagnose;
 mod enrolment;
 mod problem;
@@ -21,12 +22,14 @@ use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
 
 pub use about::About;
+pub use bundles::{HeldAuthorities, HeldAuthority, HeldBundles};
 pub use diagnose::AskDiagnosis;
 pub use enrolment::{Enrolment, Invited, JoinReport, JoinRequest, NewInvite, OpenInvite, Reach};
 pub use problem::Problem;
 
 use crate::diagnose::Diagnoser;
 use crate::index::run::WorldHandle;
+use crate::model::replica::Leader;
 use crate::spire::replicas::Replicas;
 use crate::spire::watch::SpireWatch;
 
@@ -37,6 +40,8 @@ pub struct Control {
     pub worlds: WorldHandle,
     /// Whether this replica leads: the others write nothing and talk to no peer.
     pub leading: watch::Receiver<bool>,
+    /// Which replica leads, as this one sees it.
+    pub leader: watch::Receiver<Leader>,
     /// The name of this replica.
     pub replica: String,
     /// Looks at the path to a peer.
@@ -55,6 +60,7 @@ impl Control {
     fn router(self) -> Router {
         Router::new()
             .route("/v1/about", get(about::about))
+            .route("/v1/bundles", get(bundles::bundles))
             .route("/v1/peers/{peer}/diagnose", post(diagnose::diagnose))
             .route("/v1/invites", get(enrolment::list).post(enrolment::invite))
             .route("/v1/invites/{id}", delete(enrolment::withdraw))
@@ -151,6 +157,7 @@ mod tests {
             diagnoser: Diagnoser::idle(worlds.clone()),
             worlds,
             leading: watch::channel(true).1,
+            leader: watch::channel(Leader::Us { term: 0 }).1,
             replica: "one".to_owned(),
             enrolment: Enrolment::of_directory(folder),
             replicas,

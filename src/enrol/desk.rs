@@ -11,7 +11,6 @@ use rustls::pki_types::{CertificateDer, UnixTime};
 use rustls::server::NoServerSessionStorage;
 use rustls::{DistinguishedName, ServerConfig};
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
-use tokio::net::TcpStream;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, SemaphorePermit};
 use tokio::time::{Instant, timeout};
 use tokio_rustls::server::TlsStream;
@@ -25,7 +24,8 @@ use super::wire;
 use crate::bundle::document;
 use crate::clock;
 use crate::federation::rate::TokenBucket;
-use crate::federation::server::{Sources, network};
+use crate::federation::sources::{Sources, network};
+use crate::federation::wire::Wire;
 use crate::identity::peer_tls::OwnSvid;
 use crate::identity::source::IdentitySource;
 use crate::identity::tls::provider;
@@ -175,7 +175,7 @@ impl Desk {
     }
 
     /// One request, one answer.
-    pub(crate) async fn receive(&self, mut stream: TlsStream<TcpStream>, source: IpAddr) {
+    pub(crate) async fn receive(&self, mut stream: TlsStream<Wire>, source: IpAddr) {
         let request = match timeout(PATIENCE, wire::read::<EnrolRequest>(&mut stream, FIRST_WORD)).await {
             Err(_) => return refusal(source, "it did not say all in time"),
             // a dry run ends here: it has seen who we are, and shows nothing
@@ -349,7 +349,7 @@ fn refusal(source: IpAddr, reason: &str) {
     tracing::warn!(%source, reason, "enrolment refused");
 }
 
-fn chain(stream: &TlsStream<TcpStream>) -> Vec<CertificateDer<'static>> {
+fn chain(stream: &TlsStream<Wire>) -> Vec<CertificateDer<'static>> {
     let chain = stream.get_ref().1.peer_certificates().unwrap_or_default();
     chain.iter().cloned().map(CertificateDer::into_owned).collect()
 }

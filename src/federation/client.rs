@@ -21,6 +21,7 @@ use tokio_rustls::TlsConnector;
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::transport::{Channel, Endpoint, Uri};
 use tonic::{Code, Status, Streaming};
+use tracing::Instrument as _;
 
 use super::convert::printable;
 use super::manager::{KEEPALIVE, MAX_FRAME, QUEUE, Timings};
@@ -28,6 +29,8 @@ use crate::identity::peer_tls::{Authorize, PeerRefusal, Verdict, client_config};
 use crate::identity::source::IdentitySource;
 use crate::model::session::{LinkState, Refusal};
 use crate::model::{SpiffeId, TrustDomain};
+use crate::observe::metrics::stream_state;
+use crate::observe::traces;
 use crate::proto::federation::v1::Frame;
 use crate::proto::federation::v1::federation_client::FederationClient;
 
@@ -58,9 +61,11 @@ pub(super) async fn dial(target: Target, timings: Timings) -> Result<Dialled, Li
     let message = format!("there is no address of the agent of {}", target.trust_domain);
     let mut worst = LinkState::Unreachable { message };
     for (number, address) in target.addresses.iter().enumerate() {
-        match dial_one(&target, address, timings).await {
+        let span = traces::dial(&target.trust_domain);
+        match dial_one(&target, address, timings).instrument(span.clone()).await {
             Ok(dialled) => return Ok(dialled),
             Err(state) => {
+                traces::failed(&span, &stream_state(&state));
                 tracing::debug!(peer = %target.trust_domain, %address, ?state, "dialling failed");
                 if number == 0 || telling(&state) > telling(&worst) {
                     worst = state;

@@ -10,12 +10,14 @@ use tokio::time::{Instant, sleep_until, timeout_at};
 use tokio_util::sync::{CancellationToken, DropGuard};
 use tonic::transport::Channel;
 use tonic::{Code, Status, Streaming};
+use tracing::Instrument as _;
 
 use super::session::{Aside, End, Heard, Session};
 use crate::identity::verify::Role;
 use crate::model::SpiffeId;
 use crate::model::diagnosis::ToldCheck;
 use crate::model::session::{GoodbyeReason, LinkPlan};
+use crate::observe::traces;
 use crate::proto::federation::v1::Frame;
 
 /// What the TLS handshake of a stream proved, kept so that it can be judged again.
@@ -183,7 +185,8 @@ impl Link {
         }
         if session.revision() != told.revision {
             told.revision = session.revision();
-            self.tell(LinkEvent::Heard(Box::new(session.heard().clone()))).await;
+            let heard = LinkEvent::Heard(Box::new(session.heard().clone()));
+            self.tell(heard).instrument(traces::heard()).await;
         }
         while let Some(aside) = session.take_aside() {
             self.tell(LinkEvent::Aside(aside)).await;

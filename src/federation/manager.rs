@@ -16,11 +16,14 @@ use super::diagnose::{Ask, AskError, PathProbe, Question, Questions};
 use super::link::{Parting, Stream};
 use super::peer::{Actor, Inputs};
 use super::rate::TokenBucket;
-use super::server::{Door, Places, serve};
+use super::relay::{Passing, RelayDoor};
+use super::server::{Door, Places, Relay, serve};
 use super::session::SessionLimits;
 use crate::enrol::Desk;
 use crate::identity::peer_tls::{Authorize, server_config};
+use crate::identity::replica_tls;
 use crate::identity::source::IdentitySource;
+use crate::model::replica::Leader;
 use crate::model::session::{GoodbyeReason, LinkPlan, SessionState};
 use crate::model::{SpiffeId, TrustDomain};
 
@@ -28,6 +31,8 @@ use crate::model::{SpiffeId, TrustDomain};
 pub(super) const MAX_FRAME: usize = 4 * 1024 * 1024;
 /// Frames that wait for the stream; more are made as there is room.
 pub(super) const QUEUE: usize = 4;
+/// Connections that other replicas passed on and the listener has not yet looked at.
+const TAKEN: usize = 16;
 /// HTTP/2 keepalive: how often, and how long an answer may take.
 pub(super) const KEEPALIVE: Duration = Duration::from_secs(10);
 
@@ -44,6 +49,10 @@ pub struct Timings {
     pub backoff_max: Duration,
     /// How long the side that does not dial first leaves it to the other.
     pub other_side: Duration,
+    /// The ceiling of the pause before who shut down is dialled again: another replica of it takes its place, or it is back
+    /// soon; and for how long it is dialled so often.
+    pub return_pause: Duration,
+    pub return_within: Duration,
     /// How long a goodbye may take to be flushed.
     pub goodbye: Duration,
     pub session: SessionLimits,
@@ -60,6 +69,8 @@ impl Default for Timings {
             backoff_min: Duration::from_secs(1),
             backoff_max: Duration::from_secs(30),
             other_side: Duration::from_secs(5),
+            return_pause: Duration::from_millis(250),
+            return_within: Duration::from_secs(10),
             goodbye: Duration::from_secs(5),
             session: SessionLimits::default(),
             connections_per_second: 20,
@@ -75,11 +86,21 @@ pub struct FederationConfig {
     pub timings: Timings,
 }
 
+/// How replicas pass peers' connections on to the one that leads.
+#[derive(Clone, Debug)]
+pub struct RelayConfig {
+    /// Where the others' connections are taken, while we lead.
+    pub listen: SocketAddr,
+    pub leader: watch::Receiver<Leader>,
+}
+
 /// Why the exchange with peers cannot start.
 #[derive(Debug, thiserror::Error)]
 pub enum StartError {
     #[error("cannot listen for peers on {0}: {1}; choose another address (--listen)")]
     Listen(SocketAddr, std::io::Error),
+    #[error("cannot listen for other replicas on {0}: {1}; choose another address (--relay-listen)")]
+    Relay(SocketAddr, std::io::Error),
     #[error("TLS for peers cannot be configured: {0}")]
     Tls(#[from] rustls::Error),
 }
@@ -93,6 +114,8 @@ pub type LinkPlans = Arc<BTreeMap<TrustDomain, LinkPlan>>;
 #[derive(Debug)]
 pub struct Federation {
     pub local_addr: SocketAddr,
+    /// Where other replicas pass connections on to, if they do.
+    pub relay_addr: Option<SocketAddr>,
     pub states: watch::Receiver<PeerStates>,
     /// Looks at the path to peers' agents, and asks them what they see.
     pub probe: PathProbe,
@@ -106,9 +129,10 @@ impl Federation {
     /// Listens, and keeps one exchange with each peer of `plans` until `cancel`.
     ///
     /// Only while `open`: a peer keeps one stream with us, so of several replicas one must hold them all; and who does
-    /// not know its peers yet must refuse none. Until it is open, connections are closed before TLS, which reads as
-    /// unreachable and never as a refusal, and nothing is dialled; once it is not, every peer is told goodbye. Joiners
-    /// are received at the `desk`, on the same port, and touch no peer's exchange.
+    /// not know its peers yet must refuse none. Until it is open, connections are passed on to the replica that leads, by
+    /// `relay`; without that they are closed before TLS, which reads as unreachable and never as a refusal, and nothing is
+    /// dialled; once it is not, every peer is told goodbye. Joiners are received at the `desk`, on the same port, and touch
+    /// no peer's exchange.
     ///
     /// # Errors
     /// [`StartError`].
@@ -117,6 +141,7 @@ impl Federation {
         source: IdentitySource,
         plans: watch::Receiver<LinkPlans>,
         open: watch::Receiver<bool>,
+        relay: Option<RelayConfig>,
         desk: Option<Arc<Desk>>,
         cancel: CancellationToken,
     ) -> Result<Self, StartError> {
@@ -125,6 +150,10 @@ impl Federation {
         let local_addr = listener.local_addr().map_err(failed)?;
         let hub = Arc::new(Hub::new(source.clone(), plans.clone()));
         let tls = server_config(&source, Arc::clone(&hub.authorize))?;
+        let (relay, relay_addr) = match relay {
+            Some(config) => Some(relay_between(config, &source, &open).await?).unzip(),
+            None => (None, None),
+        };
         let (states, seen) = watch::channel(PeerStates::default());
         let (ask_us, questions) = mpsc::channel(QUEUE);
         let probe = PathProbe { hub: Arc::clone(&hub), timings: config.timings };
@@ -140,7 +169,7 @@ impl Federation {
         };
         let join = tokio::spawn(async move {
             let closing = CancellationToken::new();
-            let door = Door { listener, open, tls: Arc::new(tls), desk };
+            let door = Door { listener, open, tls: Arc::new(tls), desk, relay };
             let serving = serve(door, hub, config.timings, closing.clone());
             let mut serving = std::pin::pin!(serving);
             tokio::select! {
@@ -152,8 +181,26 @@ impl Federation {
             }
             let _ = serving.await;
         });
-        Ok(Self { local_addr, states: seen, probe, questions, join })
+        Ok(Self { local_addr, relay_addr, states: seen, probe, questions, join })
     }
+}
+
+/// The listener for other replicas, and what passes on to them.
+async fn relay_between(
+    config: RelayConfig,
+    source: &IdentitySource,
+    open: &watch::Receiver<bool>,
+) -> Result<(Relay, SocketAddr), StartError> {
+    let RelayConfig { listen, leader } = config;
+    let failed = |e| StartError::Relay(listen, e);
+    let listener = TcpListener::bind(listen).await.map_err(failed)?;
+    let address = listener.local_addr().map_err(failed)?;
+    let (to_serve, taken) = mpsc::channel(TAKEN);
+    let tls = Arc::new(replica_tls::client_config(source)?);
+    let passing = Passing::new(leader, open.clone(), tls, to_serve.clone());
+    let tls = Arc::new(replica_tls::server_config(source)?);
+    let door = RelayDoor { listener, open: open.clone(), tls, taken: to_serve };
+    Ok((Relay { passing, door, taken }, address))
 }
 
 /// What the listener and the manager share.

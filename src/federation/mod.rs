@@ -19,9 +19,12 @@ pub mod session;
 mod link;
 mod peer;
 pub(crate) mod rate;
+mod relay;
 pub(crate) mod server;
+pub(crate) mod sources;
+pub(crate) mod wire;
 
-pub use manager::{Federation, FederationConfig, StartError, Timings};
+pub use manager::{Federation, FederationConfig, RelayConfig, StartError, Timings};
 
 #[cfg(test)]
 mod tests;

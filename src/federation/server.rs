@@ -3,7 +3,7 @@
 
 use std::collections::BTreeMap;
 use std::io;
-use std::net::{IpAddr, Ipv6Addr};
+use std::net::{IpAddr, SocketAddr};
 use std::pin::Pin;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
@@ -13,10 +13,10 @@ use std::time::Duration;
 use rustls::ServerConfig;
 use rustls::pki_types::{CertificateDer, UnixTime};
 use tokio::io::{AsyncRead, AsyncReadExt as _, AsyncWrite, AsyncWriteExt as _, ReadBuf};
-use tokio::net::{TcpListener, TcpStream};
+use tokio::net::TcpListener;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc, watch};
 use tokio::task::JoinSet;
-use tokio::time::{Instant, Sleep, sleep, timeout};
+use tokio::time::{Sleep, sleep, timeout};
 use tokio_rustls::LazyConfigAcceptor;
 use tokio_rustls::server::TlsStream;
 use tokio_stream::StreamExt as _;
@@ -28,7 +28,9 @@ use tonic::{Request, Response, Status, Streaming};
 
 use super::link::{Connection, Proof, Stream};
 use super::manager::{Hub, KEEPALIVE, MAX_FRAME, QUEUE, Timings, unix_now};
-use super::rate::TokenBucket;
+use super::relay::{Passing, RelayDoor};
+use super::sources::Sources;
+use super::wire::Wire;
 use crate::enrol::{self, Desk};
 use crate::identity::peer_tls::{ALPN_HTTP2, PeerRefusal, judge};
 use crate::identity::verify::Role;
@@ -40,8 +42,6 @@ use crate::proto::federation::v1::federation_server::{Federation, FederationServ
 const HANDSHAKES: usize = 256;
 /// Connections of one peer at one time: its agents, and what they have not closed yet.
 const CONNECTIONS_A_PEER: usize = 16;
-/// Sources whose rate is remembered.
-const SOURCES: usize = 10_000;
 /// What is still read of a client that was refused, so that it can read the alert (RFC 8446, section 6.1: a reset
 /// would overtake it), and for how long.
 const LINGER_BYTES: u64 = 64 * 1024;
@@ -50,11 +50,20 @@ const LINGER: Duration = Duration::from_secs(1);
 /// Where peers come in.
 pub(super) struct Door {
     pub(super) listener: TcpListener,
-    /// While it is false, whoever connects is sent away before TLS.
+    /// While it is false, whoever connects is passed on, or sent away before TLS.
     pub(super) open: watch::Receiver<bool>,
     pub(super) tls: Arc<ServerConfig>,
     /// Where joiners are received, while an invite is open.
     pub(super) desk: Option<Arc<Desk>>,
+    pub(super) relay: Option<Relay>,
+}
+
+/// What passes between replicas.
+pub(super) struct Relay {
+    pub(super) passing: Passing,
+    pub(super) door: RelayDoor,
+    /// What comes of both.
+    pub(super) taken: mpsc::Receiver<(Wire, SocketAddr)>,
 }
 
 /// Serves until `cancel`.
@@ -66,8 +75,18 @@ pub(super) async fn serve(
 ) -> Result<(), tonic::transport::Error> {
     let (ready, connections) = mpsc::channel(16);
     let service = FederationServer::new(Exchange(Arc::clone(&hub))).max_decoding_message_size(MAX_FRAME);
-    let Door { listener, open, tls, desk } = door;
-    let accepting = Acceptor { tls, desk, open, hub, timings, ready }.run(listener);
+    let Door { listener, open, tls, desk, relay } = door;
+    let (passing, at_relay, taken) = match relay {
+        Some(Relay { passing, door, taken }) => (Some(passing), Some(door), taken),
+        None => (None, None, mpsc::channel(1).1),
+    };
+    let accepting = Acceptor { tls, desk, open, hub, timings, ready, passing }.run(listener, taken);
+    let taking = async {
+        match at_relay {
+            Some(door) => door.run().await,
+            None => std::future::pending().await,
+        }
+    };
     let serving = Server::builder()
         .http2_keepalive_interval(Some(KEEPALIVE))
         .http2_keepalive_timeout(Some(KEEPALIVE))
@@ -77,6 +96,7 @@ pub(super) async fn serve(
     tokio::select! {
         () = cancel.cancelled() => Ok(()),
         () = accepting => Ok(()),
+        () = taking => Ok(()),
         result = serving => result,
     }
 }
@@ -88,11 +108,13 @@ struct Acceptor {
     hub: Arc<Hub>,
     timings: Timings,
     ready: mpsc::Sender<PeerConnection>,
+    /// Where this replica does not lead.
+    passing: Option<Passing>,
 }
 
 impl Acceptor {
-    async fn run(self, listener: TcpListener) {
-        let mut handshakes = JoinSet::new();
+    async fn run(self, listener: TcpListener, mut taken: mpsc::Receiver<(Wire, SocketAddr)>) {
+        let (mut handshakes, mut passed) = (JoinSet::new(), JoinSet::new());
         let timings = self.timings;
         let mut sources = Sources::new(timings.connections_per_second, timings.connections_burst);
         loop {
@@ -101,12 +123,26 @@ impl Acceptor {
             }
             tokio::select! {
                 Some(_) = handshakes.join_next(), if !handshakes.is_empty() => {}
+                Some(_) = passed.join_next(), if !passed.is_empty() => {}
+                // What another replica passes on is within the rate of where it came from; what waited here has been counted.
+                Some((wire, address)) = taken.recv() => {
+                    let is_counted = matches!(wire, Wire::Direct(_)) || sources.allow(address.ip());
+                    if is_counted && *self.open.borrow() {
+                        handshakes.spawn(self.handshake(wire, address.ip()));
+                    }
+                }
                 accepted = listener.accept() => match accepted {
                     Ok((tcp, address)) => {
-                        // closed, not refused: to refuse in TLS is a verdict
-                        if *self.open.borrow() && sources.allow(address.ip()) {
-                            handshakes.spawn(self.handshake(tcp, address.ip()));
+                        if !sources.allow(address.ip()) {
+                            continue;
                         }
+                        if *self.open.borrow() {
+                            let _ = tcp.set_nodelay(true);
+                            handshakes.spawn(self.handshake(Wire::Direct(tcp), address.ip()));
+                        } else if let Some(passing) = &self.passing {
+                            passed.spawn(passing.clone().pass(tcp, address));
+                        }
+                        // else closed, not refused: to refuse in TLS is a verdict
                     }
                     Err(error) => {
                         // of this connection, or of the process (too many files): not of the listener
@@ -118,11 +154,11 @@ impl Acceptor {
         }
     }
 
-    fn handshake(&self, tcp: TcpStream, source: IpAddr) -> impl Future<Output = ()> + Send + 'static {
+    fn handshake(&self, wire: Wire, source: IpAddr) -> impl Future<Output = ()> + Send + 'static {
         let (tls, hub, desk) = (Arc::clone(&self.tls), Arc::clone(&self.hub), self.desk.clone());
         let (ready, timings) = (self.ready.clone(), self.timings);
         async move {
-            let accepted = timeout(timings.handshake, accept(tls, desk, tcp, source)).await;
+            let accepted = timeout(timings.handshake, accept(tls, desk, wire, source)).await;
             let stream = match accepted.unwrap_or_else(|_| Err(io::ErrorKind::TimedOut.into())) {
                 Ok(Accepted::Peer(stream)) => *stream,
                 Ok(Accepted::Joiner(stream, desk)) => return desk.receive(*stream, source).await,
@@ -140,18 +176,17 @@ impl Acceptor {
 
 /// Who a handshake was made with, by the protocol that it asked for.
 enum Accepted {
-    Peer(Box<TlsStream<TcpStream>>),
-    Joiner(Box<TlsStream<TcpStream>>, Arc<Desk>),
+    Peer(Box<TlsStream<Wire>>),
+    Joiner(Box<TlsStream<Wire>>, Arc<Desk>),
 }
 
 async fn accept(
     tls: Arc<ServerConfig>,
     desk: Option<Arc<Desk>>,
-    tcp: TcpStream,
+    wire: Wire,
     source: IpAddr,
 ) -> io::Result<Accepted> {
-    let _ = tcp.set_nodelay(true);
-    let mut hello = std::pin::pin!(LazyConfigAcceptor::new(rustls::server::Acceptor::default(), tcp));
+    let mut hello = std::pin::pin!(LazyConfigAcceptor::new(rustls::server::Acceptor::default(), wire));
     let start = match hello.as_mut().await {
         Ok(start) => start,
         Err(cause) => return part(cause, hello.take_io()).await,
@@ -172,55 +207,18 @@ async fn accept(
     match (start.into_stream(config).into_fallible().await, desk) {
         (Ok(stream), None) => Ok(Accepted::Peer(Box::new(stream))),
         (Ok(stream), Some(desk)) => Ok(Accepted::Joiner(Box::new(stream), desk)),
-        (Err((cause, tcp)), _) => part(cause, Some(tcp)).await,
+        (Err((cause, wire)), _) => part(cause, Some(wire)).await,
     }
 }
 
 /// Lets a client that was refused read why.
-async fn part<T>(cause: io::Error, tcp: Option<TcpStream>) -> io::Result<T> {
-    if let Some(mut tcp) = tcp {
-        let _ = tcp.shutdown().await;
-        let mut rest = tcp.take(LINGER_BYTES);
+async fn part<T>(cause: io::Error, wire: Option<Wire>) -> io::Result<T> {
+    if let Some(mut wire) = wire {
+        let _ = wire.shutdown().await;
+        let mut rest = wire.take(LINGER_BYTES);
         let _ = timeout(LINGER, tokio::io::copy(&mut rest, &mut tokio::io::sink())).await;
     }
     Err(cause)
-}
-
-/// How often each source may connect.
-#[derive(Debug)]
-pub(crate) struct Sources {
-    origin: Instant,
-    per_second: u32,
-    burst: u32,
-    buckets: BTreeMap<IpAddr, TokenBucket>,
-}
-
-impl Sources {
-    pub(crate) fn new(per_second: u32, burst: u32) -> Self {
-        Self { origin: Instant::now(), per_second, burst, buckets: BTreeMap::new() }
-    }
-
-    /// Whether one more is within the rate of its source.
-    pub(crate) fn allow(&mut self, source: IpAddr) -> bool {
-        let now = self.origin.elapsed();
-        let source = network(source);
-        if self.buckets.len() >= SOURCES && !self.buckets.contains_key(&source) {
-            self.buckets.retain(|_, bucket| !bucket.is_full(now));
-            if self.buckets.len() >= SOURCES {
-                return false;
-            }
-        }
-        let fresh = || TokenBucket::new(self.per_second, self.burst, now);
-        self.buckets.entry(source).or_insert_with(fresh).take(now)
-    }
-}
-
-/// Who has one address of IPv6 has the whole /64.
-pub(crate) fn network(source: IpAddr) -> IpAddr {
-    match source.to_canonical() {
-        IpAddr::V4(address) => IpAddr::V4(address),
-        IpAddr::V6(address) => IpAddr::V6(Ipv6Addr::from_bits(address.to_bits() & !u128::from(u64::MAX))),
-    }
 }
 
 /// Who is at the other end of a connection; the handler gets it with each call.
@@ -236,7 +234,7 @@ pub(super) struct Peer {
 
 /// A connection of a peer's agent. It carries one exchange: it closes when that ends, or where none begins in time.
 struct PeerConnection {
-    stream: TlsStream<TcpStream>,
+    stream: TlsStream<Wire>,
     peer: Peer,
     closed: Pin<Box<WaitForCancellationFutureOwned>>,
     unused: Pin<Box<Sleep>>,
@@ -245,7 +243,7 @@ struct PeerConnection {
 }
 
 impl PeerConnection {
-    fn new(stream: TlsStream<TcpStream>, hub: &Hub, patience: Duration) -> io::Result<Self> {
+    fn new(stream: TlsStream<Wire>, hub: &Hub, patience: Duration) -> io::Result<Self> {
         let connection = stream.get_ref().1;
         if connection.alpn_protocol() != Some(ALPN_HTTP2) {
             return Err(io::Error::other("the client does not speak HTTP/2 (ALPN h2)"));
@@ -373,25 +371,13 @@ impl Federation for Exchange {
 
 #[cfg(test)]
 mod tests {
+    use tokio::net::TcpStream;
+
     use super::*;
     use crate::identity::peer_tls::server_config;
     use crate::identity::source::IdentitySource;
     use crate::identity::tls::provider;
     use crate::observe::testing::Logs;
-
-    #[test]
-    fn a_source_is_a_network_and_cannot_crowd_out_another() {
-        let mut sources = Sources::new(1, 3);
-        let ip = |text: &str| text.parse::<IpAddr>().unwrap();
-        assert_eq!((0..10).filter(|n| sources.allow(ip(&format!("2001:db8::{n}")))).count(), 3);
-        assert!(sources.allow(ip("2001:db8:0:1::1")));
-        assert!(sources.allow(ip("192.0.2.1")));
-        assert_eq!(network(ip("::ffff:192.0.2.1")), ip("192.0.2.1"));
-        for n in 0..2 * SOURCES {
-            sources.allow(ip(&format!("10.{}.{}.{}", n / 65_536, n / 256 % 256, n % 256)));
-        }
-        assert!(sources.buckets.len() <= SOURCES);
-    }
 
     #[tokio::test]
     async fn who_comes_to_join_while_no_invite_is_open_is_logged() {
@@ -416,8 +402,12 @@ mod tests {
             let tcp = TcpStream::connect(listener.local_addr().unwrap()).await.unwrap();
             let connector = tokio_rustls::TlsConnector::from(Arc::new(client));
             let (tcp_there, _) = listener.accept().await.unwrap();
-            let accepting =
-                accept(Arc::clone(&tls), Some(Arc::clone(&desk)), tcp_there, [192, 0, 2, 1].into());
+            let accepting = accept(
+                Arc::clone(&tls),
+                Some(Arc::clone(&desk)),
+                Wire::Direct(tcp_there),
+                [192, 0, 2, 1].into(),
+            );
             let connecting = connector.connect("inviter.test".try_into().unwrap(), tcp);
             let (accepted, connected) = tokio::join!(accepting, connecting);
             assert!(accepted.is_err() && connected.is_err());

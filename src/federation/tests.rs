@@ -31,13 +31,15 @@ use crate::proto::federation::v1::{
     CatalogueSnapshot, Frame, Goodbye, Heartbeat, Hello, frame::Body, goodbye::Reason,
 };
 
-fn quick() -> Timings {
+pub(super) fn quick() -> Timings {
     Timings {
         connect: Duration::from_secs(5),
         handshake: Duration::from_secs(10),
         backoff_min: Duration::from_millis(20),
         backoff_max: Duration::from_millis(200),
         other_side: Duration::from_millis(200),
+        return_pause: Duration::from_millis(20),
+        return_within: Duration::from_secs(1),
         goodbye: Duration::from_secs(2),
         session: SessionLimits {
             heartbeat: Duration::from_millis(500),
@@ -116,8 +118,9 @@ impl Agent {
         let (open, opened) = watch::channel(is_open);
         let cancel = CancellationToken::new();
         let config = FederationConfig { listen: "127.0.0.1:0".parse().unwrap(), timings };
-        let federation =
-            Federation::start(config, source.clone(), seen, opened, None, cancel.clone()).await.unwrap();
+        let federation = Federation::start(config, source.clone(), seen, opened, None, None, cancel.clone())
+            .await
+            .unwrap();
         Self { domain, source, plans, open, federation, cancel }
     }
 
@@ -486,6 +489,30 @@ async fn who_is_not_open_dials_nobody_and_refuses_nobody() {
     // at once, while the goodbye may still be under way
     east.open.send_replace(true);
     east.connected(&w).await;
+    west.connected(&e).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn who_shut_down_is_dialled_again_at_once_by_who_dialled_before() {
+    // every other pause is a minute at least
+    let long = Duration::from_secs(600);
+    let timings =
+        Timings { backoff_min: long, backoff_max: long, return_within: Duration::from_secs(30), ..quick() };
+    let (west, east) = (Domain::new("west.test"), Domain::new("east.test"));
+    let (of_west, of_east) = (west.bundle(), east.bundle());
+    let source = west.source(&[&of_east]);
+    let west = Agent::with(west, source, timings).await;
+    let east = Agent::start(east, &[&of_west]).await;
+    let (w, e) = (west.domain.td.clone(), east.domain.td.clone());
+    east.expects(&west.domain);
+    west.dials(&east.domain, east.address());
+    for _ in 0..2 {
+        west.connected(&e).await;
+        east.connected(&w).await;
+        east.open.send_replace(false);
+        west.until(&e, |state| matches!(state.link, LinkState::Parted { .. })).await;
+        east.open.send_replace(true);
+    }
     west.connected(&e).await;
 }
 

@@ -1,6 +1,7 @@
 //! Who we are and whom we believe: our own SVID from the Workload API, and TLS by SPIFFE ID.
 
 pub mod peer_tls;
+pub mod replica_tls;
 pub mod source;
 pub mod tls;
 pub mod verify;

@@ -86,15 +86,7 @@ impl Verdict {
 /// # Errors
 /// Where the provider does not offer TLS 1.3.
 pub fn server_config(source: &IdentitySource, authorize: Authorize) -> Result<ServerConfig, rustls::Error> {
-    let verifier = Verifier { source: source.clone(), authorize, verdict: Verdict::default() };
-    let mut config = ServerConfig::builder_with_provider(provider())
-        .with_protocol_versions(&[&rustls::version::TLS13])?
-        .with_client_cert_verifier(Arc::new(verifier))
-        .with_cert_resolver(Arc::new(OwnSvid::new(source)));
-    config.session_storage = Arc::new(NoServerSessionStorage {});
-    config.send_tls13_tickets = 0;
-    config.alpn_protocols = vec![ALPN_HTTP2.to_vec()];
-    Ok(config)
+    serving(source, judging(source, authorize, Verdict::default()), ALPN_HTTP2)
 }
 
 /// For one dial: the server's name does not matter, its ID does. `verdict` keeps what was decided about the server.
@@ -106,14 +98,51 @@ pub fn client_config(
     authorize: Authorize,
     verdict: Verdict,
 ) -> Result<ClientConfig, rustls::Error> {
-    let verifier = Verifier { source: source.clone(), authorize, verdict };
+    dialling(source, judging(source, authorize, verdict), ALPN_HTTP2)
+}
+
+/// Accepts or refuses a chain that the other end presents.
+pub(super) type Check =
+    Arc<dyn Fn(&[CertificateDer<'_>], Role, UnixTime) -> Result<(), rustls::Error> + Send + Sync>;
+
+fn judging(source: &IdentitySource, authorize: Authorize, verdict: Verdict) -> Check {
+    let source = source.clone();
+    Arc::new(move |chain, role, now| {
+        let judged = judge(&source, &authorize, chain, role, now);
+        verdict.set(judged.clone());
+        judged.map(|_| ()).map_err(Into::into)
+    })
+}
+
+/// A listener that presents our SVID and takes who passes the check, for one protocol.
+pub(super) fn serving(
+    source: &IdentitySource,
+    check: Check,
+    alpn: &[u8],
+) -> Result<ServerConfig, rustls::Error> {
+    let mut config = ServerConfig::builder_with_provider(provider())
+        .with_protocol_versions(&[&rustls::version::TLS13])?
+        .with_client_cert_verifier(Arc::new(Verifier(check)))
+        .with_cert_resolver(Arc::new(OwnSvid::new(source)));
+    config.session_storage = Arc::new(NoServerSessionStorage {});
+    config.send_tls13_tickets = 0;
+    config.alpn_protocols = vec![alpn.to_vec()];
+    Ok(config)
+}
+
+/// A dialler that presents our SVID and takes a server that passes the check, for one protocol.
+pub(super) fn dialling(
+    source: &IdentitySource,
+    check: Check,
+    alpn: &[u8],
+) -> Result<ClientConfig, rustls::Error> {
     let mut config = ClientConfig::builder_with_provider(provider())
         .with_protocol_versions(&[&rustls::version::TLS13])?
         .dangerous()
-        .with_custom_certificate_verifier(Arc::new(verifier))
+        .with_custom_certificate_verifier(Arc::new(Verifier(check)))
         .with_client_cert_resolver(Arc::new(OwnSvid::new(source)));
     config.resumption = rustls::client::Resumption::disabled();
-    config.alpn_protocols = vec![ALPN_HTTP2.to_vec()];
+    config.alpn_protocols = vec![alpn.to_vec()];
     Ok(config)
 }
 
@@ -147,11 +176,7 @@ impl ResolvesClientCert for OwnSvid {
     }
 }
 
-struct Verifier {
-    source: IdentitySource,
-    authorize: Authorize,
-    verdict: Verdict,
-}
+struct Verifier(Check);
 
 impl fmt::Debug for Verifier {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
@@ -168,9 +193,7 @@ impl Verifier {
         now: UnixTime,
     ) -> Result<(), rustls::Error> {
         let chain: Vec<_> = std::iter::once(leaf).chain(rest).cloned().collect();
-        let verdict = judge(&self.source, &self.authorize, &chain, role, now);
-        self.verdict.set(verdict.clone());
-        verdict.map(|_| ()).map_err(Into::into)
+        (self.0)(&chain, role, now)
     }
 }
 

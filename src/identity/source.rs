@@ -198,6 +198,16 @@ pub async fn ask_once(
     endpoint: &WorkloadEndpoint,
     admin_hint: Option<&str>,
 ) -> Result<Arc<Identity>, AskError> {
+    let response = fetch_once(endpoint).await?;
+    let svids = read(response, admin_hint).map_err(|error| AskError::Refused(error.to_string()))?;
+    Ok(svids.identity)
+}
+
+/// Asks the Workload API once for all that it has for this process. Takes up to 5 s.
+///
+/// # Errors
+/// [`AskError`].
+pub async fn fetch_once(endpoint: &WorkloadEndpoint) -> Result<X509svidResponse, AskError> {
     let of_status = |status: Status| match status.code() {
         Code::PermissionDenied | Code::InvalidArgument | Code::Unimplemented => {
             AskError::Refused(status.message().to_owned())
@@ -209,10 +219,7 @@ pub async fn ask_once(
         stream.message().await
     };
     match tokio::time::timeout(CONNECT, asked).await {
-        Ok(Ok(Some(response))) => {
-            let svids = read(response, admin_hint).map_err(|error| AskError::Refused(error.to_string()))?;
-            Ok(svids.identity)
-        }
+        Ok(Ok(Some(response))) => Ok(response),
         Ok(Ok(None)) => Err(AskError::Unreachable("the stream ended".to_owned())),
         Ok(Err(status)) => Err(of_status(status)),
         Err(_) => Err(AskError::Unreachable(format!("no answer within {} s", CONNECT.as_secs()))),

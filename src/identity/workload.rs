@@ -182,6 +182,40 @@ pub fn read(response: X509svidResponse, admin_hint: Option<&str>) -> Result<Svid
     Ok(Svids { peer_facing: shown.key, admin, identity: Arc::new(identity) })
 }
 
+/// What one message shows of every workload identity in it, without the keys.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Shown {
+    /// Each SVID with its hint: the chain, leaf first. They are as they came; nothing was verified.
+    pub chains: Vec<(String, Vec<CertificateDer<'static>>)>,
+    /// The bundles that came with them, ours and foreign ones.
+    pub bundles: BTreeMap<TrustDomain, Arc<Bundle>>,
+    /// What cannot be read, with the reason.
+    pub malformed: BTreeMap<String, String>,
+}
+
+/// Reads one message for an operator.
+#[must_use]
+pub fn show(response: X509svidResponse) -> Shown {
+    let (mut bundles, mut malformed) = read_federated(response.federated_bundles.into_iter().collect());
+    let mut chains = Vec::new();
+    for svid in response.svids.into_iter().take(MAX_SVIDS) {
+        match split_der(&svid.x509_svid) {
+            Ok(parts) => {
+                let chain = parts.into_iter().map(|der| CertificateDer::from(der.to_vec())).collect();
+                chains.push((svid.hint, chain));
+            }
+            Err(cause) => {
+                malformed.insert(svid.spiffe_id.clone(), cause);
+            }
+        }
+        if let Ok(id) = SpiffeId::new(&svid.spiffe_id) {
+            let bundle = own_bundle(id.trust_domain(), &svid.bundle);
+            bundles.insert(id.trust_domain().clone(), Arc::new(bundle));
+        }
+    }
+    Shown { chains, bundles, malformed }
+}
+
 fn parse_svid(svid: X509svid) -> Result<Parsed, ResponseError> {
     let name: String = svid.spiffe_id.chars().take(200).collect();
     let fail = |cause: String| ResponseError::Svid { id: name.clone(), cause };

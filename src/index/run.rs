@@ -15,10 +15,12 @@ use crate::bundle::watch::RefreshHandle;
 use crate::model::endpoint::{EndpointState, MonitorTarget};
 use crate::model::mesh::Mesh;
 use crate::model::own::{Identity, WorkloadFailure};
+use crate::model::replica::Leader;
 use crate::model::session::{LinkPlan, SessionState};
 use crate::model::trust::SpireState;
 use crate::model::{ObjectKey, TrustDomain, World};
-use crate::observe::metrics::Metrics;
+use crate::observe::metrics::{Metrics, Step};
+use crate::observe::traces;
 use crate::plan::memo::Memo;
 use crate::plan::taking::{Sessions, Taking};
 use crate::plan::{self, Plan};
@@ -66,6 +68,8 @@ pub struct Inputs {
     pub reached: watch::Receiver<Reached>,
     pub mesh: watch::Receiver<Option<Arc<Mesh>>>,
     pub failures: watch::Receiver<Arc<BTreeMap<ObjectKey, String>>>,
+    /// Which replica leads.
+    pub leader: watch::Receiver<Leader>,
     /// Who asks for the world as it is.
     pub asks: mpsc::Receiver<Ask>,
     /// Who has asked, and is answered after the next plan.
@@ -83,6 +87,8 @@ pub struct Outputs {
     pub ask_again: RefreshHandle,
     /// Whether every source has been read.
     pub ready: watch::Sender<bool>,
+    /// The term of our lead that the last plan was made in.
+    pub planned_in: watch::Sender<Option<i64>>,
     pub metrics: Arc<Metrics>,
 }
 
@@ -99,7 +105,7 @@ pub async fn run(
 ) -> anyhow::Result<()> {
     let mut wake_at = None;
     let taking = Taking::default();
-    let mut planner = Planner { index, outputs, memo: Memo::default(), taking };
+    let mut planner = Planner { index, outputs, memo: Memo::default(), taking, led: None };
     let mut rested = Instant::now();
     loop {
         let woken = tokio::select! {
@@ -128,8 +134,9 @@ pub async fn run(
         let began = Instant::now();
         // A plan for very much takes a while, in which leases are renewed and peers heard all the same.
         let heard = Arc::clone(&inputs.sessions.borrow());
+        let term = term(&inputs.leader.borrow_and_update());
         let planned = tokio::task::spawn_blocking(move || {
-            let wake_at = planner.plan(&heard, clock());
+            let wake_at = traces::plan().in_scope(|| planner.plan(&heard, term, clock()));
             (planner, wake_at)
         });
         (planner, wake_at) = match planned.await {
@@ -137,6 +144,7 @@ pub async fn run(
             Err(ended) if ended.is_cancelled() => return Ok(()),
             Err(panicked) => std::panic::resume_unwind(panicked.into_panic()),
         };
+        planner.outputs.metrics.took(Step::Plan, began.elapsed());
         rested = Instant::now() + (began.elapsed() * 4).min(GATHER_MOST);
         if !inputs.asked.is_empty() {
             let world = Arc::new(planner.index.world().clone());
@@ -148,27 +156,44 @@ pub async fn run(
     }
 }
 
+/// The term of our lead.
+fn term(leader: &Leader) -> Option<i64> {
+    match leader {
+        Leader::Us { term } => Some(*term),
+        Leader::Other { .. } | Leader::Nobody => None,
+    }
+}
+
 /// What a plan is made of, and where it goes.
 struct Planner {
     index: Index,
     outputs: Outputs,
     memo: Memo,
     taking: Taking,
+    /// The term in which we led last.
+    led: Option<i64>,
 }
 
 impl Planner {
-    /// Plans and publishes; when to plan again though nothing changes.
-    fn plan(&mut self, heard: &Sessions, now: Timestamp) -> Option<Timestamp> {
+    /// Plans and publishes, in this term of our lead; when to plan again though nothing changes.
+    fn plan(&mut self, heard: &Sessions, term: Option<i64>, now: Timestamp) -> Option<Timestamp> {
         let told_again = self.index.time(now);
         let (sessions, taken_again) = self.taking.take(heard, now);
         let world = self.index.world_mut();
         world.sessions = sessions;
+        // While another led, we heard no peer: what we took silence for, and waited for, is not what happened. What that one
+        // concluded is in the statuses, and is recalled from there, as after a start.
+        if term.is_some() && term != self.led {
+            world.memory.clear();
+            self.led = term;
+        }
         world.memory = plan::memory::advance(world);
         world.tainted_since = plan::rotation::tainted_since(world);
         world.published_since = plan::rotation::published_since(world);
         let plan = plan::plan_anew(world, &mut self.memo);
         let wake_at = plan.wake_at.into_iter().chain(told_again).chain(taken_again).min();
         publish(&self.index, plan, &self.outputs);
+        set(&self.outputs.planned_in, term);
         wake_at
     }
 }
@@ -215,6 +240,10 @@ async fn take(index: &mut Index, inputs: &mut Inputs) -> anyhow::Result<bool> {
             changed.map_err(|_| ended("the reader of the mesh"))?;
             index.world_mut().mesh = inputs.mesh.borrow_and_update().clone();
         }
+        changed = inputs.leader.changed() => {
+            // it is looked at when it is planned for
+            changed.map_err(|_| ended("the leader election"))?;
+        }
         changed = inputs.reached.changed() => {
             changed.map_err(|_| ended("the tries of gateways"))?;
             index.world_mut().reached = Arc::clone(&inputs.reached.borrow_and_update());
@@ -250,7 +279,7 @@ fn publish(index: &Index, plan: Plan, outputs: &Outputs) {
     // after the links: who takes it for leave to talk to peers must know them by then
     set(&outputs.ready, ready);
     set(&outputs.monitors, Arc::new(plan.monitors.clone()));
-    outputs.metrics.observe(world);
+    outputs.metrics.planned(world);
     set(&outputs.plans, Arc::new(plan));
 }
 
@@ -283,6 +312,43 @@ mod tests {
         })
     }
 
+    fn outputs() -> Outputs {
+        Outputs {
+            plans: watch::Sender::new(Arc::default()),
+            links: watch::Sender::new(Arc::default()),
+            monitors: watch::Sender::new(Arc::default()),
+            bootstraps: watch::Sender::new(Wanted::new()),
+            ask_again: RefreshHandle::default(),
+            ready: watch::Sender::new(false),
+            planned_in: watch::Sender::new(None),
+            metrics: Arc::default(),
+        }
+    }
+
+    /// A follower hears no peer; what it took that for is not what happened while another led.
+    #[test]
+    fn who_takes_the_lead_over_remembers_no_more_than_after_a_start() {
+        use crate::plan::fixtures::{at, peer, td, world};
+        let mut index = Index::new(settings(), at(0));
+        *index.world_mut() = world("west.example");
+        let east = td("east.example");
+        index.world_mut().peers.insert(east.clone(), Arc::new(peer("east.example")));
+        let (memo, taking) = (Memo::default(), Taking::default());
+        let mut planner = Planner { index, outputs: outputs(), memo, taking, led: None };
+        let mut away_since = |term, now| {
+            planner.plan(&Arc::default(), term, at(now));
+            assert_eq!(*planner.outputs.planned_in.borrow(), term);
+            planner.index.world().memory[&east].away_since
+        };
+        assert_eq!([(None, 0), (None, 100)].map(|(term, now)| away_since(term, now)), [Some(at(0)); 2]);
+        assert_eq!(away_since(Some(1), 200), Some(at(200)), "it takes the lead over");
+        assert_eq!(away_since(Some(1), 300), Some(at(200)));
+        // lost for a while, to nobody
+        assert_eq!(away_since(None, 400), Some(at(200)));
+        assert_eq!(away_since(Some(1), 500), Some(at(200)));
+        assert_eq!(away_since(Some(3), 600), Some(at(600)), "another led in between");
+    }
+
     /// The loop on sources that have all ended, as they do when the agent stops.
     async fn on_ended_sources(cancel: CancellationToken) -> anyhow::Result<()> {
         let inputs = Inputs {
@@ -296,20 +362,12 @@ mod tests {
             reached: watch::channel(Arc::default()).1,
             mesh: watch::channel(None).1,
             failures: watch::channel(Arc::default()).1,
+            leader: watch::channel(Leader::Nobody).1,
             asks: mpsc::channel(1).1,
             asked: Vec::new(),
         };
-        let outputs = Outputs {
-            plans: watch::Sender::new(Arc::default()),
-            links: watch::Sender::new(Arc::default()),
-            monitors: watch::Sender::new(Arc::default()),
-            bootstraps: watch::Sender::new(Wanted::new()),
-            ask_again: RefreshHandle::default(),
-            ready: watch::Sender::new(false),
-            metrics: Arc::default(),
-        };
         let index = Index::new(settings(), Timestamp::UNIX_EPOCH);
-        run(index, inputs, outputs, || Timestamp::UNIX_EPOCH, cancel).await
+        run(index, inputs, outputs(), || Timestamp::UNIX_EPOCH, cancel).await
     }
 
     #[tokio::test]

@@ -16,6 +16,7 @@ pub mod own;
 pub mod peer;
 pub mod reach;
 pub mod registration;
+pub mod replica;
 pub mod service;
 pub mod session;
 pub mod trust;

@@ -18,6 +18,8 @@ pub const ANNOTATION_SOURCE: &str = "entente.dev/source";
 pub const ANNOTATION_SERVER_IDS: &str = "entente.dev/server-ids";
 /// Set to `"true"` on an object that is not ours, hands it over to the agent.
 pub const ANNOTATION_ADOPT: &str = "entente.dev/adopt";
+/// On the Lease of the leader: where it takes the connections of peers that other replicas pass on, `IP:port`.
+pub const ANNOTATION_RELAY: &str = "entente.dev/relay-address";
 /// Marks the registration of the agent itself.
 pub const LABEL_AGENT: &str = "entente.dev/agent";
 

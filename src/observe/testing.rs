@@ -40,3 +40,18 @@ impl Logs {
         String::from_utf8(self.text.lock().unwrap().clone()).unwrap()
     }
 }
+
+/// Holds a file of the repository to what it is generated from; writes it where `UPDATE_GOLDEN` is set.
+pub(crate) fn golden(path: &std::path::Path, wanted: &str) {
+    let path = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join(path);
+    if std::env::var_os("UPDATE_GOLDEN").is_some() {
+        std::fs::create_dir_all(path.parent().unwrap()).unwrap();
+        std::fs::write(&path, wanted).unwrap();
+    }
+    let stands = std::fs::read_to_string(&path).unwrap_or_default();
+    assert!(
+        stands == wanted,
+        "{} is not as it is generated: UPDATE_GOLDEN=1 cargo test --lib",
+        path.display()
+    );
+}

@@ -22,6 +22,8 @@ pub const ANNOTATION_APPLIED: &str = "entente.dev/applied";
 pub struct Write {
     pub object: Arc<Object>,
     pub precondition: Precondition,
+    /// The resourceVersion of what was seen there: whether it is from before or after a write of ours.
+    pub seen: Option<String>,
 }
 
 /// A desired object that is changed no more, marked with its digest. One that is kept as it stands carries the digest
@@ -102,13 +104,14 @@ fn write(
         }
         Some(there) => Precondition::Adopt { uid: there.meta.uid.clone() },
     };
-    Some(Write { object: Arc::clone(object), precondition })
+    let seen = there.map(|there| there.meta.resource_version.clone());
+    Some(Write { object: Arc::clone(object), precondition, seen })
 }
 
 /// Whether all that is desired is there. What others added beside it is theirs.
 /// Istio's kinds have no defaults (none of their CRDs sets one), so that whatever is added there, somebody added it: it narrows or
 /// widens what was written.
-pub(super) fn stands(desired: &Object, there: &Object) -> bool {
+pub(crate) fn stands(desired: &Object, there: &Object) -> bool {
     let is_exact = desired.key.kind.is_istio();
     if is_exact && (desired.body.get("spec") != there.body.get("spec") || is_tried_only(desired, there)) {
         return false;

@@ -281,7 +281,9 @@ fn is_near(world: &World, activates_at: Option<Timestamp>) -> bool {
     activates_at.and_then(|at| near_from(world, at)).is_none_or(|from| from <= world.now)
 }
 
-fn near_from(world: &World, activates_at: Timestamp) -> Option<Timestamp> {
+/// From when on less time is left until an activation than a peer that is well needs to fetch our bundle.
+#[must_use]
+pub fn near_from(world: &World, activates_at: Timestamp) -> Option<Timestamp> {
     activates_at.checked_sub(peers_fetch_every(world) * INTERVALS).ok()
 }
 

@@ -6,9 +6,11 @@ use std::time::Duration;
 use jiff::Timestamp;
 use tokio::sync::watch;
 use tokio::task::JoinHandle;
+use tokio::time::Instant;
 use tokio_util::sync::{CancellationToken, DropGuard};
 
 use crate::model::OwnerRef;
+use crate::model::replica::Leader;
 
 /// The times of a leader election.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -17,7 +19,8 @@ pub struct LeaseTimings {
     pub duration: Duration,
     /// The leader stops leading when it could not renew for this long. Shorter than `duration`.
     pub deadline: Duration,
-    /// How often the leader renews and others look.
+    /// How often the leader renews. Others look as often, and every second at least: a lease that is given up is taken within
+    /// that.
     pub retry: Duration,
 }
 
@@ -41,29 +44,62 @@ impl LeaseTimings {
     }
 }
 
+/// How long the lease of a replica holds, for who watches it.
+#[derive(Clone, Debug)]
+pub struct LeaseClock {
+    renewed: watch::Receiver<Option<Instant>>,
+    holds: Duration,
+}
+
+impl LeaseClock {
+    pub(super) const fn new(renewed: watch::Receiver<Option<Instant>>, holds: Duration) -> Self {
+        Self { renewed, holds }
+    }
+
+    /// What is left of it now, and how long it holds once it is renewed. `None` where it never was this replica's, or needs
+    /// no renewal.
+    #[must_use]
+    pub fn left(&self) -> Option<(Duration, Duration)> {
+        let renewed = (*self.renewed.borrow())?;
+        Some((self.holds.saturating_sub(renewed.elapsed()), self.holds))
+    }
+}
+
 /// A part in a leader election. Dropped, it gives the lease up in the background; see [`Leadership::release`].
 #[derive(Debug)]
 pub struct Leadership {
-    leading: watch::Receiver<bool>,
+    leader: watch::Receiver<Leader>,
+    lease: LeaseClock,
     stop: DropGuard,
     task: JoinHandle<()>,
 }
 
 impl Leadership {
-    pub(super) fn new(leading: watch::Receiver<bool>, stop: CancellationToken, task: JoinHandle<()>) -> Self {
-        Self { leading, stop: stop.drop_guard(), task }
+    pub(super) fn new(
+        leader: watch::Receiver<Leader>,
+        lease: LeaseClock,
+        stop: CancellationToken,
+        task: JoinHandle<()>,
+    ) -> Self {
+        Self { leader, lease, stop: stop.drop_guard(), task }
     }
 
-    /// Follows whether this replica leads. Starts false; false again as soon as renewal failed for the deadline.
+    /// Follows who leads. Not we at first, and not we as soon as renewal failed for the deadline.
     #[must_use]
-    pub fn leading(&self) -> watch::Receiver<bool> {
-        self.leading.clone()
+    pub fn leader(&self) -> watch::Receiver<Leader> {
+        self.leader.clone()
+    }
+
+    /// How long the lease of this replica holds.
+    #[must_use]
+    pub fn lease(&self) -> LeaseClock {
+        self.lease.clone()
     }
 
     /// Whether this replica leads now.
     #[must_use]
     pub fn is_leader(&self) -> bool {
-        *self.leading.borrow()
+        self.leader.borrow().is_us()
     }
 
     /// Gives the lease up, so that another takes it at once, and waits until that is written.

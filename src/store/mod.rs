@@ -20,10 +20,12 @@ pub use crate::model::change::Precondition;
 pub use directory::{DirectoryStore, DirectoryTimings};
 pub use error::StoreError;
 pub use kubernetes::KubernetesStore;
-pub use lease::{Leadership, LeaseTimings, LeaseView, PeerLease};
+pub use lease::{Leadership, LeaseClock, LeaseTimings, LeaseView, PeerLease};
 pub use patch::{PatchOp, pointer};
+pub use said::Told;
 
 use crate::model::object::Kind;
+use crate::model::replica::Replica;
 use crate::model::{Object, ObjectKey};
 
 /// The field manager under which generated objects are applied.
@@ -206,7 +208,8 @@ impl Store {
     /// counted, not repeated; of one reason, five at once and then one a minute are told. Failure to record it is logged
     /// only.
     pub async fn event(&self, key: &ObjectKey, uid: &str, severity: Severity, reason: &str, message: &str) {
-        if !either!(self, store => store.said()).may_say(uid, reason, crate::clock::now()) {
+        let (said, now) = (either!(self, store => store.said()), crate::clock::now());
+        if !said.may_say(uid, reason, now) {
             tracing::debug!(object = %key, reason, "told too often: {message}");
             return;
         }
@@ -214,15 +217,28 @@ impl Store {
             Severity::Normal => tracing::info!(object = %key, reason, "{message}"),
             Severity::Warning => tracing::warn!(object = %key, reason, "{message}"),
         }
+        said.lately().keep(Told {
+            at: now,
+            object: key.clone(),
+            severity,
+            reason: reason.to_owned(),
+            message: message.to_owned(),
+        });
         if let Self::Kubernetes(store) = self {
             store.event(key, uid, severity, reason, message).await;
         }
     }
 
+    /// The last events that this process told, newest first, 50 at most.
+    #[must_use]
+    pub fn told_lately(&self) -> Vec<Told> {
+        either!(self, store => store.said()).lately().all()
+    }
+
     /// Takes part in the election of the leader under the lease `name`. Must be called in a runtime.
     #[must_use]
-    pub fn lead(&self, name: &str, identity: &str, timings: LeaseTimings) -> Leadership {
-        either!(self, store => store.lead(name, identity, timings))
+    pub fn lead(&self, name: &str, replica: &Replica, timings: LeaseTimings) -> Leadership {
+        either!(self, store => store.lead(name, replica, timings))
     }
 
     /// Writes the lease of a peer, with the time now as its `renewTime`.

@@ -137,8 +137,13 @@ fn a_service_is_exported_as_its_cluster_has_it() {
             Ok(())
         })
         .await?;
-        let status = says(west, SERVICE, "cart", ("True", "Exported")).await?;
-        ensure!(status["imported"] == "1/1", "{status}");
+        says(west, SERVICE, "cart", ("True", "Exported")).await?;
+        let status = eventually("west knows that east imports it", SOON, || async {
+            let status = found(west, SERVICE, SHOP, "cart").await?.data["status"].clone();
+            ensure!(status["imported"] == "1/1", "{status}");
+            Ok(status)
+        })
+        .await?;
         ensure!(
             status["conditions"].to_string().contains("PortNotTcp"),
             "what is left out is told: {status}"
@@ -224,8 +229,13 @@ fn a_rule_exports_what_it_selects() {
         for host in ["cart.shop.west.example", "cart.batch.west.example"] {
             eventually(&format!("east has {host}"), SOON, || found(east, SERVICE_ENTRY, AGENT, host)).await?;
         }
-        let status = says(west, RULE, "first", ("True", "Exported")).await?;
-        ensure!(status["services"] == json!({"exported": 2, "imported": 2, "skipped": 1}), "{status}");
+        says(west, RULE, "first", ("True", "Exported")).await?;
+        let status = eventually("west knows that east imports both", SOON, || async {
+            let status = found(west, RULE, None, "first").await?.data["status"].clone();
+            ensure!(status["services"] == json!({"exported": 2, "imported": 2, "skipped": 1}), "{status}");
+            Ok(status)
+        })
+        .await?;
         ensure!(status["skipped"][0]["reason"] == "SystemNamespace", "{status}");
         for host in ["cart.other.west.example", "quiet.shop.west.example"] {
             ensure!(object(east, IMPORTED, AGENT, host).await?.is_none(), "{host} is not selected");

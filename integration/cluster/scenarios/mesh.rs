@@ -4,7 +4,7 @@
 use super::services::{HOST, cart, exported};
 use super::{
     Agents, GATEWAY, POLICY, READY, SERVICE, SERVICE_ENTRY, SOON, TIMING, condition, delete, federated,
-    found, gone, of_peer, peer_says, quick,
+    found, gone, peer_says, quick,
 };
 use crate::agent::{Agent, AgentOptions};
 use crate::kubernetes::AGENT_USER;
@@ -100,7 +100,8 @@ fn each_fault_of_the_mesh_is_named_and_heals() {
         breaking(&agents, west, east).await?;
         dangerous(west, east).await?;
         let (_, metrics) = agents.west.get("/metrics").await?;
-        let gauge = "entente_peer_condition{trust_domain=\"east.example\",condition=\"MeshReady\"} 1";
+        let gauge =
+            "entente_peer_condition{trust_domain=\"east.example\",type=\"MeshReady\",status=\"True\"} 1";
         ensure!(metrics.contains(gauge), "{metrics}");
         let writes = || async { Ok::<_, anyhow::Error>(others_than_leases(west)?.len()) };
         let before = eventually_still(&writes).await?;
@@ -282,8 +283,8 @@ fn a_mesh_that_may_not_be_read_is_said_to_be_so() {
         service_says(west, "True", "Exported").await?;
         let message = peer_says(west, east, "MeshReady", "Unknown", "MeshConfigUnreadable").await?;
         ensure!(message.contains("get, list and watch configmaps"), "{message}");
-        let ready = of_peer(west, east, "Ready").await?;
-        ensure!(ready.0 == "True", "{ready:?}");
+        // Ready waits for the services to be known, and not for the mesh.
+        peer_says(west, east, "Ready", "True", "Ready").await?;
         delete(west, CONFIG_MAP, Some(ROOT), "istio").await
     });
 }

@@ -3,6 +3,7 @@
 mod admin;
 mod behaviour;
 mod chart;
+mod cli;
 mod diagnose;
 mod disconnection;
 mod ending;
@@ -13,12 +14,14 @@ mod gateways;
 mod health;
 mod hostile;
 mod mesh;
+mod observe;
 mod one_sided;
 mod poison;
 #[cfg(target_os = "linux")]
 mod proxies;
 mod push;
 mod reach;
+mod replicas;
 mod restart;
 mod revocation;
 mod rival;

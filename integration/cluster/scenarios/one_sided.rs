@@ -1,7 +1,7 @@
 //! One-sided trust: one link is broken at a time, with the agents as they are installed; both sides name the side and the
 //! cause within 30 seconds, and are well again once it is mended.
 
-use super::{CFTD, PEER, READY, STATIC_ENTRY, condition, delete, found, merge, peer, with};
+use super::{CFTD, PEER, READY, STATIC_ENTRY, condition, delete, found, merge, peer, spire_holds, with};
 use crate::agent::{Agent, AgentOptions};
 use crate::pair::{Pair, with_pair};
 use crate::relay::{Network, Relay};
@@ -264,13 +264,7 @@ async fn the_bundle_is_replaced(scene: &Scene<'_>) -> Result<()> {
     scene.well().await?;
     // With an endpoint that answers nobody need see it: the agent puts back what it verified.
     east.spire.set_federated_bundle(wrong).await?;
-    let own = west.spire.own_bundle().await?.x509_authorities;
-    eventually("SPIRE holds west's own bundle again", NAMED, || async {
-        let held = east.spire.federated_bundles().await?;
-        ensure!(held.get(WEST).is_some_and(|held| held.x509_authorities == own), "another");
-        Ok(())
-    })
-    .await?;
+    spire_holds(east, west).await?;
     scene.well().await
 }
 

@@ -2,7 +2,7 @@
 
 use super::{Agents, SOON, both_ready, federates, peer, peer_says, with};
 use crate::bundle_server::{BundleServer, certificates};
-use crate::pair::with_own_pair;
+use crate::pair::with_set_pair;
 use crate::spire::SpireOptions;
 use crate::wait::{always, eventually};
 use crate::world::{Domain, Options};
@@ -23,7 +23,7 @@ const AT_ONCE: Duration = Duration::from_secs(10);
 #[test]
 fn a_poisoned_bundle_costs_no_workload_its_svid() {
     let short = Options { spire: SpireOptions { svid_ttl: SVID_TTL, ..SpireOptions::default() } };
-    with_own_pair(short, Options::default(), async |pair| {
+    with_set_pair(short, Options::default(), async |pair| {
         let _agents = Agents::start(pair).await?;
         let (east, west) = (&pair.east, &pair.west);
         let server = BundleServer::start(west).await?;

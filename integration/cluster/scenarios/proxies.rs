@@ -5,7 +5,7 @@ use super::{PEER, READY, SOON, federates, found, of_peer, peer, peer_says, quick
 use crate::agent::Agent;
 use crate::bundle_server::BundleServer;
 use crate::envoy::{Envoy, Workload};
-use crate::pair::{Pair, with_own_pair};
+use crate::pair::{Pair, with_set_pair};
 use crate::spire::SpireOptions;
 use crate::wait::{always, eventually};
 use crate::world::{Domain, Options};
@@ -85,7 +85,7 @@ fn short() -> Options {
 
 /// North beside a pair whose east has short SVIDs; its logs are kept where the scenario fails.
 fn with_north(scenario: impl AsyncFnOnce(&Pair, &Domain) -> Result<()>) {
-    with_own_pair(short(), Options::default(), async |pair| {
+    with_set_pair(short(), Options::default(), async |pair| {
         let north = Domain::start("north.example", Options::default()).await?;
         let done = scenario(pair, &north).await;
         if done.is_err() {

@@ -2,7 +2,7 @@
 
 use super::{PEER, READY, SOON, both_ready, found, make_peers, peer, with};
 use crate::agent::{Agent, AgentOptions};
-use crate::pair::{Pair, with_own_pair};
+use crate::pair::{Pair, with_set_pair};
 use crate::relay::{Network, Relay};
 use crate::spire::SpireOptions;
 use crate::wait::eventually;
@@ -57,18 +57,20 @@ async fn remote_view(here: &Domain, there: &Domain) -> Result<(String, Option<St
 
 #[test]
 fn a_new_authority_is_held_by_the_peers_spire_within_seconds_and_receipted() {
-    with_own_pair(unhurried(), unhurried(), async |pair| {
+    with_set_pair(unhurried(), unhurried(), async |pair| {
         let _agents = agents(pair).await?;
         make_peers(pair).await?;
         both_ready(pair).await?;
         for round in 0..3 {
-            for (here, there) in [(&pair.east, &pair.west), (&pair.west, &pair.east)] {
+            // Both ways at once: each waits for what the other side alone does.
+            let told = [(&pair.east, &pair.west), (&pair.west, &pair.east)].map(|(here, there)| async move {
                 let before = remote_view(there, here).await?;
                 let authority = there.spire.prepare_authority().await?;
                 let took = spire_follows(here, there, &authority, TOLD).await?;
                 eprintln!("round {round}: {} held it after {took:?}", here.trust_domain());
-                receipted(there, here, &before.0).await.with_context(|| format!("round {round}"))?;
-            }
+                receipted(there, here, &before.0).await.with_context(|| format!("round {round}"))
+            });
+            futures::future::try_join_all(told).await?;
         }
         both_ready(pair).await
     });
@@ -98,7 +100,7 @@ async fn receipted(of: &Domain, by: &Domain, before: &str) -> Result<()> {
 /// endpoint is cut, the notice changes nothing.
 #[test]
 fn a_notice_is_no_source_of_trust() {
-    with_own_pair(unhurried(), unhurried(), async |pair| {
+    with_set_pair(unhurried(), unhurried(), async |pair| {
         let _agents = agents(pair).await?;
         let (east, west) = (&pair.east, &pair.west);
         let relay = Relay::start(west.spire.bundle_endpoint()).await?;

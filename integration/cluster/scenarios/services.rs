@@ -81,12 +81,17 @@ fn a_service_is_exported_and_imported() {
 }
 
 async fn in_west(west: &Domain) -> Result<()> {
-    let service = found(west, SERVICE, SHOP, "cart").await?;
+    let service = eventually("west knows that east imports it", SOON, || async {
+        let service = found(west, SERVICE, SHOP, "cart").await?;
+        let status = &service.data["status"];
+        let answer = &status["exportedTo"][0];
+        ensure!(answer["trustDomain"] == "east.example" && answer["acknowledged"] == true, "{status}");
+        ensure!(answer["outcome"] == "Imported", "{status}");
+        Ok(service)
+    })
+    .await?;
     let status = &service.data["status"];
     ensure!(status["host"] == HOST, "{status}");
-    let answer = &status["exportedTo"][0];
-    ensure!(answer["trustDomain"] == "east.example" && answer["acknowledged"] == true, "{status}");
-    ensure!(answer["outcome"] == "Imported", "{status}");
     ensure!(status["gatewayEntries"][0]["address"] == "10.77.2.2", "{status}");
     let alias = found(west, SERVICE_ENTRY, SHOP, ALIAS).await?;
     ensure!(alias.data["spec"]["hosts"] == json!([HOST]), "{}", alias.data);

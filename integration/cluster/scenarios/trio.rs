@@ -5,7 +5,8 @@ use super::services::cart;
 use super::{IMPORTED, PEER, READY, SERVICE_ENTRY, SOON, found, peer, peer_says, quick, with};
 use crate::agent::Agent;
 use crate::hostile::{Hostile, Line, Outcomes};
-use crate::pair::{runtime, turn};
+use crate::pair::runtime;
+use crate::turn::Turn;
 use crate::wait::{always, eventually};
 use crate::world::{AGENT_NAMESPACE, Domain, Options};
 use anyhow::{Context, Result, ensure};
@@ -306,7 +307,7 @@ fn exported_to_north() -> Value {
 /// has of north. The line is open, and nothing was offered on it. If it fails, logs are kept, and the next gets new domains.
 pub(super) fn with_trio(scenario: impl AsyncFnOnce(&mut Trio, Line) -> Result<()>) {
     static SHARED: Mutex<Option<Trio>> = Mutex::new(None);
-    let _turn = turn();
+    let _turn = Turn::of_trio();
     let mut shared = SHARED.lock().unwrap_or_else(PoisonError::into_inner);
     let failed = runtime().block_on(async {
         let mut trio = match shared.take() {

@@ -12,6 +12,7 @@ use serde_json::{Value, json};
 use tokio::sync::mpsc;
 
 use super::manifest;
+use crate::cli::exit;
 use crate::cli::store::StoreFlags;
 use crate::clock;
 use crate::config::StoreArg;
@@ -95,7 +96,7 @@ pub(super) async fn run(args: EndArgs) -> anyhow::Result<ExitCode> {
     if !args.yes {
         if !std::io::stdin().is_terminal() {
             complain("nothing was changed: there is no terminal to ask at; give --yes")?;
-            return Ok(ExitCode::from(2));
+            return Ok(ExitCode::from(exit::USAGE));
         }
         if !confirmed(&trust_domain)? {
             complain("nothing was changed")?;
@@ -409,7 +410,8 @@ mod tests {
             let body = Body::from(answer.to_string().into_bytes());
             async move { Ok::<_, std::convert::Infallible>(Response::builder().status(code).body(body).unwrap()) }
         });
-        let store = KubernetesStore::new(kube::Client::new(service, "default"), "entente", "main");
+        let store =
+            crate::store::KubernetesStore::new(kube::Client::new(service, "default"), "entente", "main");
         (Store::Kubernetes(store), asked)
     }
 

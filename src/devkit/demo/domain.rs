@@ -61,6 +61,8 @@ impl DomainConfig {
 
 #[derive(Debug)]
 struct RunningAgent {
+    /// Where its health, metrics and view are.
+    admin: SocketAddr,
     cancel: CancellationToken,
     task: JoinHandle<anyhow::Result<()>>,
 }
@@ -111,7 +113,7 @@ impl Domain {
         let cancel = CancellationToken::new();
         let agent = app::start(&self.agent_args(), cancel.clone()).await?;
         self.listen = agent.listen;
-        self.agent = Some(RunningAgent { cancel, task: tokio::spawn(agent.wait()) });
+        self.agent = Some(RunningAgent { admin: agent.admin, cancel, task: tokio::spawn(agent.wait()) });
         Ok(())
     }
 
@@ -130,11 +132,14 @@ impl Domain {
     pub fn agent_args(&self) -> AgentArgs {
         AgentArgs {
             cluster: crate::config::ClusterArgs::default(),
+            relay: crate::config::RelayArgs::default(),
             store: StoreArg::Directory(self.store.clone()),
             workload_api: format!("unix://{}", self.agent_socket.display()),
             spire_server: self.spire_servers(),
             listen: self.listen,
             admin_listen: SocketAddr::from(([127, 0, 0, 1], 0)),
+            view: true,
+            otlp_endpoint: None,
             control: self.control_socket(),
             namespace: "entente-system".to_owned(),
             instance: "entente".to_owned(),
@@ -187,6 +192,12 @@ impl Domain {
     #[must_use]
     pub fn agent_address(&self) -> SocketAddr {
         self.listen
+    }
+
+    /// Where its health, metrics and view are, while it runs.
+    #[must_use]
+    pub fn admin_address(&self) -> Option<SocketAddr> {
+        self.agent.as_ref().map(|agent| agent.admin)
     }
 
     /// The directory that the agent works on.

@@ -626,6 +626,20 @@ const SPIRE: &[Case] = &[
         "default_all_bundles_name = \"ROOTCA\"",
     ),
     (
+        "a gateway that nobody runs",
+        |e| e.gateways.values_mut().for_each(|attempt| *attempt = Attempt::Refused),
+        Step::Gateways,
+        THEIRS,
+        "see that its gateways run there",
+    ),
+    (
+        "a gateway that answered and is silent",
+        |e| e.gateways.values_mut().for_each(|attempt| *attempt = Attempt::Silent),
+        Step::Gateways,
+        BETWEEN,
+        "NetworkPolicies",
+    ),
+    (
         "a workload that someone reverts",
         |e| e.registered("cart", |one| one.federates_with.clear()),
         Step::WorkloadRegistrations,

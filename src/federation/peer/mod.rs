@@ -34,6 +34,8 @@ mod streams;
 
 /// What may wait to be said on a stream beside the plan.
 const SAID: usize = 8;
+/// How often in a row a peer that shuts down is awaited back at once.
+const EXPECTATIONS: u32 = 3;
 const ANOTHER_STREAM: &str = "another stream is kept";
 
 /// What the actor is given at its start.
@@ -82,6 +84,12 @@ pub(super) struct Actor {
     dialling: Option<Dialling>,
     failures: u32,
     next_dial: Instant,
+    /// Whether we dialled the last stream that counted: then it is ours to dial again, whoever else may.
+    dialled_last: bool,
+    /// Until when a peer that shut down is awaited back at any moment.
+    expected_until: Option<Instant>,
+    /// How often it still is, before a stream has lived for a while: a peer that shuts down at once, again and again, is not.
+    expectations: u32,
     stopping: Parting,
     asked: BTreeMap<u64, diagnose::Asked>,
     next_question: u64,
@@ -153,6 +161,9 @@ impl Actor {
             dialling: None,
             failures: 0,
             next_dial: now + wait,
+            dialled_last: false,
+            expected_until: None,
+            expectations: EXPECTATIONS,
             stopping: None,
             asked: BTreeMap::new(),
             next_question: 1,
@@ -257,10 +268,16 @@ impl Actor {
 
     /// Sets when to dial next: full jitter, so that agents that lost one peer do not come back in step.
     fn schedule(&mut self) {
-        let Timings { backoff_min, backoff_max, other_side, .. } = self.timings;
-        let pause = backoff(self.failures, backoff_min, backoff_max, rand::random());
-        let turn = if self.plan.dials_first { Duration::ZERO } else { other_side };
-        self.next_dial = Instant::now() + pause + turn;
+        let Timings { backoff_min, backoff_max, return_pause, other_side, .. } = self.timings;
+        let now = Instant::now();
+        let pause = if self.expected_until.is_some_and(|until| now < until) {
+            self.failures = 0;
+            return_pause.mul_f64(rand::random::<f64>().clamp(0.1, 1.0))
+        } else {
+            backoff(self.failures, backoff_min, backoff_max, rand::random())
+        };
+        let turn = if self.plan.dials_first || self.dialled_last { Duration::ZERO } else { other_side };
+        self.next_dial = now + pause + turn;
     }
 
     fn publish_heard(&mut self, number: u64) {

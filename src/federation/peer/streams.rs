@@ -6,6 +6,7 @@ use std::time::Duration;
 
 use tokio::sync::{mpsc, watch};
 use tokio::time::Instant;
+use tracing::Instrument as _;
 
 use super::{ANOTHER_STREAM, Actor, LinkHandle, SAID};
 use crate::federation::link::{Link, LinkEvent, Parting, Proof, Stream};
@@ -13,6 +14,7 @@ use crate::federation::session::{Aside, End, Heard, Session};
 use crate::identity::peer_tls::{PeerRefusal, judge};
 use crate::identity::verify::Role;
 use crate::model::session::{GoodbyeReason, LinkState};
+use crate::observe::traces;
 
 impl Actor {
     /// Judges the chains of running streams by the bundles and IDs of now.
@@ -94,7 +96,7 @@ impl Actor {
             number,
             LinkHandle { proof, parting, say, last_heard, opened: None, heard, ended: false },
         );
-        self.tasks.spawn(link.run(stream, session));
+        self.tasks.spawn(link.run(stream, session).instrument(traces::exchange(&self.peer)));
     }
 
     /// Whether a stream with this proof takes the place of the one that counts.
@@ -169,6 +171,10 @@ impl Actor {
         // a stream that is accepted and ended at once must not be dialled without pause
         self.failures =
             if lived >= self.timings.session.heartbeat { 0 } else { self.failures.saturating_add(1) };
+        if was_current {
+            self.dialled_last = dialled;
+            self.expect(&end, lived);
+        }
         if was_current || dialled {
             self.schedule();
         }
@@ -185,6 +191,20 @@ impl Actor {
         if self.links.values().all(|link| link.ended) {
             self.set_not_connected();
         }
+    }
+
+    /// A peer that shut down is back at once, mostly: another replica of its agent leads then.
+    fn expect(&mut self, end: &End, lived: Duration) {
+        if lived >= self.timings.session.heartbeat {
+            self.expectations = super::EXPECTATIONS;
+        }
+        let shut_down =
+            matches!(end, End::Link(LinkState::Parted { reason: GoodbyeReason::ShuttingDown, .. }));
+        let is_expected = shut_down && self.expectations > 0;
+        if is_expected {
+            self.expectations -= 1;
+        }
+        self.expected_until = is_expected.then(|| Instant::now() + self.timings.return_within);
     }
 
     pub(super) fn part_all(&mut self, reason: GoodbyeReason, text: &str) {

@@ -12,15 +12,16 @@ use tokio_util::sync::CancellationToken;
 
 use super::files::{self, Manner};
 use super::manifest;
-use crate::store::{Leadership, LeaseTimings, LeaseView, PeerLease, StoreError};
+use crate::model::replica::{Leader, Replica};
+use crate::store::{Leadership, LeaseClock, LeaseTimings, LeaseView, PeerLease, StoreError};
 
-/// Leads while it holds the lock of a file, which the system takes back from a process that dies.
-pub(super) fn lead(folder: &Path, name: &str, identity: &str, timings: LeaseTimings) -> Leadership {
-    let (leading, receiver) = watch::channel(false);
+/// Leads while it holds the lock of a file, which the system takes back from a process that dies. Who else leads is not told.
+pub(super) fn lead(folder: &Path, name: &str, replica: &Replica, timings: LeaseTimings) -> Leadership {
+    let (leader, receiver) = watch::channel(Leader::Nobody);
     let stop = CancellationToken::new();
     let stopped = stop.clone();
     let path = folder.join(format!("{name}.lock"));
-    let (name, identity) = (name.to_owned(), identity.to_owned());
+    let (name, identity) = (name.to_owned(), replica.name.clone());
     let task = tokio::spawn(async move {
         let held = loop {
             match take(&path) {
@@ -37,13 +38,15 @@ pub(super) fn lead(folder: &Path, name: &str, identity: &str, timings: LeaseTimi
         };
         if held.is_some() {
             tracing::info!(lease = name, identity, leads = true, "leadership changed");
-            leading.send_replace(true);
+            leader.send_replace(Leader::Us { term: 0 });
             stopped.cancelled().await;
-            leading.send_replace(false);
+            leader.send_replace(Leader::Nobody);
         }
         drop(held);
     });
-    Leadership::new(receiver, stop, task)
+    // A lock needs no renewal.
+    let lease = LeaseClock::new(watch::channel(None).1, timings.duration);
+    Leadership::new(receiver, lease, stop, task)
 }
 
 /// The locked file; nothing where another holds it.

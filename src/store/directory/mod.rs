@@ -49,6 +49,7 @@ use super::{
 };
 use crate::clock;
 use crate::model::object::Kind;
+use crate::model::replica::Replica;
 use crate::model::{Object, ObjectKey};
 
 /// The one document of a file of the store, bounded as everything that is read here.
@@ -212,8 +213,8 @@ impl DirectoryStore {
         self.with("update the status of", key, move |state| state.set_status(&updated, &uid, status)).await
     }
 
-    pub(super) fn lead(&self, name: &str, identity: &str, timings: LeaseTimings) -> Leadership {
-        lock::lead(&self.shared.root.join(LOCKS), name, identity, timings.ordered())
+    pub(super) fn lead(&self, name: &str, replica: &Replica, timings: LeaseTimings) -> Leadership {
+        lock::lead(&self.shared.root.join(LOCKS), name, replica, timings.ordered())
     }
 
     pub(super) async fn touch_lease(&self, lease: &PeerLease) -> Result<(), StoreError> {

@@ -8,6 +8,7 @@ use tokio::sync::mpsc;
 
 use super::{DirectoryStore, DirectoryTimings};
 use crate::model::object::{Kind, OwnerRef};
+use crate::model::replica::{Leader, Replica};
 use crate::model::{Object, ObjectKey};
 use crate::store::{
     Event, LeaseTimings, PatchOp, PeerLease, Precondition, Store, StoreError, Unreadable, pointer,
@@ -545,15 +546,15 @@ async fn two_processes_see_what_either_wrote() {
 async fn one_leads_until_it_gives_up() {
     let s = Stand::new(&[]).await;
     let timings = LeaseTimings { retry: Duration::from_millis(50), ..LeaseTimings::default() };
-    let first = s.store.lead("agent", "one", timings);
-    tokio::time::timeout(PATIENCE, first.leading().wait_for(|leads| *leads)).await.unwrap().unwrap();
-    let second = s.store.lead("agent", "two", timings);
-    let mut leading = second.leading();
+    let first = s.store.lead("agent", &Replica::named("one"), timings);
+    tokio::time::timeout(PATIENCE, first.leader().wait_for(Leader::is_us)).await.unwrap().unwrap();
+    let second = s.store.lead("agent", &Replica::named("two"), timings);
+    let mut leading = second.leader();
     let early =
-        tokio::time::timeout(Duration::from_millis(200), leading.wait_for(|leads| *leads)).await.is_err();
+        tokio::time::timeout(Duration::from_millis(200), leading.wait_for(Leader::is_us)).await.is_err();
     assert!(early, "two lead at once");
     first.release().await;
-    tokio::time::timeout(PATIENCE, second.leading().wait_for(|leads| *leads)).await.unwrap().unwrap();
+    tokio::time::timeout(PATIENCE, second.leader().wait_for(Leader::is_us)).await.unwrap().unwrap();
     assert!(second.is_leader());
 }
 

@@ -4,7 +4,10 @@
 //! its own clock (clocks of other nodes are not believed), by a write that the API server refuses if the lease has
 //! changed; and the leader stops leading when it could not renew for the deadline, which is shorter, so that there
 //! are never two, even while the API server cannot be reached.
+//!
+//! The leader's Lease says where it takes the connections of peers that other replicas pass on.
 
+use std::net::SocketAddr;
 use std::time::Duration;
 
 use k8s_openapi::api::coordination::v1::{Lease, LeaseSpec};
@@ -18,43 +21,53 @@ use tokio_util::sync::CancellationToken;
 
 use super::{REQUEST_TIMEOUT, convert, errors};
 use crate::clock;
-use crate::store::{FIELD_MANAGER, Leadership, LeaseTimings, LeaseView, PeerLease, StoreError};
+use crate::model::object::ANNOTATION_RELAY;
+use crate::model::replica::{Leader, Replica, relay_address};
+use crate::store::{FIELD_MANAGER, Leadership, LeaseClock, LeaseTimings, LeaseView, PeerLease, StoreError};
+
+/// How long a replica that does not lead waits at most before it looks again: a lease that was given up is taken within this.
+const LOOK: Duration = Duration::from_secs(1);
 
 /// Takes part in the election until the result is dropped.
 pub(super) fn lead(
     client: Client,
     namespace: &str,
     name: &str,
-    identity: &str,
+    replica: &Replica,
     timings: LeaseTimings,
 ) -> Leadership {
-    let (leading, receiver) = watch::channel(false);
+    let (leader, receiver) = watch::channel(Leader::Nobody);
+    let (renewals, renewed) = watch::channel(None);
+    let lease = LeaseClock::new(renewed, timings.duration);
     let stop = CancellationToken::new();
     let candidate = Candidate {
         leases: Api::namespaced(client, namespace),
         namespace: namespace.to_owned(),
         name: name.to_owned(),
-        identity: identity.to_owned(),
+        replica: replica.clone(),
         timings,
-        leading,
+        leader,
         seen: None,
         renewed: Instant::now(),
+        renewals,
     };
     let task = tokio::spawn(candidate.run(stop.clone()));
-    Leadership::new(receiver, stop, task)
+    Leadership::new(receiver, lease, stop, task)
 }
 
 struct Candidate {
     leases: Api<Lease>,
     namespace: String,
     name: String,
-    identity: String,
+    replica: Replica,
     timings: LeaseTimings,
-    leading: watch::Sender<bool>,
+    leader: watch::Sender<Leader>,
     /// The resource version at which another's lease stands, and since when. Each renewal makes a new one.
     seen: Option<(String, Instant)>,
     /// When this candidate, as leader, began its last successful renewal.
     renewed: Instant,
+    /// The same, for who watches it.
+    renewals: watch::Sender<Option<Instant>>,
 }
 
 impl Candidate {
@@ -62,7 +75,7 @@ impl Candidate {
         loop {
             let round = Instant::now();
             // A round that takes longer than what is left of the deadline must not hold the leader in office.
-            let limit = if *self.leading.borrow() {
+            let limit = if self.leads() {
                 (self.renewed + self.timings.deadline).saturating_duration_since(round)
             } else {
                 self.timings.deadline
@@ -72,11 +85,13 @@ impl Candidate {
                 outcome = tokio::time::timeout(limit, self.round()) => outcome,
             };
             match outcome {
-                Ok(Ok(true)) => {
-                    self.renewed = round;
-                    self.set(true);
+                Ok(Ok(leader)) => {
+                    if leader.is_us() {
+                        self.renewed = round;
+                        self.renewals.send_replace(Some(round));
+                    }
+                    self.set(leader);
                 }
-                Ok(Ok(false)) => self.set(false),
                 Ok(Err(error)) => {
                     tracing::warn!(lease = %self.name, %error, "leader election failed; trying again")
                 }
@@ -84,35 +99,49 @@ impl Candidate {
                     tracing::warn!(lease = %self.name, "leader election: no answer from the API server")
                 }
             }
-            if self.renewed.elapsed() >= self.timings.deadline {
-                self.set(false);
+            if self.leads() && self.renewed.elapsed() >= self.timings.deadline {
+                self.set(Leader::Nobody);
             }
+            let pause = if self.leads() { self.timings.retry } else { self.timings.retry.min(LOOK) };
             tokio::select! {
                 () = stop.cancelled() => break,
-                () = tokio::time::sleep(self.timings.retry) => {}
+                () = tokio::time::sleep(pause) => {}
             }
         }
         self.release().await;
     }
 
-    fn set(&self, leads: bool) {
-        let changed = self.leading.send_if_modified(|leading| std::mem::replace(leading, leads) != leads);
-        if changed {
-            tracing::info!(lease = %self.name, identity = %self.identity, leads, "leadership changed");
+    fn leads(&self) -> bool {
+        self.leader.borrow().is_us()
+    }
+
+    fn set(&self, leader: Leader) {
+        let led = self.leads();
+        let leads = leader.is_us();
+        let changed = self.leader.send_if_modified(|last| {
+            let changed = *last != leader;
+            *last = leader;
+            changed
+        });
+        if changed && led != leads {
+            tracing::info!(lease = %self.name, identity = %self.replica.name, leads, "leadership changed");
+        } else if changed {
+            tracing::info!(lease = %self.name, leader = ?*self.leader.borrow(), "another leads");
         }
     }
 
-    /// Takes or renews the lease where it may; whether it is ours.
-    async fn round(&mut self) -> Result<bool, StoreError> {
+    /// Takes or renews the lease where it may; who leads then.
+    async fn round(&mut self) -> Result<Leader, StoreError> {
         let Some(lease) = self.leases.get_opt(&self.name).await.map_err(|e| self.error("get", &e))? else {
             return self.write(None, LeaseSpec::default()).await;
         };
         let spec = lease.spec.clone().unwrap_or_default();
         let holder = spec.holder_identity.clone().unwrap_or_default();
-        if holder == self.identity || holder.is_empty() || self.has_expired(&lease) {
+        if holder == self.replica.name || holder.is_empty() || self.has_expired(&lease) {
             return self.write(Some(lease), spec).await;
         }
-        Ok(false)
+        let told = lease.metadata.annotations.as_ref().and_then(|all| all.get(ANNOTATION_RELAY));
+        Ok(Leader::Other { name: holder, relay: told.and_then(|told| relay_address(told)) })
     }
 
     /// Whether another's lease stood still for its duration, by our own clock.
@@ -131,50 +160,56 @@ impl Candidate {
         }
     }
 
-    /// Writes our name into the lease, which must not have changed since. Whether it is ours then.
-    async fn write(&mut self, lease: Option<Lease>, before: LeaseSpec) -> Result<bool, StoreError> {
+    /// Writes our name into the lease, which must not have changed since. Who leads then, if it did not change: we.
+    async fn write(&mut self, lease: Option<Lease>, before: LeaseSpec) -> Result<Leader, StoreError> {
         let now = MicroTime(clock::now());
-        let ours = before.holder_identity.as_deref() == Some(self.identity.as_str());
+        let ours = before.holder_identity.as_deref() == Some(self.replica.name.as_str());
+        let term = before.lease_transitions.unwrap_or(0).saturating_add(i32::from(!ours));
         let spec = LeaseSpec {
-            holder_identity: Some(self.identity.clone()),
+            holder_identity: Some(self.replica.name.clone()),
             lease_duration_seconds: i32::try_from(self.timings.duration.as_secs()).ok(),
             acquire_time: if ours { before.acquire_time } else { Some(now.clone()) },
-            lease_transitions: Some(before.lease_transitions.unwrap_or(0).saturating_add(i32::from(!ours))),
+            lease_transitions: Some(term),
             renew_time: Some(now),
             ..LeaseSpec::default()
         };
         let params = PostParams { field_manager: Some(FIELD_MANAGER.to_owned()), ..PostParams::default() };
-        let written = match lease {
-            Some(mut lease) => {
-                lease.spec = Some(spec);
-                lease.metadata.managed_fields = None;
-                self.leases.replace(&self.name, &params, &lease).await
-            }
-            None => {
-                let metadata = ObjectMeta { name: Some(self.name.clone()), ..ObjectMeta::default() };
-                self.leases.create(&params, &Lease { metadata, spec: Some(spec) }).await
-            }
+        let is_new = lease.is_none();
+        let mut lease = lease.unwrap_or_else(|| Lease {
+            metadata: ObjectMeta { name: Some(self.name.clone()), ..ObjectMeta::default() },
+            spec: None,
+        });
+        lease.spec = Some(spec);
+        lease.metadata.managed_fields = None;
+        tell_relay(&mut lease.metadata, self.replica.relay);
+        let written = if is_new {
+            self.leases.create(&params, &lease).await
+        } else {
+            self.leases.replace(&self.name, &params, &lease).await
         };
         match written.map_err(|e| self.error("renew", &e)) {
-            Ok(_) => Ok(true),
+            Ok(_) => Ok(Leader::Us { term: i64::from(term) }),
             // Another was first. A leader that finds it changed has not renewed: the next round sees who holds it.
-            Err(StoreError::Conflict { .. } | StoreError::AlreadyExists { .. }) if !ours => Ok(false),
+            Err(StoreError::Conflict { .. } | StoreError::AlreadyExists { .. }) if !ours => {
+                Ok(Leader::Nobody)
+            }
             Err(error) => Err(error),
         }
     }
 
     /// Says that nobody holds the lease, where it is ours.
     async fn release(&mut self) {
-        self.set(false);
+        self.set(Leader::Nobody);
         let request = async {
             let Some(mut lease) = self.leases.get_opt(&self.name).await? else { return Ok(()) };
             let Some(spec) = lease.spec.as_mut() else { return Ok(()) };
-            if spec.holder_identity.as_deref() != Some(self.identity.as_str()) {
+            if spec.holder_identity.as_deref() != Some(self.replica.name.as_str()) {
                 return Ok(());
             }
             spec.holder_identity = None;
             spec.acquire_time = None;
             spec.lease_duration_seconds = Some(1);
+            tell_relay(&mut lease.metadata, None);
             lease.metadata.managed_fields = None;
             let params =
                 PostParams { field_manager: Some(FIELD_MANAGER.to_owned()), ..PostParams::default() };
@@ -192,6 +227,15 @@ impl Candidate {
     fn error(&self, verb: &'static str, error: &kube::Error) -> StoreError {
         errors::of_request(verb, object(&self.namespace, &self.name), error)
     }
+}
+
+/// Says where the holder takes what is passed on, or that it does not.
+fn tell_relay(metadata: &mut ObjectMeta, relay: Option<SocketAddr>) {
+    let annotations = metadata.annotations.get_or_insert_default();
+    match relay {
+        Some(relay) => annotations.insert(ANNOTATION_RELAY.to_owned(), relay.to_string()),
+        None => annotations.remove(ANNOTATION_RELAY),
+    };
 }
 
 fn object(namespace: &str, name: &str) -> String {

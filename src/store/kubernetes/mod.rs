@@ -35,6 +35,7 @@ use super::{
     STATUS_FIELD_MANAGER, Selected, Selection, Severity, StoreError, WATCH_CAPACITY, pointer,
 };
 use crate::model::object::Kind;
+use crate::model::replica::Replica;
 use crate::model::{Object, ObjectKey};
 
 /// How long one request may take. Watches are not bounded by it.
@@ -256,8 +257,8 @@ impl KubernetesStore {
         self.recorder.record(key, uid, severity, reason, message).await;
     }
 
-    pub(super) fn lead(&self, name: &str, identity: &str, timings: LeaseTimings) -> Leadership {
-        lease::lead(self.client.clone(), &self.namespace, name, identity, timings.ordered())
+    pub(super) fn lead(&self, name: &str, replica: &Replica, timings: LeaseTimings) -> Leadership {
+        lease::lead(self.client.clone(), &self.namespace, name, replica, timings.ordered())
     }
 
     pub(super) async fn touch_lease(&self, lease: &PeerLease) -> Result<(), StoreError> {

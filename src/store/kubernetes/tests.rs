@@ -12,6 +12,7 @@ use tokio::sync::mpsc;
 
 use super::KubernetesStore;
 use crate::model::object::{Kind, OwnerRef};
+use crate::model::replica::{Leader, Replica};
 use crate::model::{Object, ObjectKey};
 use crate::store::{
     Event, LeaseTimings, PatchOp, PeerLease, Precondition, Severity, Store, StoreError, pointer,
@@ -497,19 +498,19 @@ async fn one_leads_and_a_leader_that_is_cut_off_stops_before_another_starts() {
     };
     let cut = Arc::new(Mutex::new(false));
     let (one, two) = (stand(&server, Arc::clone(&cut)), stand(&server, Arc::default()));
-    let first = one.lead("agent", "one", LeaseTimings::default());
-    first.leading().wait_for(|leads| *leads).await.unwrap();
-    let second = two.lead("agent", "two", LeaseTimings::default());
+    let first = one.lead("agent", &Replica::named("one"), LeaseTimings::default());
+    first.leader().wait_for(Leader::is_us).await.unwrap();
+    let second = two.lead("agent", &Replica::named("two"), LeaseTimings::default());
     // Renewed for longer than it lasts: nothing changes.
     tokio::time::sleep(Duration::from_secs(60)).await;
     assert!(first.is_leader() && !second.is_leader());
 
     *cut.lock().unwrap() = true;
     let at = tokio::time::Instant::now();
-    first.leading().wait_for(|leads| !*leads).await.unwrap();
+    first.leader().wait_for(|leader| !leader.is_us()).await.unwrap();
     let stopped = at.elapsed();
     assert!(!second.is_leader(), "two lead at once");
-    second.leading().wait_for(|leads| *leads).await.unwrap();
+    second.leader().wait_for(Leader::is_us).await.unwrap();
     assert!(
         stopped <= Duration::from_secs(11) && at.elapsed() >= Duration::from_secs(13),
         "{stopped:?}, {:?}",
@@ -522,7 +523,7 @@ async fn one_leads_and_a_leader_that_is_cut_off_stops_before_another_starts() {
     // Given up, it is taken within a retry.
     let at = tokio::time::Instant::now();
     second.release().await;
-    first.leading().wait_for(|leads| *leads).await.unwrap();
+    first.leader().wait_for(Leader::is_us).await.unwrap();
     assert!(at.elapsed() <= Duration::from_secs(3), "{:?}", at.elapsed());
     let lease = server.lock().unwrap().lease.clone().unwrap();
     assert_eq!(

@@ -7,10 +7,12 @@ use std::fmt;
 
 /// Declares the reasons of one condition.
 macro_rules! reasons {
-    ($(#[$doc:meta])* $name:ident of $condition:ident { $($(#[$reason_doc:meta])* $reason:ident,)+ }) => {
-        $(#[$doc])*
+    ($(#[doc = $doc:literal])* $name:ident of $condition:ident {
+        $($(#[doc = $reason_doc:literal])* $reason:ident,)+
+    }) => {
+        $(#[doc = $doc])*
         #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
-        pub enum $name { $($(#[$reason_doc])* $reason,)+ }
+        pub enum $name { $($(#[doc = $reason_doc])* $reason,)+ }
 
         impl $name {
             /// The condition that these are reasons of.
@@ -23,6 +25,18 @@ macro_rules! reasons {
             #[must_use]
             pub const fn as_str(self) -> &'static str {
                 match self { $(Self::$reason => stringify!($reason),)+ }
+            }
+
+            /// The condition and its reasons, in the words of this file.
+            pub(super) const fn described(
+                kind: &'static str,
+            ) -> $crate::api::v1alpha1::conditions::catalogue::Described {
+                $crate::api::v1alpha1::conditions::catalogue::Described {
+                    kind,
+                    condition: Self::CONDITION,
+                    about: concat!($($doc),*),
+                    reasons: &[$((stringify!($reason), concat!($($reason_doc),*))),+],
+                }
             }
         }
 
@@ -40,6 +54,7 @@ macro_rules! reasons {
     };
 }
 
+pub mod catalogue;
 mod mesh;
 mod peer;
 mod service;

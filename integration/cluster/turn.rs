@@ -1,0 +1,116 @@
+//! Whose turn it is: how many scenarios run beside each other, which first, and which alone. All tests of the ring may be
+//! started at once: those whose turn has not come wait here.
+
+use std::collections::BTreeSet;
+use std::io::Write as _;
+use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
+use std::time::Instant;
+
+/// How many scenarios on pairs run beside each other, and beside one on the shared three. Each waits for most of its time.
+const PAIRS: usize = 4;
+/// What takes longest goes first, so that nobody waits for it in the end.
+const FIRST: [&str; 10] = [
+    "proxies::with_the_agent",
+    "rotation::natural",
+    "one_sided::",
+    "diagnose::",
+    "rotation::",
+    "restart::",
+    "revocation::",
+    "proxies::",
+    "uninstall::",
+    "verdict::",
+];
+/// What promises so little time that nothing may run beside it goes last, alone.
+const ALONE: &str = "scenarios::push::a_new_authority";
+const LAST: usize = usize::MAX;
+
+/// Who waits, in order, and what runs.
+struct Turns {
+    /// On pairs.
+    waiting: BTreeSet<(usize, usize)>,
+    came: usize,
+    running: usize,
+    is_alone: bool,
+    /// On the shared three, waiting or not.
+    trios: usize,
+    trio_runs: bool,
+}
+
+impl Turns {
+    fn may_go(&self, own: (usize, usize)) -> bool {
+        let is_free = if own.0 == LAST { self.running + self.trios == 0 } else { self.running < PAIRS };
+        is_free && !self.is_alone && self.waiting.first() == Some(&own)
+    }
+}
+
+static TURNS: Mutex<Turns> = Mutex::new(Turns {
+    waiting: BTreeSet::new(),
+    came: 0,
+    running: 0,
+    is_alone: false,
+    trios: 0,
+    trio_runs: false,
+});
+static CHANGED: Condvar = Condvar::new();
+
+fn turns() -> MutexGuard<'static, Turns> {
+    TURNS.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// The turn of a scenario. Dropped, it is another's, and it is said how long it was, whatever the test runner captures.
+pub(crate) struct Turn {
+    is_trio: bool,
+    name: String,
+    since: Instant,
+}
+
+impl Turn {
+    /// Waits for the turn of a scenario on a pair, shared or its own.
+    pub(crate) fn of_pair() -> Self {
+        let name = std::thread::current().name().unwrap_or_default().to_owned();
+        let rank = FIRST.iter().position(|first| name.contains(first)).unwrap_or(FIRST.len());
+        let mut turns = turns();
+        let own = (if name.starts_with(ALONE) { LAST } else { rank }, turns.came);
+        turns.came += 1;
+        turns.waiting.insert(own);
+        while !turns.may_go(own) {
+            turns = CHANGED.wait(turns).unwrap_or_else(PoisonError::into_inner);
+        }
+        turns.waiting.remove(&own);
+        turns.running += 1;
+        turns.is_alone = own.0 == LAST;
+        // There may be room for the next one, too.
+        CHANGED.notify_all();
+        Self { is_trio: false, name, since: Instant::now() }
+    }
+
+    /// Waits for the turn of a scenario on the shared three.
+    pub(crate) fn of_trio() -> Self {
+        let name = std::thread::current().name().unwrap_or_default().to_owned();
+        let mut turns = turns();
+        turns.trios += 1;
+        while turns.trio_runs || turns.is_alone {
+            turns = CHANGED.wait(turns).unwrap_or_else(PoisonError::into_inner);
+        }
+        turns.trio_runs = true;
+        Self { is_trio: true, name, since: Instant::now() }
+    }
+}
+
+impl Drop for Turn {
+    fn drop(&mut self) {
+        let mut turns = turns();
+        if self.is_trio {
+            turns.trios -= 1;
+            turns.trio_runs = false;
+        } else {
+            turns.running -= 1;
+            turns.is_alone = false;
+        }
+        CHANGED.notify_all();
+        drop(turns);
+        let took = self.since.elapsed().as_secs_f64();
+        let _ = writeln!(std::io::stderr(), "{} took {took:.0} s", self.name);
+    }
+}

@@ -249,7 +249,7 @@ pub(super) struct Declared {
     generation: i64,
     name: ServiceName,
     tls_mode: TlsMode,
-    service: Option<Service>,
+    service: Option<Arc<Service>>,
 }
 
 impl Declared {

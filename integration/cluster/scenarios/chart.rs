@@ -302,8 +302,8 @@ async fn upgrade(east: &Domain, agent: &mut Agent) -> Result<()> {
     agent.ready(READY).await
 }
 
-/// Other workloads of an export have a policy of their own, and the one of those before goes, whoever owns it.
-async fn other_workloads(west: &Domain) -> Result<()> {
+/// What an export of another shape does not need, the agent itself takes away, since its owner stays.
+async fn other_shapes(west: &Domain) -> Result<()> {
     let policies = west.kubernetes.api(POLICY.0, POLICY.1, SHOP).await?;
     let names = || async {
         let all = policies.list(&ListParams::default()).await?;
@@ -317,13 +317,26 @@ async fn other_workloads(west: &Domain) -> Result<()> {
         ensure!(before.difference(&now).next().is_some(), "{now:?}");
         Ok(())
     })
-    .await
+    .await?;
+    let gateway = json!({"type": "istio-eastwestgateway", "port": 15443, "ip": "10.77.2.3"});
+    let other_mode = json!({"spec": {"tlsMode": "IstioMtls", "gateways": [gateway]}});
+    merge(west, SERVICE, SHOP, "web", other_mode).await?;
+    gone(west, GATEWAY, SHOP, "web-ingressgateway").await?;
+    for kind in [ROUTES, PEER_AUTHENTICATION] {
+        eventually(&format!("no {} is needed", kind.1), SOON, || async {
+            let left = west.kubernetes.api(kind.0, kind.1, SHOP).await?.list(&ListParams::default()).await?;
+            ensure!(left.items.is_empty(), "{} left", left.items.len());
+            Ok(())
+        })
+        .await?;
+    }
+    Ok(())
 }
 
 /// All peers and exports are taken away, and with them what was made of them.
 async fn end(pair: &Pair) -> Result<()> {
     let (east, west) = (&pair.east, &pair.west);
-    other_workloads(west).await?;
+    other_shapes(west).await?;
     for (kind, namespace, name) in
         [(SERVICE, SHOP, "cart"), (SERVICE, SHOP, "web"), (RULE, None, "none"), (("v1", "Pod"), SHOP, "web")]
     {

@@ -121,7 +121,7 @@ pub async fn start(args: &AgentArgs, cancel: CancellationToken) -> anyhow::Resul
         asks,
         tries: Tries {
             every: Duration::from_secs(args.timing.gateway_check_seconds.max(1)),
-            leading: leadership.leading(),
+            leading: acts.clone(),
         },
     };
     let targets = sources.targets(store.clone(), Arc::clone(&metrics));
@@ -140,7 +140,8 @@ pub async fn start(args: &AgentArgs, cancel: CancellationToken) -> anyhow::Resul
     let (plans, failures) = planning.spawn(&mut tasks, sources, &cancel);
     let watched = Watched {
         ready: serves,
-        leading: leadership.leading(),
+        leading: acts.clone(),
+        lease: leadership.lease(),
         metrics,
         seen: Seen::new(worlds, plans.clone()),
         store: store.clone(),

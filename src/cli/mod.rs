@@ -74,17 +74,11 @@ struct Cli {
 
 #[derive(Subcommand, Debug)]
 enum Command {
-    /// Show every peer in both directions, and what is not well
     Status(status::StatusArgs),
-    /// List the peers, or describe one
     Peers(peers::PeersArgs),
-    /// List the services that are exported and imported
     Services(services::ServicesArgs),
-    /// Show the authorities of every bundle, when each is valid, and which peer holds which
     Bundles(bundles::BundlesArgs),
-    /// Show an SVID's chain, up to which authority, and which held bundle verifies it
     Svid(svid::SvidArgs),
-    /// Name the first broken link of the path to a peer, and the remedy
     Diagnose(diagnose::DiagnoseArgs),
     /// Invite another trust domain: a token for its operator
     Invite(Box<invite::InviteArgs>),
@@ -105,7 +99,6 @@ enum Command {
     Render(render::RenderArgs),
     /// Print the CustomResourceDefinitions
     Crds,
-    /// Print the completions for a shell
     Completions(completions::CompletionsArgs),
     /// Run the agent beside SPIRE
     Agent(Box<crate::config::AgentArgs>),
@@ -195,14 +188,23 @@ fn log(cli: &Cli) -> anyhow::Result<Option<traces::Exporter>> {
     let lines = tracing_subscriber::fmt::layer()
         .with_ansi(std::io::stderr().is_terminal())
         .with_writer(std::io::stderr);
-    let lines: Box<dyn Layer<Registry> + Send + Sync> =
-        if cli.log_json { lines.json().boxed() } else { lines.boxed() };
+    let lines: Box<dyn Layer<Registry> + Send + Sync> = if cli.log_json {
+        lines.json().with_filter(filter).boxed()
+    } else {
+        lines.with_filter(filter).boxed()
+    };
+    let mut layers = vec![lines];
     let endpoint = match &cli.command {
         Command::Agent(args) => args.otlp_endpoint.as_deref().filter(|endpoint| !endpoint.is_empty()),
         _ => None,
     };
-    let (spans, exporter) = endpoint.map(traces::layer).transpose()?.unzip();
-    tracing_subscriber::registry().with(lines.with_filter(filter)).with(spans).init();
+    let mut exporter = None;
+    if let Some(endpoint) = endpoint {
+        let (spans, sends) = traces::layer::<Registry>(endpoint)?;
+        layers.push(spans.boxed());
+        exporter = Some(sends);
+    }
+    tracing_subscriber::registry().with(layers).init();
     Ok(exporter)
 }
 

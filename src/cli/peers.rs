@@ -18,10 +18,11 @@ use crate::model::Object;
 use crate::model::object::Kind;
 
 /// Where the texts of a description begin.
-const INDENT: usize = 24;
+const INDENT: usize = 26;
 
-/// Lists the peers; of those that are named, all that is known: conditions with their reasons, addresses, bundle, what they
-/// hold of ours.
+/// List the peers, or describe one.
+///
+/// Of those that are named it shows all that is known: conditions with their reasons, addresses, bundle, what they hold of ours.
 ///
 /// Exit code 1 where one is not ready.
 #[derive(Args, Debug)]
@@ -33,6 +34,7 @@ pub(super) struct PeersArgs {
     #[command(flatten)]
     at: StoreFlags,
 
+    /// The format of what is printed.
     #[arg(short, long, default_value = "table")]
     output: ListFormat,
 }
@@ -80,6 +82,9 @@ fn describe(peer: &Object, screen: Screen, now: Timestamp) -> String {
         if of("/status") != "True" {
             indented(&mut text_of, of("/message"), screen);
         }
+    }
+    if conditions(peer).next().is_none() {
+        text_of.push_str(&field("not judged yet", "no agent has looked at it: does one follow this store?"));
     }
     for (name, value) in fields(peer) {
         text_of.push_str(&field(name, &plain(&value)));

@@ -13,7 +13,8 @@ use tokio::io::AsyncReadExt as _;
 
 use super::exit::{NOT_ASKED, NotAsked};
 use super::output::plain;
-use super::store::{ClusterFlags, chain};
+use super::store::ClusterFlags;
+use crate::store::chain;
 
 /// The container of the agent in its pod, and the program in it.
 const CONTAINER: &str = "entente";

@@ -494,6 +494,30 @@ async fn who_is_not_open_dials_nobody_and_refuses_nobody() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn who_shut_down_is_dialled_again_at_once_by_who_dialled_before() {
+    // every other pause is a minute at least
+    let long = Duration::from_secs(600);
+    let timings =
+        Timings { backoff_min: long, backoff_max: long, return_within: Duration::from_secs(30), ..quick() };
+    let (west, east) = (Domain::new("west.test"), Domain::new("east.test"));
+    let (of_west, of_east) = (west.bundle(), east.bundle());
+    let source = west.source(&[&of_east]);
+    let west = Agent::with(west, source, timings).await;
+    let east = Agent::start(east, &[&of_west]).await;
+    let (w, e) = (west.domain.td.clone(), east.domain.td.clone());
+    east.expects(&west.domain);
+    west.dials(&east.domain, east.address());
+    for _ in 0..2 {
+        west.connected(&e).await;
+        east.connected(&w).await;
+        east.open.send_replace(false);
+        west.until(&e, |state| matches!(state.link, LinkState::Parted { .. })).await;
+        east.open.send_replace(true);
+    }
+    west.connected(&e).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn of_two_replicas_the_one_that_is_open_has_the_stream() {
     let west = Domain::new("west.test");
     let east = Domain::new("east.test");

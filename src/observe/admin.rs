@@ -16,14 +16,15 @@ use tokio_util::sync::CancellationToken;
 use super::metrics::{Known, Lead, Metrics};
 use super::seen::Seen;
 use super::view;
-use crate::store::Store;
+use crate::store::{LeaseClock, Store};
 
 /// What is told of.
 #[derive(Debug)]
 pub struct Watched {
-    /// Whether every source has been read.
+    /// Whether peers can be served: by this replica, or by the one to which it passes them on.
     pub ready: watch::Receiver<bool>,
     pub leading: watch::Receiver<bool>,
+    pub lease: LeaseClock,
     pub metrics: Arc<Metrics>,
     pub seen: Seen,
     /// Which knows what was told of objects.
@@ -77,7 +78,7 @@ async fn metrics_text(State(watched): State<Arc<Watched>>) -> impl IntoResponse 
     let seen = watched.seen.now().await;
     let (leads, ready) = (*watched.leading.borrow(), *watched.ready.borrow());
     let known = seen.as_ref().map(|(world, plan)| Known { world, plan, leads });
-    match watched.metrics.encode(Lead { leads, lease: None }, ready, known) {
+    match watched.metrics.encode(Lead { leads, lease: watched.lease.left() }, ready, known) {
         Ok(text) => (StatusCode::OK, [(header::CONTENT_TYPE, TEXT)], text),
         Err(error) => (StatusCode::INTERNAL_SERVER_ERROR, [(header::CONTENT_TYPE, "text/plain")], error),
     }

@@ -107,6 +107,7 @@ fn every_condition_and_reason_that_is_asked_for_is_there() {
         ConditionType::BundleEndpointHealthy,
         ConditionType::BundleDistributed,
         ConditionType::Connected,
+        ConditionType::GatewaysReachable,
     ]
     .map(ConditionType::as_str)
     .to_vec();

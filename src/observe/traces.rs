@@ -88,7 +88,7 @@ pub(crate) fn operation(operation: &dyn std::fmt::Display) -> Span {
         "operation",
         operation = %operation,
         otel.status_code = Empty,
-        otel.status_message = Empty
+        otel.status_description = Empty
     )
 }
 
@@ -100,7 +100,7 @@ pub(crate) fn dial(peer: &dyn std::fmt::Display) -> Span {
         otel.kind = "client",
         peer = %peer,
         otel.status_code = Empty,
-        otel.status_message = Empty
+        otel.status_description = Empty
     )
 }
 
@@ -117,7 +117,7 @@ pub(crate) fn heard() -> Span {
 /// Marks what a span stands for as failed.
 pub(crate) fn failed(span: &Span, why: &dyn std::fmt::Display) {
     span.record("otel.status_code", "ERROR");
-    span.record("otel.status_message", display(why));
+    span.record("otel.status_description", display(why));
 }
 
 #[cfg(test)]

@@ -6,6 +6,7 @@ use std::time::Duration;
 use jiff::Timestamp;
 use tokio::sync::watch;
 use tokio::task::JoinHandle;
+use tokio::time::Instant;
 use tokio_util::sync::{CancellationToken, DropGuard};
 
 use crate::model::OwnerRef;
@@ -43,10 +44,32 @@ impl LeaseTimings {
     }
 }
 
+/// How long the lease of a replica holds, for who watches it.
+#[derive(Clone, Debug)]
+pub struct LeaseClock {
+    renewed: watch::Receiver<Option<Instant>>,
+    holds: Duration,
+}
+
+impl LeaseClock {
+    pub(super) const fn new(renewed: watch::Receiver<Option<Instant>>, holds: Duration) -> Self {
+        Self { renewed, holds }
+    }
+
+    /// What is left of it now, and how long it holds once it is renewed. `None` where it never was this replica's, or needs
+    /// no renewal.
+    #[must_use]
+    pub fn left(&self) -> Option<(Duration, Duration)> {
+        let renewed = (*self.renewed.borrow())?;
+        Some((self.holds.saturating_sub(renewed.elapsed()), self.holds))
+    }
+}
+
 /// A part in a leader election. Dropped, it gives the lease up in the background; see [`Leadership::release`].
 #[derive(Debug)]
 pub struct Leadership {
     leader: watch::Receiver<Leader>,
+    lease: LeaseClock,
     stop: DropGuard,
     task: JoinHandle<()>,
 }
@@ -54,16 +77,23 @@ pub struct Leadership {
 impl Leadership {
     pub(super) fn new(
         leader: watch::Receiver<Leader>,
+        lease: LeaseClock,
         stop: CancellationToken,
         task: JoinHandle<()>,
     ) -> Self {
-        Self { leader, stop: stop.drop_guard(), task }
+        Self { leader, lease, stop: stop.drop_guard(), task }
     }
 
     /// Follows who leads. Not we at first, and not we as soon as renewal failed for the deadline.
     #[must_use]
     pub fn leader(&self) -> watch::Receiver<Leader> {
         self.leader.clone()
+    }
+
+    /// How long the lease of this replica holds.
+    #[must_use]
+    pub fn lease(&self) -> LeaseClock {
+        self.lease.clone()
     }
 
     /// Whether this replica leads now.

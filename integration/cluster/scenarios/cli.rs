@@ -83,7 +83,10 @@ fn commands_reach_the_agent_through_its_pod() {
         let about = run(&["about", "-o", "json"]).await?.must(0, &[])?.json()?;
         ensure!(about["spiffeID"] == pair.east.agent_id(), "{about}");
         run(&["diagnose", "west.example"]).await?.must(0, &["The path to west.example is well"])?;
-        run(&["rotate", "x509", "--dry-run"]).await?.must(0, &[])?;
+        eventually("the peer holds every authority", SOON, || async {
+            run(&["rotate", "x509", "--dry-run"]).await?.must(0, &[]).map(drop)
+        })
+        .await?;
         let bundles = run(&["bundles"]).await?.must(0, &["east.example (ours)", "active", "west.example"])?;
         ensure!(bundles.err.is_empty(), "{}", bundles.err);
         let peer = pair.west.agent_address().to_string();

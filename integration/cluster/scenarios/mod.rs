@@ -14,6 +14,7 @@ mod gateways;
 mod health;
 mod hostile;
 mod mesh;
+mod observe;
 mod one_sided;
 mod poison;
 #[cfg(target_os = "linux")]

@@ -123,6 +123,9 @@ impl Stage {
                 domain.agent_address(),
                 domain.store().display()
             ))?;
+            if let Some(admin) = domain.admin_address() {
+                story.say(format!("{name}: look at http://{admin}/"))?;
+            }
         }
         let cart = Service::start(ServiceConfig {
             host: HOST.to_owned(),

@@ -150,9 +150,10 @@ async fn a_peer_that_reaches_a_follower_alone_talks_to_the_leader_whoever_that_i
         stand.leads(leader);
         stand.east[leader].connected(&stand.w).await;
         stand.west.connected(&stand.e).await;
-        for (number, replica) in stand.east.iter().enumerate() {
-            let has_state = replica.federation.states.borrow().contains_key(&stand.w);
-            assert!(number == leader || !has_state || *replica.open.borrow(), "{number} talks too");
+        for (_, replica) in stand.east.iter().enumerate().filter(|(number, _)| *number != leader) {
+            let mut states = replica.federation.states.clone();
+            let wait = states.wait_for(|all| !all.contains_key(&stand.w));
+            timeout(PATIENCE, wait).await.expect("another talks too").unwrap();
         }
         stand.nobody_leads();
         stand.west.parted(&stand.e).await;
@@ -179,7 +180,7 @@ async fn a_connection_that_finds_no_leader_waits_for_the_next() {
     let since = Instant::now();
     stand.leads(1);
     stand.west.connected(&stand.e).await;
-    assert!(since.elapsed() < Duration::from_secs(2), "{:?}", since.elapsed());
+    assert!(since.elapsed() < Duration::from_secs(5), "{:?}", since.elapsed());
     // a leader to which nothing is passed on: sent away
     stand.east[0].leader.send_replace(Leader::Other { name: "old".to_owned(), relay: None });
     let mut refused = TcpStream::connect(stand.east[0].federation.local_addr).await.unwrap();
@@ -254,7 +255,7 @@ async fn what_is_passed_on_counts_for_where_it_is_from() {
     let (west, east) = (Domain::new("west.test"), Domain::new("east.test"));
     let source = east.source(&[&west.bundle()]);
     let any: SocketAddr = "127.0.0.1:0".parse().unwrap();
-    let timings = crate::federation::Timings { connections_per_second: 1, connections_burst: 3, ..quick() };
+    let timings = crate::federation::Timings { connections_per_second: 0, connections_burst: 3, ..quick() };
     let cancel = CancellationToken::new();
     let leader = watch::channel(Leader::Us { term: 1 }).1;
     let federation = Federation::start(
@@ -286,7 +287,7 @@ async fn what_is_passed_on_counts_for_where_it_is_from() {
     for _ in 0..8 {
         first += usize::from(spoken_to("192.0.2.1:1").await);
     }
-    assert!((3..6).contains(&first), "{first} of one source");
+    assert_eq!(first, 3, "of one source");
     assert!(spoken_to("192.0.2.2:1").await, "another source pays for it");
     cancel.cancel();
 }

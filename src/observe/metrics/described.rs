@@ -53,7 +53,7 @@ macro_rules! metrics {
 metrics! {
     /// 1, with the version of the agent.
     BUILD_INFO = Gauge "entente_build_info" ["version"];
-    /// 1 once every source has been read: the store, the Workload API and the SPIRE Server API.
+    /// 1 where /readyz says so: every source has been read, and peers are served, or passed on to the replica that leads.
     READY = Gauge "entente_ready" [];
     /// 1 where this replica leads: it alone writes, and talks to peers.
     LEADER = Gauge "entente_leader" [];

@@ -13,6 +13,9 @@ const MOST: usize = 24;
 /// The width of a time line.
 const WIDTH: i64 = 300;
 
+const OURS: &str = "Our authorities, and the peers that hold each, by their own word";
+const ITS: &str = "Its authorities, and who of us holds each";
+
 /// One authority.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) struct Row {
@@ -31,6 +34,7 @@ pub(super) struct Row {
 /// The authorities of one trust domain.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub(super) struct TimeLine {
+    pub(super) caption: &'static str,
     pub(super) rows: Vec<Row>,
     pub(super) more: usize,
     /// Where now is, of [`WIDTH`].
@@ -54,7 +58,7 @@ pub(super) fn ours(world: &World) -> TimeLine {
             Some((server.authorities.as_ref()?.old.as_ref()?.anchor(), name.as_str()))
         })
         .collect();
-    timeline(world.now, bundle.authorities(), |authority| {
+    timeline(OURS, world.now, bundle.authorities(), |authority| {
         let id = authority.id();
         let (role, class) = match needed.get(id) {
             Some(Role::Active { server }) => (format!("active: {server} signs with it"), "active"),
@@ -94,7 +98,7 @@ pub(super) fn of_peer(world: &World, peer: &Peer) -> TimeLine {
         all.extend(bundle.authorities().map(|authority| (authority.fingerprint(), authority)));
     }
     let places = [("its endpoint", served), ("our SPIRE", stored), ("our workloads", delivered)];
-    timeline(world.now, all.into_values(), |authority| {
+    timeline(ITS, world.now, all.into_values(), |authority| {
         let (role, class) = if authority.tainted {
             ("tainted", "old")
         } else if authority.not_after() < world.now {
@@ -114,6 +118,7 @@ pub(super) fn of_peer(world: &World, peer: &Peer) -> TimeLine {
 }
 
 fn timeline<'a>(
+    caption: &'static str,
     now: Timestamp,
     authorities: impl Iterator<Item = &'a Authority>,
     tell: impl Fn(&Authority) -> Told,
@@ -144,5 +149,5 @@ fn timeline<'a>(
             holders,
         }
     });
-    TimeLine { rows: rows.collect(), more, now: place(now), begins: time(begins), ends: time(ends) }
+    TimeLine { caption, rows: rows.collect(), more, now: place(now), begins: time(begins), ends: time(ends) }
 }

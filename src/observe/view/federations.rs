@@ -221,12 +221,11 @@ pub(super) fn degraded() -> Federation {
 
 /// A new authority is prepared: one peer holds it, one does not yet.
 pub(super) fn rotating() -> Federation {
-    let old = Bundle::new(td(EAST), [ca(0xaa, -72, 24).authority()]);
+    let last = ca(0x99, -150, 6).authority();
+    let active = ca(0xaa, -72, 24).authority();
+    let old = Bundle::new(td(EAST), [last.clone(), active.clone()]);
     let next = ca(0xbb, -2, 94);
-    let own = Bundle::new(
-        td(EAST),
-        [ca(0x99, -150, 6).authority(), ca(0xaa, -72, 24).authority(), next.authority()],
-    );
+    let own = Bundle::new(td(EAST), [last, active, next.authority()]);
     let mut federation = empty(&own);
     let spire = Arc::make_mut(federation.world.spire.as_mut().unwrap());
     let slots = spire.servers.get_mut("spire-server:8081").unwrap().authorities.as_mut().unwrap();

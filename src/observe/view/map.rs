@@ -78,16 +78,18 @@ const ROW: u32 = 108;
 /// For windows with room: ours on the left, peers on the right.
 pub(super) fn wide(own: &str, note: &str, pairs: &[Pair]) -> Map {
     const WIDTH: u32 = 960;
-    const OWN: u32 = 250;
+    const OWN: u32 = 230;
     const PEER: u32 = 270;
     let rows = u32::try_from(pairs.len()).unwrap_or(u32::MAX).clamp(1, 10_000);
     let height = rows * ROW + 12;
+    // Each line begins and ends at a place of its own.
+    let own_height = (rows * 40).max(BOX);
     let own = Node {
         x: 8,
-        y: height / 2 - BOX / 2,
+        y: (height - own_height) / 2,
         width: OWN,
-        height: BOX,
-        name: short(own, 25),
+        height: own_height,
+        name: short(own, 23),
         title: own.to_owned(),
         note: note.to_owned(),
         tone: Tone::Good,
@@ -108,19 +110,19 @@ pub(super) fn wide(own: &str, note: &str, pairs: &[Pair]) -> Map {
                 format!("M{far} {y} L{bend} {y} C{near} {y} {bend} {own_y} {near} {own_y}")
             }
         };
-        let own_middle = own.y + BOX / 2;
+        let own_middle = own.y + (2 * row + 1) * own.height / (2 * rows);
         let (above, below) = (middle - 15, middle + 15);
         lines.push(Line {
-            path: curve(own_middle - 10, above, true),
+            path: curve(own_middle - 9, above, true),
             tone: pair.trusts,
-            label: short(&format!("{} we hold its bundle: {}", pair.trusts.sign(), pair.trusts_why), 36),
+            label: short(&format!("{} we hold its bundle: {}", pair.trusts.sign(), pair.trusts_why), 41),
             x: bend + 12,
             y: above - 7,
         });
         lines.push(Line {
-            path: curve(own_middle + 10, below, false),
+            path: curve(own_middle + 9, below, false),
             tone: pair.trusted,
-            label: short(&format!("{} it holds ours: {}", pair.trusted.sign(), pair.trusted_why), 36),
+            label: short(&format!("{} it holds ours: {}", pair.trusted.sign(), pair.trusted_why), 41),
             x: bend + 12,
             y: below + 18,
         });

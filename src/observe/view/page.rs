@@ -41,11 +41,11 @@ struct Page {
     summary: String,
     summary_tone: Tone,
     maps: Vec<(&'static str, Map)>,
+    tones: [Tone; 3],
     ours: TimeLine,
     peers: Vec<PeerSection>,
     more_peers: usize,
-    exports: Services,
-    imports: Services,
+    services: [Services; 2],
     events: Vec<EventRow>,
     leads: bool,
     now: String,
@@ -77,8 +77,10 @@ struct ConditionRow {
     since: String,
 }
 
-#[derive(Debug, Default)]
+#[derive(Debug)]
 struct Services {
+    caption: &'static str,
+    column: &'static str,
     rows: Vec<ServiceRow>,
     more: usize,
 }
@@ -106,7 +108,7 @@ struct EventRow {
 ///
 /// # Errors
 /// Where it cannot be written, which no input causes.
-pub fn html(known: Known<'_>) -> Result<String, String> {
+pub(super) fn html(known: Known<'_>) -> Result<String, String> {
     page(known).render().map_err(|error| error.to_string())
 }
 
@@ -130,8 +132,8 @@ fn page(known: Known<'_>) -> Page {
         ours: authorities::ours(world),
         more_peers: world.peers.len().saturating_sub(MOST_PEERS),
         peers,
-        exports: exports(world),
-        imports: imports(known),
+        services: [exports(world), imports(known)],
+        tones: [Tone::Good, Tone::Bad, Tone::Unknown],
         events: known.events.iter().map(event).collect(),
         leads: known.leads,
         now: time(world.now),
@@ -279,7 +281,7 @@ fn exports(world: &World) -> Services {
             });
         }
     }
-    cut(all)
+    cut("Exported: ours, to peers", "To", all)
 }
 
 /// What became here of each service of peers: by the answers to them, and else by what was kept of them.
@@ -318,15 +320,15 @@ fn imports(Known { world, plan, .. }: Known<'_>) -> Services {
             all.insert((trust_domain, name), row);
         }
     }
-    cut(all.into_values().collect())
+    cut("Imported: peers', to us", "From", all.into_values().collect())
 }
 
 /// What needs a look comes first.
-fn cut(mut all: Vec<ServiceRow>) -> Services {
+fn cut(caption: &'static str, column: &'static str, mut all: Vec<ServiceRow>) -> Services {
     all.sort_by(|a, b| (a.tone, &a.name, &a.trust_domain).cmp(&(b.tone, &b.name, &b.trust_domain)));
     let more = all.len().saturating_sub(MOST_SERVICES);
     all.truncate(MOST_SERVICES);
-    Services { rows: all, more }
+    Services { caption, column, rows: all, more }
 }
 
 fn event(told: &Told) -> EventRow {

@@ -4,6 +4,7 @@
 pub(crate) mod audit;
 pub mod federated_service;
 pub mod imported_service;
+mod news;
 mod peer_bundle;
 mod peer_details;
 pub mod service_export_rule;
@@ -17,15 +18,13 @@ use std::sync::Arc;
 use jiff::Timestamp;
 use serde_json::{Map, Value, json};
 
+use super::StatusWrite;
 use super::ending;
 use super::exports::ExportReport;
 use super::imports::ImportReport;
 use super::memo::Memo;
 use super::services::ServicesPlan;
-use super::{StatusWrite, Transition};
-use crate::api::v1alpha1::conditions::{
-    BundleDistributedReason, BundleEndpointReason, ReadyReason, ReciprocalReason,
-};
+use crate::api::v1alpha1::conditions::ReadyReason;
 use crate::model::condition::{Condition, Truth};
 use crate::model::import::Imported;
 use crate::model::object::{Kind, ObjectKey};
@@ -66,42 +65,12 @@ pub fn merge(
     (stored != Some(&status)).then_some(status)
 }
 
-/// Reasons that are told even where the condition was False already: somebody has to act.
-const NEWS: [&str; 8] = [
-    ReadyReason::EndingHeldBack.as_str(),
-    ReciprocalReason::PeerEnded.as_str(),
-    BundleEndpointReason::NoUsableAuthority.as_str(),
-    BundleEndpointReason::AuthorityShared.as_str(),
-    BundleEndpointReason::AuthoritiesSubstituted.as_str(),
-    BundleDistributedReason::SuspendedUnusableBundle.as_str(),
-    BundleDistributedReason::SuspendedSharedAuthority.as_str(),
-    BundleDistributedReason::Withdrawn.as_str(),
-];
-
 /// The write of a status over the one that stands there.
 #[must_use]
 pub fn written(uid: &str, stored: Option<&Value>, status: Value) -> StatusWrite {
     let list =
         |status: &Value| status.get("conditions").and_then(Value::as_array).cloned().unwrap_or_default();
-    let before = stored.map(list).unwrap_or_default();
-    let transitions = list(&status)
-        .iter()
-        .filter_map(|condition| {
-            let get = |name| field(condition, name).unwrap_or_default();
-            let last = before.iter().find(|c| field(c, "type") == Some(get("type")));
-            let was = last.and_then(|c| field(c, "status")).unwrap_or("Unknown");
-            // What is not known yet, and what is lost sight of, is in the condition; an Event is for what is known.
-            let turned = was != get("status") && get("status") != "Unknown";
-            let because = last.and_then(|c| field(c, "reason"));
-            let is_news = turned || (NEWS.contains(&get("reason")) && because != Some(get("reason")));
-            is_news.then(|| Transition {
-                is_warning: get("status") == "False",
-                condition: get("type").to_owned(),
-                reason: get("reason").to_owned(),
-                message: get("message").to_owned(),
-            })
-        })
-        .collect();
+    let transitions = news::transitions(&stored.map(list).unwrap_or_default(), &list(&status));
     StatusWrite { uid: uid.to_owned(), status, transitions }
 }
 

@@ -13,7 +13,7 @@ use tokio_util::sync::CancellationToken;
 use super::files::{self, Manner};
 use super::manifest;
 use crate::model::replica::{Leader, Replica};
-use crate::store::{Leadership, LeaseTimings, LeaseView, PeerLease, StoreError};
+use crate::store::{Leadership, LeaseClock, LeaseTimings, LeaseView, PeerLease, StoreError};
 
 /// Leads while it holds the lock of a file, which the system takes back from a process that dies. Who else leads is not told.
 pub(super) fn lead(folder: &Path, name: &str, replica: &Replica, timings: LeaseTimings) -> Leadership {
@@ -44,7 +44,9 @@ pub(super) fn lead(folder: &Path, name: &str, replica: &Replica, timings: LeaseT
         }
         drop(held);
     });
-    Leadership::new(receiver, stop, task)
+    // A lock needs no renewal.
+    let lease = LeaseClock::new(watch::channel(None).1, timings.duration);
+    Leadership::new(receiver, lease, stop, task)
 }
 
 /// The locked file; nothing where another holds it.

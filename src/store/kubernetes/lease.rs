@@ -23,7 +23,7 @@ use super::{REQUEST_TIMEOUT, convert, errors};
 use crate::clock;
 use crate::model::object::ANNOTATION_RELAY;
 use crate::model::replica::{Leader, Replica, relay_address};
-use crate::store::{FIELD_MANAGER, Leadership, LeaseTimings, LeaseView, PeerLease, StoreError};
+use crate::store::{FIELD_MANAGER, Leadership, LeaseClock, LeaseTimings, LeaseView, PeerLease, StoreError};
 
 /// How long a replica that does not lead waits at most before it looks again: a lease that was given up is taken within this.
 const LOOK: Duration = Duration::from_secs(1);
@@ -37,6 +37,8 @@ pub(super) fn lead(
     timings: LeaseTimings,
 ) -> Leadership {
     let (leader, receiver) = watch::channel(Leader::Nobody);
+    let (renewals, renewed) = watch::channel(None);
+    let lease = LeaseClock::new(renewed, timings.duration);
     let stop = CancellationToken::new();
     let candidate = Candidate {
         leases: Api::namespaced(client, namespace),
@@ -47,9 +49,10 @@ pub(super) fn lead(
         leader,
         seen: None,
         renewed: Instant::now(),
+        renewals,
     };
     let task = tokio::spawn(candidate.run(stop.clone()));
-    Leadership::new(receiver, stop, task)
+    Leadership::new(receiver, lease, stop, task)
 }
 
 struct Candidate {
@@ -63,6 +66,8 @@ struct Candidate {
     seen: Option<(String, Instant)>,
     /// When this candidate, as leader, began its last successful renewal.
     renewed: Instant,
+    /// The same, for who watches it.
+    renewals: watch::Sender<Option<Instant>>,
 }
 
 impl Candidate {
@@ -83,6 +88,7 @@ impl Candidate {
                 Ok(Ok(leader)) => {
                     if leader.is_us() {
                         self.renewed = round;
+                        self.renewals.send_replace(Some(round));
                     }
                     self.set(leader);
                 }

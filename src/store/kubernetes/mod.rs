@@ -101,7 +101,7 @@ impl KubernetesStore {
     /// # Errors
     /// [`StoreError::Absent`] where the API server does not know the kind; see [`StoreError`] for the others.
     pub async fn list(&self, kind: Kind) -> Result<Vec<Object>, StoreError> {
-        let api: Api<DynamicObject> = Api::all_with(self.client.clone(), &resource(kind));
+        let api: Api<Lean> = Api::all_with(self.client.clone(), &resource(kind));
         let key = ObjectKey::cluster(kind, "(all)");
         let mut objects = Vec::new();
         let mut params = ListParams::default().limit(PAGE);

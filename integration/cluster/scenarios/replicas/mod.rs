@@ -5,6 +5,7 @@ mod stand;
 
 use super::restart::{at_rest, writes};
 use super::{IMPORTED, PEER, SERVICE_ENTRY, SOON, both_ready, found, of_peer};
+use crate::balancer::Balancer;
 use crate::hostile::Hostile;
 use crate::kubernetes::{AGENT_USER, Write};
 use crate::pair::with_pair;
@@ -66,7 +67,7 @@ fn a_leader_that_is_killed_twenty_times_loses_no_change_and_makes_none_twice() {
         let imports = Recorder::start(&pair.west, IMPORTED, namespace).await?;
         let entries = Recorder::start(&pair.west, SERVICE_ENTRY, namespace).await?;
         let in_east = Recorder::start(&pair.east, SERVICE_ENTRY, namespace).await?;
-        let changes = Changes::start(pair, 0, Duration::from_millis(400)).await?;
+        let changes = Changes::start(pair, 0, Duration::from_millis(500)).await?;
         let (mut replaced, mut gaps) = (Vec::new(), Vec::new());
         for _ in 0..KILLS {
             let leader = stand.leader().await?;
@@ -180,8 +181,8 @@ fn a_peer_that_reaches_a_follower_alone_is_served_and_each_replica_says_who_lead
         let mut stand = Stand::new(pair, options).await?;
         ensure!(stand.leader().await? == 0, "the first to start leads");
         stand.at(stand.replicas[1].listen()).await?;
-        // cut what came by the first
-        stand.balancer.set(Vec::new());
+        // what came by the one is cut
+        stand.balancer = Balancer::start(Vec::new()).await?;
         both_ready(pair).await?;
         for replica in &mut stand.replicas {
             replica.ready(Duration::from_secs(5)).await?;
@@ -278,9 +279,12 @@ fn a_leader_that_is_cut_off_from_its_api_server_writes_nothing_once_another_lead
         })
         .await?;
         eprintln!("another leads {:?} after the leader was cut off", cut.elapsed());
-        // It has stopped by then, by its own clock.
+        // It has stopped by then, by its own clock, and whoever dials is sent to others.
         let about = stand.about(0).await?;
         ensure!(!about.contains("(leads)"), "two lead: {about}");
+        let (status, body) = stand.replicas[0].get("/readyz").await?;
+        ensure!(status == 503, "{status}: {body}");
+        stand.balancer.set(vec![stand.replicas[1].listen()]);
         let user = format!("system:serviceaccount:{AGENT_NAMESPACE}:{account}");
         let count = || -> Result<usize> {
             let writes = west.kubernetes.writes_of(&user)?;

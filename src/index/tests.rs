@@ -38,6 +38,22 @@ fn where_a_gateway_was_seen_is_kept_in_mind_while_nothing_says_it() {
     assert_eq!(seen(&index), ["192.0.2.8:15443"]);
 }
 
+/// Without Istio nothing of it is waited for; with it, everything is.
+#[test]
+fn kinds_that_are_not_followed_are_not_waited_for() {
+    for istio in [true, false] {
+        let settings = Settings { istio, ..Settings::standard() };
+        let watched = settings.watched();
+        assert_eq!(watched.len(), if istio { Kind::WATCHED.len() } else { Kind::WATCHED.len() - 6 });
+        let mut index = Index::new(Arc::new(settings), Timestamp::UNIX_EPOCH);
+        for kind in watched {
+            assert!(!index.world().is_read(), "{kind} was not waited for");
+            index.store(Event::Reset { kind, objects: Vec::new() });
+        }
+        assert!(index.world().is_read());
+    }
+}
+
 /// Of our own objects the status is known apart from them; of others', not at all.
 #[test]
 fn a_status_is_held_once() {
@@ -68,20 +84,4 @@ fn a_status_is_held_once() {
 fn what_is_kept_small_is_whole_again() {
     let object = gateway(&["192.0.2.8"]);
     assert_eq!(Packed::of(&object).unpack(), object);
-}
-
-/// Without Istio nothing of it is waited for; with it, everything is.
-#[test]
-fn kinds_that_are_not_followed_are_not_waited_for() {
-    for istio in [true, false] {
-        let settings = Settings { istio, ..Settings::standard() };
-        let watched = settings.watched();
-        assert_eq!(watched.len(), if istio { Kind::WATCHED.len() } else { Kind::WATCHED.len() - 6 });
-        let mut index = Index::new(Arc::new(settings), Timestamp::UNIX_EPOCH);
-        for kind in watched {
-            assert!(!index.world().is_read(), "{kind} was not waited for");
-            index.store(Event::Reset { kind, objects: Vec::new() });
-        }
-        assert!(index.world().is_read());
-    }
 }

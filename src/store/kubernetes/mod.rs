@@ -101,13 +101,13 @@ impl KubernetesStore {
     /// # Errors
     /// [`StoreError::Absent`] where the API server does not know the kind; see [`StoreError`] for the others.
     pub async fn list(&self, kind: Kind) -> Result<Vec<Object>, StoreError> {
-        let api: Api<DynamicObject> = Api::all_with(self.client.clone(), &resource(kind));
+        let api: Api<Lean> = Api::all_with(self.client.clone(), &resource(kind));
         let key = ObjectKey::cluster(kind, "(all)");
         let mut objects = Vec::new();
         let mut params = ListParams::default().limit(PAGE);
         loop {
             let page = bounded("list", &key, api.list(&params)).await?;
-            objects.extend(page.items.into_iter().map(|object| convert::to_object(kind, object)));
+            objects.extend(page.items.into_iter().map(|object| convert::to_object(kind, object.into())));
             match page.metadata.continue_.filter(|token| !token.is_empty()) {
                 Some(token) => params = params.continue_token(&token),
                 None => return Ok(objects),

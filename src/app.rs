@@ -8,7 +8,6 @@ mod sources;
 
 use std::net::SocketAddr;
 use std::sync::Arc;
-use std::time::Duration;
 
 use anyhow::Context as _;
 use tokio::sync::watch;
@@ -119,10 +118,7 @@ pub async fn start(args: &AgentArgs, cancel: CancellationToken) -> anyhow::Resul
         planned_in: planned_sender,
         metrics: Arc::clone(&metrics),
         asks,
-        tries: Tries {
-            every: Duration::from_secs(args.timing.gateway_check_seconds.max(1)),
-            leading: acts.clone(),
-        },
+        tries: Tries::new(&args.timing, acts.clone()),
     };
     let targets = sources.targets(store.clone(), Arc::clone(&metrics));
     let control = control(

@@ -10,6 +10,7 @@ use tokio_util::sync::CancellationToken;
 
 use super::sources::Sources;
 use crate::clock;
+use crate::config::TimingArgs;
 use crate::index::run::{Ask, Inputs, Outputs};
 use crate::index::{self, Index};
 use crate::model::replica::Leader;
@@ -39,6 +40,13 @@ pub(super) struct Planning {
 pub(super) struct Tries {
     pub(super) every: Duration,
     pub(super) leading: watch::Receiver<bool>,
+}
+
+impl Tries {
+    pub(super) fn new(timing: &TimingArgs, leading: watch::Receiver<bool>) -> Self {
+        // With 0 no plan names a gateway.
+        Self { every: Duration::from_secs(timing.gateway_check_seconds.max(1)), leading }
+    }
 }
 
 /// What cannot be written, by object.

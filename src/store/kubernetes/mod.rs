@@ -107,7 +107,7 @@ impl KubernetesStore {
         let mut params = ListParams::default().limit(PAGE);
         loop {
             let page = bounded("list", &key, api.list(&params)).await?;
-            objects.extend(page.items.into_iter().map(|object| convert::to_object(kind, object.into())));
+            objects.extend(page.items.into_iter().map(|object| convert::to_object(kind, object)));
             match page.metadata.continue_.filter(|token| !token.is_empty()) {
                 Some(token) => params = params.continue_token(&token),
                 None => return Ok(objects),

@@ -233,7 +233,8 @@ fn older_and_newer_peers_are_understood_by_whichever_replica_they_reach() {
             let outcomes = line.offer(&[older.service("shop", &name).encode_to_vec()]).await?;
             ensure!(outcomes.get(&format!("{name}.shop")) == Some(&None), "{protocol}: {outcomes:?}");
             let host = format!("{name}.shop.east.example");
-            found(&pair.west, SERVICE_ENTRY, Some(AGENT_NAMESPACE), &host).await?;
+            let place = Some(AGENT_NAMESPACE);
+            eventually("it is imported", SOON, || found(&pair.west, SERVICE_ENTRY, place, &host)).await?;
             ensure!(line.said().ended.is_none(), "{protocol}: {:?}", line.said().ended);
         }
         Ok(())

@@ -115,6 +115,8 @@ pub(super) async fn holder(domain: &Domain) -> Result<Option<usize>> {
 /// A FederatedService `change-N` of `here` in namespace `shop`, for `there`.
 pub(super) fn change(number: usize, here: &str, there: &str) -> Value {
     let name = format!("change-{number}");
+    // no peer has a gateway where we have ours
+    let gateway = if here == EAST { "10.77.1.1" } else { "10.77.2.2" };
     json!({
         "apiVersion": "entente.dev/v1alpha1",
         "kind": "FederatedService",
@@ -126,7 +128,7 @@ pub(super) fn change(number: usize, here: &str, there: &str) -> Value {
             "exportedTrustDomains": [there],
             "clients": {"spiffeIDs": [format!("spiffe://{there}/ns/web/sa/frontend")]},
             "serverSPIFFEIDs": [format!("spiffe://{here}/ns/shop/sa/{name}")],
-            "gateways": [{"type": "istio-eastwestgateway", "port": 15443, "ip": "10.77.2.2"}],
+            "gateways": [{"type": "istio-eastwestgateway", "port": 15443, "ip": gateway}],
         },
     })
 }

@@ -179,7 +179,8 @@ fn refused(namespace: &str, pod: &str, error: &kube::Error) -> NotAsked {
                 400 | 404 => "is that the agent's pod? Its container is to run, and to be named `entente`",
                 _ => "see the pod's events, and the kubelet of its node",
             };
-            (status.message.clone(), remedy)
+            // One that gives no reason ends in the colon before it.
+            (status.message.trim_end_matches([':', ' ']).to_owned(), remedy)
         }
         kube::Error::UpgradeConnection(_) => {
             (chain(error), "does a proxy between here and the API server pass no WebSocket on?")

@@ -150,7 +150,7 @@ fn who_may_reach_the_agent_is_decided_by_rbac() {
         let half = json!({"apiGroups": [""], "resources": ["pods/exec"], "verbs": ["get"]});
         grant(east, &[&lease, &pods, &half]).await?;
         eventually("half of the grant is in force", SOON, || async {
-            run(&["about"]).await?.must(3, &["cannot create", "pods/exec", "`get` and `create`"])?;
+            run(&["about"]).await?.must(3, &["is forbidden", "`get` and `create` on `pods/exec`"])?;
             Ok(())
         })
         .await?;

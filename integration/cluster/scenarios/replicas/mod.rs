@@ -16,13 +16,15 @@ use crate::world::{AGENT_NAMESPACE, Domain};
 use anyhow::{Context, Result, ensure};
 use prost::Message as _;
 use serde_json::json;
-use stand::{Changes, Recorder, Stand, all_applied, holder, import, replica, summary};
+use stand::{
+    Changes, LONG_LEASE, Recorder, SHORT_LEASE, Stand, all_applied, holder, import, replica, summary,
+};
 use std::collections::BTreeMap;
 use std::time::{Duration, Instant};
 
 const KILLS: usize = 20;
-/// By the Lease: 3 s until it may be taken, a second until that is seen, and what a crowded machine takes.
-const REPLACED: Duration = Duration::from_secs(15);
+/// By the Lease: 5 s until it may be taken, a second until that is seen, and what a crowded machine takes.
+const REPLACED: Duration = Duration::from_secs(20);
 /// Two seconds, and what a crowded machine takes.
 const GAP: Duration = Duration::from_secs(10);
 
@@ -61,7 +63,7 @@ fn each_changed_something(
 #[test]
 fn a_leader_that_is_killed_twenty_times_loses_no_change_and_makes_none_twice() {
     with_pair(async |pair| {
-        let options = (0..3).map(|number| replica(number, None)).collect::<Result<_>>()?;
+        let options = (0..3).map(|number| replica(number, SHORT_LEASE, None)).collect::<Result<_>>()?;
         let mut stand = Stand::new(pair, options).await?;
         let (_, before) = at_rest(&pair.east, &pair.west).await?;
         let namespace = Some(AGENT_NAMESPACE);
@@ -121,7 +123,7 @@ fn a_leader_that_is_killed_twenty_times_loses_no_change_and_makes_none_twice() {
 #[test]
 fn a_rolling_restart_is_no_gap_and_every_replica_can_be_dialled_all_the_while() {
     with_pair(async |pair| {
-        let options = (0..3).map(|number| replica(number, None)).collect::<Result<_>>()?;
+        let options = (0..3).map(|number| replica(number, LONG_LEASE, None)).collect::<Result<_>>()?;
         let mut stand = Stand::new(pair, options).await?;
         let (_, before) = at_rest(&pair.east, &pair.west).await?;
         let namespace = Some(AGENT_NAMESPACE);
@@ -174,7 +176,7 @@ fn a_rolling_restart_is_no_gap_and_every_replica_can_be_dialled_all_the_while() 
 #[test]
 fn a_peer_that_reaches_a_follower_alone_is_served_and_each_replica_says_who_leads() {
     with_pair(async |pair| {
-        let options = (0..2).map(|number| replica(number, None)).collect::<Result<_>>()?;
+        let options = (0..2).map(|number| replica(number, SHORT_LEASE, None)).collect::<Result<_>>()?;
         let mut stand = Stand::new(pair, options).await?;
         ensure!(stand.leader().await? == 0, "the first to start leads");
         stand.at(stand.replicas[1].listen()).await?;
@@ -214,7 +216,7 @@ fn a_peer_that_reaches_a_follower_alone_is_served_and_each_replica_says_who_lead
 #[test]
 fn older_and_newer_peers_are_understood_by_whichever_replica_they_reach() {
     with_pair(async |pair| {
-        let options = (0..2).map(|number| replica(number, None)).collect::<Result<_>>()?;
+        let options = (0..2).map(|number| replica(number, LONG_LEASE, None)).collect::<Result<_>>()?;
         let mut stand = Stand::new(pair, options).await?;
         ensure!(stand.east.stop().await? == 0, "east's agent ended badly");
         let mut older = Hostile::start(&pair.east, &pair.west).await?;
@@ -259,7 +261,7 @@ fn a_leader_that_is_cut_off_from_its_api_server_writes_nothing_once_another_lead
         let by_relay = west.dir().join("by-relay.kubeconfig");
         std::fs::write(&by_relay, text.replace(&from, &to))?;
 
-        let options = vec![replica(0, Some(by_relay))?, replica(1, None)?];
+        let options = vec![replica(0, SHORT_LEASE, Some(by_relay))?, replica(1, SHORT_LEASE, None)?];
         let stand = Stand::new(pair, options).await?;
         ensure!(stand.leader().await? == 0, "the first to start leads");
         let changes = Changes::start(pair, 0, Duration::from_millis(100)).await?;

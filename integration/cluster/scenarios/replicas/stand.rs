@@ -33,14 +33,27 @@ pub(super) struct Stand<'a> {
     pub(super) balancer: Balancer,
 }
 
+/// A lease that is long enough for a leader on a crowded machine to renew it in time, where nobody waits for it to run out.
+pub(super) const LONG_LEASE: u32 = 15;
+/// One that others wait out.
+pub(super) const SHORT_LEASE: u32 = 5;
+
+/// Short times for all but the lease of the leader.
+fn with_lease(seconds: u32) -> AgentOptions {
+    let mut options = quick();
+    options.args.retain(|arg| !arg.starts_with("--lease-seconds"));
+    options.args.push(format!("--lease-seconds={seconds}"));
+    options
+}
+
 /// The options of a replica of this number, on addresses of its own.
-pub(super) fn replica(number: usize, kubeconfig: Option<PathBuf>) -> Result<AgentOptions> {
+pub(super) fn replica(number: usize, lease: u32, kubeconfig: Option<PathBuf>) -> Result<AgentOptions> {
     let mut options = AgentOptions {
         name: format!("replica-{number}"),
         listen: Some(ports::free()?),
         admin_listen: Some(ports::free()?),
         kubeconfig,
-        ..quick()
+        ..with_lease(lease)
     };
     options.args.push(format!("--replica=replica-{number}"));
     options.args.push(format!("--relay-listen={}", ports::free()?));
@@ -58,7 +71,7 @@ impl<'a> Stand<'a> {
             replicas.push(agent);
         }
         let balancer = Balancer::start(replicas.iter().map(Agent::listen).collect()).await?;
-        let mut east = Agent::start(&pair.east, quick())?;
+        let mut east = Agent::start(&pair.east, with_lease(LONG_LEASE))?;
         east.ready(READY).await?;
         let stand = Self { pair, replicas, east, balancer };
         stand.at(stand.balancer.address()).await?;

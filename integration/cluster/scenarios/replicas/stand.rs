@@ -168,11 +168,11 @@ impl Changes {
             let mut number = first;
             while !*stopped.borrow() {
                 let (api, here, there) =
-                    if number % 2 == 0 { (&east, EAST, WEST) } else { (&west, WEST, EAST) };
+                    if number.is_multiple_of(2) { (&east, EAST, WEST) } else { (&west, WEST, EAST) };
                 times.lock().unwrap_or_else(PoisonError::into_inner).insert(number, Instant::now());
                 let object: DynamicObject = serde_json::from_value(change(number, here, there))?;
                 api.create(&kube::api::PostParams::default(), &object).await?;
-                if number % 8 == 0 {
+                if number.is_multiple_of(8) {
                     let admitted = json!([{"namespace": "*", "name": "*"}, {"namespace": "shop", "name": format!("only-{number}")}]);
                     let change = json!({"spec": {"imports": {"services": admitted}}});
                     let params = kube::api::PatchParams::default();
@@ -257,7 +257,7 @@ impl Drop for Recorder {
 
 /// The host of a change, where it is imported, and in which domain that is.
 pub(super) fn import(number: usize, pair: &Pair) -> (&Domain, String) {
-    if number % 2 == 0 {
+    if number.is_multiple_of(2) {
         (&pair.west, format!("change-{number}.shop.{EAST}"))
     } else {
         (&pair.east, format!("change-{number}.shop.{WEST}"))

@@ -5,7 +5,7 @@ FROM rust:1.95.0-slim-bookworm AS build
 # That of the image, without the components of rust-toolchain.toml that a build has no use for.
 ENV RUSTUP_TOOLCHAIN=1.95.0
 WORKDIR /build
-COPY Cargo.toml Cargo.lock ./
+COPY Cargo.toml Cargo.lock askama.toml ./
 COPY proto proto
 # Cargo.toml names its tests; they are not built.
 COPY integration integration

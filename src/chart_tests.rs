@@ -186,7 +186,7 @@ fn the_image_is_built_from_what_is_there() {
         .filter(|(key, _)| ["build", "path"].contains(key));
     let folders =
         paths.map(|(_, path)| path.trim_matches('"').split('/').next().unwrap_or_default().to_owned());
-    for needed in folders.chain(["Cargo.toml", "Cargo.lock", "src"].map(str::to_owned)) {
+    for needed in folders.chain(["Cargo.toml", "Cargo.lock", "askama.toml", "src"].map(str::to_owned)) {
         assert!(
             copied.contains(needed.as_str()),
             "the build reads {needed}, which the Dockerfile does not copy"

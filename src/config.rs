@@ -290,10 +290,11 @@ pub struct TimingArgs {
     #[arg(long, env = "ENTENTE_SPIRE_POLL_SECONDS", default_value_t = 75)]
     pub spire_poll_seconds: u64,
 
-    /// The shortest and the longest pause between two attempts to reach a peer's agent.
+    /// The shortest pause between two attempts to reach a peer's agent.
     #[arg(long, env = "ENTENTE_DIAL_MIN_SECONDS", default_value_t = 1)]
     pub dial_min_seconds: u64,
 
+    /// The longest pause between two attempts to reach a peer's agent.
     #[arg(long, env = "ENTENTE_DIAL_MAX_SECONDS", default_value_t = 30)]
     pub dial_max_seconds: u64,
 

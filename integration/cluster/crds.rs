@@ -19,7 +19,7 @@ const ISTIO: [&str; 7] = [
     "virtualservices.networking.istio.io",
     "workloadentries.networking.istio.io",
 ];
-const ESTABLISHED_DEADLINE: Duration = Duration::from_secs(30);
+const ESTABLISHED_DEADLINE: Duration = Duration::from_secs(180);
 
 fn name_of(crd: &Value) -> &str {
     crd.pointer("/metadata/name").and_then(Value::as_str).unwrap_or_default()

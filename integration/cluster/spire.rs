@@ -34,7 +34,7 @@ use std::time::Duration;
 use tokio::net::UnixStream;
 use tonic::transport::{Channel, Endpoint};
 
-const READY_DEADLINE: Duration = Duration::from_secs(60);
+const READY_DEADLINE: Duration = Duration::from_secs(180);
 /// Not shorter, however short workloads' SVIDs are: a join token is good once, so an agent whose own SVID ran out while
 /// it was stopped could not come back.
 const AGENT_TTL: Duration = Duration::from_secs(3600);

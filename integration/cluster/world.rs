@@ -43,7 +43,9 @@ const OBJECTS: [(&str, &str); 13] = [
     CFTD,
 ];
 const STOP_DEADLINE: Duration = Duration::from_secs(20);
-const RESET_DEADLINE: Duration = Duration::from_secs(30);
+const RESET_DEADLINE: Duration = Duration::from_secs(60);
+/// How many domains are brought up at a time: that is work for the processor, and done no sooner by more at once.
+static STARTS: tokio::sync::Semaphore = tokio::sync::Semaphore::const_new(2);
 
 /// How a trust domain is set.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -80,6 +82,7 @@ impl Domain {
     /// agent's registration, which SPIRE has when this returns.
     pub(crate) async fn start(trust_domain: &str, options: Options) -> Result<Self> {
         let trust_domain = TrustDomain::new(trust_domain)?;
+        let _turn = STARTS.acquire().await?;
         let scratch = Scratch::new()?;
         let kubernetes_dir = scratch.folder("k")?;
         let spire_dir = scratch.folder("s")?;

@@ -58,6 +58,8 @@ pub(crate) struct Meshes {
 
 impl Meshes {
     async fn start() -> Result<Self> {
+        // before what takes its time
+        crate::istiod::program()?;
         let east = Domain::start("east.example", Options::default());
         let west = Domain::start("west.example", Options::default());
         let (east, west) = tokio::join!(east, west);

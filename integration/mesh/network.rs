@@ -69,7 +69,10 @@ impl Network {
         let args: Vec<&str> = args.iter().map(String::as_str).collect();
         let holder = hold(&self.dir, &port, "nsenter", &args)?;
         let pid = holder.pid().context("a namespace has ended")?;
-        ip(&self.holder, &format!("link add {port} type veth peer name eth0 netns {pid}"))?;
+        // One address has one MAC, also in the namespace after: others remember it.
+        let [a, b, c, d] = address.octets();
+        let mac = format!("02:00:{a:02x}:{b:02x}:{c:02x}:{d:02x}");
+        ip(&self.holder, &format!("link add {port} type veth peer name eth0 address {mac} netns {pid}"))?;
         ip(&self.holder, &format!("link set {port} master br0 up"))?;
         ip(&holder, "link set lo up")?;
         ip(&holder, &format!("address add {address}/{PREFIX} dev eth0"))?;

@@ -147,6 +147,7 @@ struct Three {
 
 impl Three {
     async fn start() -> Result<Self> {
+        crate::istiod::program()?;
         let start = |name| Domain::start(name, Options::default());
         let (east, west, north) = tokio::join!(start(DOMAINS[0]), start(DOMAINS[1]), start(DOMAINS[2]));
         let domains = vec![east?, west?, north?];

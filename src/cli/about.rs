@@ -10,6 +10,7 @@ use crate::control::About;
 
 #[derive(Args, Debug)]
 pub(super) struct AboutArgs {
+    /// The format of what is printed.
     #[arg(short, long, default_value = "text")]
     output: TextFormat,
 

@@ -27,8 +27,7 @@ use crate::model::object::Kind;
 /// As much of an ID as tells it from others, in a table that is not wide.
 const SHORT: usize = 16;
 
-/// Shows the X.509 authorities of our bundle, with the peers that hold each, and those of every peer's bundle, each with the time
-/// that it is valid.
+/// Show the authorities of every bundle, when each is valid, and which peer holds which.
 ///
 /// The peers' are read from the store. Ours, and when an authority begins, are known to the running agent alone: where that
 /// cannot be asked, the rest is shown, and a note says so.
@@ -44,6 +43,7 @@ pub(super) struct BundlesArgs {
     #[command(flatten)]
     socket: SocketFlag,
 
+    /// The format of what is printed.
     #[arg(short, long, default_value = "table")]
     output: ListFormat,
 }

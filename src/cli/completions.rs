@@ -5,7 +5,7 @@ use std::io::Write as _;
 use clap::Args;
 use clap_complete::Shell;
 
-/// Prints the completions for a shell, for example:
+/// Print the completions for a shell.
 ///
 ///     source <(entente completions bash)
 ///     entente completions zsh > "${fpath[1]}/_entente"
@@ -13,6 +13,7 @@ use clap_complete::Shell;
 #[derive(Args, Debug)]
 #[command(verbatim_doc_comment)]
 pub(super) struct CompletionsArgs {
+    /// Whose completions.
     shell: Shell,
 }
 

@@ -20,7 +20,7 @@ use tokio::sync::Mutex;
 use super::exit::NotAsked;
 use super::output::noticed;
 use super::reach::{self, Remote, Stream};
-use super::store::ClusterFlags;
+use super::store::{ClusterFlags, WHICH};
 use crate::config::CONTROL_SOCKET;
 
 /// Beyond what any single request of the control API takes: long work is asked for in steps.
@@ -33,7 +33,7 @@ const MOST: usize = 64 * 1024 * 1024;
 pub(super) struct SocketFlag {
     /// The control socket of an agent beside us. Without it, `/run/entente/control.sock` where that is there; else the agent that
     /// leads in the cluster, through `kubectl exec` (it needs `get` and `create` on `pods/exec`).
-    #[arg(long, env = "ENTENTE_CONTROL", value_name = "SOCKET")]
+    #[arg(long, env = "ENTENTE_CONTROL", value_name = "SOCKET", help_heading = WHICH)]
     pub(super) control: Option<PathBuf>,
 }
 
@@ -109,13 +109,6 @@ impl Refusal {
 pub(super) struct Unanswered {
     agent: String,
     what: &'static str,
-}
-
-/// The connection ended before the agent was asked.
-#[derive(Debug, thiserror::Error)]
-#[error("the agent {agent} hung up before it was asked; run this again")]
-struct Unsent {
-    agent: String,
 }
 
 /// No agent serves the socket.
@@ -207,7 +200,7 @@ impl ControlClient {
         let (line, status, text) = match kept {
             // One that the agent closes at this moment: nothing of the request has left.
             Some(line) => match self.ask(line, request.clone()).await {
-                Err(error) if error.is::<Unsent>() => self.ask(self.connect().await?, request).await?,
+                Err(error) if error.is::<NotAsked>() => self.ask(self.connect().await?, request).await?,
                 asked => asked?,
             },
             None => self.ask(self.connect().await?, request).await?,
@@ -274,7 +267,8 @@ async fn broken(line: Line, error: &anyhow::Error) -> anyhow::Error {
         return not_asked.into();
     }
     if is_unsent {
-        return Unsent { agent: line.agent }.into();
+        return NotAsked(format!("the agent {} hung up before it was asked; run this again", line.agent))
+            .into();
     }
     Unanswered { agent: line.agent, what: "broke off" }.into()
 }
@@ -298,7 +292,8 @@ mod tests {
         assert!(silent.is::<Unanswered>() && silent.to_string().contains("in time"), "{silent:#}");
         let hang_up = async {
             loop {
-                drop(listener.accept().await.unwrap());
+                let (mut stream, _) = listener.accept().await.unwrap();
+                let _ = tokio::io::AsyncReadExt::read(&mut stream, &mut [0; 16]).await;
             }
         };
         let broken = tokio::select! { error = ask() => error, () = hang_up => unreachable!() };

@@ -13,8 +13,9 @@ use crate::diagnose::{Broken, Diagnosis, Side, Verdict};
 use crate::model::TrustDomain;
 use crate::model::diagnosis::Outcome;
 
-/// Walks the path to a peer in order, from both ends where the peer's agent can be asked, and names the first broken
-/// link and the remedy.
+/// Name the first broken link of the path to a peer, and the remedy.
+///
+/// The path is walked in order, from both ends where the peer's agent can be asked.
 ///
 /// Exit codes: 0 healthy; 1 a link is broken; 2 the command line cannot be used; 3 the agent cannot be asked, or this
 /// replica of it does not lead and so sees only part of the path.
@@ -31,6 +32,7 @@ pub(super) struct DiagnoseArgs {
     #[arg(long)]
     no_peer: bool,
 
+    /// The format of what is printed.
     #[arg(short, long, default_value = "text")]
     output: TextFormat,
 }

@@ -41,6 +41,7 @@ struct NewArgs {
     #[arg(long)]
     file: Option<PathBuf>,
 
+    /// The format of what is printed.
     #[arg(short, long, default_value = "text")]
     output: TextFormat,
 
@@ -52,6 +53,7 @@ struct NewArgs {
 enum Action {
     /// Show the invites that are open.
     List {
+        /// The format of what is printed.
         #[arg(short, long, default_value = "text")]
         output: TextFormat,
 

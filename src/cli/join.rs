@@ -31,6 +31,7 @@ pub(super) struct JoinArgs {
     #[arg(long)]
     accepted: bool,
 
+    /// The format of what is printed.
     #[arg(short, long, default_value = "text")]
     output: TextFormat,
 

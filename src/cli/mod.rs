@@ -74,17 +74,11 @@ struct Cli {
 
 #[derive(Subcommand, Debug)]
 enum Command {
-    /// Show every peer in both directions, and what is not well
     Status(status::StatusArgs),
-    /// List the peers, or describe one
     Peers(peers::PeersArgs),
-    /// List the services that are exported and imported
     Services(services::ServicesArgs),
-    /// Show the authorities of every bundle, when each is valid, and which peer holds which
     Bundles(bundles::BundlesArgs),
-    /// Show an SVID's chain, up to which authority, and which held bundle verifies it
     Svid(svid::SvidArgs),
-    /// Name the first broken link of the path to a peer, and the remedy
     Diagnose(diagnose::DiagnoseArgs),
     /// Invite another trust domain: a token for its operator
     Invite(Box<invite::InviteArgs>),
@@ -105,7 +99,6 @@ enum Command {
     Render(render::RenderArgs),
     /// Print the CustomResourceDefinitions
     Crds,
-    /// Print the completions for a shell
     Completions(completions::CompletionsArgs),
     /// Run the agent beside SPIRE
     Agent(Box<crate::config::AgentArgs>),

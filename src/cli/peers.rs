@@ -18,10 +18,11 @@ use crate::model::Object;
 use crate::model::object::Kind;
 
 /// Where the texts of a description begin.
-const INDENT: usize = 24;
+const INDENT: usize = 26;
 
-/// Lists the peers; of those that are named, all that is known: conditions with their reasons, addresses, bundle, what they
-/// hold of ours.
+/// List the peers, or describe one.
+///
+/// Of those that are named it shows all that is known: conditions with their reasons, addresses, bundle, what they hold of ours.
 ///
 /// Exit code 1 where one is not ready.
 #[derive(Args, Debug)]
@@ -33,6 +34,7 @@ pub(super) struct PeersArgs {
     #[command(flatten)]
     at: StoreFlags,
 
+    /// The format of what is printed.
     #[arg(short, long, default_value = "table")]
     output: ListFormat,
 }
@@ -81,6 +83,9 @@ fn describe(peer: &Object, screen: Screen, now: Timestamp) -> String {
             indented(&mut text_of, of("/message"), screen);
         }
     }
+    if conditions(peer).next().is_none() {
+        text_of.push_str(&field("not judged yet", "no agent has looked at it: does one follow this store?"));
+    }
     for (name, value) in fields(peer) {
         text_of.push_str(&field(name, &plain(&value)));
     }
@@ -126,14 +131,14 @@ fn fields(peer: &Object) -> Vec<(&'static str, String)> {
         let sequence = sequence.map(|number| format!(", sequence {number}")).unwrap_or_default();
         let hint = count(status, "/bundle/refreshHint");
         let hint = if hint == 0 { String::new() } else { format!(", refresh hint {hint} s") };
-        many("Bundle", vec![digest.to_owned(), format!("{authorities} X.509 authorities{sequence}{hint}")]);
+        many("Bundle", vec![digest.to_owned(), format!("X.509 authorities: {authorities}{sequence}{hint}")]);
     }
     let held = list(status, "/remoteView/held").len();
     let missing = texts(list(status, "/remoteView/missing"));
     if status.is_some_and(|status| status.get("remoteView").is_some()) {
         let lacks =
             if missing.is_empty() { String::new() } else { format!("; it lacks {}", missing.join(", ")) };
-        many("Holds of ours", vec![format!("{held} authorities{lacks}")]);
+        many("Holds of ours", vec![format!("authorities: {held}{lacks}")]);
     }
     let services = |what: &str| count(status, &format!("/services/{what}"));
     let (exported, imported, refused) = (services("exported"), services("imported"), services("refused"));

@@ -8,12 +8,12 @@ use k8s_openapi::api::coordination::v1::Lease;
 use k8s_openapi::api::core::v1::Pod;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::Status;
 use kube::api::{Api, AttachParams, AttachedProcess, ListParams};
-use kube::client::UpgradeConnectionError;
 use tokio::io::AsyncReadExt as _;
 
 use super::exit::{NOT_ASKED, NotAsked};
 use super::output::plain;
-use super::store::{ClusterFlags, chain};
+use super::store::ClusterFlags;
+use crate::store::chain;
 
 /// The container of the agent in its pod, and the program in it.
 const CONTAINER: &str = "entente";
@@ -66,7 +66,7 @@ pub(super) async fn dial(cluster: &ClusterFlags) -> anyhow::Result<(Box<dyn Stre
     let name = format!("{}/{pod}", cluster.namespace);
     let mut process = match bounded(pods.exec(&pod, [PROGRAM, super::DIAL], &params)).await? {
         Ok(process) => process,
-        Err(error) => return Err(refused(&client, cluster, &pod, &error).await.into()),
+        Err(error) => return Err(refused(&cluster.namespace, &pod, &error).into()),
     };
     let (stdin, stdout) = (process.stdin(), process.stdout());
     let (Some(stdin), Some(stdout)) = (stdin, stdout) else {
@@ -168,32 +168,25 @@ async fn no_leader(client: &kube::Client, pods: &Api<Pod>, cluster: &ClusterFlag
     NotAsked(format!("no agent is found in namespace {namespace}{elsewhere}"))
 }
 
-/// Why the API server does not let us in: what it says itself is not passed on by an upgrade that failed, so it is asked again
-/// without one.
-async fn refused(client: &kube::Client, cluster: &ClusterFlags, pod: &str, error: &kube::Error) -> NotAsked {
-    let namespace = &cluster.namespace;
-    let kube::Error::UpgradeConnection(UpgradeConnectionError::ProtocolSwitch(status)) = error else {
-        return unasked(&format!("run a program in pod {namespace}/{pod}"), error);
-    };
-    let path = format!(
-        "/api/v1/namespaces/{namespace}/pods/{pod}/exec?container={CONTAINER}&command={PROGRAM}&stdout=true"
-    );
-    let again = http::Request::get(path).body(Vec::new());
-    let said = match again {
-        Ok(request) => match bounded(client.request_text(request)).await {
-            Ok(Err(kube::Error::Api(said))) if said.code == status.as_u16() => said.message.clone(),
-            _ => format!("it answers {status}"),
-        },
-        Err(_) => format!("it answers {status}"),
-    };
-    let remedy = match status.as_u16() {
-        401 | 403 => {
-            "ask for a Role that grants `get` and `create` on `pods/exec` there, or run this beside the agent"
+/// Why the API server does not let us in, and what to do.
+fn refused(namespace: &str, pod: &str, error: &kube::Error) -> NotAsked {
+    let (said, remedy) = match error {
+        kube::Error::Api(status) => {
+            let remedy = match status.code {
+                401 | 403 => {
+                    "ask for a Role that grants `get` and `create` on `pods/exec` there, or run this beside the agent"
+                }
+                400 | 404 => "is that the agent's pod? Its container is to run, and to be named `entente`",
+                _ => "see the pod's events, and the kubelet of its node",
+            };
+            (status.message.clone(), remedy)
         }
-        404 => "is that the agent's pod? Its container is to be named `entente`",
-        _ => "see the pod's events, and the kubelet of its node",
+        kube::Error::UpgradeConnection(_) => {
+            (chain(error), "does a proxy between here and the API server pass no WebSocket on?")
+        }
+        other => (chain(other), "try again, or run this beside the agent"),
     };
-    NotAsked(format!("the API server lets nothing run in pod {namespace}/{pod}: {said}; {remedy}"))
+    NotAsked(format!("the API server runs nothing for us in pod {namespace}/{pod}: {said}; {remedy}"))
 }
 
 fn unasked(what: &str, error: &kube::Error) -> NotAsked {

@@ -112,7 +112,8 @@ fn meaning(arg: &Arg) -> String {
     let values = arg.get_possible_values();
     if arg.get_action().takes_values() && !values.is_empty() && !arg.is_hide_possible_values_set() {
         let values: Vec<String> = values.iter().map(|value| format!("`{}`", value.get_name())).collect();
-        let _ = write!(words, "{}One of {}.", if words.is_empty() { "" } else { " " }, values.join(", "));
+        let end = words.trim_end_matches('.').to_owned();
+        words = format!("{end}: one of {}", values.join(", "));
     }
     words
 }

@@ -14,7 +14,9 @@ use super::table::{Cell, Column, Table};
 use crate::model::Object;
 use crate::model::object::Kind;
 
-/// Lists the services that are exported and imported, with what each trust domain made of them.
+/// List the services that are exported and imported.
+///
+/// Of an export it shows which trust domain has imported it, by its own word, or why not.
 ///
 /// Exit code 1 where one is not accepted or admitted.
 #[derive(Args, Debug)]
@@ -30,6 +32,7 @@ pub(super) struct ServicesArgs {
     #[command(flatten)]
     at: StoreFlags,
 
+    /// The format of what is printed.
     #[arg(short, long, default_value = "table")]
     output: ListFormat,
 }

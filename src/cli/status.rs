@@ -20,7 +20,10 @@ use crate::model::object::Kind;
 /// The most things that are not well of which each is explained.
 const EXPLAINED: usize = 20;
 
-/// Shows every peer in both directions, how many services are shared, and what is not well, with what to do.
+/// Show every peer in both directions, and what is not well.
+///
+/// WE TRUST THEM: our SPIRE has their bundle, and our workloads get it. THEY TRUST US: they said so of ours. What is not well is
+/// explained below, with what to do.
 ///
 /// Exit code 1 where something is not well, also in between with --watch, which ends with 0 at Ctrl-C.
 #[derive(Args, Debug)]
@@ -28,6 +31,7 @@ pub(super) struct StatusArgs {
     #[command(flatten)]
     at: StoreFlags,
 
+    /// The format of what is printed.
     #[arg(short, long, default_value = "table")]
     output: ListFormat,
 
@@ -127,8 +131,9 @@ fn leave() -> anyhow::Result<()> {
 /// Peers, services, and what is not well.
 fn shown(read: &Read, format: ListFormat, screen: Screen, now: Timestamp) -> String {
     let is_wide = format == ListFormat::Wide;
-    let mut parts = vec![peers(read, is_wide, screen, now)];
-    parts.push(if is_wide { services::tables(read, screen) } else { services::summary(read) });
+    let tables = if is_wide { Screen { width: None, ..screen } } else { screen };
+    let mut parts = vec![peers(read, is_wide, tables, now)];
+    parts.push(if is_wide { services::tables(read, tables) } else { services::summary(read) });
     parts.push(unwell(read, screen));
     parts.retain(|part| !part.is_empty());
     parts.join("\n")

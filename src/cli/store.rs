@@ -14,30 +14,35 @@ use super::output::noticed;
 use crate::config::StoreArg;
 use crate::model::object::Kind;
 use crate::model::{Object, ObjectKey};
-use crate::store::{DirectoryStore, DirectoryTimings, Event, KubernetesStore, Store, StoreError, Unreadable};
+use crate::store::{
+    DirectoryStore, DirectoryTimings, Event, KubernetesStore, Store, StoreError, Unreadable, chain,
+};
 
 /// How long a store is given to answer.
 const PATIENCE: Duration = Duration::from_secs(15);
 /// How long a connection to the API server may take.
 const CONNECT: Duration = Duration::from_secs(8);
 
+/// The heading of these flags in the help.
+pub(super) const WHICH: &str = "Which cluster, agent or directory";
+
 /// Which cluster, as kubectl's own flags have it.
 #[derive(Args, Clone, Debug)]
 pub(super) struct ClusterFlags {
     /// The kubeconfig; by default what KUBECONFIG names, else `~/.kube/config`, else the cluster that this runs in.
-    #[arg(long, value_name = "FILE")]
+    #[arg(long, value_name = "FILE", help_heading = WHICH)]
     pub(super) kubeconfig: Option<PathBuf>,
 
     /// The context of the kubeconfig; by default its current one.
-    #[arg(long, value_name = "NAME")]
+    #[arg(long, value_name = "NAME", help_heading = WHICH)]
     pub(super) context: Option<String>,
 
     /// The agent's namespace.
-    #[arg(short, long, env = "ENTENTE_NAMESPACE", default_value = "entente-system")]
+    #[arg(short, long, env = "ENTENTE_NAMESPACE", default_value = "entente-system", help_heading = WHICH)]
     pub(super) namespace: String,
 
     /// What the agent marks as its own, as its own option says.
-    #[arg(long, env = "ENTENTE_INSTANCE", default_value = "entente")]
+    #[arg(long, env = "ENTENTE_INSTANCE", default_value = "entente", help_heading = WHICH)]
     pub(super) instance: String,
 }
 
@@ -52,6 +57,11 @@ impl ClusterFlags {
     /// # Errors
     /// [`NotAsked`] where no cluster is named anywhere, or what is named is not there.
     pub(super) async fn client(&self) -> anyhow::Result<kube::Client> {
+        Ok(self.connect().await?.0)
+    }
+
+    /// As [`Self::client`], with where the API server is.
+    async fn connect(&self) -> anyhow::Result<(kube::Client, String)> {
         let options = KubeConfigOptions { context: self.context.clone(), ..KubeConfigOptions::default() };
         let kubeconfig = match &self.kubeconfig {
             Some(path) => Some(Kubeconfig::read_from(path).map_err(|error| {
@@ -67,12 +77,18 @@ impl ClusterFlags {
                     NotAsked(format!("{}; the contexts there are: {}", chain(&error), contexts.join(", ")))
                 })?
             }
-            None => kube::Config::infer().await.map_err(|error| no_cluster(&error))?,
+            // Of its two causes, that there is no kubeconfig is what an operator can mend.
+            None => kube::Config::infer().await.map_err(|error| match Kubeconfig::read() {
+                Err(cause) => no_cluster(&cause),
+                Ok(_) => no_cluster(&error),
+            })?,
         };
         config.connect_timeout = Some(CONNECT);
         let server = config.cluster_url.to_string();
         let client = kube::Client::try_from(config);
-        client.with_context(|| format!("the client of the API server at {server} cannot be made"))
+        let client =
+            client.with_context(|| format!("the client of the API server at {server} cannot be made"));
+        Ok((client?, server))
     }
 }
 
@@ -83,25 +99,11 @@ fn no_cluster(error: &dyn std::error::Error) -> NotAsked {
     ))
 }
 
-/// An error with what caused it, each said once: the causes of some repeat what stands before.
-pub(super) fn chain(error: &dyn std::error::Error) -> String {
-    let mut text = error.to_string();
-    let mut source = error.source();
-    while let Some(cause) = source {
-        let words = cause.to_string();
-        if !text.contains(&words) {
-            text = format!("{text}: {words}");
-        }
-        source = cause.source();
-    }
-    text
-}
-
 /// Where objects are.
 #[derive(Args, Clone, Debug)]
 pub(super) struct StoreFlags {
     /// Where objects are: `kubernetes` (by kubeconfig, as kubectl finds it), or `dir:PATH`.
-    #[arg(long, env = "ENTENTE_STORE", default_value = "kubernetes")]
+    #[arg(long, env = "ENTENTE_STORE", default_value = "kubernetes", help_heading = WHICH)]
     pub(super) store: StoreArg,
 
     #[command(flatten)]
@@ -125,21 +127,25 @@ impl StoreFlags {
     /// # Errors
     /// [`NotAsked`] where there is no cluster.
     pub(super) async fn open(&self) -> anyhow::Result<Store> {
+        Ok(self.open_at().await?.0)
+    }
+
+    /// As [`Self::open`], with where that is.
+    async fn open_at(&self) -> anyhow::Result<(Store, String)> {
         Ok(match &self.store {
             StoreArg::Kubernetes => {
-                let client = self.cluster.client().await?;
-                Store::Kubernetes(KubernetesStore::new(
-                    client,
-                    &self.cluster.namespace,
-                    &self.cluster.instance,
-                ))
+                let (client, server) = self.cluster.connect().await?;
+                let ClusterFlags { namespace, instance, .. } = &self.cluster;
+                let store = KubernetesStore::new(client, namespace, instance);
+                (Store::Kubernetes(store), format!("the API server at {server}"))
             }
             StoreArg::Directory(path) => {
                 let is_folder = std::fs::metadata(path).is_ok_and(|there| there.is_dir());
                 if !is_folder {
                     return Err(NotAsked(format!("{} is no folder that can be read", path.display())).into());
                 }
-                Store::Directory(DirectoryStore::open_read_only(path, DirectoryTimings::default()))
+                let store = DirectoryStore::open_read_only(path, DirectoryTimings::default());
+                (Store::Directory(store), path.display().to_string())
             }
         })
     }
@@ -149,26 +155,19 @@ impl StoreFlags {
     /// # Errors
     /// [`NotAsked`] where the store does not answer, does not serve one of them, or does not let us.
     pub(super) async fn read(&self, kinds: &[Kind]) -> anyhow::Result<Read> {
-        let store = self.open().await?;
-        let reading = noticed(
-            || format!("waiting for {}", self.store),
-            tokio::time::timeout(PATIENCE, read(&store, kinds)),
-        );
-        reading.await.map_err(|_| self.silent())?
-    }
-
-    /// What to say where the store has not answered in time.
-    pub(super) fn silent(&self) -> NotAsked {
-        NotAsked(format!("{}: no answer within {} s", self.store, PATIENCE.as_secs()))
+        let (store, at) = self.open_at().await?;
+        let reading = tokio::time::timeout(PATIENCE, read(&store, kinds, &at));
+        let read = noticed(|| format!("waiting for {at}"), reading).await;
+        read.map_err(|_| NotAsked(format!("{at} gave no answer within {} s", PATIENCE.as_secs())))?
     }
 }
 
-async fn read(store: &Store, kinds: &[Kind]) -> anyhow::Result<Read> {
+async fn read(store: &Store, kinds: &[Kind], at: &str) -> anyhow::Result<Read> {
     if let Store::Kubernetes(cluster) = store {
         let lists = futures::future::join_all(kinds.iter().map(|kind| cluster.list(*kind))).await;
         let mut read = Read::default();
         for list in lists {
-            let list = list.map_err(|error| unread(&error))?;
+            let list = list.map_err(|error| unread(&error, at))?;
             read.objects.extend(list.into_iter().map(|object| (object.key.clone(), object)));
         }
         return Ok(read);
@@ -180,16 +179,16 @@ async fn read(store: &Store, kinds: &[Kind]) -> anyhow::Result<Read> {
     Ok(state.read)
 }
 
-fn unread(error: &StoreError) -> NotAsked {
+fn unread(error: &StoreError, at: &str) -> NotAsked {
     NotAsked(match error {
         StoreError::Absent { kind } => format!(
-            "the API server does not know the kind {kind}: is this the cluster that you mean? Entente's own kinds are \
+            "{at} does not know the kind {kind}: is this the cluster that you mean? Entente's own kinds are \
              installed by `entente crds | kubectl apply --server-side -f -`"
         ),
         StoreError::Forbidden { verb, object, message } => {
             format!("you may not {verb} {object}: {message}; ask for a ClusterRole that grants it")
         }
-        other => other.to_string(),
+        other => format!("{at}: {other}"),
     })
 }
 
@@ -239,7 +238,7 @@ impl Following {
                 self.read.objects.remove(&key);
             }
             Event::Unreadable(unreadable) => self.read.unreadable = unreadable,
-            Event::Absent(kind) => return Err(unread(&StoreError::Absent { kind }).into()),
+            Event::Absent(kind) => return Err(unread(&StoreError::Absent { kind }, "the API server").into()),
         }
         Ok(())
     }

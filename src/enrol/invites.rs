@@ -321,7 +321,8 @@ impl Invites {
                     ("type".to_owned(), json!("Opaque")),
                     ("data".to_owned(), Value::Object(data)),
                 ]);
-                let mut object = Object { key: self.0.key.clone(), meta: Default::default(), body };
+                let mut object =
+                    Object { key: self.0.key.clone(), meta: Default::default(), body: body.into() };
                 object.meta.labels.insert(LABEL_INSTANCE.to_owned(), self.0.instance.clone());
                 store.apply(&object, &Precondition::Absent).await.map(drop)
             }

@@ -206,8 +206,9 @@ async fn converse(west: &Agent, east: &Agent) {
     let web = ServiceName::new("shop", "web").unwrap();
     for cart_is in [refused, Outcome::Imported] {
         let outcomes = BTreeMap::from([(cart.clone(), cart_is), (web.clone(), Outcome::Imported)]);
+        let outcomes = Arc::new(outcomes);
         east.change(&w.td, |plan| {
-            plan.outcomes = Arc::new(outcomes.clone());
+            plan.outcomes = Arc::clone(&outcomes);
             plan.answered = Some(offered.version);
         });
         let answer = Acknowledgement { version: offered.version, offered: Arc::clone(&offered), outcomes };

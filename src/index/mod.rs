@@ -21,13 +21,35 @@ use crate::model::{NamespacedName, Object, ObjectKey, TrustDomain, World};
 use crate::plan::gateways::Gateways;
 use crate::store::Event;
 
+/// An object that is seldom looked at, in little memory.
+#[derive(Debug)]
+struct Packed {
+    key: ObjectKey,
+    meta: Meta,
+    /// Its content, as JSON.
+    body: Box<[u8]>,
+}
+
+impl Packed {
+    fn of(object: &Object) -> Self {
+        // a map of text to JSON always is JSON
+        let body = serde_json::to_vec(&*object.body).unwrap_or_default();
+        Self { key: object.key.clone(), meta: object.meta.clone(), body: body.into() }
+    }
+
+    fn unpack(&self) -> Object {
+        let body: serde_json::Map<_, _> = serde_json::from_slice(&self.body).unwrap_or_default();
+        Object { key: self.key.clone(), meta: self.meta.clone(), body: body.into() }
+    }
+}
+
 /// The world, and the objects that it was read from.
 #[derive(Debug)]
 pub struct Index {
     world: World,
     /// The objects whose meaning depends on who we are, to be read again when that is known.
     peers: BTreeMap<ObjectKey, Arc<Object>>,
-    services: BTreeMap<ObjectKey, Arc<Object>>,
+    services: BTreeMap<ObjectKey, Packed>,
     /// Kinds that the store does not serve, and since when.
     missing: BTreeMap<Kind, Timestamp>,
     /// What of the exports has to be decided again.
@@ -71,7 +93,7 @@ impl Index {
                 let first = self.world.read.insert(kind) | self.world.absent.remove(&kind);
                 self.missing.remove(&kind).is_some() || first || changed
             }
-            Event::Applied(object) => self.apply(Arc::new(object)),
+            Event::Applied(object) => self.take(object),
             Event::Deleted(key) => {
                 self.remove(&key);
                 true
@@ -129,9 +151,9 @@ impl Index {
             self.world.declared.clear();
             self.world.rules.clear();
             self.exports.all();
-            let services: Vec<Arc<Object>> = self.services.values().cloned().collect();
+            let services: Vec<Object> = self.services.values().map(Packed::unpack).collect();
             for object in services {
-                self.apply(object);
+                self.apply(Arc::new(object));
             }
             self.settle();
         }
@@ -153,7 +175,7 @@ impl Index {
         }
         let mut changed = !gone.is_empty();
         for object in objects {
-            changed |= self.apply(Arc::new(object));
+            changed |= self.take(object);
         }
         changed
     }
@@ -177,31 +199,38 @@ impl Index {
         keys.into_iter().filter(|key| key.kind == kind).cloned().collect()
     }
 
-    /// Takes an object in; whether it changes what is known.
+    /// Takes an object in, its status apart; whether it changes what is known.
+    fn take(&mut self, mut object: Object) -> bool {
+        // That of what runs in the cluster is part of what is read of it; nobody asks for that of others' kinds.
+        let is_of_cluster = matches!(object.key.kind, Kind::Namespace | Kind::Service | Kind::Pod);
+        let status = if is_of_cluster { None } else { object.body.remove("status") };
+        let is_ours = object.key.kind.api().0 == Kind::TrustDomainPeer.api().0;
+        let news = match status.filter(|_| is_ours) {
+            // What we say of our own objects is compared with what stands there.
+            Some(status) => put(&mut self.world.statuses, object.key.clone(), status),
+            None => self.world.statuses.remove(&object.key).is_some(),
+        };
+        self.apply(Arc::new(object)) || news
+    }
+
+    /// Takes an object in that has no status; whether it changes what is known.
     fn apply(&mut self, object: Arc<Object>) -> bool {
         let key = object.key.clone();
-        let key_is_ours = key.kind.api().0 == Kind::TrustDomainPeer.api().0;
         let before = self.world.objects.get(&key).map(AsRef::as_ref);
         self.exports.object(&key, [before, Some(&object)], &self.world.settings.instance);
-        let is_of_cluster = matches!(key.kind, Kind::Namespace | Kind::Service | Kind::Pod);
-        let news = if let Some(status) = object.status().filter(|_| !is_of_cluster) {
-            put(&mut self.world.statuses, key.clone(), status.clone())
-        } else {
-            self.world.statuses.remove(&key).is_some()
-        };
-        let changed = match key.kind {
+        match key.kind {
             Kind::TrustDomainPeer => {
                 self.peers.insert(key, object);
                 true
             }
             Kind::FederatedService => {
-                self.services.insert(key.clone(), Arc::clone(&object));
+                self.services.insert(key.clone(), Packed::of(&object));
                 let parsed = parse::federated_service::parse(&object, self.world.own_trust_domain());
                 let name = namespaced(&key);
                 self.keep(key, parsed, |world, service| put(&mut world.declared, name.clone(), service))
             }
             Kind::ServiceExportRule => {
-                self.services.insert(key.clone(), Arc::clone(&object));
+                self.services.insert(key.clone(), Packed::of(&object));
                 let parsed = parse::service_export_rule::parse(&object, self.world.own_trust_domain());
                 self.keep(key, parsed, |world, rule| put(&mut world.rules, rule.name.clone(), rule))
             }
@@ -248,9 +277,7 @@ impl Index {
             | Kind::ConfigMap
             | Kind::Secret
             | Kind::Deployment => observe(&mut self.world, object),
-        };
-        // What we say of our own objects is compared with what stands there; what others say of theirs is not read.
-        changed || (news && key_is_ours)
+        }
     }
 
     /// Takes a parsed object in, or its rejection. The last good version of a FederatedService or ServiceExportRule that became bad
@@ -353,15 +380,11 @@ fn put<K: Ord, T: PartialEq>(all: &mut BTreeMap<K, Arc<T>>, key: K, value: T) ->
     !is_there
 }
 
-/// Takes in an object that is compared with what is to be generated: by what is decided on, which is neither its version
-/// nor what is said of it in its status.
+/// Takes in an object that is compared with what is to be generated: by what is decided on, which is not its version.
 fn observe(world: &mut World, object: Arc<Object>) -> bool {
-    let without_status = |object: &Object| object.body.iter().filter(|(name, _)| *name != "status").count();
     let is_same = |there: &Object| {
         let version = Meta { resource_version: there.meta.resource_version.clone(), ..object.meta.clone() };
-        version == there.meta
-            && without_status(there) == without_status(&object)
-            && object.body.iter().all(|(name, value)| name == "status" || there.body.get(name) == Some(value))
+        version == there.meta && object.body == there.body
     };
     if world.objects.get(&object.key).is_some_and(|there| is_same(there)) {
         return false;

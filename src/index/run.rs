@@ -191,6 +191,7 @@ impl Planner {
         world.tainted_since = plan::rotation::tainted_since(world);
         world.published_since = plan::rotation::published_since(world);
         let plan = plan::plan_anew(world, &mut self.memo);
+        self.memo.share(world);
         let wake_at = plan.wake_at.into_iter().chain(told_again).chain(taken_again).min();
         publish(&self.index, plan, &self.outputs);
         set(&self.outputs.planned_in, term);

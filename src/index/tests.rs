@@ -53,3 +53,35 @@ fn kinds_that_are_not_followed_are_not_waited_for() {
         assert!(index.world().is_read());
     }
 }
+
+/// Of our own objects the status is known apart from them; of others', not at all.
+#[test]
+fn a_status_is_held_once() {
+    let mut index = Index::new(Arc::new(Settings::standard()), Timestamp::UNIX_EPOCH);
+    let with_status = |kind, status| {
+        let mut object = Object::desired(ObjectKey::namespaced(kind, "shop", "cart"), json!({"a": 1}));
+        object.body.insert("status".to_owned(), json!(status));
+        object
+    };
+    for kind in [Kind::ImportedService, Kind::ServiceEntry] {
+        let object = with_status(kind, "one");
+        let key = object.key.clone();
+        assert!(index.store(Event::Applied(object.clone())));
+        assert!(!index.store(Event::Applied(object)), "nothing is new");
+        assert!(!index.world().objects[&key].body.contains_key("status"));
+        let is_ours = kind == Kind::ImportedService;
+        assert_eq!(
+            index.world().statuses.get(&key).map(|status| *status == json!("one").into()),
+            is_ours.then_some(true)
+        );
+        assert_eq!(index.store(Event::Applied(with_status(kind, "two"))), is_ours);
+        index.store(Event::Applied(Object::desired(key.clone(), json!({"a": 1}))));
+        assert!(!index.world().statuses.contains_key(&key));
+    }
+}
+
+#[test]
+fn what_is_kept_small_is_whole_again() {
+    let object = gateway(&["192.0.2.8"]);
+    assert_eq!(Packed::of(&object).unpack(), object);
+}

@@ -1,6 +1,7 @@
 //! Names of objects and of services.
 
 use std::fmt;
+use std::sync::Arc;
 
 use super::TrustDomain;
 
@@ -56,8 +57,9 @@ pub fn is_dns_host(text: &str) -> bool {
 /// A service by the two labels that name it in its trust domain. Always two DNS labels.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct ServiceName {
-    namespace: String,
-    name: String,
+    // shared, since there are many copies of each
+    namespace: Arc<str>,
+    name: Arc<str>,
 }
 
 impl ServiceName {
@@ -69,7 +71,7 @@ impl ServiceName {
                 return Err(NameError::Label(label.to_owned()));
             }
         }
-        Ok(Self { namespace: namespace.to_owned(), name: name.to_owned() })
+        Ok(Self { namespace: namespace.into(), name: name.into() })
     }
 
     #[must_use]

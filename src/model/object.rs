@@ -2,8 +2,11 @@
 
 use std::collections::BTreeMap;
 use std::fmt;
+use std::ops::{Deref, DerefMut};
+use std::sync::Arc;
 
-use serde_json::Value;
+use serde::{Serialize, Serializer};
+use serde_json::{Map, Value};
 
 /// The label that marks what an agent generated: the instance that did.
 pub const LABEL_INSTANCE: &str = "entente.dev/instance";
@@ -199,11 +202,55 @@ pub struct OwnerRef {
 
 /// One object, desired or observed. `body` holds its top-level fields other than `apiVersion`, `kind` and `metadata`
 /// (so `spec`, and `status` where it was read).
-#[derive(Clone, Debug, PartialEq)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Object {
     pub key: ObjectKey,
     pub meta: Meta,
-    pub body: serde_json::Map<String, Value>,
+    pub body: Body,
+}
+
+/// The content of an object. Copies are one until one of them is changed.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Body(Arc<Map<String, Value>>);
+
+impl Body {
+    /// Whether both are one in memory.
+    #[must_use]
+    pub fn is(&self, other: &Self) -> bool {
+        Arc::ptr_eq(&self.0, &other.0)
+    }
+}
+
+impl From<Map<String, Value>> for Body {
+    fn from(fields: Map<String, Value>) -> Self {
+        Self(Arc::new(fields))
+    }
+}
+
+impl From<Body> for Map<String, Value> {
+    fn from(body: Body) -> Self {
+        Arc::unwrap_or_clone(body.0)
+    }
+}
+
+impl Serialize for Body {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        (**self).serialize(serializer)
+    }
+}
+
+impl Deref for Body {
+    type Target = Map<String, Value>;
+
+    fn deref(&self) -> &Self::Target {
+        &self.0
+    }
+}
+
+impl DerefMut for Body {
+    fn deref_mut(&mut self) -> &mut Self::Target {
+        Arc::make_mut(&mut self.0)
+    }
 }
 
 /// The metadata that is decided on. A desired object has labels, annotations and owners; the rest is the server's.
@@ -225,9 +272,8 @@ impl Object {
     /// A desired object with this `spec`.
     #[must_use]
     pub fn desired(key: ObjectKey, spec: Value) -> Self {
-        let mut body = serde_json::Map::new();
-        body.insert("spec".to_owned(), spec);
-        Self { key, meta: Meta::default(), body }
+        let body = Map::from_iter([("spec".to_owned(), spec)]);
+        Self { key, meta: Meta::default(), body: body.into() }
     }
 
     #[must_use]

@@ -192,5 +192,5 @@ pub struct Acknowledgement {
     pub version: CatalogueVersion,
     /// What was answered.
     pub offered: Arc<Catalogue>,
-    pub outcomes: BTreeMap<ServiceName, Outcome>,
+    pub outcomes: Arc<Outcomes>,
 }

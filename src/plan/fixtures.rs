@@ -371,6 +371,6 @@ pub(crate) fn manifest(object: &Object) -> Value {
             "ownerReferences": owners,
         }),
     );
-    manifest.extend(object.body.clone());
+    manifest.extend(Map::from(object.body.clone()));
     Value::Object(manifest)
 }

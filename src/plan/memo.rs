@@ -15,7 +15,7 @@ use crate::federation::catalogue::ServiceHash;
 use crate::model::import::Imported;
 use crate::model::service::RemoteService;
 use crate::model::session::{Catalogue, Outcomes};
-use crate::model::{NamespacedName, Object, ObjectKey, Peer, Service, TrustDomain};
+use crate::model::{NamespacedName, Object, ObjectKey, Peer, Service, TrustDomain, World};
 
 /// What is remembered of the last plan.
 #[derive(Debug, Default)]
@@ -79,6 +79,12 @@ impl Memo {
         };
         self.peers_alone.insert(peer.trust_domain.clone(), (Arc::clone(peer), Arc::clone(&alone)));
         alone
+    }
+
+    /// Has what stands as it should in memory once, after a plan for this world: observed and desired it has the same
+    /// content.
+    pub fn share(&mut self, world: &mut World) {
+        self.stood.share(world);
     }
 
     /// Forgets what the plan that was just made did not need.

@@ -102,7 +102,7 @@ fn after(world: World, step: &Step, plan: &Plan) -> World {
             session.acknowledged = Some(Acknowledgement {
                 version: link.catalogue.version,
                 offered: Arc::clone(&link.catalogue),
-                outcomes: outcomes.collect(),
+                outcomes: Arc::new(outcomes.collect()),
             });
             world = world.with_session("east.example", session);
         }
@@ -152,6 +152,7 @@ proptest! {
         for step in &steps {
             world = after(world, step, &planned);
             planned = plan_anew(&world, &mut memo);
+            memo.share(&mut world);
             prop_assert!(planned == plan(&world), "after {step:?} of {steps:?}");
             prop_assert!(plan_anew(&world, &mut memo) == planned, "twice after {step:?}");
         }
@@ -194,6 +195,42 @@ fn one_change_among_many_makes_what_it_changes() {
     let before = made(&memo);
     let _ = plan_anew(&world, &mut memo);
     assert_eq!(made(&memo), before);
+}
+
+/// As a watch brings it: equal, and nowhere the same in memory.
+fn told(object: &Object) -> Arc<Object> {
+    let body = serde_json::Map::from(object.body.clone()).clone();
+    let mut told = Object { body: body.into(), ..object.clone() };
+    told.meta.resource_version = "9".to_owned();
+    Arc::new(told)
+}
+
+#[test]
+fn what_stands_as_it_should_is_in_memory_once() {
+    let mut world = at_first().with_peer(peer("east.example"));
+    world = world.with_service(service("shop", "cart", "east.example"));
+    let mut memo = Memo::default();
+    for _ in 0..3 {
+        let planned = plan_anew(&world, &mut memo);
+        world = after(world, &Step::Written, &planned);
+    }
+    let objects = world.objects.values_mut();
+    objects.for_each(|object| *object = told(object));
+    let drifted = world.objects.keys().next().unwrap().clone();
+    let foreign = |object: &mut Object| object.body.insert("spec".to_owned(), json!({"not": "ours"}));
+    foreign(Arc::make_mut(world.objects.get_mut(&drifted).unwrap()));
+    let planned = plan_anew(&world, &mut memo);
+    let before = world.objects.clone();
+    memo.share(&mut world);
+    assert_eq!(world.objects, before, "it says the same");
+    let mut shared = 0;
+    for (key, there) in &world.objects {
+        let is_shared = planned.objects.get(key).is_some_and(|object| there.body.is(&object.body));
+        assert_eq!(is_shared, *key != drifted, "{key}");
+        shared += usize::from(is_shared);
+    }
+    assert!(shared >= 2, "{:?}", world.objects.keys());
+    assert!(plan_anew(&world, &mut memo) == planned);
 }
 
 /// A peer that offers thousands of services of which few are admitted costs what it changes.

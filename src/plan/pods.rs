@@ -1,6 +1,6 @@
 //! The cluster's pods, to be had by their labels.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashMap};
 use std::sync::Arc;
 
 use crate::model::World;
@@ -8,7 +8,10 @@ use crate::model::cluster::Pod;
 
 /// An index, made once for many that look.
 #[derive(Debug, Default)]
-pub struct Pods<'a>(BTreeMap<(&'a str, &'a str, &'a str), Vec<&'a Arc<Pod>>>);
+pub struct Pods<'a>(BTreeMap<&'a str, OfNamespace<'a>>);
+
+/// By label.
+type OfNamespace<'a> = HashMap<(&'a str, &'a str), Vec<&'a Arc<Pod>>>;
 
 impl<'a> Pods<'a> {
     /// All of them.
@@ -25,8 +28,10 @@ impl<'a> Pods<'a> {
     ) -> impl Iterator<Item = &'a Arc<Pod>> + use<'s, 'a> {
         // Those of the rarest label are the fewest to look at.
         let of = |(label, value): (&'s String, &'s String)| {
-            self.0.get(&(namespace, label.as_str(), value.as_str())).map_or(&[][..], Vec::as_slice)
+            let here = self.0.get(namespace)?.get(&(label.as_str(), value.as_str()))?;
+            Some(here.as_slice())
         };
+        let of = move |wanted| of(wanted).unwrap_or_default();
         let rarest = wanted.iter().map(of).min_by_key(|pods| pods.len()).unwrap_or_default();
         rarest.iter().copied().filter(move |pod| has_labels(&pod.labels, wanted))
     }
@@ -34,11 +39,11 @@ impl<'a> Pods<'a> {
 
 impl<'a> FromIterator<&'a Arc<Pod>> for Pods<'a> {
     fn from_iter<T: IntoIterator<Item = &'a Arc<Pod>>>(pods: T) -> Self {
-        let mut all: BTreeMap<_, Vec<&Arc<Pod>>> = BTreeMap::new();
+        let mut all: BTreeMap<_, OfNamespace<'a>> = BTreeMap::new();
         for pod in pods {
+            let here = all.entry(pod.object.namespace.as_str()).or_default();
             for (label, value) in &pod.labels {
-                let key = (pod.object.namespace.as_str(), label.as_str(), value.as_str());
-                all.entry(key).or_default().push(pod);
+                here.entry((label.as_str(), value.as_str())).or_default().push(pod);
             }
         }
         Self(all)

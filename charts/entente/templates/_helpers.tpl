@@ -60,6 +60,12 @@ helm.sh/chart: {{ printf "%s-%s" .Chart.Name .Chart.Version | replace "+" "_" }}
 {{- if or .Values.peer.service.enabled .Values.peer.gateway.enabled }}true{{ end }}
 {{- end }}
 
+{{/* Where a port is served: of the list's first, the address; the second is the port. */}}
+{{- define "entente.listen" -}}
+{{- $address := (index . 0).Values.listenAddress }}
+{{- printf (ternary "[%s]:%v" "%s:%v" (contains ":" $address)) $address (index . 1) | quote }}
+{{- end }}
+
 {{/* The agent's own settings: name and value. Whoever sets one in extraEnv wins. */}}
 {{- define "entente.env" -}}
 SPIFFE_ENDPOINT_SOCKET: unix:///spiffe-workload-api/{{ .Values.spire.workloadApi.socket }}
@@ -67,8 +73,8 @@ ENTENTE_SPIRE_SERVER: {{ if .Values.spire.server.hostPath }}unix:///spire-server
 ENTENTE_SPIRE_CLASS_NAME: {{ .Values.spire.className | quote }}
 ENTENTE_ADMIN_HINT: {{ .Values.spire.register.adminHint | quote }}
 ENTENTE_INSTANCE: {{ include "entente.instance" . | quote }}
-ENTENTE_LISTEN: "0.0.0.0:{{ .Values.peer.port }}"
-ENTENTE_ADMIN_LISTEN: "0.0.0.0:{{ .Values.admin.port }}"
+ENTENTE_LISTEN: {{ include "entente.listen" (list . .Values.peer.port) }}
+ENTENTE_ADMIN_LISTEN: {{ include "entente.listen" (list . .Values.admin.port) }}
 ENTENTE_CONTROL: /run/entente/control.sock
 ENTENTE_CLUSTER_DOMAIN: {{ .Values.clusterDomain | quote }}
 ENTENTE_LOG: {{ .Values.log.level | quote }}

@@ -10,6 +10,7 @@ use super::{
 use crate::agent::Agent;
 use crate::chart::{RELEASE, helm, install, start_pod};
 use crate::pair::{Pair, with_own_pair, with_pair};
+use crate::ports;
 use crate::rights::{forbidden, granted, unused};
 use crate::sni::ByName;
 use crate::wait::eventually;
@@ -56,6 +57,8 @@ fn values(domain: &Domain) -> Result<Value> {
         "log": {"level": "info,entente=debug", "json": false},
         "spire": spire,
         "peer": {"port": domain.agent_address().port(), "advertise": [domain.agent_address().to_string()]},
+        "replicas": 1,
+        "relay": {"port": ports::free()?.port()},
         "admin": {"port": domain.agent_admin_address().port()},
         "bundleEndpoint": {"url": domain.bundle_endpoint_url()},
         "rbac": {"bootstrapSecrets": ["bootstrap"]},
@@ -299,9 +302,41 @@ async fn upgrade(east: &Domain, agent: &mut Agent) -> Result<()> {
     agent.ready(READY).await
 }
 
+/// What an export of another shape does not need, the agent itself takes away, since its owner stays.
+async fn other_shapes(west: &Domain) -> Result<()> {
+    let policies = west.kubernetes.api(POLICY.0, POLICY.1, SHOP).await?;
+    let names = || async {
+        let all = policies.list(&ListParams::default()).await?;
+        anyhow::Ok(all.into_iter().filter_map(|one| one.metadata.name).collect::<BTreeSet<String>>())
+    };
+    let before = names().await?;
+    let others = json!({"spec": {"workloadLabels": {"app": "cart", "tier": "front"}}});
+    merge(west, SERVICE, SHOP, "cart", others).await?;
+    eventually("the policy of the workloads before is gone", SOON, || async {
+        let now = names().await?;
+        ensure!(before.difference(&now).next().is_some(), "{now:?}");
+        Ok(())
+    })
+    .await?;
+    let gateway = json!({"type": "istio-eastwestgateway", "port": 15443, "ip": "10.77.2.3"});
+    let other_mode = json!({"spec": {"tlsMode": "IstioMtls", "gateways": [gateway]}});
+    merge(west, SERVICE, SHOP, "web", other_mode).await?;
+    gone(west, GATEWAY, SHOP, "web-ingressgateway").await?;
+    for kind in [ROUTES, PEER_AUTHENTICATION] {
+        eventually(&format!("no {} is needed", kind.1), SOON, || async {
+            let left = west.kubernetes.api(kind.0, kind.1, SHOP).await?.list(&ListParams::default()).await?;
+            ensure!(left.items.is_empty(), "{} left", left.items.len());
+            Ok(())
+        })
+        .await?;
+    }
+    Ok(())
+}
+
 /// All peers and exports are taken away, and with them what was made of them.
 async fn end(pair: &Pair) -> Result<()> {
     let (east, west) = (&pair.east, &pair.west);
+    other_shapes(west).await?;
     for (kind, namespace, name) in
         [(SERVICE, SHOP, "cart"), (SERVICE, SHOP, "web"), (RULE, None, "none"), (("v1", "Pod"), SHOP, "web")]
     {

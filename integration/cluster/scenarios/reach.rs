@@ -120,9 +120,9 @@ impl Scene<'_> {
             outcome == "failed" && broken["step"] == "gateways" && broken["side"] == "theirs",
             "{broken}"
         );
-        eventually("the metric says 0", SOON, || async {
+        eventually("the metric says it", SOON, || async {
             let line = self.metric().await?.context("no metric of it")?;
-            ensure!(line.ends_with(" 0"), "{line}");
+            ensure!(line.ends_with(" 1"), "{line}");
             Ok(())
         })
         .await?;
@@ -185,7 +185,9 @@ impl Scene<'_> {
 
     async fn metric(&self) -> Result<Option<String>> {
         let (_, metrics) = self.of_east.get("/metrics").await?;
-        let of_condition = format!("condition=\"{REACHED}\"");
+        let of_condition = format!(
+            "entente_peer_condition{{trust_domain=\"west.example\",type=\"{REACHED}\",status=\"False\"}}"
+        );
         Ok(metrics.lines().find(|line| line.contains(&of_condition)).map(str::to_owned))
     }
 }

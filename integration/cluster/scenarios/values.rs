@@ -25,7 +25,7 @@ fn matrix() -> Vec<(&'static str, Value, &'static [&'static str])> {
         (
             "replicas",
             json!({
-                "replicas": 3, "nameOverride": "agent", "instance": "other", "trustDomain": "west.example",
+                "replicas": 3, "listenAddress": "::", "nameOverride": "agent", "instance": "other", "trustDomain": "west.example",
                 "podLabels": {"team": "edge"}, "nodeSelector": {"kubernetes.io/os": "linux"}, "priorityClassName": "high",
                 "tolerations": [{"key": "edge", "operator": "Exists"}], "imagePullSecrets": [{"name": "pull"}],
                 "image": {"digest": format!("sha256:{}", "0".repeat(64))},

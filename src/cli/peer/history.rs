@@ -25,6 +25,7 @@ pub(in crate::cli) struct HistoryArgs {
     #[command(flatten)]
     at: StoreFlags,
 
+    /// The format of what is printed.
     #[arg(short, long, default_value = "table")]
     output: ListFormat,
 }

@@ -67,6 +67,7 @@ struct X509Args {
     #[arg(long, value_name = "TRUST_DOMAIN", value_parser = trust_domain)]
     ignore: Vec<TrustDomain>,
 
+    /// The format of what is printed.
     #[arg(short, long, default_value = "text")]
     output: TextFormat,
 }

@@ -27,8 +27,7 @@ use crate::identity::workload::{Shown, WorkloadEndpoint, show};
 /// The most bytes of PEM that are read.
 const MOST: u64 = 4 * 1024 * 1024;
 
-/// Shows the certificates of an X509-SVID, leaf first, up to the authority that signed them, of which trust domain, and which of
-/// the bundles that are held here verifies it.
+/// Show an SVID's chain, up to which authority, and which held bundle verifies it.
 ///
 /// The SVID is the one that the Workload API gives this process; or that of a PEM file, standard input, or of what listens at an
 /// address. The bundles are those given by --bundle, of the Workload API, and of the running agent.
@@ -53,6 +52,7 @@ pub(super) struct SvidArgs {
     #[arg(long, value_name = "TRUST_DOMAIN=FILE")]
     bundle: Vec<BundleArg>,
 
+    /// The format of what is printed.
     #[arg(short, long, default_value = "text")]
     output: TextFormat,
 

@@ -1,7 +1,7 @@
 use std::sync::Arc;
 
 use super::*;
-use crate::bundle::testing::{Ca, ca_params, td};
+use crate::bundle::testing::{self, Ca, ca_params, td};
 use crate::model::Bundle;
 
 const ID: &str = "spiffe://west.example/ns/shop/sa/cart";
@@ -13,12 +13,16 @@ fn held(bundles: &[(&str, &Ca)]) -> Held {
     Held { bundles: bundles.iter().map(bundle).collect(), problem: None }
 }
 
+fn now() -> jiff::Timestamp {
+    jiff::Timestamp::from_second(i64::try_from(testing::now().as_secs()).unwrap()).unwrap()
+}
+
 fn svid(certificates: Vec<CertificateDer<'static>>) -> Svid {
     Svid { from: "standard input".to_owned(), certificates }
 }
 
 fn words(chain: &Chain) -> String {
-    chain.describe(Screen { is_terminal: false, color: false, width: None }, clock::now())
+    chain.describe(Screen { is_terminal: false, color: false, width: None }, now())
 }
 
 /// As SPIRE below an upstream authority has it: leaf, intermediate, and the root in the bundle.
@@ -29,8 +33,7 @@ fn a_chain_leads_to_the_authority_that_is_held() {
     let leaf = intermediate.svid(ID);
     let presented = svid(vec![leaf.der.clone(), intermediate.der.clone()]);
     let other = Ca::new();
-    let judged =
-        chain::judge(&presented, &held(&[("east.example", &other), ("west.example", &root)]), clock::now());
+    let judged = chain::judge(&presented, &held(&[("east.example", &other), ("west.example", &root)]), now());
     assert!(judged.is_verified(), "{judged:?}");
     let words = words(&judged);
     for part in [
@@ -51,7 +54,7 @@ fn what_is_wrong_with_a_chain_is_told() {
     let leaf = theirs.svid(ID);
     let presented = svid(vec![leaf.der.clone()]);
     let problem = |held: &Held| {
-        let judged = chain::judge(&presented, held, clock::now());
+        let judged = chain::judge(&presented, held, now());
         assert!(!judged.is_verified());
         words(&judged)
     };
@@ -69,7 +72,7 @@ fn what_is_wrong_with_a_chain_is_told() {
         foreign.contains("an authority of east.example, which cannot speak for west.example"),
         "{foreign}"
     );
-    let no_svid = chain::judge(&svid(vec![ours.der.clone()]), &held(&[]), clock::now());
+    let no_svid = chain::judge(&svid(vec![ours.der.clone()]), &held(&[]), now());
     assert!(words(&no_svid).contains("NOT VERIFIED"), "{}", words(&no_svid));
 }
 
@@ -114,7 +117,7 @@ async fn what_a_server_presents_is_seen_though_it_refuses_us() {
             let _ = acceptor.accept(stream).await;
         });
         let seen = live::presented(&address, Some("cart.shop.west.example")).await.unwrap();
-        assert_eq!(seen, [leaf.der.clone()]);
+        assert_eq!(seen, std::slice::from_ref(&leaf.der));
         server.await.unwrap();
         let gone = live::presented(&address, None).await.unwrap_err();
         assert!(gone.is::<NotAsked>() && gone.to_string().contains("refused"), "{gone:#}");

@@ -191,12 +191,17 @@ impl Session {
                     self.outgoing.again.answer = true;
                     return Ok(());
                 };
-                Acknowledgement { version: offered.version, offered: Arc::clone(offered), outcomes }
+                Acknowledgement {
+                    version: offered.version,
+                    offered: Arc::clone(offered),
+                    outcomes: Arc::new(outcomes),
+                }
             }
         };
         // what we did not offer is not kept: so the answer is no larger than what it answers
         let parsed = ack.outcomes.iter().filter_map(|outcome| outcome_from_proto(outcome).ok());
-        answers.outcomes.extend(parsed.filter(|(name, _)| offered.services.contains_key(name)));
+        let outcomes = Arc::make_mut(&mut answers.outcomes);
+        outcomes.extend(parsed.filter(|(name, _)| offered.services.contains_key(name)));
         if ack.more {
             self.answers = Some(answers);
         } else {

@@ -231,7 +231,7 @@ fn a_long_answer_comes_in_parts_and_only_of_what_was_offered() {
     }
     assert_eq!(
         exporter.heard().acknowledged,
-        Some(Acknowledgement { version: offered.version, offered, outcomes })
+        Some(Acknowledgement { version: offered.version, offered, outcomes: Arc::new(outcomes) })
     );
     assert_eq!(exporter.revision(), revision + 1);
     // to a catalogue that was never offered
@@ -495,7 +495,7 @@ fn one_changed_service_is_sent_alone_and_answered_alone() {
     let bodies = talk(&mut exporter, &mut importer, s(101));
     assert!(matches!(bodies.as_slice(), [Body::CatalogueAck(ack)] if ack.outcomes.len() == 1), "{bodies:?}");
     let acknowledged = exporter.heard().acknowledged.clone().unwrap();
-    assert_eq!((acknowledged.version, &acknowledged.outcomes), (second.version, &*taken.outcomes));
+    assert_eq!((acknowledged.version, &acknowledged.outcomes), (second.version, &taken.outcomes));
 }
 
 #[test]

@@ -6,7 +6,7 @@ use crate::model::object::{Kind, Meta};
 
 fn object(kind: Kind, name: &str, body: Value) -> Object {
     let key = ObjectKey::namespaced(kind, "istio-system", name);
-    Object { key, meta: Meta::default(), body: body.as_object().cloned().unwrap_or_default() }
+    Object { key, meta: Meta::default(), body: body.as_object().cloned().unwrap_or_default().into() }
 }
 
 fn read(mesh: &str) -> MeshConfig {

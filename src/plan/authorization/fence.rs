@@ -63,13 +63,16 @@ pub(super) fn fence(
 /// Whether an object that exports cannot be read, and no good version of it is known: its clients are let in still.
 fn has_unread_export(world: &World) -> bool {
     let exports = |key: &ObjectKey| matches!(key.kind, Kind::FederatedService | Kind::ServiceExportRule);
-    let is_unread = |uid: &str| !world.services.values().any(|service| service.owner().uid == uid);
-    world.rejected.iter().any(|(key, rejected)| {
-        exports(key)
-            && rejected.deletion.is_none()
-            && !world.has_last_good(key, &rejected.uid)
-            && is_unread(&rejected.uid)
-    })
+    let unread = world.rejected.iter().filter(|(key, rejected)| {
+        exports(key) && rejected.deletion.is_none() && !world.has_last_good(key, &rejected.uid)
+    });
+    let mut unread: BTreeSet<&str> = unread.map(|(_, rejected)| rejected.uid.as_str()).collect();
+    if !unread.is_empty() {
+        world.services.values().for_each(|service| {
+            unread.remove(service.owner().uid.as_str());
+        });
+    }
+    !unread.is_empty()
 }
 
 fn standing(world: &World, key: &ObjectKey) -> Vec<String> {

@@ -16,6 +16,7 @@ mod way;
 
 use std::cell::OnceCell;
 use std::collections::{BTreeMap, BTreeSet};
+use std::fmt;
 use std::sync::Arc;
 
 use crate::api::v1alpha1::conditions::{ClientsEnforcedReason, ExportedReason, ServiceAcceptedReason};
@@ -122,6 +123,7 @@ pub fn exports(world: &World) -> Exports {
     let around = Around {
         gateways: Gateways::discover(world),
         pods: OnceCell::new(),
+        closed: OnceCell::new(),
         claims: Claims::new(world),
         allows: Allows::new(world),
         peer_authentications: Others::new(world),
@@ -166,6 +168,8 @@ struct Around<'a> {
     gateways: Gateways,
     /// Few need them.
     pods: OnceCell<Pods<'a>>,
+    /// As few, unless much fails.
+    closed: OnceCell<policy::Closed>,
     claims: Claims<'a>,
     allows: Allows<'a>,
     peer_authentications: Others<'a>,
@@ -257,6 +261,15 @@ impl<'a> Candidate<'a> {
     }
 }
 
+impl fmt::Display for Candidate<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Service(service) => service.fmt(f),
+            Self::Unresolved(it) => write!(f, "FederatedService {}", it.declared.object),
+        }
+    }
+}
+
 /// The services, the oldest first, each with whether it stands beside those before it.
 fn accept<'a>(world: &'a World, own: &TrustDomain) -> Vec<(Candidate<'a>, Acceptance)> {
     let services = world.services.values().map(Candidate::Service);
@@ -270,25 +283,23 @@ fn accept<'a>(world: &'a World, own: &TrustDomain) -> Vec<(Candidate<'a>, Accept
 /// What the services that were accepted so far have taken.
 #[derive(Default)]
 struct Accepted<'a> {
-    hosts: BTreeMap<&'a ServiceName, String>,
+    hosts: BTreeMap<&'a ServiceName, Candidate<'a>>,
     selectors: BTreeMap<&'a str, DisjointSelectors<'a, &'a Service>>,
     target_ports: BTreeMap<authorization::Workloads<'a>, BTreeMap<u16, &'a Service>>,
 }
 
 impl<'a> Accepted<'a> {
     fn add(&mut self, candidate: Candidate<'a>, own: &TrustDomain) -> Acceptance {
-        let (name, who) = match candidate {
-            Candidate::Service(service) => (&service.name, service.to_string()),
-            Candidate::Unresolved(it) => {
-                (&it.declared.name, format!("FederatedService {}", it.declared.object))
-            }
+        let name = match candidate {
+            Candidate::Service(service) => &service.name,
+            Candidate::Unresolved(it) => &it.declared.name,
         };
         let stands = self.named(name, own).and_then(|()| match candidate {
             Candidate::Service(service) => self.stands(service),
             Candidate::Unresolved(_) => Ok(()),
         });
-        stands.map_err(|(reason, cause)| ExportProblem::new(reason, format!("{who}: {cause}")))?;
-        self.hosts.insert(name, who);
+        stands.map_err(|(reason, cause)| ExportProblem::new(reason, format!("{candidate}: {cause}")))?;
+        self.hosts.insert(name, candidate);
         Ok(())
     }
 
@@ -404,7 +415,7 @@ fn export<'a>(
     if report.exported.is_err() {
         return;
     }
-    match policy::gate(world, service, &report.enforced) {
+    match policy::gate(world, &around.closed, service, &report.enforced) {
         Gate::Open => {}
         Gate::Held => {
             exports.held.insert(service.object.clone());

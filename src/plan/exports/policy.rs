@@ -1,6 +1,7 @@
 //! The policy comes first: what lets callers in is not written, and nobody is told of it, before the store holds what
 //! keeps the others out. What is out already stays as it stands where the policy is missed later.
 
+use std::cell::OnceCell;
 use std::collections::BTreeSet;
 
 use crate::api::v1alpha1::conditions::{ClientsEnforcedReason, ExportedReason};
@@ -27,14 +28,18 @@ pub(super) enum Gate {
 /// The gate of a service for which nothing else is in the way. `enforced` is the answer of [`in_place`].
 pub(super) fn gate(
     world: &World,
+    closed: &OnceCell<Closed>,
     service: &Service,
     enforced: &Result<(), ExportProblem<ClientsEnforcedReason>>,
 ) -> Gate {
     let Err(problem) = enforced else { return Gate::Open };
     let key = key(service);
     let ends_in_sidecar = service.tls_mode == TlsMode::IstioMtls;
-    if ends_in_sidecar && world.failures.contains_key(&key) && !is_closed(world, service) {
-        return Gate::Ended(problem.clone().under(ExportedReason::PolicyNotInPlace));
+    if ends_in_sidecar && world.failures.contains_key(&key) {
+        let closed = closed.get_or_init(|| Closed::new(world));
+        if !closed.is(service) {
+            return Gate::Ended(problem.clone().under(ExportedReason::PolicyNotInPlace));
+        }
     }
     match (is_out(world, service), is_ours(world, &key)) {
         // Its update failed: what stands keeps out whom it kept out, and whatever port is new to it.
@@ -44,15 +49,24 @@ pub(super) fn gate(
     }
 }
 
-/// Whether a policy that denies stands, of this selector or of one that the service had. Few ask.
-fn is_closed(world: &World, service: &Service) -> bool {
-    let sources: BTreeSet<String> = service.sources().iter().map(generated::source_of).collect();
-    let names = |sourced: &String| sourced.split(',').any(|source| sources.contains(source));
-    world.of_kind(Kind::AuthorizationPolicy).any(|(key, policy)| {
-        is_ours(world, key)
-            && policy.spec().is_some_and(|spec| spec["action"] == "DENY")
-            && policy.meta.annotations.get(ANNOTATION_SOURCE).is_some_and(names)
-    })
+/// What the policies that deny and stand were made of. Few ask, but where nothing can be written, all do.
+#[derive(Debug, Default)]
+pub(super) struct Closed(BTreeSet<String>);
+
+impl Closed {
+    fn new(world: &World) -> Self {
+        let policies = world.of_kind(Kind::AuthorizationPolicy);
+        let denying = policies.filter(|(key, policy)| {
+            is_ours(world, key) && policy.spec().is_some_and(|spec| spec["action"] == "DENY")
+        });
+        let sources = denying.filter_map(|(_, policy)| policy.meta.annotations.get(ANNOTATION_SOURCE));
+        Self(sources.flat_map(|sources| sources.split(',')).map(str::to_owned).collect())
+    }
+
+    /// Whether such a policy stands, of this selector or of one that the service had.
+    fn is(&self, service: &Service) -> bool {
+        service.sources().iter().any(|source| self.0.contains(&generated::source_of(source)))
+    }
 }
 
 /// Whether the policy of the service's selector stands in the store, and its last write went well.

@@ -116,7 +116,7 @@ pub fn report(world: &World, exports: &Exports) -> Report {
         .map(|(peer, exchange)| {
             let mut found = config::findings(world, mesh, peer, exchange);
             found.extend(wide.iter().cloned());
-            found.extend(allows.iter().filter_map(|allow| allow.for_peer(exports, peer)));
+            found.extend(allows.iter().filter_map(|allow| allow.for_peer(peer)));
             found.extend(workloads(world, exchange));
             found.sort_by_key(|finding| (finding.severity, finding.reason));
             (peer.clone(), found)

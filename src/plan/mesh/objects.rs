@@ -1,6 +1,6 @@
 //! Objects of other owners that open more to foreign trust domains than they seem to.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use serde_json::Value;
@@ -11,7 +11,7 @@ use crate::model::mesh::{Mesh, Version};
 use crate::model::object::Kind;
 use crate::model::service::TlsMode;
 use crate::model::{NamespacedName, Object, ObjectKey, Service, TrustDomain, World};
-use crate::plan::exports::Exports;
+use crate::plan::exports::{Export, Exports};
 
 /// The first istiod that knows `trustDomains` of an AuthorizationPolicy.
 const KNOWS_TRUST_DOMAINS: Version = Version::new(1, 30, 2);
@@ -63,17 +63,14 @@ pub(super) fn wide(world: &World, mesh: &Mesh) -> Vec<Finding> {
 pub(super) struct Allow {
     policy: String,
     field: &'static str,
-    /// The FederatedServices whose workloads it may select.
-    selects: BTreeSet<NamespacedName>,
+    /// The FederatedServices whose workloads it may select, by where they go.
+    selects: BTreeMap<TrustDomain, Vec<NamespacedName>>,
 }
 
 impl Allow {
     /// What is found where one of them goes to the peer.
-    pub(super) fn for_peer(&self, exports: &Exports, peer: &TrustDomain) -> Option<Finding> {
-        let goes =
-            |name: &&NamespacedName| exports.exported.get(*name).is_some_and(|one| one.to.contains(peer));
-        let on: Vec<String> = self.selects.iter().filter(goes).map(ToString::to_string).collect();
-        (!on.is_empty()).then(|| {
+    pub(super) fn for_peer(&self, peer: &TrustDomain) -> Option<Finding> {
+        self.selects.get(peer).map(|on| {
             Finding::new(
                 Severity::Advises,
                 Reason::AllowMatchesAnyTrustDomain,
@@ -82,7 +79,7 @@ impl Allow {
                      keeps foreign callers out that are not in spec.clients)",
                     self.policy,
                     self.field,
-                    some(on)
+                    some(on.iter().map(ToString::to_string))
                 ),
                 "name `principals` with our trust domain in it instead",
             )
@@ -92,9 +89,9 @@ impl Allow {
 
 /// The policies of others that allow by namespaces or service accounts on workloads that are exported.
 pub(super) fn allows(world: &World, exports: &Exports) -> Vec<Allow> {
-    let mut in_namespace: BTreeMap<&str, Vec<&Arc<Service>>> = BTreeMap::new();
+    let mut in_namespace: BTreeMap<&str, Vec<&Export>> = BTreeMap::new();
     for export in exports.exported.values().filter(|one| one.service.tls_mode == TlsMode::IstioMtls) {
-        in_namespace.entry(&export.service.object.namespace).or_default().push(&export.service);
+        in_namespace.entry(&export.service.object.namespace).or_default().push(export);
     }
     let everywhere = || in_namespace.values().flatten().copied();
     let mut found = Vec::new();
@@ -114,13 +111,17 @@ pub(super) fn allows(world: &World, exports: &Exports) -> Vec<Allow> {
         }
         let namespace = key.namespace.as_deref().unwrap_or_default();
         let labels = spec.pointer("/selector/matchLabels").unwrap_or(&Value::Null);
-        let may_select = |service: &&Arc<Service>| may_overlap(labels, service);
-        let selects: BTreeSet<NamespacedName> = if namespace == world.settings.istio_namespace {
-            everywhere().filter(may_select).map(|service| service.object.clone()).collect()
-        } else {
-            let here = in_namespace.get(namespace).into_iter().flatten().copied();
-            here.filter(may_select).map(|service| service.object.clone()).collect()
+        let mut selects: BTreeMap<TrustDomain, Vec<NamespacedName>> = BTreeMap::new();
+        let mut select = |export: &Export| {
+            for peer in export.to.iter().filter(|_| may_overlap(labels, &export.service)) {
+                selects.entry(peer.clone()).or_default().push(export.service.object.clone());
+            }
         };
+        if namespace == world.settings.istio_namespace {
+            everywhere().for_each(&mut select);
+        } else {
+            in_namespace.get(namespace).into_iter().flatten().copied().for_each(&mut select);
+        }
         if !selects.is_empty() {
             found.push(Allow { policy: key.to_string(), field, selects });
         }

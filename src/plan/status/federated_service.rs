@@ -1,6 +1,7 @@
 //! The status of a FederatedService: Accepted, Exported, ClientsEnforced, and what each importer did.
 
 use std::collections::BTreeMap;
+use std::sync::Arc;
 
 use serde_json::{Map, Value, json};
 
@@ -20,7 +21,7 @@ pub struct Subject<'a> {
     pub name: &'a ServiceName,
     pub tls_mode: TlsMode,
     /// What it comes to.
-    pub service: Option<&'a Service>,
+    pub service: Option<&'a Arc<Service>>,
 }
 
 impl<'a> Subject<'a> {
@@ -43,7 +44,7 @@ impl<'a> Subject<'a> {
 
     /// What is exported.
     #[must_use]
-    pub fn of_service(service: &'a Service) -> Self {
+    pub fn of_service(service: &'a Arc<Service>) -> Self {
         Self {
             object: &service.object,
             uid: &service.uid,

@@ -249,7 +249,7 @@ pub(super) struct Declared {
     generation: i64,
     name: ServiceName,
     tls_mode: TlsMode,
-    service: Option<Service>,
+    service: Option<Arc<Service>>,
 }
 
 impl Declared {
@@ -318,11 +318,13 @@ mod tests {
         assert!(write.transitions[0].is_warning && write.transitions[0].message == "a");
         let reworded = merge(Some(&first), 1, &one(false, "b"), Map::new(), at(20)).unwrap();
         assert!(written("u", Some(&first), reworded).transitions.is_empty());
+        let distributed =
+            |reason: &'static str| vec![Condition::new("BundleDistributed", false, reason, "d".to_owned())];
         let suspended = "SuspendedUnusableBundle";
-        let worse = vec![Condition::new("Ready", false, suspended, "d".to_owned())];
-        let worse = merge(Some(&first), 1, &worse, Map::new(), at(20)).unwrap();
+        let bad = merge(None, 1, &distributed("StaleInSpire"), Map::new(), at(10)).unwrap();
+        let worse = merge(Some(&bad), 1, &distributed(suspended), Map::new(), at(20)).unwrap();
         assert_eq!(
-            written("u", Some(&first), worse).transitions[0].reason,
+            written("u", Some(&bad), worse).transitions[0].reason,
             suspended,
             "it was not True before"
         );

@@ -27,7 +27,7 @@ fn world_with(service: &Service, acknowledged: Option<([u8; 32], Outcome)>) -> W
             held: std::collections::BTreeSet::new(),
             malformed: Vec::new(),
         }),
-        outcomes: BTreeMap::from([(ServiceName::new("shop", "cart").unwrap(), outcome)]),
+        outcomes: Arc::new(BTreeMap::from([(ServiceName::new("shop", "cart").unwrap(), outcome)])),
     });
     let world = world("west.example")
         .with_peer(peer("east.example"))

@@ -76,7 +76,7 @@ impl Record {
             resource_version: digest(&serde_json::to_string(&self.kept()).unwrap_or_default()),
             generation: self.generation,
         };
-        Object { key: self.definition.key.clone(), meta, body }
+        Object { key: self.definition.key.clone(), meta, body: body.into() }
     }
 
     /// The file it is kept in.

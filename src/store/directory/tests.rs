@@ -491,7 +491,7 @@ async fn what_a_secret_holds_is_not_copied_about() {
     assert_eq!(s.store.get(&missing).await.unwrap(), None);
 
     let mut made = Object::desired(missing.clone(), json!({}));
-    made.body = json!({ "data": { "c": "eA==" } }).as_object().unwrap().clone();
+    made.body = json!({ "data": { "c": "eA==" } }).as_object().unwrap().clone().into();
     s.store.apply(&made, &Precondition::Absent).await.unwrap();
     let metadata = fs::metadata(s.folder.path().join("generated/secrets/shop_t.yaml")).unwrap();
     assert_eq!(std::os::unix::fs::PermissionsExt::mode(&metadata.permissions()) & 0o777, 0o600);

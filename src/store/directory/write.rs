@@ -174,7 +174,7 @@ fn to_document(object: &Object) -> Value {
     }
     metadata.insert("uid".to_owned(), json!(object.meta.uid));
     metadata.insert("resourceVersion".to_owned(), json!(object.meta.resource_version));
-    let mut document = object.body.clone();
+    let mut document: Map<String, Value> = object.body.clone().into();
     document.insert("apiVersion".to_owned(), json!(object.key.kind.api_version()));
     document.insert("kind".to_owned(), json!(object.key.kind.kind()));
     document.insert("metadata".to_owned(), Value::Object(metadata));

@@ -1,9 +1,9 @@
 //! Between the API server's objects and ours.
 
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::OwnerReference;
-use kube::api::DynamicObject;
 use serde_json::{Map, Value, json};
 
+use super::lean::Lean;
 use crate::model::change::{PatchOp, pointer};
 use crate::model::object::{ANNOTATION_DRY_RUN, Kind, Meta};
 use crate::model::{Object, ObjectKey, OwnerRef};
@@ -13,8 +13,8 @@ const LAST_APPLIED: &str = "kubectl.kubernetes.io/last-applied-configuration";
 /// A resource version that no object has: etcd's first write of a key is revision 2.
 const NO_RESOURCE_VERSION: &str = "1";
 
-/// An object as it was read; its managed fields are dropped here.
-pub(super) fn to_object(kind: Kind, object: DynamicObject) -> Object {
+/// An object as it was read.
+pub(super) fn to_object(kind: Kind, object: Lean) -> Object {
     let metadata = object.metadata;
     let mut annotations = metadata.annotations.unwrap_or_default();
     // its name stays, so that a patch does not take the object for one without annotations
@@ -31,12 +31,12 @@ pub(super) fn to_object(kind: Kind, object: DynamicObject) -> Object {
         resource_version: metadata.resource_version.unwrap_or_default(),
         generation: metadata.generation.unwrap_or_default(),
     };
-    let body = match object.data {
-        Value::Object(body) => body,
-        _ => Map::new(),
-    };
     let namespace = if kind.is_namespaced() { metadata.namespace } else { None };
-    Object { key: ObjectKey { kind, namespace, name: metadata.name.unwrap_or_default() }, meta, body }
+    Object {
+        key: ObjectKey { kind, namespace, name: metadata.name.unwrap_or_default() },
+        meta,
+        body: object.data.into(),
+    }
 }
 
 /// The owner, where it is of a kind that we know.

@@ -4,7 +4,7 @@ use kube::core::Status;
 
 use super::REQUEST_TIMEOUT;
 use crate::model::ObjectKey;
-use crate::store::StoreError;
+use crate::store::{StoreError, chain};
 
 /// The error of a request for this object.
 pub(super) fn of_object(verb: &'static str, key: &ObjectKey, error: &kube::Error) -> StoreError {
@@ -19,7 +19,7 @@ pub(super) fn of_object(verb: &'static str, key: &ObjectKey, error: &kube::Error
 /// The error of a request for an object of no [`crate::model::object::Kind`].
 pub(super) fn of_request(verb: &'static str, object: String, error: &kube::Error) -> StoreError {
     let kube::Error::Api(status) = error else {
-        return StoreError::Other { verb, object, message: error.to_string() };
+        return StoreError::Other { verb, object, message: chain(error) };
     };
     let message = status.message.clone();
     match status.code {

@@ -10,6 +10,7 @@
 mod convert;
 mod errors;
 mod events;
+mod lean;
 mod lease;
 mod select;
 mod watch;
@@ -20,14 +21,16 @@ mod tests;
 use std::time::Duration;
 
 use kube::Client;
+use kube::Resource;
 use kube::api::{
     Api, ApiResource, DeleteParams, DynamicObject, ListParams, Patch, PatchParams, PostParams, Preconditions,
 };
-use kube::core::GroupVersionKind;
+use kube::core::{DynamicResourceScope, GroupVersionKind};
 use serde_json::{Value, json};
 use tokio::sync::mpsc;
 
 use self::events::Recorder;
+use self::lean::Lean;
 use super::patch::to_json_patch;
 use super::said::Said;
 use super::{
@@ -98,13 +101,13 @@ impl KubernetesStore {
     /// # Errors
     /// [`StoreError::Absent`] where the API server does not know the kind; see [`StoreError`] for the others.
     pub async fn list(&self, kind: Kind) -> Result<Vec<Object>, StoreError> {
-        let api: Api<DynamicObject> = Api::all_with(self.client.clone(), &resource(kind));
+        let api: Api<Lean> = Api::all_with(self.client.clone(), &resource(kind));
         let key = ObjectKey::cluster(kind, "(all)");
         let mut objects = Vec::new();
         let mut params = ListParams::default().limit(PAGE);
         loop {
             let page = bounded("list", &key, api.list(&params)).await?;
-            objects.extend(page.items.into_iter().map(|object| convert::to_object(kind, object)));
+            objects.extend(page.items.into_iter().map(|object| convert::to_object(kind, object.into())));
             match page.metadata.continue_.filter(|token| !token.is_empty()) {
                 Some(token) => params = params.continue_token(&token),
                 None => return Ok(objects),
@@ -124,7 +127,7 @@ impl KubernetesStore {
     }
 
     pub(super) async fn get(&self, key: &ObjectKey) -> Result<Option<Object>, StoreError> {
-        let api = self.api(key);
+        let api: Api<Lean> = self.api(key);
         match bounded("get", key, api.get_opt(&key.name)).await {
             Ok(found) => Ok(found.map(|object| convert::to_object(key.kind, object))),
             Err(StoreError::NotFound { .. }) => Ok(None),
@@ -146,7 +149,7 @@ impl KubernetesStore {
         };
         let params =
             PatchParams { field_manager: Some(FIELD_MANAGER.to_owned()), force, ..PatchParams::default() };
-        let api = self.api(key);
+        let api: Api<Lean> = self.api(key);
         let patch = Patch::Apply(&content);
         let written = bounded("apply", key, api.patch(&key.name, &params, &patch)).await;
         match (written, precondition) {
@@ -172,9 +175,9 @@ impl KubernetesStore {
         let content: DynamicObject = serde_json::from_value(convert::to_create(object))
             .map_err(|error| StoreError::Invalid { object: key.to_string(), message: error.to_string() })?;
         let params = PostParams { field_manager: Some(FIELD_MANAGER.to_owned()), ..PostParams::default() };
-        let api = self.api(key);
+        let api: Api<DynamicObject> = self.api(key);
         let created = bounded("create", key, api.create(&params, &content)).await?;
-        Ok(convert::to_object(key.kind, created))
+        Ok(convert::to_object(key.kind, created.into()))
     }
 
     pub(super) async fn delete(&self, key: &ObjectKey, uid: &str) -> Result<(), StoreError> {
@@ -182,7 +185,7 @@ impl KubernetesStore {
             preconditions: Some(Preconditions { uid: Some(uid.to_owned()), resource_version: None }),
             ..DeleteParams::background()
         };
-        let api = self.api(key);
+        let api: Api<Lean> = self.api(key);
         match bounded("delete", key, api.delete(&key.name, &params)).await {
             Ok(_) | Err(StoreError::NotFound { .. } | StoreError::Absent { .. }) => Ok(()),
             Err(error) => Err(error),
@@ -204,7 +207,7 @@ impl KubernetesStore {
         let patch =
             to_json_patch(ops).map_err(|message| StoreError::Invalid { object: key.to_string(), message })?;
         let params = PatchParams { field_manager: Some(FIELD_MANAGER.to_owned()), ..PatchParams::default() };
-        let api = self.api(key);
+        let api: Api<Lean> = self.api(key);
         let patch = Patch::Json::<()>(patch);
         let patched = bounded("patch", key, api.patch(&key.name, &params, &patch)).await?;
         Ok(convert::to_object(key.kind, patched))
@@ -235,7 +238,7 @@ impl KubernetesStore {
             "status": status,
         });
         let params = PatchParams::apply(STATUS_FIELD_MANAGER).force();
-        let api = self.api(key);
+        let api: Api<Lean> = self.api(key);
         let patch = Patch::Apply(&content);
         bounded("update the status of", key, api.patch_status(&key.name, &params, &patch)).await?;
         Ok(())
@@ -269,7 +272,10 @@ impl KubernetesStore {
         lease::read(self.client.clone(), &self.namespace, name).await
     }
 
-    fn api(&self, key: &ObjectKey) -> Api<DynamicObject> {
+    fn api<K>(&self, key: &ObjectKey) -> Api<K>
+    where
+        K: Resource<DynamicType = ApiResource, Scope = DynamicResourceScope>,
+    {
         let resource = resource(key.kind);
         match &key.namespace {
             Some(namespace) => Api::namespaced_with(self.client.clone(), namespace, &resource),

@@ -5,11 +5,12 @@ use std::pin::pin;
 use std::time::Duration;
 
 use futures::StreamExt;
-use kube::api::{Api, DynamicObject};
+use kube::api::Api;
 use kube::runtime::watcher;
 use tokio::sync::mpsc;
 
 use super::convert;
+use super::lean::Lean;
 use super::watch::{FIRST_RETRY, LAST_RETRY, is_unserved, jittered};
 use crate::model::{Object, ObjectKey};
 use crate::store::{Selected, Selection};
@@ -18,7 +19,7 @@ use crate::store::{Selected, Selection};
 const MOST: usize = 256;
 
 /// Sends all that is selected, whenever it has changed, until the receiver is gone.
-pub(super) async fn follow(selection: Selection, api: Api<DynamicObject>, found: mpsc::Sender<Selected>) {
+pub(super) async fn follow(selection: Selection, api: Api<Lean>, found: mpsc::Sender<Selected>) {
     let mut config = watcher::Config::default();
     if let Some(name) = &selection.name {
         config = config.fields(&format!("metadata.name={name}"));
@@ -63,7 +64,7 @@ struct Following {
 }
 
 impl Following {
-    fn take(&mut self, change: watcher::Event<DynamicObject>) -> Option<Selected> {
+    fn take(&mut self, change: watcher::Event<Lean>) -> Option<Selected> {
         let kind = self.selection.kind;
         match change {
             watcher::Event::Init => {

@@ -139,7 +139,7 @@ async fn an_object_is_read_whole_but_for_what_nobody_decides_on() {
     let meta = (read.meta.uid.as_str(), read.meta.resource_version.as_str(), read.meta.generation);
     assert_eq!(meta, ("uid-cart", "7", 3));
     assert_eq!(
-        Value::Object(read.body),
+        Value::Object(read.body.into()),
         json!({ "spec": { "hosts": "junk, not a list" }, "status": { "s": 1 } })
     );
     let path = "/apis/networking.istio.io/v1/namespaces/shop/serviceentries/cart";
@@ -373,7 +373,7 @@ async fn a_watch_waits_for_the_kind_lists_it_in_pages_and_lists_it_again_when_it
     let asked = asked.lock().unwrap();
     let first = asked.iter().find(|r| r.query.contains_key("watch")).unwrap();
     assert_eq!(first.query["resourceVersion"], "10");
-    assert!(asked.iter().any(|r| r.query.get("limit").map(String::as_str) == Some("500")));
+    assert!(asked.iter().any(|r| r.query.get("limit").map(String::as_str) == Some("200")));
 }
 
 #[tokio::test]

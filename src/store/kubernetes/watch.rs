@@ -4,25 +4,27 @@ use std::pin::pin;
 use std::time::Duration;
 
 use futures::StreamExt;
-use kube::api::{Api, DynamicObject};
+use kube::api::Api;
 use kube::runtime::watcher;
 use rand::RngExt;
 use tokio::sync::mpsc;
 
+use super::lean::Lean;
 use super::{convert, errors};
 use crate::model::Object;
 use crate::model::object::Kind;
 use crate::store::Event;
 
-/// Objects a page of a list, so that a large one is not held twice.
-const PAGE_SIZE: u32 = 500;
+/// Objects a page of a list, so that a large one is not held twice: a page is text first, then objects with all that is
+/// left out of them here.
+const PAGE_SIZE: u32 = 200;
 /// How soon a kind that was not served is looked for again.
 const ABSENT_RETRY: Duration = Duration::from_secs(3);
 pub(super) const FIRST_RETRY: Duration = Duration::from_millis(500);
 pub(super) const LAST_RETRY: Duration = Duration::from_secs(15);
 
 /// Sends the whole list, then changes, until the receiver is gone. Errors are waited out.
-pub(super) async fn follow(kind: Kind, api: Api<DynamicObject>, events: mpsc::Sender<Event>) {
+pub(super) async fn follow(kind: Kind, api: Api<Lean>, events: mpsc::Sender<Event>) {
     let mut changes = pin!(watcher(api, watcher::Config::default().page_size(PAGE_SIZE)));
     let mut state = Following { kind, list: Vec::new(), absent: false, retry: FIRST_RETRY };
     loop {
@@ -64,14 +66,14 @@ struct Following {
 }
 
 impl Following {
-    fn take(&mut self, change: watcher::Event<DynamicObject>) -> Option<Event> {
+    fn take(&mut self, change: watcher::Event<Lean>) -> Option<Event> {
         match change {
             watcher::Event::Init => {
                 self.list.clear();
                 None
             }
             watcher::Event::InitApply(object) => {
-                self.list.push(convert::to_object(self.kind, object));
+                self.list.push(convert::to_object(self.kind, object.slim(self.kind)));
                 None
             }
             watcher::Event::InitDone => {
@@ -83,11 +85,11 @@ impl Following {
             }
             watcher::Event::Apply(object) => {
                 self.retry = FIRST_RETRY;
-                Some(Event::Applied(convert::to_object(self.kind, object)))
+                Some(Event::Applied(convert::to_object(self.kind, object.slim(self.kind))))
             }
             watcher::Event::Delete(object) => {
                 self.retry = FIRST_RETRY;
-                Some(Event::Deleted(convert::to_object(self.kind, object).key))
+                Some(Event::Deleted(convert::to_object(self.kind, object.slim(self.kind)).key))
             }
         }
     }

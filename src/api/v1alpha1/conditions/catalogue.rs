@@ -2,8 +2,9 @@
 
 use super::{
     AdmittedReason, BundleDistributedReason, BundleEndpointReason, ClientsEnforcedReason, ConditionType,
-    ConnectedReason, ExportedReason, GeneratedReason, LocalReason, MeshReadyReason, PeerAcceptedReason,
-    ReadyReason, ReciprocalReason, RotationSafeReason, ServiceAcceptedReason, ServicesSyncedReason,
+    ConnectedReason, ExportedReason, GatewaysReachableReason, GeneratedReason, LocalReason, MeshReadyReason,
+    PeerAcceptedReason, ReadyReason, ReciprocalReason, RotationSafeReason, ServiceAcceptedReason,
+    ServicesSyncedReason,
 };
 
 /// A condition of a kind of objects, and its reasons.
@@ -36,7 +37,7 @@ const EXPORT: &str = "FederatedService, ServiceExportRule";
 const IMPORT: &str = "ImportedService";
 
 /// Every condition, in the order in which things come to be.
-pub const ALL: [Described; 15] = [
+pub const ALL: [Described; 16] = [
     PeerAcceptedReason::described(PEER),
     BundleEndpointReason::described(PEER),
     BundleDistributedReason::described(PEER),
@@ -45,6 +46,7 @@ pub const ALL: [Described; 15] = [
     RotationSafeReason::described(PEER),
     ServicesSyncedReason::described(PEER),
     MeshReadyReason::described(PEER),
+    GatewaysReachableReason::described(PEER),
     ReadyReason::described(PEER),
     ServiceAcceptedReason::described(EXPORT),
     ExportedReason::described(EXPORT),

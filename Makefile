@@ -1,7 +1,7 @@
 # What is needed: Rust, Go, Python 3 with pip, and a C compiler. `integration/tools.py --check` says which one is missing.
 PYTHON ?= python3
 
-.PHONY: check test demo bench tools deny
+.PHONY: check test faults demo bench tools deny
 
 # Format, lints, unit tests and the dependency rules. Needs Rust and Python.
 check:
@@ -13,6 +13,10 @@ check:
 # Every ring of tests. The first run builds the programs of the cluster ring into a cache outside target/.
 test: tools
 	$(PYTHON) integration/run.py
+
+# Replicas killed, restarted and cut off again and again, on real parts: on a machine that does nothing else.
+faults: tools
+	$(PYTHON) integration/run.py faults
 
 # Two trust domains with embedded authorities on this machine, step by step. Needs Rust alone.
 demo:

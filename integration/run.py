@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
 """Runs the rings of tests in order, and counts.
 
-    run.py                   every ring
+    run.py                   every ring, but `faults`
     run.py pure pair         these rings only
     run.py cluster -- name   these rings, only the tests whose path holds `name`
 
@@ -21,12 +21,15 @@ import time
 
 REPOSITORY = pathlib.Path(__file__).resolve().parent.parent
 RESULT = re.compile(r"^test result: \w+\. (\d+) passed; (\d+) failed; (\d+) ignored;")
-RINGS = ("pure", "pair", "cluster", "dataplane", "mesh")
+RINGS = ("pure", "pair", "cluster", "dataplane", "mesh", "faults")
 # What cannot be absent. The others run once there is a test target of that name.
 ALWAYS = ("pure", "pair", "cluster")
 # Scenarios of the cluster ring begin all at once, and wait for their turn: how many run at a time, which first and which
 # alone is decided there (`cluster/turn.rs`).
 ALL_AT_ONCE = "--test-threads=1000"
+# Replicas killed, restarted and cut off again and again, on short leases: they need a machine that does nothing else, and run by
+# `make faults` alone.
+FAULTS = ("scenarios::replicas::a_leader_that_is", "scenarios::replicas::a_rolling_restart")
 
 
 class Count:
@@ -102,13 +105,16 @@ def mesh(names):
 def run_ring(ring, targets, names):
     if ring == "pure":
         return pure(names)
+    if ring == "faults":
+        return cargo_test(["--test", "cluster", "--", "--test-threads=1", "--nocapture", *FAULTS])
     if ring not in targets:
         say(f"{ring}: there is no test target of this name")
         return Count(failed=1)
     if ring == "mesh":
         return mesh(names)
     if ring == "cluster":
-        return cargo_test(["--test", "cluster", *names, "--", ALL_AT_ONCE])
+        skipped = [word for name in FAULTS for word in ("--skip", name)]
+        return cargo_test(["--test", "cluster", *names, "--", ALL_AT_ONCE, *skipped])
     # Each test brings up proxies: one at a time, and what they do is seen as they do it.
     serial = ["--", "--test-threads=1"] if ring == "dataplane" else []
     # The embedded authority, on which the pair ring stands, is held to the behaviour of the real one.

@@ -22,7 +22,7 @@ fn the_reference_has_every_field() {
         for short in names["shortNames"].as_array().into_iter().flatten() {
             write!(text, ", `{}`", word(short)).unwrap();
         }
-        write!(text, "; {scope}. {}\n", word(&schema["description"])).unwrap();
+        writeln!(text, "; {scope}. {}", word(&schema["description"])).unwrap();
         for part in ["spec", "status"] {
             write!(
                 text,

@@ -83,7 +83,7 @@ fn add(federation: &mut Federation, own: &Bundle, name: &str, conditions: Vec<Va
     let bundle = Arc::new(Bundle::new(td(name), [ca(name.as_bytes()[0], -200, 160).authority()]));
     let world = &mut federation.world;
     world.peers.insert(td(name), Arc::new(peer(name)));
-    let key = ObjectKey::cluster(Kind::TrustDomainPeer, &name.replace('.', "-"));
+    let key = ObjectKey::cluster(Kind::TrustDomainPeer, name.replace('.', "-"));
     let services = json!({"exported": 2, "imported": 3, "refused": 1});
     world.statuses.insert(key, Arc::new(json!({"conditions": conditions, "services": services})));
     Arc::make_mut(world.spire.as_mut().unwrap()).bundles.insert(td(name), Arc::clone(&bundle));

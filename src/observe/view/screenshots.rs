@@ -71,6 +71,9 @@ fn size(png: &[u8]) -> (u32, u32) {
     (number(16), number(20))
 }
 
+/// A federation by its name, and how it is looked at.
+type Shown = (&'static str, fn() -> Federation, &'static [Look]);
+
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_browser_shows_it() {
     let Some(browser) = browser() else {
@@ -85,7 +88,7 @@ async fn a_browser_shows_it() {
         folder.path().to_owned()
     };
     std::fs::create_dir_all(&folder).unwrap();
-    let all: [(&str, fn() -> Federation, &[Look]); 3] = [
+    let all: [Shown; 3] = [
         ("healthy", federations::healthy, &[WIDE]),
         ("degraded", federations::degraded, &[WIDE, DARK, NARROW]),
         ("rotating", federations::rotating, &[DARK]),

@@ -32,6 +32,9 @@ use tonic::transport::Endpoint;
 use tonic::{Status, Streaming};
 
 const SOON: Duration = Duration::from_secs(30);
+/// How long an exchange may take to open, and one try to dial.
+const PATIENCE: Duration = Duration::from_secs(90);
+const DIAL: Duration = Duration::from_secs(10);
 /// How often it says something when a test does not.
 const HEARTBEAT: Duration = Duration::from_secs(5);
 /// A frame of services ends before it is larger.
@@ -105,10 +108,12 @@ impl Hostile {
         Ok(Line::new(out, frames, self.protocol))
     }
 
-    /// Opens the exchange as an agent does. While the agent has not noticed that the last line is gone, it is tried again.
+    /// Opens the exchange as an agent does. While the agent has not noticed that the last line is gone, it is tried again; a
+    /// peer that said much before is heard at its pace.
     pub(crate) async fn greet(&self) -> Result<Line> {
-        eventually("the agent takes the hostile peer's hello", SOON, || async {
-            let line = self.dial(frame(Body::Hello(self.hello()))).await?;
+        eventually("the agent takes the hostile peer's hello", PATIENCE, || async {
+            let dialled = self.dial(frame(Body::Hello(self.hello())));
+            let line = tokio::time::timeout(DIAL, dialled).await.context("dialling takes too long")??;
             eventually("it says hello", Duration::from_secs(5), || async {
                 let said = line.said();
                 ensure!(said.ended.is_none(), "it ended: {:?}", said.ended);

@@ -130,6 +130,8 @@ fn more_services_than_are_admitted_are_refused() {
         .await?;
         trio.says(&["10 imported", "4990 refused", "TooManyServices"]).await?;
         is_responsive(trio).await?;
+        // Without the limit, what was offered last would be imported.
+        line.offer(&[]).await?;
         drop(line);
         merge(&trio.east, PEER, None, WEST, json!({"spec": {"imports": {"maxServices": null}}})).await
     });

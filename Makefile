@@ -8,6 +8,7 @@ check:
 	cargo fmt --check
 	cargo clippy --locked --all-targets -- -D warnings
 	cargo test --locked --lib --bins
+	cargo test --locked --doc
 	@$(MAKE) --no-print-directory deny
 
 # Every ring of tests. The first run builds the programs of the cluster ring into a cache outside target/.

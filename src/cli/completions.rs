@@ -5,13 +5,16 @@ use std::io::Write as _;
 use clap::Args;
 use clap_complete::Shell;
 
+/// How each shell takes what is printed. Not a docstring: an indented block of one is compiled as Rust.
+const LONG: &str = r#"Print the completions for a shell.
+
+    source <(entente completions bash)
+    entente completions zsh > "${fpath[1]}/_entente"
+    entente completions fish > ~/.config/fish/completions/entente.fish"#;
+
 /// Print the completions for a shell.
-///
-///     source <(entente completions bash)
-///     entente completions zsh > "${fpath[1]}/_entente"
-///     entente completions fish > ~/.config/fish/completions/entente.fish
 #[derive(Args, Debug)]
-#[command(verbatim_doc_comment)]
+#[command(long_about = LONG)]
 pub(super) struct CompletionsArgs {
     /// Whose completions.
     shell: Shell,

@@ -5,6 +5,7 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use clap::Args;
+use ipnet::IpNet;
 
 use crate::model::replica::relay_address;
 use crate::model::service::{GatewayChoice, GatewayType};
@@ -188,6 +189,18 @@ pub struct ClusterArgs {
     /// drain time has passed.
     #[arg(long, env = "ENTENTE_FENCE")]
     pub fence: bool,
+
+    /// Ranges out of which every imported service is given an address of its own, so that sidecars tell TCP services of one port
+    /// apart: the first of each IP family that the cluster's Services have. They must be nobody else's here, also not istiod's own
+    /// (240.240.0.0/16, 2001:2::/48), and are seen by workloads with sidecars alone. `none`: no addresses are given.
+    #[arg(
+        long,
+        env = "ENTENTE_IMPORT_ADDRESS_RANGE",
+        value_delimiter = ',',
+        default_value = "240.241.0.0/16,fd24:241::/64"
+    )]
+    pub import_address_range: Vec<ImportRange>,
+
     /// The revision of Istio that the workloads here are of: its configuration is the ConfigMap `istio-REVISION`. Empty: `istio`.
     #[arg(long, env = "ENTENTE_ISTIO_REVISION", default_value = "")]
     pub istio_revision: String,
@@ -206,6 +219,7 @@ impl ClusterArgs {
             gateway_node_ports: self.gateway_node_ports,
             fence: self.fence,
             istio_revision: self.istio_revision.clone(),
+            import_ranges: self.import_address_range.iter().filter_map(|range| range.0).collect(),
             ..others
         }
     }
@@ -222,7 +236,32 @@ impl Default for ClusterArgs {
             gateway_node_ports: false,
             fence: false,
             istio_revision: String::new(),
+            import_address_range: Settings::standard()
+                .import_ranges
+                .into_iter()
+                .map(Some)
+                .map(ImportRange)
+                .collect(),
         }
+    }
+}
+
+/// A range for the addresses of imports, or none.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct ImportRange(Option<IpNet>);
+
+impl std::str::FromStr for ImportRange {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, Self::Err> {
+        if text == "none" {
+            return Ok(Self(None));
+        }
+        let range: IpNet = text.parse().map_err(|_| format!("{text:?} is neither a CIDR nor `none`"))?;
+        if range.max_prefix_len() - range.prefix_len() < 8 {
+            return Err(format!("{range} has fewer than 256 addresses"));
+        }
+        Ok(Self(Some(range.trunc())))
     }
 }
 

@@ -28,7 +28,8 @@ const ADMIN: &str = "admin";
 pub(crate) const AGENT_USER: &str = "entente";
 /// spire-controller-manager.
 pub(crate) const SPIRE_USER: &str = "spire-controller-manager";
-const CONTROLLERS_USER: &str = "kube-controller-manager";
+/// kube-controller-manager, with its garbage collector.
+pub(crate) const CONTROLLERS_USER: &str = "kube-controller-manager";
 /// Everyone may do everything; who is to be held to RBAC uses a service account. The API server listens on 127.0.0.1
 /// alone, and a user's bearer token is the user's name with this at its end.
 const TOKEN_END: &str = "-of-the-test-cluster";

@@ -141,9 +141,9 @@ async fn alone(meshes: &Meshes) -> Result<()> {
     says(meshes, "Alone").await?;
     eventually("the local name has an address that leads to the peer", SOON, || async {
         let entry = found(&meshes.east, ENTRY.0, ENTRY.1, Some("shop"), HOST).await?;
-        let addresses = entry.data.pointer("/status/addresses").and_then(Value::as_array);
-        let address = addresses.into_iter().flatten().find_map(|one| one["value"].as_str());
-        let address = address.context("no address is allocated")?;
+        let addresses = entry.data.pointer("/spec/addresses").and_then(Value::as_array);
+        let address = addresses.into_iter().flatten().find_map(Value::as_str);
+        let address = address.context("it has no address")?;
         let page = format!("/debug/config_dump?proxyID={client}");
         let config = Config::of_istiod(meshes.east_istiod().debug(&page).await?);
         let listener = config.listener(address, CART.port)?;

@@ -23,7 +23,7 @@ pub const MAX_SERVICE_BYTES: usize = 512 * 1024;
 /// A frame of services ends before it is larger than this: under 1 MiB, with room for what stands around them.
 pub(super) const FRAME_BYTES: usize = 1_000 * 1024;
 /// Most malformed entries that are remembered, and answered.
-const MAX_MALFORMED: usize = 100;
+pub(super) const MAX_MALFORMED: usize = 100;
 /// The reason with which a malformed service is refused.
 pub const MALFORMED: &str = "Malformed";
 
@@ -174,7 +174,7 @@ pub enum CatalogueError {
 #[derive(Debug, PartialEq)]
 pub(super) struct Received {
     pub(super) catalogue: Arc<Catalogue>,
-    /// What changes can be applied to; where something is malformed, nothing.
+    /// What changes can be applied to; nothing, where a name is there twice, or more is malformed than is remembered.
     pub(super) held: Option<Held>,
     /// The answer to what is malformed in it.
     pub(super) refused: Vec<proto::ServiceOutcome>,
@@ -223,7 +223,10 @@ impl Assembly {
 }
 
 /// One service that is not well formed: by what it calls itself, and why.
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) struct Malformed {
+    /// Its name, where at least that is one: then changes can be about it.
+    pub(super) key: Option<ServiceName>,
     namespace: String,
     name: String,
     cause: String,
@@ -260,58 +263,70 @@ impl Entry {
 
 fn decode(version: CatalogueVersion, encoded: &[Vec<u8>], hashes: &[ServiceHash]) -> Received {
     let (mut services, mut held) = (Offers::new(), BTreeSet::new());
-    let mut sent = BTreeMap::new();
+    let (mut sent, mut bad, mut nameless) = (BTreeMap::new(), BTreeMap::new(), Vec::new());
     let mut twice = BTreeSet::new();
-    let mut malformed = Vec::new();
     for (bytes, hash) in encoded.iter().zip(hashes) {
+        let mark = (*hash, bytes.len());
         match decode_service(bytes) {
             Ok(entry) if sent.contains_key(entry.name()) => {
                 twice.insert(entry.name().clone());
             }
             Ok(entry) => {
-                sent.insert(entry.name().clone(), (*hash, bytes.len()));
+                sent.insert(entry.name().clone(), mark);
                 entry.put(&mut services, &mut held);
             }
-            Err(one) if malformed.len() < MAX_MALFORMED => malformed.push(one),
-            Err(_) => {}
+            Err(one) => match one.key.clone() {
+                Some(key) if sent.contains_key(&key) => {
+                    twice.insert(key);
+                }
+                Some(key) => {
+                    sent.insert(key.clone(), mark);
+                    bad.insert(key, one);
+                }
+                None => nameless.push((mark, one)),
+            },
         }
     }
     // which of the two is meant cannot be known
-    for name in twice {
-        services.remove(&name);
-        held.remove(&name);
-        if malformed.len() < MAX_MALFORMED {
-            malformed.push(Malformed {
-                namespace: name.namespace().to_owned(),
-                name: name.name().to_owned(),
-                cause: "it is in the catalogue twice".to_owned(),
-            });
-        }
+    for name in &twice {
+        services.remove(name);
+        held.remove(name);
+        let cause = "it is in the catalogue twice".to_owned();
+        bad.insert(name.clone(), Malformed::of(name, cause));
     }
-    let label = |m: &Malformed| printable(&format!("{}.{}", m.name, m.namespace), 100);
-    let mut labelled: Vec<_> = malformed.iter().map(|m| (label(m), m.cause.clone())).collect();
-    labelled.sort_unstable();
-    let catalogue = Arc::new(Catalogue { version, services, held, malformed: labelled });
-    let is_clean = malformed.is_empty();
-    Received {
-        held: is_clean.then(|| Held { catalogue: Arc::clone(&catalogue), sent }),
-        catalogue,
-        refused: malformed.into_iter().map(refusal).collect(),
-    }
+    let is_clean = twice.is_empty() && bad.len() + nameless.len() <= MAX_MALFORMED;
+    let catalogue = Catalogue { version, services, held, malformed: Vec::new() };
+    let whole = Held::new(catalogue, sent, bad, nameless);
+    let (catalogue, refused) = (Arc::clone(&whole.catalogue), whole.refused());
+    Received { held: is_clean.then_some(whole), catalogue, refused }
 }
 
-fn refusal(malformed: Malformed) -> proto::ServiceOutcome {
-    proto::ServiceOutcome {
-        name: malformed.name,
-        namespace: malformed.namespace,
-        imported: false,
-        reason: MALFORMED.to_owned(),
-        message: malformed.cause,
+impl Malformed {
+    fn of(name: &ServiceName, cause: String) -> Self {
+        let (namespace, own) = (name.namespace().to_owned(), name.name().to_owned());
+        Self { key: Some(name.clone()), namespace, name: own, cause }
+    }
+
+    /// How a person is told of it.
+    pub(super) fn labelled(&self) -> (String, String) {
+        (printable(&format!("{}.{}", self.name, self.namespace), 100), self.cause.clone())
+    }
+
+    /// How its exporter is.
+    pub(super) fn refusal(&self) -> proto::ServiceOutcome {
+        proto::ServiceOutcome {
+            name: self.name.clone(),
+            namespace: self.namespace.clone(),
+            imported: false,
+            reason: MALFORMED.to_owned(),
+            message: self.cause.clone(),
+        }
     }
 }
 
 pub(super) fn decode_service(bytes: &[u8]) -> Result<Entry, Malformed> {
-    let nameless = |cause: String| Malformed { namespace: String::new(), name: String::new(), cause };
+    let nameless =
+        |cause: String| Malformed { key: None, namespace: String::new(), name: String::new(), cause };
     if bytes.len() > MAX_SERVICE_BYTES {
         return Err(nameless(format!("it has {} bytes, more than {MAX_SERVICE_BYTES}", bytes.len())));
     }
@@ -322,6 +337,7 @@ pub(super) fn decode_service(bytes: &[u8]) -> Result<Entry, Malformed> {
         service_from_proto(&service).map(Entry::Offered)
     };
     entry.map_err(|error| Malformed {
+        key: ServiceName::new(&service.namespace, &service.name).ok(),
         namespace: printable(&service.namespace, 63),
         name: printable(&service.name, 63),
         cause: error.to_string(),

@@ -6,7 +6,8 @@ use std::sync::Arc;
 use sha2::{Digest, Sha256};
 
 use super::catalogue::{
-    CatalogueError, FRAME_BYTES, MAX_BYTES, MAX_SERVICES, ServiceHash, decode_service, encode_of, version,
+    CatalogueError, FRAME_BYTES, MAX_BYTES, MAX_MALFORMED, MAX_SERVICES, Malformed, ServiceHash,
+    decode_service, encode_of, version,
 };
 use crate::model::ServiceName;
 use crate::model::session::{Catalogue, CatalogueVersion};
@@ -117,15 +118,41 @@ impl DeltaAssembly {
     }
 }
 
-/// A catalogue as it was received, with nothing malformed in it.
+/// A catalogue as it was received.
 #[derive(Debug, PartialEq)]
 pub(super) struct Held {
     pub(super) catalogue: Arc<Catalogue>,
-    /// The hash and the size of each service as it was sent.
-    pub(super) sent: BTreeMap<ServiceName, (ServiceHash, usize)>,
+    /// The hash and the size of each service as it was sent, whether or not it is well formed.
+    pub(super) sent: BTreeMap<ServiceName, Mark>,
+    /// Those that are not.
+    bad: BTreeMap<ServiceName, Malformed>,
+    /// Such as have not even a name. No change can be about them.
+    nameless: Vec<(Mark, Malformed)>,
 }
 
+/// The hash and the size of a service as it was sent.
+type Mark = (ServiceHash, usize);
+
 impl Held {
+    /// What was received; what is malformed in it is noted in the catalogue, as far as is remembered of that.
+    pub(super) fn new(
+        mut catalogue: Catalogue,
+        sent: BTreeMap<ServiceName, Mark>,
+        bad: BTreeMap<ServiceName, Malformed>,
+        nameless: Vec<(Mark, Malformed)>,
+    ) -> Self {
+        let malformed = bad.values().chain(nameless.iter().map(|(_, one)| one)).take(MAX_MALFORMED);
+        catalogue.malformed = malformed.map(Malformed::labelled).collect();
+        catalogue.malformed.sort_unstable();
+        Self { catalogue: Arc::new(catalogue), sent, bad, nameless }
+    }
+
+    /// The answer to what is malformed.
+    pub(super) fn refused(&self) -> Vec<proto::ServiceOutcome> {
+        let malformed = self.bad.values().chain(self.nameless.iter().map(|(_, one)| one));
+        malformed.take(MAX_MALFORMED).map(Malformed::refusal).collect()
+    }
+
     /// The catalogue with these changes; `None` where they do not lead from this one to what they say, or to nothing that
     /// could be held so: then the whole has to be asked for.
     pub(super) fn with(&self, delta: &Delta) -> Option<Self> {
@@ -133,30 +160,49 @@ impl Held {
             return None;
         }
         let (mut services, mut sent) = (self.catalogue.services.clone(), self.sent.clone());
-        let mut held = self.catalogue.held.clone();
+        let (mut held, mut bad) = (self.catalogue.held.clone(), self.bad.clone());
         for gone in &delta.removed {
             let name = ServiceName::new(&gone.namespace, &gone.name).ok()?;
             services.remove(&name);
             held.remove(&name);
+            bad.remove(&name);
             sent.remove(&name)?;
         }
         let mut seen = BTreeSet::new();
         for encoded in &delta.services {
-            let entry = decode_service(encoded).ok()?;
-            let name = entry.name().clone();
+            let entry = decode_service(encoded);
+            let name = match &entry {
+                Ok(entry) => entry.name().clone(),
+                Err(one) => one.key.clone()?,
+            };
             if !seen.insert(name.clone()) {
                 return None;
             }
-            sent.insert(name, (Sha256::digest(encoded).into(), encoded.len()));
-            entry.put(&mut services, &mut held);
+            sent.insert(name.clone(), (Sha256::digest(encoded).into(), encoded.len()));
+            match entry {
+                Ok(entry) => {
+                    bad.remove(&name);
+                    entry.put(&mut services, &mut held);
+                }
+                Err(one) => {
+                    services.remove(&name);
+                    held.remove(&name);
+                    bad.insert(name, one);
+                }
+            }
         }
-        let bytes: usize = sent.values().map(|(_, size)| size).sum();
-        let is_right = version(sent.values().map(|(hash, _)| *hash).collect()) == delta.version;
-        if !is_right || sent.len() > MAX_SERVICES || bytes > MAX_BYTES {
+        let marks = || sent.values().chain(self.nameless.iter().map(|(mark, _)| mark));
+        let bytes: usize = marks().map(|(_, size)| size).sum();
+        let is_right = version(marks().map(|(hash, _)| *hash).collect()) == delta.version;
+        if !is_right
+            || sent.len() + self.nameless.len() > MAX_SERVICES
+            || bad.len() + self.nameless.len() > MAX_MALFORMED
+            || bytes > MAX_BYTES
+        {
             return None;
         }
-        let catalogue = Arc::new(Catalogue { version: delta.version, services, held, malformed: Vec::new() });
-        Some(Self { catalogue, sent })
+        let catalogue = Catalogue { version: delta.version, services, held, malformed: Vec::new() };
+        Some(Self::new(catalogue, sent, bad, self.nameless.clone()))
     }
 }
 

@@ -117,3 +117,51 @@ fn what_is_held_comes_and_goes_by_changes() {
         assert_eq!(now, held(after));
     }
 }
+
+/// One that is malformed costs nobody the changes: those of the others, its own, and its end are followed.
+#[test]
+fn a_malformed_service_is_changed_like_any_other() {
+    let service = |name: &str, mend: bool| proto::Service {
+        name: name.to_owned(),
+        namespace: "shop".to_owned(),
+        held: mend,
+        ..proto::Service::default()
+    };
+    let encoded = |service: proto::Service| prost::Message::encode_to_vec(&service);
+    let hashes = |all: &[Vec<u8>]| version(all.iter().map(|one| Sha256::digest(one).into()).collect());
+    let bad = encoded(service("bad", false));
+    let good = encoded(service("good", true));
+    let nameless = vec![0xff];
+    let all = [bad.clone(), good.clone(), nameless.clone()];
+    let frame =
+        proto::CatalogueSnapshot { version: hashes(&all).to_vec(), services: all.to_vec(), more: false };
+    let held = Assembly::default().push(frame).unwrap().unwrap().held.expect("it can be changed");
+    assert_eq!((held.refused().len(), held.catalogue.malformed.len()), (2, 2));
+    let delta = |to: &[Vec<u8>], services: Vec<Vec<u8>>, removed: &[&str]| Delta {
+        from: hashes(&all),
+        version: hashes(to),
+        services,
+        removed: removed
+            .iter()
+            .map(|name| proto::RemovedService { name: (*name).to_owned(), namespace: "shop".to_owned() })
+            .collect(),
+        bytes: 0,
+    };
+    let more = encoded(service("more", true));
+    let grown = held
+        .with(&delta(&[bad.clone(), good.clone(), nameless.clone(), more.clone()], vec![more], &[]))
+        .expect("another");
+    assert_eq!((grown.catalogue.held.len(), grown.refused().len()), (2, 2));
+    let mended = encoded(service("bad", true));
+    let whole = held
+        .with(&delta(&[mended.clone(), good.clone(), nameless.clone()], vec![mended], &[]))
+        .expect("it is mended");
+    assert_eq!((whole.catalogue.held.len(), whole.refused().len()), (2, 1));
+    let spoilt = encoded(service("good", false));
+    let worse = held
+        .with(&delta(&[bad.clone(), spoilt.clone(), nameless.clone()], vec![spoilt], &[]))
+        .expect("another is spoilt");
+    assert_eq!((worse.catalogue.held.len(), worse.refused().len()), (0, 3));
+    let gone = held.with(&delta(&[good, nameless], Vec::new(), &["bad"])).expect("it is gone");
+    assert_eq!((gone.catalogue.held.len(), gone.refused().len()), (1, 1));
+}

@@ -75,3 +75,11 @@ pub struct Operation {
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub not_ports: Vec<String>,
 }
+
+impl Operation {
+    /// On one of these ports.
+    #[must_use]
+    pub fn on(ports: impl IntoIterator<Item = u16>) -> Self {
+        Self { ports: ports.into_iter().map(|port| port.to_string()).collect(), not_ports: Vec::new() }
+    }
+}

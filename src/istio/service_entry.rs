@@ -14,6 +14,10 @@ pub const LABEL_TLS_MODE: &str = "security.istio.io/tlsMode";
 #[serde(rename_all = "camelCase")]
 pub struct ServiceEntrySpec {
     pub hosts: Vec<String>,
+    /// At which clients call it; absent: istiod may give it one, and where it does not, sidecars take what goes to its ports
+    /// for it wherever it is sent, unless it is HTTP.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub addresses: Vec<String>,
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub location: Option<Location>,
     #[serde(default, skip_serializing_if = "Option::is_none")]

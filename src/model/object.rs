@@ -286,6 +286,23 @@ impl Object {
         self.body.get("status")
     }
 
+    /// The labels at a place in its `spec` (a JSON pointer, RFC 6901); values that are no text are left out.
+    #[must_use]
+    pub fn labels_at(&self, pointer: &str) -> BTreeMap<&str, &str> {
+        let labels = self.spec().and_then(|spec| spec.pointer(pointer)).and_then(Value::as_object);
+        labels
+            .into_iter()
+            .flatten()
+            .filter_map(|(label, value)| Some((label.as_str(), value.as_str()?)))
+            .collect()
+    }
+
+    /// The labels by which one of Istio's policies selects workloads; empty: all of them.
+    #[must_use]
+    pub fn match_labels(&self) -> BTreeMap<&str, &str> {
+        self.labels_at("/selector/matchLabels")
+    }
+
     /// Whether this instance of the agent generated it, by its label.
     #[must_use]
     pub fn is_generated_by(&self, instance: &str) -> bool {

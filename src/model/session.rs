@@ -162,6 +162,8 @@ pub struct SessionState {
     /// How many seconds the peer's clock is ahead of ours (behind, where negative), where that is more than clocks of
     /// federated domains may differ.
     pub skew: Option<i64>,
+    /// Whether the peer, connected, has left a catalogue of ours without an answer for longer than one takes.
+    pub answer_overdue: bool,
     /// Set once the goodbye that the plan asked for was flushed, or there was nobody to say it to.
     pub parted: bool,
 }
@@ -176,6 +178,7 @@ impl SessionState {
             catalogue: None,
             acknowledged: None,
             skew: None,
+            answer_overdue: false,
             parted: false,
         }
     }

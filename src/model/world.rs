@@ -1,9 +1,11 @@
 //! Everything that is known, at one moment.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::net::{Ipv4Addr, Ipv6Addr};
 use std::sync::Arc;
 use std::time::Duration;
 
+use ipnet::{IpNet, Ipv4Net, Ipv6Net};
 use jiff::Timestamp;
 use serde_json::Value;
 
@@ -52,6 +54,9 @@ pub struct Settings {
     pub spire_class_name: String,
     /// Who makes relationships in SPIRE of what is written.
     pub relationships: Relationships,
+    /// Out of which imported services are given addresses, one of each IP family that the cluster's own Services have; empty:
+    /// they are given none.
+    pub import_ranges: Vec<IpNet>,
     /// How long SPIRE agents are given to follow before a bundle is deleted.
     pub drain: Duration,
     /// The interval at which SPIRE polls a bundle endpoint, at most: what is called stale is two of them old.
@@ -80,6 +85,10 @@ impl Settings {
             istio_revision: String::new(),
             spire_class_name: String::new(),
             relationships: Relationships::ControllerManager,
+            import_ranges: vec![
+                IpNet::V4(Ipv4Net::new_assert(Ipv4Addr::new(240, 241, 0, 0), 16)),
+                IpNet::V6(Ipv6Net::new_assert(Ipv6Addr::new(0xfd24, 0x0241, 0, 0, 0, 0, 0, 0), 64)),
+            ],
             drain: Duration::from_secs(30),
             poll_interval: Duration::from_secs(75),
             agent_follow: Duration::from_secs(6),
@@ -159,8 +168,12 @@ pub struct PeerMemory {
     pub asking: Option<Timestamp>,
     /// The peer's bundle that SPIRE's servers hold and its agents have had time to follow.
     pub receipt: Option<HeldBundle>,
-    /// Since when there has been no exchange with the peer.
+    /// Since when there has been no exchange with the peer, over restarts.
     pub away_since: Option<Timestamp>,
+    /// When this life of the process began to look out for the peer.
+    pub awaited_since: Option<Timestamp>,
+    /// Whether there was an exchange in this life of the process.
+    pub was_connected: bool,
     /// Since when the peer's report names a bundle of ours that is not the newest.
     pub stale_since: Option<Timestamp>,
     /// Public keys in the bundle of the peer that SPIRE held last and that was usable, by since when.

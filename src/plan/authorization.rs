@@ -11,20 +11,24 @@ pub mod fence;
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
+use serde_json::Value;
+
 use crate::istio::AuthorizationPolicySpec;
 use crate::istio::authorization_policy::{Action, From, Operation, Rule, Selector, Source, To};
-use crate::model::object::{Kind, Object, ObjectKey, OwnerRef};
+use crate::model::object::{ANNOTATION_SOURCE, Kind, Object, ObjectKey};
 use crate::model::world::Settings;
 use crate::model::{Service, TrustDomain, World};
 
 use super::exports::Exports;
+use super::exports::unread::Unread;
 use super::memo::Memo;
+use super::origin::Origin;
 use super::{diff, generated};
 
 /// A namespace, and labels in it.
 pub(super) type Workloads<'a> = (&'a str, &'a BTreeMap<String, String>);
 
-pub use allow::Allows;
+pub use allow::{Allows, Selectors};
 
 /// How much of the labels' values, with the prefix, stands in a policy's name before the hash.
 const READABLE: usize = 45;
@@ -50,21 +54,30 @@ pub fn policies(
             .or_default()
             .push(Arc::clone(service));
     }
-    let peers = memo.peers.share(peers(world, ending));
-    let allows = Allows::new(world);
+    let peers = memo.peers.share(peers(world, own, ending));
+    let unread = Unread::new(world, own);
+    let mut allows = Allows::new(world);
     let mut policies = BTreeMap::new();
     for ((namespace, selector), services) in groups {
-        for spec in allow::allow(&allows, (namespace, selector), &services, &peers) {
-            let labels = spec.selector.as_ref().map(|selector| selector.match_labels.clone());
-            let key = allow_key(namespace, &labels.unwrap_or_default());
-            if generated::claim(world, &key).is_ok() {
-                policies.insert(key.clone(), diff::seal(policy(&world.settings, key, &spec, &services)));
-            }
-        }
         let key = key(namespace, selector);
-        let input = (own.clone(), services, Arc::clone(&peers));
-        let deny = memo.policies.get(&key, &input, |(own, services, peers)| {
-            diff::seal(policy(&world.settings, key.clone(), &deny(own, services, peers), services))
+        let selectors = allows.selectors(namespace, &mut memo.allowing);
+        let input = (services.clone(), Arc::clone(&peers), selectors);
+        let allowing = memo.allows.get(&key, &input, |(services, peers, selectors)| {
+            let specs = allow::allow(selectors, selector, services, peers);
+            specs.into_iter().map(|spec| allowing(&world.settings, namespace, &spec, services)).collect()
+        });
+        policies.extend(
+            allowing
+                .into_iter()
+                .filter(|policy| generated::claim(world, &policy.key).is_ok())
+                .map(|policy| (policy.key.clone(), policy)),
+        );
+        let mut origin = Origin::of(&services).with_doors(world, own, &services);
+        let standing = standing(world, &key, &unread, &peers, &mut origin);
+        let input = PolicyOf { own: own.clone(), services, peers: Arc::clone(&peers), origin, standing };
+        let deny = memo.policies.get(&key, &input, |of| {
+            let spec = generated::spec(&deny(of));
+            diff::seal(of.origin.clone().object(&world.settings, key.clone(), spec))
         });
         policies.insert(key, deny);
     }
@@ -74,19 +87,67 @@ pub fn policies(
     policies
 }
 
-/// A policy of the services of one selector. It depends on nothing else, so that it can be remembered.
-fn policy(
+/// What the policy of a selector is made of, and nothing else, so that it can be remembered.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct PolicyOf {
+    own: TrustDomain,
+    /// The services that share the selector.
+    services: Vec<Arc<Service>>,
+    /// Whose clients count.
+    peers: Arc<BTreeSet<TrustDomain>>,
+    origin: Origin,
+    /// By port, clients of services of the selector that cannot be read now.
+    standing: Principals,
+}
+
+type Principals = BTreeMap<u16, BTreeSet<String>>;
+
+/// A policy that allows.
+fn allowing(
     settings: &Settings,
-    key: ObjectKey,
+    namespace: &str,
     spec: &AuthorizationPolicySpec,
     services: &[Arc<Service>],
-) -> Object {
-    let spec = generated::spec(spec);
-    let owners: BTreeSet<OwnerRef> = services.iter().map(|s| s.owner()).collect();
-    let sources: BTreeSet<ObjectKey> = services.iter().flat_map(|s| s.sources()).collect();
-    let sources: Vec<String> = sources.iter().map(generated::source_of).collect();
-    let owners = owners.into_iter().collect();
-    generated::object(settings, key, spec, owners, &sources, None)
+) -> Arc<Object> {
+    let labels = spec.selector.as_ref().map(|selector| selector.match_labels.clone()).unwrap_or_default();
+    let key = allow_key(namespace, &labels);
+    diff::seal(Origin::of(services).object(settings, key, generated::spec(spec)))
+}
+
+/// Whom the policy lets in as it stands, where it is also that of a service that cannot be read now: those were its clients,
+/// or may have been, and missing information takes nothing away. `origin` is told of that service.
+fn standing(
+    world: &World,
+    key: &ObjectKey,
+    unread: &Unread,
+    peers: &BTreeSet<TrustDomain>,
+    origin: &mut Origin,
+) -> Principals {
+    let ours = world.objects.get(key).filter(|there| there.is_generated_by(&world.settings.instance));
+    let is_unread = |there: &&Arc<Object>| {
+        let sources = there.meta.annotations.get(ANNOTATION_SOURCE).map_or("", String::as_str);
+        sources.split(',').any(|source| unread.sources.contains_key(source))
+    };
+    let mut standing = Principals::new();
+    let Some(there) = ours.filter(is_unread) else { return standing };
+    origin.keep(there, &unread.sources);
+    let rules = there.spec().and_then(|spec| spec["rules"].as_array()).into_iter().flatten();
+    for rule in rules {
+        let strings = |at: &str| {
+            let list = rule.pointer(at).and_then(Value::as_array).into_iter().flatten();
+            list.filter_map(Value::as_str)
+        };
+        let of_peer = |principal: &&str| {
+            let td = principal.split_once('/').and_then(|(td, _)| TrustDomain::new(td).ok());
+            td.is_some_and(|td| peers.contains(&td))
+        };
+        let clients: BTreeSet<String> =
+            strings("/from/0/source/notPrincipals").filter(of_peer).map(str::to_owned).collect();
+        for port in strings("/to/0/operation/ports").filter_map(|port| port.parse().ok()) {
+            standing.entry(port).or_default().extend(clients.iter().cloned());
+        }
+    }
+    standing
 }
 
 /// The policy of a selector: named by its values, and a hash of all of it.
@@ -121,29 +182,35 @@ fn named(prefix: &str, namespace: &str, selector: &BTreeMap<String, String>) -> 
     ObjectKey::namespaced(Kind::AuthorizationPolicy, namespace, name)
 }
 
-/// Trust domains whose workloads may be let in: those of a TrustDomainPeer, also of one that was edited into something
-/// unreadable, since missing information takes nothing away.
-fn peers(world: &World, ending: &BTreeSet<TrustDomain>) -> BTreeSet<TrustDomain> {
-    let rejected = world.rejected.iter().filter(|(key, _)| key.kind == Kind::TrustDomainPeer);
-    let rejected = rejected.filter_map(|(_, rejected)| rejected.trust_domain.as_ref());
-    world.peers.keys().chain(rejected).filter(|td| !ending.contains(td)).cloned().collect()
+/// What istiod takes for our own trust domain wherever a policy names it (`constants.DefaultClusterLocalDomain`).
+const CLUSTER_LOCAL: &str = "cluster.local";
+
+/// Whether no policy of Istio's can tell the workloads of a peer's trust domain from our own.
+#[must_use]
+pub fn is_taken_for_own(own: &TrustDomain, peer: &TrustDomain) -> bool {
+    peer.as_str() == CLUSTER_LOCAL && peer != own
 }
 
-fn deny(
-    own: &TrustDomain,
-    services: &[Arc<Service>],
-    peers: &BTreeSet<TrustDomain>,
-) -> AuthorizationPolicySpec {
-    let match_labels = services.first().map(|service| service.workload_labels.clone()).unwrap_or_default();
-    let clients = clients_by_port(services, peers);
-    let mut rules: Vec<Rule> = clients
-        .iter()
-        .map(|(port, allowed)| {
-            rule(own, allowed, Operation { ports: vec![port.to_string()], ..Operation::default() })
-        })
-        .collect();
+/// Trust domains whose workloads may be let in: those of a TrustDomainPeer, also of one that was edited into something
+/// unreadable, since missing information takes nothing away; but its deletion does.
+fn peers(world: &World, own: &TrustDomain, ending: &BTreeSet<TrustDomain>) -> BTreeSet<TrustDomain> {
+    let rejected = world.rejected.iter();
+    let rejected = rejected.filter(|(key, one)| key.kind == Kind::TrustDomainPeer && one.deletion.is_none());
+    let rejected = rejected.filter_map(|(_, rejected)| rejected.trust_domain.as_ref());
+    let all = world.peers.keys().chain(rejected);
+    all.filter(|td| !ending.contains(td) && !is_taken_for_own(own, td)).cloned().collect()
+}
+
+fn deny(of: &PolicyOf) -> AuthorizationPolicySpec {
+    let match_labels = of.services.first().map(|service| service.workload_labels.clone()).unwrap_or_default();
+    let mut clients = clients_by_port(&of.services, &of.peers);
+    for (port, standing) in &of.standing {
+        clients.entry(*port).or_default().extend(standing.iter().map(String::as_str));
+    }
+    let mut rules: Vec<Rule> =
+        alike(&clients).map(|(ports, allowed)| rule(&of.own, allowed, Operation::on(ports))).collect();
     let not_ports = clients.keys().map(u16::to_string).collect();
-    rules.push(rule(own, &BTreeSet::new(), Operation { not_ports, ..Operation::default() }));
+    rules.push(rule(&of.own, &BTreeSet::new(), Operation { not_ports, ..Operation::default() }));
     AuthorizationPolicySpec { selector: Some(Selector { match_labels }), action: Action::Deny, rules }
 }
 
@@ -160,6 +227,19 @@ fn clients_by_port<'a>(
         }
     }
     clients
+}
+
+/// The ports that have the same clients, in the order of the first of each: one rule says it for all of them.
+fn alike<'c, 'a>(
+    clients: &'c BTreeMap<u16, BTreeSet<&'a str>>,
+) -> impl Iterator<Item = (Vec<u16>, &'c BTreeSet<&'a str>)> {
+    let mut groups: BTreeMap<&BTreeSet<&str>, Vec<u16>> = BTreeMap::new();
+    for (port, allowed) in clients {
+        groups.entry(allowed).or_default().push(*port);
+    }
+    let mut groups: Vec<_> = groups.into_iter().map(|(allowed, ports)| (ports, allowed)).collect();
+    groups.sort();
+    groups.into_iter()
 }
 
 fn rule(own: &TrustDomain, allowed: &BTreeSet<&str>, operation: Operation) -> Rule {

@@ -4,8 +4,6 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
-use serde_json::Value;
-
 use super::diff;
 use crate::model::object::{ANNOTATION_SOURCE, Kind};
 use crate::model::{Object, ObjectKey, World};
@@ -26,10 +24,14 @@ pub(super) fn kept<'a>(world: &'a World, desired: &BTreeMap<ObjectKey, Arc<Objec
     let is_left = |object: &&Arc<Object>| !desired.contains_key(&object.key);
     let doors = of(Kind::Gateway).chain(of(Kind::VirtualService)).filter(is_left);
     let doors: BTreeSet<&str> = doors.flat_map(|door| sources(door)).collect();
-    let aliases: BTreeSet<Workloads<'_>> = of(Kind::ServiceEntry).filter_map(|entry| alias(entry)).collect();
+    let aliases = of(Kind::ServiceEntry).map(|entry| (entry, entry.labels_at("/workloadSelector/labels")));
+    let aliases: BTreeSet<Workloads<'_>> = aliases
+        .filter(|(_, labels)| !labels.is_empty())
+        .map(|(entry, labels)| workloads(entry, labels))
+        .collect();
     let leads_to = |deny: &Object| {
         sources(deny).any(|source| doors.contains(source))
-            || selected(deny, "/selector/matchLabels").is_some_and(|workloads| aliases.contains(&workloads))
+            || aliases.contains(&workloads(deny, deny.match_labels()))
     };
     let as_was = of(Kind::ServiceEntry)
         .filter(|entry| desired.get(&entry.key).is_none_or(|wanted| !diff::stands(wanted, entry)));
@@ -54,13 +56,6 @@ fn sources(object: &Object) -> impl Iterator<Item = &str> {
     object.meta.annotations.get(ANNOTATION_SOURCE).into_iter().flat_map(|sources| sources.split(','))
 }
 
-/// What an alias leads to.
-fn alias(entry: &Object) -> Option<Workloads<'_>> {
-    selected(entry, "/workloadSelector/labels")
-}
-
-fn selected<'a>(object: &'a Object, at: &str) -> Option<Workloads<'a>> {
-    let labels = object.spec()?.pointer(at).and_then(Value::as_object)?;
-    let labels = labels.iter().filter_map(|(label, value)| Some((label.as_str(), value.as_str()?)));
-    Some((object.key.namespace.as_deref().unwrap_or_default(), labels.collect()))
+fn workloads<'a>(object: &'a Object, labels: BTreeMap<&'a str, &'a str>) -> Workloads<'a> {
+    (object.key.namespace.as_deref().unwrap_or_default(), labels.into_iter().collect())
 }

@@ -12,6 +12,7 @@ use crate::model::cluster::{ClusterPort, ClusterService, LoadBalancer, TargetPor
 use crate::model::service::{
     Address, DirectEndpoint, GatewayAddress, GatewayChoice, GatewaySelection, GatewayType, TlsMode,
 };
+use crate::model::world::Settings;
 use crate::model::{NamespacedName, Service, World};
 use crate::plan::pods::{Pods, has_labels};
 
@@ -121,6 +122,32 @@ fn service<'a>(
             .ok_or_else(|| format!("there is no Service labelled {label}={value} in {namespace}")),
     }
 }
+
+/// Whether a Service is, or stands before, a gateway of the mesh: one of those that are looked for, one for the pods of
+/// Istio's own gateways, or one that was made for a Gateway of the Gateway API.
+#[must_use]
+pub fn is_one(settings: &Settings, service: &ClusterService) -> bool {
+    let is_chosen = |choice: &GatewayChoice| {
+        let namespace = choice.namespace.as_ref().unwrap_or(&settings.istio_namespace);
+        service.object.namespace == *namespace
+            && match &choice.by {
+                GatewaySelection::Name(name) => service.object.name == *name,
+                GatewaySelection::Label(label, value) => service.labels.get(label) == Some(value),
+            }
+    };
+    let kinds = [GatewayType::EastWestGateway, GatewayType::IngressGateway];
+    let is_istios = || {
+        let label = service.selector.get("istio");
+        label.is_some_and(|label| kinds.iter().any(|kind| kind.istio_label() == label))
+    };
+    is_chosen(&settings.eastwest_gateway)
+        || is_chosen(&settings.ingress_gateway)
+        || is_istios()
+        || service.selector.contains_key(LABEL_GATEWAY_NAME)
+}
+
+/// By which the pods of a Gateway of the Gateway API are selected.
+const LABEL_GATEWAY_NAME: &str = "gateway.networking.k8s.io/gateway-name";
 
 /// What a namespace has, without a look at the others.
 fn of_namespace<'a, T>(

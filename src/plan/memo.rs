@@ -5,9 +5,11 @@
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::hash::Hash;
+use std::net::IpAddr;
 use std::sync::Arc;
 
 use super::admission::Surroundings;
+use super::authorization::{PolicyOf, Selectors};
 use super::diff::Stood;
 use super::exports::Export;
 use super::imports::Decisions;
@@ -22,6 +24,10 @@ use crate::model::{NamespacedName, Object, ObjectKey, Peer, Service, TrustDomain
 pub struct Memo {
     /// What is generated for an export, and what its peers are offered.
     pub(super) exports: Kept<NamespacedName, Export, Exported>,
+    /// The policies of ours that allow, by the object of the policy that denies.
+    pub(super) allows: Kept<ObjectKey, AllowOf, Vec<Arc<Object>>>,
+    /// By namespace, the selectors of others' policies that allow.
+    pub(super) allowing: BTreeMap<String, Arc<Selectors>>,
     /// The policy of a selector, by its object.
     pub(super) policies: Kept<ObjectKey, PolicyOf, Arc<Object>>,
     /// The trust domains whose workloads may be let in.
@@ -46,11 +52,11 @@ pub struct Memo {
     pub(super) stood: Stood,
 }
 
-/// What the policy of a selector is made of: the FederatedServices that share it, and whose clients count.
-pub(super) type PolicyOf = (TrustDomain, Vec<Arc<Service>>, Arc<BTreeSet<TrustDomain>>);
+/// What the policies that allow are made of: the services of one selector, whose clients count, and others' selectors.
+pub(super) type AllowOf = (Vec<Arc<Service>>, Arc<BTreeSet<TrustDomain>>, Arc<Selectors>);
 
-/// What the objects of an import are made of.
-pub(super) type ImportOf = (Arc<Peer>, Arc<Imported>);
+/// What the objects of an import are made of: the last are its addresses.
+pub(super) type ImportOf = (Arc<Peer>, Arc<Imported>, Vec<IpAddr>);
 
 /// What comes of an export.
 #[derive(Clone, Debug)]
@@ -91,6 +97,8 @@ impl Memo {
     pub(super) fn turn(&mut self) {
         self.peers_alone.retain(|_, (whole, _)| Arc::strong_count(whole) > 1);
         self.exports.turn();
+        self.allows.turn();
+        self.allowing.retain(|_, selectors| Arc::strong_count(selectors) > 1);
         self.policies.turn();
         self.imported.turn();
         self.entries.turn();

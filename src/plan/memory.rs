@@ -3,12 +3,13 @@
 
 use std::collections::BTreeMap;
 
-use jiff::SignedDuration;
+use jiff::{SignedDuration, Timestamp};
 
 use super::pace::Pace;
 use super::{notice, poison};
+use crate::model::object::Kind;
 use crate::model::world::{Difference, PeerMemory, StoredBundle};
-use crate::model::{Peer, TrustDomain, World};
+use crate::model::{ObjectKey, Peer, TrustDomain, World};
 
 /// Changes of SPIRE's bundle are followed at once; where they do not end, no more often than SPIRE itself would ask an
 /// endpoint at most (every 15 s).
@@ -77,9 +78,17 @@ fn doubt(world: &World, peer: &Peer, memory: &mut PeerMemory) {
     memory.doubted_since = differs.then(|| memory.doubted_since.unwrap_or(world.now));
 }
 
+/// Since when the peer is away: what an earlier life of the agent wrote down holds until the peer is back.
 fn away(world: &World, peer: &Peer, memory: &mut PeerMemory) {
-    let connected = world.sessions.get(&peer.trust_domain).is_some_and(|session| session.is_connected());
-    memory.away_since = if connected { None } else { memory.away_since.or(Some(world.now)) };
+    memory.awaited_since = memory.awaited_since.or(Some(world.now));
+    if world.sessions.get(&peer.trust_domain).is_some_and(|session| session.is_connected()) {
+        (memory.away_since, memory.was_connected) = (None, true);
+        return;
+    }
+    let status = world.statuses.get(&ObjectKey::cluster(Kind::TrustDomainPeer, &peer.object));
+    let said = status.and_then(|status| status.get("awaySince")?.as_str()?.parse().ok());
+    let before = said.filter(|before: &Timestamp| !memory.was_connected && *before <= world.now);
+    memory.away_since = memory.away_since.into_iter().chain(before).min().or(Some(world.now));
 }
 
 fn stale(world: &World, peer: &Peer, memory: &mut PeerMemory) {

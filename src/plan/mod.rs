@@ -24,6 +24,7 @@ pub mod memory;
 pub mod mesh;
 pub mod monitors;
 pub mod notice;
+pub mod origin;
 pub mod pace;
 pub mod pods;
 pub mod poison;

@@ -24,6 +24,14 @@ impl<T> Default for DisjointSelectors<'_, T> {
 }
 
 impl<'a, T: Copy> DisjointSelectors<'a, T> {
+    /// Whether a selector can be added.
+    ///
+    /// # Errors
+    /// What an unequal selector came with that overlaps it.
+    pub fn check(&self, selector: &BTreeMap<String, String>) -> Result<(), T> {
+        self.overlapping(selector).map_or(Ok(()), Err)
+    }
+
     /// Adds a selector; one that is there already keeps what it came with.
     ///
     /// # Errors

@@ -15,7 +15,7 @@ use crate::model::{Peer, World};
 use crate::plan::rotation;
 
 /// How long after a start, or after a peer appeared, nothing is concluded from silence.
-const SETTLE: Duration = Duration::from_secs(15);
+pub(super) const SETTLE: Duration = Duration::from_secs(15);
 
 /// What is concluded of one peer.
 #[derive(Clone, Debug, PartialEq, Eq)]

@@ -2,12 +2,13 @@
 
 use super::services::exported;
 use super::trio::{everything, kinds};
-use super::{PEER, SERVICE, SOON, both_ready, delete, federated};
+use super::{GATEWAY, PEER, POLICY, SERVICE, SERVICE_ENTRY, SOON, both_ready, delete, federated};
+use crate::kubernetes::CONTROLLERS_USER;
 use crate::pair::{with_own_pair, with_pair};
 use crate::wait::eventually;
 use crate::world::{Domain, Options};
-use anyhow::{Result, bail, ensure};
-use kube::api::DeleteParams;
+use anyhow::{Context, Result, bail, ensure};
+use kube::api::{DeleteParams, ListParams};
 use kube::discovery::ApiResource;
 use std::collections::BTreeSet;
 use std::time::Duration;
@@ -61,6 +62,61 @@ fn deleting_exports_and_peers_leaves_nothing() {
         ensure!(agents.east.stop().await? == 0 && agents.west.stop().await? == 0, "an agent ended badly");
         nothing_is_left(east, &all.0, &before.0).await?;
         nothing_is_left(west, &all.1, &before.1).await
+    });
+}
+
+/// An export deleted while no agent runs is collected by the cluster alone: what lets callers in first, then what keeps them
+/// out, and nothing is left.
+#[test]
+fn an_export_deleted_without_an_agent_is_closed_last() {
+    with_pair(async |pair| {
+        let (east, west) = (&pair.east, &pair.west);
+        let mut agents = federated(pair).await?;
+        exported(east, west).await?;
+        // Its owners are as they will be once the Gateway was seen to stand.
+        let policy = async || {
+            let api = west.kubernetes.api(POLICY.0, POLICY.1, Some("shop")).await?;
+            let mut all = api.list(&ListParams::default()).await?.items;
+            ensure!(all.len() == 1, "{} policies", all.len());
+            all.pop().context("no policy")
+        };
+        eventually("the policy is owned by what it outlives", SOON, || async {
+            let owners = policy().await?.metadata.owner_references.unwrap_or_default();
+            let mut kinds: Vec<&str> = owners.iter().map(|owner| owner.kind.as_str()).collect();
+            kinds.sort_unstable();
+            ensure!(kinds == ["FederatedService", "Gateway", "ServiceEntry"], "{kinds:?}");
+            Ok(())
+        })
+        .await?;
+        agents.west.kill().await?;
+        delete(west, SERVICE, Some("shop"), "cart").await?;
+        for kind in [GATEWAY, SERVICE_ENTRY, POLICY] {
+            eventually(&format!("no {} is left", kind.1), ENDED, || async {
+                let api = west.kubernetes.api(kind.0, kind.1, Some("shop")).await?;
+                let left = api.list(&ListParams::default()).await?.items.len();
+                ensure!(left == 0, "{left} left");
+                Ok(())
+            })
+            .await?;
+        }
+        let order = || -> Result<Vec<String>> {
+            let writes = west.kubernetes.writes_of(CONTROLLERS_USER)?.into_iter();
+            let deleted = writes.filter(|write| write.verb == "delete" && write.namespace == "shop");
+            let deleted = deleted.filter(|write| write.code == 200).map(|write| write.resource);
+            let ours = |kind: &String| {
+                ["gateways", "serviceentries", "authorizationpolicies"].contains(&kind.as_str())
+            };
+            Ok(deleted.filter(ours).collect())
+        };
+        let order = eventually("the audit log has it", SOON, || async {
+            let order = order()?;
+            ensure!(order.len() >= 3, "{order:?}");
+            Ok(order)
+        })
+        .await?;
+        ensure!(order.last().is_some_and(|last| last == "authorizationpolicies"), "{order:?}");
+        ensure!(agents.east.stop().await? == 0, "an agent ended badly");
+        Ok(())
     });
 }
 

@@ -60,7 +60,7 @@ fn matrix() -> Vec<(&'static str, Value, &'static [&'static str])> {
                         "enabled": true, "hosts": ["entente.west.example"], "bundleEndpoint": {"hosts": ["spire.west.example"]},
                     },
                 },
-                "istio": {"revision": "1-30", "fence": true, "sidecar": {"enabled": true, "adminFrom": [{"source": {"namespaces": ["monitoring"]}}]}},
+                "istio": {"revision": "1-30", "fence": true, "importAddressRange": "none", "sidecar": {"enabled": true, "adminFrom": [{"source": {"namespaces": ["monitoring"]}}]}},
             }),
             &["Gateway", "VirtualService", "PeerAuthentication", "AuthorizationPolicy", "DestinationRule"],
         ),

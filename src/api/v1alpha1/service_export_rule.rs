@@ -3,7 +3,7 @@
 use kube::{CustomResource, KubeSchema};
 use serde::{Deserialize, Serialize};
 
-use super::federated_service::Clients;
+use super::federated_service::{Clients, GatewayEntry};
 use super::{Condition, LabelSelector, TlsMode, limits};
 
 /// Which Services are exported, to whom, and who there may call them.
@@ -60,6 +60,10 @@ pub struct ServiceExportRuleStatus {
     /// How many Services it selects, and what became of them.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub services: Option<RuleCounts>,
+    /// The gateways that importers of them are told of.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    #[schemars(length(max = limits::GATEWAYS))]
+    pub gateway_entries: Vec<GatewayEntry>,
     /// Services that it selects and does not export, by name, at most 32 of them.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     #[schemars(length(max = limits::SKIPPED))]

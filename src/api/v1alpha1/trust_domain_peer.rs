@@ -319,6 +319,11 @@ pub struct TrustDomainPeerStatus {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(length(max = 1024))]
     pub last_disconnect_reason: Option<String>,
+    /// Since when the agents have not been connected, over restarts; absent while they are. `onDisconnect.after` counts from
+    /// here.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(schema_with = "super::date_time")]
+    pub away_since: Option<Timestamp>,
 }
 
 /// A bundle by what identifies it.

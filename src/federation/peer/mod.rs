@@ -34,6 +34,8 @@ mod streams;
 
 /// What may wait to be said on a stream beside the plan.
 const SAID: usize = 8;
+/// How long an answer to a catalogue may take before it is missed: it is short of seconds as a rule.
+const PATIENCE: Duration = Duration::from_secs(10);
 /// How often in a row a peer that shuts down is awaited back at once.
 const EXPECTATIONS: u32 = 3;
 const ANOTHER_STREAM: &str = "another stream is kept";
@@ -84,6 +86,9 @@ pub(super) struct Actor {
     dialling: Option<Dialling>,
     failures: u32,
     next_dial: Instant,
+    /// Since when the peer has owed an answer, or a further one, to our catalogue; and whether it was said to be overdue.
+    owed: Option<Instant>,
+    is_overdue: bool,
     /// Whether we dialled the last stream that counted: then it is ours to dial again, whoever else may.
     dialled_last: bool,
     /// Until when a peer that shut down is awaited back at any moment.
@@ -161,6 +166,8 @@ impl Actor {
             dialling: None,
             failures: 0,
             next_dial: now + wait,
+            owed: None,
+            is_overdue: false,
             dialled_last: false,
             expected_until: None,
             expectations: EXPECTATIONS,
@@ -175,6 +182,7 @@ impl Actor {
 
     /// Does what is due now.
     fn act(&mut self) {
+        self.watch_answer();
         if let Some((reason, text)) = self.parting() {
             self.dialling = None;
             self.part_all(reason, &text);
@@ -189,6 +197,21 @@ impl Actor {
                 source: self.source.clone(),
             };
             self.dialling = Some(Box::pin(dial(target, self.timings)));
+        }
+    }
+
+    /// Says so where our catalogue is not answered in time.
+    fn watch_answer(&mut self) {
+        let current = self.current.and_then(|number| self.links.get(&number));
+        let version = self.plan.catalogue.version;
+        let is_owed = current.is_some_and(|link| {
+            link.heard.acknowledged.as_ref().is_none_or(|answer| answer.version != version)
+        });
+        self.owed = is_owed.then(|| self.owed.unwrap_or_else(Instant::now));
+        let is_overdue = self.owed.is_some_and(|since| since.elapsed() >= PATIENCE);
+        if is_overdue != self.is_overdue {
+            self.is_overdue = is_overdue;
+            self.update(|state| state.answer_overdue = is_overdue);
         }
     }
 
@@ -210,7 +233,9 @@ impl Actor {
     }
 
     fn wake(&self) -> Option<Instant> {
-        self.wants_to_dial().then_some(self.next_dial)
+        let dial = self.wants_to_dial().then_some(self.next_dial);
+        let missed = self.owed.filter(|_| !self.is_overdue).map(|since| since + PATIENCE);
+        dial.into_iter().chain(missed).min()
     }
 
     fn authorize(&self) -> Authorize {

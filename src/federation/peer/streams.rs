@@ -119,6 +119,9 @@ impl Actor {
             LinkEvent::Open => self.on_open(number),
             LinkEvent::Heard(heard) => {
                 if let Some(link) = self.links.get_mut(&number) {
+                    // It goes on answering.
+                    let answers = link.heard.acknowledged != heard.acknowledged;
+                    self.owed = self.owed.filter(|_| !answers);
                     link.heard = *heard;
                 }
                 if self.current == Some(number) {

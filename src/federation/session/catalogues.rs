@@ -102,16 +102,15 @@ impl Session {
         let frame = self.outgoing.answer_frames.pop_front()?;
         if !frame.more {
             let version = CatalogueVersion::try_from(frame.version.as_slice()).ok();
-            let is_whole = self.refused.is_empty();
             let said = Arc::clone(&self.outgoing.answering);
-            self.told = version.filter(|_| is_whole).map(|version| (version, said));
+            self.told = version.map(|version| (version, said));
         }
         Some(frame)
     }
 
-    /// The answer, or what is another than in the last one.
+    /// The answer, or what is another than in the last one; with what is malformed each time.
     fn answer(&self, version: CatalogueVersion) -> VecDeque<CatalogueAck> {
-        let told = self.told.as_ref().filter(|_| !self.speaks_first() && self.refused.is_empty());
+        let told = self.told.as_ref().filter(|_| !self.speaks_first());
         let is_new = |name, outcome| told.is_none_or(|(_, told)| told.get(name) != Some(outcome));
         let ours = self.outcomes.iter().filter(|(name, outcome)| is_new(name, outcome));
         let ours = ours.map(|(name, outcome)| outcome_to_proto(name, outcome));
@@ -153,9 +152,9 @@ impl Session {
             return Ok(());
         };
         if let Some(held) = self.held.as_ref().and_then(|held| held.with(&delta)) {
-            let catalogue = Arc::clone(&held.catalogue);
+            let (catalogue, refused) = (Arc::clone(&held.catalogue), held.refused());
             self.held = Some(held);
-            self.take_catalogue(catalogue, Vec::new());
+            self.take_catalogue(catalogue, refused);
         } else {
             self.awaits_whole = true;
             self.outgoing.again.catalogue = true;

@@ -11,6 +11,7 @@ use crate::istio::authorization_policy::{Action, From, Rule, Source};
 use crate::model::object::{Kind, Object, ObjectKey};
 use crate::model::{TrustDomain, World};
 use crate::plan::exports::Exports;
+use crate::plan::exports::unread::Unread;
 use crate::plan::generated;
 
 /// The one policy, in Istio's own namespace, where it holds for the whole mesh.
@@ -39,9 +40,7 @@ pub(super) fn fence(
         .collect();
     let agents = world.peers.values().flat_map(|peer| &peer.agent_ids).map(ToString::to_string);
     open.extend(agents.map(|id| id.trim_start_matches("spiffe://").to_owned()));
-    if has_unread_export(world) {
-        open.extend(standing(world, &key));
-    }
+    open.extend(standing(world, &key, peers));
     let mut not_principals = vec![format!("{own}/*")];
     not_principals.extend(open.into_iter().filter(|principal| *principal != format!("{own}/*")));
     let source = Source { principals: vec!["*".to_owned()], not_principals };
@@ -60,24 +59,25 @@ pub(super) fn fence(
     ))
 }
 
-/// Whether an object that exports cannot be read, and no good version of it is known: its clients are let in still.
-fn has_unread_export(world: &World) -> bool {
-    let exports = |key: &ObjectKey| matches!(key.kind, Kind::FederatedService | Kind::ServiceExportRule);
-    let unread = world.rejected.iter().filter(|(key, rejected)| {
-        exports(key) && rejected.deletion.is_none() && !world.has_last_good(key, &rejected.uid)
-    });
-    let mut unread: BTreeSet<&str> = unread.map(|(_, rejected)| rejected.uid.as_str()).collect();
-    if !unread.is_empty() {
-        world.services.values().for_each(|service| {
-            unread.remove(service.owner().uid.as_str());
-        });
-    }
-    !unread.is_empty()
+/// Whom the fence lets in as it stands, and nobody could tell now: while an export cannot be read, what may be its clients; of
+/// a TrustDomainPeer that cannot be read, what may be its agent. Never whom no policy lets in any more (`peers`).
+fn standing<'a>(
+    world: &'a World,
+    key: &ObjectKey,
+    peers: &'a BTreeSet<TrustDomain>,
+) -> impl Iterator<Item = String> + 'a {
+    let has_unread_export = has_unread_export(world);
+    let there = world.objects.get(key).filter(|there| there.is_generated_by(&world.settings.instance));
+    let open = there.and_then(|there| there.spec()?.pointer("/rules/0/from/0/source/notPrincipals"));
+    let open = open.and_then(Value::as_array).into_iter().flatten().filter_map(Value::as_str);
+    let stays = move |principal: &&str| {
+        let td = principal.split_once('/').and_then(|(td, _)| TrustDomain::new(td).ok());
+        td.is_some_and(|td| peers.contains(&td) && (has_unread_export || !world.peers.contains_key(&td)))
+    };
+    open.filter(stays).map(str::to_owned)
 }
 
-fn standing(world: &World, key: &ObjectKey) -> Vec<String> {
-    let there = world.objects.get(key).and_then(|object| object.spec());
-    let open = there.and_then(|spec| spec.pointer("/rules/0/from/0/source/notPrincipals"));
-    let open = open.and_then(Value::as_array).into_iter().flatten();
-    open.filter_map(|principal| principal.as_str().map(str::to_owned)).collect()
+/// Whether an object that exports cannot be read, and no good version of it is known: its clients are let in still.
+fn has_unread_export(world: &World) -> bool {
+    world.own_trust_domain().is_some_and(|own| !Unread::new(world, own).sources.is_empty())
 }

@@ -146,3 +146,120 @@ fn the_fence_is_open_to_clients_and_agents_alone() {
     let theirs = foreign(Kind::AuthorizationPolicy, "istio-system", "main-fence", json!({}));
     assert_eq!(open(&world.with_object(theirs)), None);
 }
+
+/// One rule says it for all ports with the same clients.
+#[test]
+fn ports_with_the_same_clients_share_a_rule() {
+    let mut service = cart();
+    let port = service.ports[0].clone();
+    for number in [9_000, 9_001] {
+        let mut more = port.clone();
+        (more.name, more.port, more.target_port) = (format!("p{number}"), number, number);
+        service.ports.push(more);
+    }
+    service.ports[1].clients = Some(BTreeSet::from([client("spiffe://east.example/ns/ops/*")]));
+    let world = base().with_service(service).with_object(theirs("shop", json!({})));
+    let plan = decide(&world);
+    let ports = |action: &str| -> Vec<Value> {
+        let mut specs = plan.objects.values().filter_map(|object| object.spec());
+        let spec = specs.rfind(|spec| spec["action"] == action).unwrap();
+        spec["rules"].as_array().unwrap().iter().map(|rule| rule["to"][0]["operation"].clone()).collect()
+    };
+    let (shared, own) = (json!({"ports": ["8080", "9001"]}), json!({"ports": ["9000"]}));
+    assert_eq!(ports("DENY"), [shared.clone(), own.clone(), json!({"notPorts": ["8080", "9000", "9001"]})]);
+    assert_eq!(ports("ALLOW"), [shared, own]);
+}
+
+/// A narrower selector beside a wider one of others needs no policy of its own.
+#[test]
+fn the_fewest_policies_that_cover_all_are_written() {
+    let select = |name: &str, pairs: &[(&str, &str)]| {
+        foreign(Kind::AuthorizationPolicy, "shop", name, json!({"selector": {"matchLabels": labels(pairs)}}))
+    };
+    let world = base()
+        .with_object(select("wide", &[("tier", "web")]))
+        .with_object(select("narrow", &[("tier", "web"), ("v", "1")]));
+    assert_eq!(allowing(&world), [json!({"app": "cart", "tier": "web"})]);
+}
+
+/// What could not be told now stays let in, and nobody else.
+#[test]
+fn the_fence_stays_shut_to_whom_nobody_names() {
+    let world = fenced(base());
+    let written = decide(&world).objects;
+    let agent = "east.example/ns/entente-system/sa/entente";
+    let client = "east.example/ns/shop/sa/client";
+    let standing = world.clone().with_written(&written, &[]);
+    let peer_key = ObjectKey::cluster(Kind::TrustDomainPeer, "east.example");
+
+    // Malformed since the start: its agent and its clients are as they were.
+    let mut malformed = standing.clone().with_rejected(peer_key.clone(), Some("east.example"));
+    malformed.peers.clear();
+    assert_eq!(open(&malformed).unwrap(), ["west.example/*", agent, client]);
+    // Being deleted, it lets in nobody.
+    malformed.rejected.get_mut(&peer_key).unwrap().deletion = Some(crate::plan::fixtures::at(0));
+    assert_eq!(open(&malformed).unwrap(), ["west.example/*"]);
+    // An export that cannot be read keeps no client of who is no peer any more.
+    let key = ObjectKey::namespaced(Kind::FederatedService, "shop", "cart");
+    let mut unread = standing.with_rejected(key, None);
+    unread.services.clear();
+    unread.peers.clear();
+    assert_eq!(open(&unread).unwrap(), ["west.example/*"]);
+}
+
+/// istiod reads `cluster.local` in a policy as our own trust domain: nobody of there can be let in apart from local callers.
+#[test]
+fn a_peer_with_the_name_that_stands_for_our_own_is_let_in_nowhere() {
+    let mut service = cart();
+    service.exported_to = BTreeSet::from([td("cluster.local")]);
+    service.clients = BTreeSet::from([client("spiffe://cluster.local/ns/shop/sa/client")]);
+    let world = world("west.example").with_peer(peer("cluster.local")).with_service(service);
+    let world = fenced(world.with_object(theirs("shop", json!({}))));
+    let plan = decide(&world);
+    let policies = plan.objects.values().filter(|o| o.key.kind == Kind::AuthorizationPolicy);
+    for policy in policies {
+        let text = policy.spec().unwrap().to_string();
+        assert!(!text.contains("cluster.local/ns/shop/sa/client"), "{text}");
+    }
+    let report = plan.export_reports.values().next().unwrap();
+    assert_eq!(report.exported.as_ref().unwrap_err().reason.as_str(), "TrustDomainReserved");
+    assert!(!is_taken_for_own(&td("cluster.local"), &td("cluster.local")), "unless it is our own");
+}
+
+/// Two of one selector, of which one cannot be read since the start: the policy of both keeps its clients.
+#[test]
+fn the_shared_policy_keeps_the_clients_of_who_cannot_be_read() {
+    let mut other = cart();
+    other.object.name = "basket".to_owned();
+    other.uid = "uid-of-basket".to_owned();
+    other.name = crate::model::ServiceName::new("shop", "basket").unwrap();
+    (other.ports[0].port, other.ports[0].target_port) = (9_000, 9_000);
+    other.clients = BTreeSet::from([client("spiffe://east.example/ns/shop/sa/other")]);
+    let world = base().with_service(other);
+    let mut readable = world.clone();
+    for _ in 0..3 {
+        let written = decide(&readable).objects;
+        readable = readable.with_written(&written, &[]);
+    }
+    let cart_key = ObjectKey::namespaced(Kind::FederatedService, "shop", "cart");
+    let mut unread = readable.clone().with_rejected(cart_key, None);
+    unread.services.retain(|name, _| name.name == "basket");
+    let deny = |world: &World| {
+        let policy = decide(world).objects[&key("shop", &cart().workload_labels)].clone();
+        (policy.spec().unwrap().clone(), policy.meta.clone())
+    };
+    let ((before, meta), (now, meta_now)) = (deny(&readable), deny(&unread));
+    assert_eq!(before, now);
+    assert_eq!(meta.annotations["entente.dev/source"], meta_now.annotations["entente.dev/source"]);
+    // Its deletion is somebody's word.
+    let mut deleted = unread.clone();
+    deleted.rejected.clear();
+    assert_ne!(deny(&deleted).0, before);
+    // Nobody else takes its host meanwhile.
+    let mut rival = cart();
+    rival.object.name = "rival".to_owned();
+    rival.uid = "uid-of-rival".to_owned();
+    let taken = decide(&unread.with_service(rival));
+    let report = &taken.export_reports[&crate::model::NamespacedName::new("shop", "rival")];
+    assert_eq!(report.accepted.as_ref().unwrap_err().reason.as_str(), "HostTaken");
+}

@@ -10,8 +10,9 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use serde_json::Value;
 
+use super::unread::{self, exported_as};
 use crate::model::object::{ANNOTATION_SOURCE, Kind, Object, ObjectKey};
-use crate::model::{NamespacedName, ServiceName, TrustDomain, World};
+use crate::model::{ServiceName, TrustDomain, World};
 use crate::plan::generated::source_of;
 
 /// What is found of one such object.
@@ -27,7 +28,7 @@ struct Remains {
 #[must_use]
 pub fn held(world: &World, own: &TrustDomain) -> BTreeMap<TrustDomain, BTreeSet<ServiceName>> {
     let mut all = BTreeMap::new();
-    let mut unread: BTreeMap<String, Remains> = unread(world)
+    let mut unread: BTreeMap<String, Remains> = unread::objects(world)
         .map(|key| (source_of(key), Remains { own_name: named(key), ..Remains::default() }))
         .collect();
     if unread.is_empty() {
@@ -55,30 +56,10 @@ pub fn held(world: &World, own: &TrustDomain) -> BTreeMap<TrustDomain, BTreeSet<
     all
 }
 
-/// Those that declare exports, are malformed, and of which no good version is in use.
-fn unread(world: &World) -> impl Iterator<Item = &ObjectKey> {
-    let rejected = world.rejected.iter().filter(|(_, rejected)| rejected.deletion.is_none());
-    rejected.map(|(key, _)| key).filter(|key| match key.kind {
-        Kind::FederatedService => {
-            let name = NamespacedName::new(key.namespace.clone().unwrap_or_default(), key.name.clone());
-            !world.declared.contains_key(&name) && !world.services.contains_key(&name)
-        }
-        Kind::ServiceExportRule => !world.rules.contains_key(&key.name),
-        _ => false,
-    })
-}
-
 /// What a FederatedService exports where it has no `spec.name`.
 fn named(key: &ObjectKey) -> Option<ServiceName> {
     let namespace = key.namespace.as_deref().filter(|_| key.kind == Kind::FederatedService)?;
     ServiceName::new(namespace, &key.name).ok()
-}
-
-/// The name of the service that an alias stands for, by its host `{name}.{namespace}.{trustDomain}`.
-fn exported_as(alias: &Object, own: &TrustDomain) -> Option<ServiceName> {
-    let host = alias.key.name.strip_suffix(own.as_str())?.strip_suffix('.')?;
-    let (name, namespace) = host.rsplit_once('.')?;
-    ServiceName::new(namespace, name).ok()
 }
 
 /// The trust domains that a policy lets in: those of its `notPrincipals`, which have no `spiffe://`.

@@ -4,48 +4,47 @@
 //! IDs, a gateway, and that nothing is in the way of what is generated for it. A service that is accepted is closed to
 //! foreign callers (`authorization`) whether or not it is exported.
 
+mod accept;
+mod checks;
 mod claims;
 pub mod held;
+mod offer;
 mod policy;
+mod policy_size;
 mod problem;
 pub mod resolve;
 mod room;
 #[cfg(test)]
 pub(in crate::plan) mod testing;
+pub(in crate::plan) mod unread;
 mod way;
 
 use std::cell::OnceCell;
 use std::collections::{BTreeMap, BTreeSet};
-use std::fmt;
 use std::sync::Arc;
 
-use crate::api::v1alpha1::conditions::{ClientsEnforcedReason, ExportedReason, ServiceAcceptedReason};
-use crate::istio::authorization_policy::MAX_RULES;
-use crate::model::export::Unresolved;
-use crate::model::object::Kind;
-use crate::model::service::{
-    ClientPattern, DirectEndpoint, GatewayAddress, RemotePort, RemoteService, TlsMode,
-};
-use crate::model::world::{Rejected, Settings};
-use crate::model::{NamespacedName, ObjectKey, Service, ServiceName, TrustDomain, World};
+use crate::api::v1alpha1::conditions::{ClientsEnforcedReason, ServiceAcceptedReason};
+use crate::model::service::{DirectEndpoint, GatewayAddress, TlsMode};
+use crate::model::{NamespacedName, ObjectKey, Service, TrustDomain, World};
 
+use super::authorization::Allows;
 use super::gateways::{Gateways, endpoints};
-use super::memo::{Exported, Memo};
+use super::istio;
+use super::istio::peer_authentication::Others;
 use super::pods::Pods;
-use super::selectors::DisjointSelectors;
-use super::{authorization, diff, generated, istio, mesh};
-use authorization::Allows;
+use accept::{Candidate, accept};
+use checks::{
+    alone, direct, hold_back, is_unreadable, needed_kinds, on_spire, passes_tls, reached, to_peer, unclaimed,
+    with_server_ids,
+};
 use claims::Claims;
-use istio::peer_authentication::{self, Others};
+pub(in crate::plan) use offer::exported;
 use policy::Gate;
 pub use problem::ExportProblem;
 pub use room::catalogues;
+use unread::Unread;
 pub use way::Through;
 use way::Way;
-
-/// Istio's kinds that an export needs; with `Mtls` the last as well.
-const NEEDED: [Kind; 4] =
-    [Kind::AuthorizationPolicy, Kind::ServiceEntry, Kind::Gateway, Kind::VirtualService];
 
 /// Whether a FederatedService stands among the others.
 pub type Acceptance = Result<(), ExportProblem<ServiceAcceptedReason>>;
@@ -88,6 +87,8 @@ pub struct ExportReport {
     pub kept: Option<ExportProblem>,
     /// Whether the policy that holds callers to `clients` stands in the store as it should.
     pub enforced: Result<(), ExportProblem<ClientsEnforcedReason>>,
+    /// Why that policy is not enough, where the mesh takes foreign callers for local ones.
+    pub doubt: Option<ExportProblem<ClientsEnforcedReason>>,
 }
 
 /// What becomes of all of them.
@@ -127,8 +128,10 @@ pub fn exports(world: &World) -> Exports {
         claims: Claims::new(world),
         allows: Allows::new(world),
         peer_authentications: Others::new(world),
+        doubt: checks::doubt(world, own),
     };
-    for (candidate, accepted) in accept(world, own) {
+    let unread = Unread::new(world, own);
+    for (candidate, accepted) in accept(world, own, &unread) {
         let is_accepted = accepted.is_ok();
         let (name, mut report) = match candidate {
             Candidate::Service(service) => {
@@ -173,59 +176,7 @@ struct Around<'a> {
     claims: Claims<'a>,
     allows: Allows<'a>,
     peer_authentications: Others<'a>,
-}
-
-/// What comes of an export; of the export and what is constant alone, so that it can be remembered.
-pub(super) fn exported(settings: &Settings, export: &Export, memo: &mut Memo) -> Exported {
-    memo.exports.get(&export.service.object, export, |export| Exported {
-        objects: istio::export::objects(settings, export).into_iter().map(diff::seal).collect(),
-        offered: export.to.iter().map(|peer| to_offer(export, peer)).collect(),
-    })
-}
-
-fn to_offer(export: &Export, peer: &TrustDomain) -> (TrustDomain, Arc<RemoteService>, usize) {
-    let service = offered(export, peer);
-    let size = crate::federation::catalogue::size(&service);
-    (peer.clone(), Arc::new(service), size)
-}
-
-fn offered(export: &Export, peer: &TrustDomain) -> RemoteService {
-    let service = &export.service;
-    let of_peer = |all: &BTreeSet<ClientPattern>| -> BTreeSet<ClientPattern> {
-        all.iter().filter(|client| client.trust_domain() == peer).cloned().collect()
-    };
-    // A port that nobody there may call is not offered: to the importer, no clients of its own are those of the service.
-    let offered = service.ports.iter().filter(|port| has_clients_in(service.clients_of(port), peer));
-    let mut ports: Vec<RemotePort> = offered
-        .map(|p| RemotePort {
-            name: p.name.clone(),
-            port: p.port,
-            protocol: p.protocol,
-            clients: p.clients.as_ref().map(of_peer).unwrap_or_default(),
-        })
-        .collect();
-    ports.sort_by_key(|p| p.port);
-    let (gateways, endpoints) = if export.direct.contains(peer) {
-        let offered = |name: &String| ports.iter().any(|port| port.name == *name);
-        let mut endpoints = export.endpoints.clone();
-        endpoints.iter_mut().for_each(|endpoint| endpoint.ports.retain(|name, _| offered(name)));
-        (Vec::new(), endpoints)
-    } else {
-        (export.gateways.clone(), Vec::new())
-    };
-    RemoteService {
-        name: service.name.clone(),
-        ports,
-        tls_mode: service.tls_mode,
-        server_ids: service.server_ids.clone(),
-        clients: of_peer(&service.clients),
-        gateways,
-        endpoints,
-    }
-}
-
-fn has_clients_in(clients: &BTreeSet<ClientPattern>, td: &TrustDomain) -> bool {
-    clients.iter().any(|client| client.trust_domain() == td)
+    doubt: Option<ExportProblem<ClientsEnforcedReason>>,
 }
 
 fn report_of(to: &BTreeSet<TrustDomain>, accepted: Acceptance) -> ExportReport {
@@ -239,127 +190,8 @@ fn report_of(to: &BTreeSet<TrustDomain>, accepted: Acceptance) -> ExportReport {
         host: None,
         gateways: Vec::new(),
         kept: None,
+        doubt: None,
     }
-}
-
-/// What contends for hosts and workloads.
-#[derive(Clone, Copy)]
-enum Candidate<'a> {
-    Service(&'a Arc<Service>),
-    /// It keeps its host, for when it comes to something again.
-    Unresolved(&'a Unresolved),
-}
-
-impl<'a> Candidate<'a> {
-    /// The oldest first, and of one age in an order that does not change.
-    fn age(&self) -> impl Ord + use<'a> {
-        let (created, uid, object) = match *self {
-            Self::Service(service) => (service.created, &service.uid, &service.object),
-            Self::Unresolved(Unresolved { declared: of, .. }) => (of.created, &of.uid, &of.object),
-        };
-        (created.is_none(), created, uid, object)
-    }
-}
-
-impl fmt::Display for Candidate<'_> {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self {
-            Self::Service(service) => service.fmt(f),
-            Self::Unresolved(it) => write!(f, "FederatedService {}", it.declared.object),
-        }
-    }
-}
-
-/// The services, the oldest first, each with whether it stands beside those before it.
-fn accept<'a>(world: &'a World, own: &TrustDomain) -> Vec<(Candidate<'a>, Acceptance)> {
-    let services = world.services.values().map(Candidate::Service);
-    let unresolved = world.unresolved.values().map(|it| Candidate::Unresolved(it.as_ref()));
-    let mut oldest_first: Vec<Candidate<'_>> = services.chain(unresolved).collect();
-    oldest_first.sort_by(|one, other| one.age().cmp(&other.age()));
-    let mut among = Accepted::default();
-    oldest_first.into_iter().map(|candidate| (candidate, among.add(candidate, own))).collect()
-}
-
-/// What the services that were accepted so far have taken.
-#[derive(Default)]
-struct Accepted<'a> {
-    hosts: BTreeMap<&'a ServiceName, Candidate<'a>>,
-    selectors: BTreeMap<&'a str, DisjointSelectors<'a, &'a Service>>,
-    target_ports: BTreeMap<authorization::Workloads<'a>, BTreeMap<u16, &'a Service>>,
-}
-
-impl<'a> Accepted<'a> {
-    fn add(&mut self, candidate: Candidate<'a>, own: &TrustDomain) -> Acceptance {
-        let name = match candidate {
-            Candidate::Service(service) => &service.name,
-            Candidate::Unresolved(it) => &it.declared.name,
-        };
-        let stands = self.named(name, own).and_then(|()| match candidate {
-            Candidate::Service(service) => self.stands(service),
-            Candidate::Unresolved(_) => Ok(()),
-        });
-        stands.map_err(|(reason, cause)| ExportProblem::new(reason, format!("{candidate}: {cause}")))?;
-        self.hosts.insert(name, candidate);
-        Ok(())
-    }
-
-    fn named(&self, name: &ServiceName, own: &TrustDomain) -> Result<(), (ServiceAcceptedReason, String)> {
-        name.host(own).map_err(|e| (ServiceAcceptedReason::from(&e), e.to_string()))?;
-        if let Some(winner) = self.hosts.get(name) {
-            let cause = format!(
-                "{name} is already the name of the older {winner}; give one of them another spec.name"
-            );
-            return Err((ServiceAcceptedReason::HostTaken, cause));
-        }
-        Ok(())
-    }
-
-    fn stands(&mut self, service: &'a Service) -> Result<(), (ServiceAcceptedReason, String)> {
-        let targets: BTreeSet<u16> = service.ports.iter().map(|port| port.target_port).collect();
-        if service.tls_mode == TlsMode::Mtls && targets.len() > 1 {
-            let cause = "with tlsMode Mtls a gateway knows what is called by the SNI alone, which is the host, so a host leads \
-                         to one port of the workload; export each by a FederatedService of its own, with a spec.name of its own"
-                .to_owned();
-            return Err((ServiceAcceptedReason::OneTargetPort, cause));
-        }
-        let namespace = service.object.namespace.as_str();
-        let workloads = (namespace, &service.workload_labels);
-        let mut ports = self.target_ports.get(&workloads).cloned().unwrap_or_default();
-        for target in targets {
-            let first = *ports.entry(target).or_insert(service);
-            if first.tls_mode != service.tls_mode {
-                return Err((ServiceAcceptedReason::TlsModeConflicts, mode_taken(first, target)));
-            }
-        }
-        // A rule for each port, and one for all others.
-        if ports.len() >= MAX_RULES {
-            let cause = format!(
-                "with the others of the same selector it exports {} ports, and one AuthorizationPolicy holds the \
-                 rules of at most {}; export fewer",
-                ports.len(),
-                MAX_RULES - 1
-            );
-            return Err((ServiceAcceptedReason::TooManyPorts, cause));
-        }
-        let disjoint = self.selectors.entry(namespace).or_default();
-        disjoint.insert(&service.workload_labels, service).map_err(|winner| {
-            let cause = format!(
-                "its selector can select the same pods as that of the older {winner}, and policies that deny would add up; make \
-                 them equal, or give one label different values in the two"
-            );
-            (ServiceAcceptedReason::SelectorOverlaps, cause)
-        })?;
-        self.target_ports.insert(workloads, ports);
-        Ok(())
-    }
-}
-
-fn mode_taken(first: &Service, port: u16) -> String {
-    format!(
-        "port {port} of its workloads is exported with tlsMode {} by the older {first}, and a sidecar either ends TLS on a port or \
-         passes it on; give it the same tlsMode, or another target port",
-        first.tls_mode.as_str()
-    )
 }
 
 /// Fills in the report of an accepted service, and exports it where it goes to at least one peer.
@@ -381,6 +213,7 @@ fn export<'a>(
         .clone()
         .map_err(|problem| problem.under(ClientsEnforcedReason::PolicyNotInPlace))
         .and_then(|()| policy::in_place(world, service));
+    report.doubt = around.doubt.clone();
     report.exported = possible.and_then(|()| {
         with_server_ids(service, own)?;
         on_spire(world, around, service)?;
@@ -400,7 +233,7 @@ fn export<'a>(
     };
     let to = |td| {
         report.exported.clone()?;
-        to_peer(world, service, td)?;
+        to_peer(world, own, service, td)?;
         reached(&way, td, direct.contains(td), &endpoints)
     };
     report.to = service.exported_to.iter().map(|td| (td.clone(), to(td))).collect();
@@ -451,220 +284,6 @@ fn export<'a>(
     let export =
         Export { service: Arc::clone(service), host, to, gateways, through, direct, endpoints, passes_tls };
     exports.exported.insert(service.object.clone(), export);
-}
-
-fn needed_kinds(world: &World, mode: TlsMode) -> Result<(), ExportProblem> {
-    let needed = if mode == TlsMode::Mtls {
-        &NEEDED[..]
-    } else {
-        NEEDED.split_last().map_or(&[][..], |(_, most)| most)
-    };
-    match needed.iter().find(|kind| world.absent.contains(kind)) {
-        Some(kind) => Err(ExportProblem::new(
-            ExportedReason::IstioAbsent,
-            format!(
-                "this cluster does not serve {kind} ({}), which tlsMode {} needs; install Istio",
-                kind.api_version(),
-                mode.as_str()
-            ),
-        )),
-        None => Ok(()),
-    }
-}
-
-/// Only a sidecar with SPIRE's certificates can end `IstioMtls`. Where no pod is known, nothing speaks against it.
-fn on_spire<'a>(world: &'a World, around: &Around<'a>, service: &Service) -> Result<(), ExportProblem> {
-    let problem = match service.tls_mode {
-        TlsMode::IstioMtls => {
-            let pods = around.pods.get_or_init(|| Pods::new(world));
-            mesh::workloads::certificates(pods, service).problem()
-        }
-        TlsMode::Mtls => None,
-    };
-    match problem {
-        None => Ok(()),
-        Some(problem) => Err(ExportProblem::new(
-            ExportedReason::MeshNotOnSpire,
-            format!("FederatedService {}: the pods that it selects {problem}", service.object),
-        )),
-    }
-}
-
-fn unclaimed(
-    world: &World,
-    key: &ObjectKey,
-    blocked: &mut BTreeMap<ObjectKey, String>,
-) -> Result<(), ExportProblem> {
-    generated::claim(world, key).map_err(|message| {
-        blocked.insert(key.clone(), message.clone());
-        ExportProblem::new(ExportedReason::ObjectNotOurs, message)
-    })
-}
-
-fn with_server_ids(service: &Service, own: &TrustDomain) -> Result<(), ExportProblem> {
-    if service.server_ids.is_empty() {
-        return Err(ExportProblem::new(
-            ExportedReason::NoServerIds,
-            format!(
-                "{service}: importers pin the server's SPIFFE IDs and none is known: none is given, and no pod with the labels \
-                 {} is there; start the pods, or list the IDs in spec.serverSPIFFEIDs of a FederatedService",
-                in_words(&service.workload_labels)
-            ),
-        ));
-    }
-    match service.server_ids.iter().find(|id| !id.is_member_of(own)) {
-        Some(id) => Err(ExportProblem::new(
-            ExportedReason::ForeignServerId,
-            format!(
-                "{service}: {id} in spec.serverSPIFFEIDs is not in our own trust domain {own}; importers would refuse it"
-            ),
-        )),
-        None => Ok(()),
-    }
-}
-
-/// A few labels, for a message.
-fn in_words(labels: &BTreeMap<String, String>) -> String {
-    let few: Vec<String> = labels.iter().take(4).map(|(key, value)| format!("{key}={value}")).collect();
-    few.join(",")
-}
-
-/// Keeps the pods of a service from those that come to them: they are told of as they are now, and those that are new to it
-/// are not guarded yet.
-fn hold_back(report: &mut ExportReport, direct: &BTreeSet<TrustDomain>) {
-    let Err(problem) = &report.enforced else { return };
-    let problem = problem.clone().under(ExportedReason::PolicyNotInPlace);
-    for (_, result) in report.to.iter_mut().filter(|(td, result)| direct.contains(*td) && result.is_ok()) {
-        *result = Err(problem.clone());
-    }
-}
-
-/// Refuses the host where someone else's object served it first; a younger one is named.
-fn alone(
-    world: &World,
-    around: &Around<'_>,
-    service: &Service,
-    host: &str,
-    through: &Through,
-    warnings: &mut Vec<ExportProblem>,
-) -> Result<(), ExportProblem> {
-    let Some(rival) = around.claims.rival(world, service, host, through) else { return Ok(()) };
-    let key = &rival.key;
-    if rival.is_older {
-        let message = format!(
-            "{service}: {key} serves {host} at the same gateway and was there first; take the host out of it, or \
-             give the service another spec.name"
-        );
-        return Err(ExportProblem::new(ExportedReason::HostExists, message));
-    }
-    let message = format!(
-        "{key} names {host} at the same gateway too, and is younger than what was generated for it: it is passed over, or \
-         keeps the gateway from taking its configuration; take the host out of it"
-    );
-    warnings.push(ExportProblem::new(ExportedReason::HostExists, message));
-    Ok(())
-}
-
-/// Whether sidecars are to be told that the application ends TLS; and what of others' keeps them from it, or from callers.
-fn passes_tls<'a>(
-    world: &'a World,
-    around: &Around<'a>,
-    service: &Service,
-    warnings: &mut Vec<ExportProblem>,
-) -> bool {
-    let workloads = (service.object.namespace.as_str(), &service.workload_labels);
-    let pods = around.pods.get_or_init(|| Pods::new(world));
-    let ports: BTreeSet<u16> = service.ports.iter().map(|port| port.target_port).collect();
-    let of =
-        |key: &ObjectKey| format!("{key} selects the workloads of {service}, whose application ends TLS");
-    let (mut is_any, mut has_sidecars) = (false, false);
-    for pod in pods.selected(workloads.0, workloads.1) {
-        is_any = true;
-        has_sidecars |= pod.has_sidecar;
-    }
-    if let Some(allow) = around.allows.selecting(workloads).filter(|_| has_sidecars) {
-        let message = format!(
-            "{}: their sidecars know no caller, so it has to allow whoever comes to port {}",
-            of(allow),
-            join(&ports)
-        );
-        warnings.push(ExportProblem::new(ExportedReason::AllowStands, message));
-    }
-    if let Some(standing) = around.peer_authentications.standing(workloads, &ports, pods) {
-        if has_sidecars && !standing.ports.is_empty() {
-            let message = format!(
-                "{}: istiod obeys it alone, and has the gateway wrap what the application's clients send in mutual TLS once \
-                 more; set portLevelMtls of port {} in it to mode DISABLE",
-                of(&standing.key),
-                join(&standing.ports)
-            );
-            warnings.push(ExportProblem::new(ExportedReason::PeerAuthenticationStands, message));
-        }
-        return false;
-    }
-    let key = peer_authentication::key(workloads.0, workloads.1);
-    let stands = || world.objects.get(&key).is_some_and(|o| o.is_generated_by(&world.settings.instance));
-    has_sidecars || (!is_any && stands())
-}
-
-fn join(ports: &BTreeSet<u16>) -> String {
-    ports.iter().map(u16::to_string).collect::<Vec<_>>().join(", ")
-}
-
-/// The trust domains that come to the pods, since no gateway is there now.
-fn direct(world: &World, service: &Service, way: &Way) -> BTreeSet<TrustDomain> {
-    let comes = |td: &&TrustDomain| world.peers.get(*td).is_some_and(|peer| peer.direct_endpoints);
-    let all = service.exported_to.iter().filter(|_| way.missing.is_some());
-    all.filter(comes).cloned().collect()
-}
-
-fn reached(
-    way: &Way,
-    td: &TrustDomain,
-    is_direct: bool,
-    endpoints: &[DirectEndpoint],
-) -> Result<(), ExportProblem> {
-    if is_direct && endpoints.is_empty() {
-        let message = format!(
-            "{td}: its TrustDomainPeer has spec.directEndpoints, there is no gateway, and no pod of the service that could be \
-             told of: it has none with an address, or with tlsMode IstioMtls none with a sidecar"
-        );
-        return Err(ExportProblem::new(ExportedReason::NoEndpoints, message));
-    }
-    match &way.missing {
-        Some(problem) if !is_direct && way.gateways.is_empty() => Err(problem.clone()),
-        _ => Ok(()),
-    }
-}
-
-/// Whether a TrustDomainPeer names this trust domain, but is malformed, and no good version of it is known.
-fn is_unreadable(world: &World, td: &TrustDomain) -> bool {
-    let names =
-        |rejected: &Rejected| rejected.trust_domain.as_ref() == Some(td) && rejected.deletion.is_none();
-    !world.peers.contains_key(td) && world.rejected.values().any(names)
-}
-
-fn to_peer(world: &World, service: &Service, td: &TrustDomain) -> Result<(), ExportProblem> {
-    match world.peers.get(td) {
-        None => Err(ExportProblem::new(
-            ExportedReason::NoPeer,
-            format!("{td}: there is no accepted TrustDomainPeer of this trust domain; create one or mend it"),
-        )),
-        Some(peer) if peer.deletion.is_some() => Err(ExportProblem::new(
-            ExportedReason::NoPeer,
-            format!("{td}: its TrustDomainPeer {} is being deleted", peer.object),
-        )),
-        Some(_) if !service.ports.iter().any(|port| has_clients_in(service.clients_of(port), td)) => {
-            Err(ExportProblem::new(
-                ExportedReason::NoClientsThere,
-                format!(
-                    "{td}: none of the clients is in this trust domain, so nobody there could call; add its clients or \
-                     remove it from spec.exportedTrustDomains"
-                ),
-            ))
-        }
-        Some(_) => Ok(()),
-    }
 }
 
 #[cfg(test)]

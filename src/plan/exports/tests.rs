@@ -1,9 +1,13 @@
+use crate::api::v1alpha1::conditions::ExportedReason;
+use crate::model::ServiceName;
 use crate::model::condition::Truth;
+use crate::model::object::Kind;
 use crate::model::service::{ExportedPort, Gateway, GatewayType};
 use crate::plan::fixtures::{
     WorldExt as _, at, cart, client, foreign, gateway, id, labels, peer, service, td, world,
 };
 
+use super::super::authorization;
 use super::testing::{catalogue, catalogues};
 use super::*;
 
@@ -210,6 +214,7 @@ fn one_selector_has_one_policy_of_bounded_size() {
                 name: format!("p{p}"),
                 target_port: 1 + number * 64 + p,
                 port: 1 + p,
+                clients: Some(BTreeSet::from([client(&format!("spiffe://east.example/{number}/{p}"))])),
                 ..port.clone()
             })
             .collect();
@@ -303,4 +308,62 @@ fn a_port_of_the_workloads_has_one_tls_mode() {
     younger.ports[0].target_port = 8_080;
     younger.tls_mode = TlsMode::IstioMtls;
     assert!(report(&both(&younger), "wagon").accepted.is_ok(), "the same mode");
+}
+
+/// A policy that no API server would keep is not written: who bursts it is refused, and the others stay.
+#[test]
+fn the_policy_of_a_selector_stays_small() {
+    let long = "x".repeat(1_900);
+    let with = |name: &str, count: usize, created: i64| {
+        let mut service = service("shop", name, "east.example");
+        service.workload_labels = labels(&[("app", "cart")]);
+        service.created = Some(at(created));
+        let ids = (0..count).map(|n| client(&format!("spiffe://east.example/{long}/{name}/{n}")));
+        service.clients = ids.collect();
+        (service.ports[0].target_port, service.ports[0].port) = (u16::try_from(created + 9_000).unwrap(), 80);
+        service
+    };
+    let world = base()
+        .with_service(with("a", 250, 1))
+        .with_service(with("b", 250, 2))
+        .with_service(with("c", 250, 3))
+        .with_service(with("d", 20, 4));
+    let exports = exports(&world);
+    let accepted = |name: &str| reason(&report(&exports, name).accepted);
+    assert_eq!(["a", "b", "c", "d"].map(accepted), ["", "", "PolicyTooLarge", ""]);
+    let plan = crate::plan::services::services(&world, &BTreeSet::new());
+    let largest = plan.objects.values().map(|object| object.spec().unwrap().to_string().len()).max().unwrap();
+    assert!((900_000..=1 << 20).contains(&largest), "{largest}");
+
+    // With a fence, all selectors are in one policy.
+    let mut fenced = base();
+    Arc::make_mut(&mut fenced.settings).fence = true;
+    for (number, name) in ["a", "b", "c"].into_iter().enumerate() {
+        let mut service = with(name, 250, i64::try_from(number).unwrap());
+        service.workload_labels = labels(&[("app", name)]);
+        fenced = fenced.with_service(service);
+    }
+    let exports = super::tests::exports(&fenced);
+    assert_eq!(reason(&report(&exports, "c").accepted), "PolicyTooLarge");
+    assert!(report(&exports, "c").accepted.as_ref().unwrap_err().message.contains("the fence"));
+}
+
+/// An alias of the mesh's own trust domain passes for a local caller: no policy holds who is of there.
+#[test]
+fn aliases_of_foreign_trust_domains_cast_doubt() {
+    let mut world = base().with_service(cart());
+    let mut mesh = crate::plan::fixtures::mesh("west.example");
+    let crate::model::mesh::Seen::There(config) = &mut mesh.config else { panic!("no configuration") };
+    config.aliases.insert(td("west.example"));
+    world.mesh = Some(Arc::new(mesh.clone()));
+    assert_eq!(report(&exports(&world), "cart").doubt, None, "our own is no doubt");
+    let crate::model::mesh::Seen::There(config) = &mut mesh.config else { panic!("no configuration") };
+    config.aliases.insert(td("east.example"));
+    world.mesh = Some(Arc::new(mesh));
+    let exports = exports(&world);
+    let report = report(&exports, "cart");
+    let doubt = report.doubt.as_ref().unwrap();
+    assert_eq!((doubt.reason.as_str(), report.enforced.is_ok()), ("TrustDomainAliased", true));
+    assert!(doubt.message.contains("east.example"), "{}", doubt.message);
+    assert!(report.exported.is_ok(), "it goes on, and says so");
 }

@@ -5,8 +5,9 @@ use std::collections::{BTreeMap, BTreeSet};
 use serde_json::Value;
 
 use crate::api::v1alpha1::conditions::ExportedReason;
-use crate::model::service::{Address, GatewayAddress, TlsMode};
-use crate::model::{Service, World};
+use crate::model::object::Kind;
+use crate::model::service::{Address, ExportedBy, GatewayAddress, TlsMode};
+use crate::model::{ObjectKey, Service, World};
 use crate::plan::gateways::{Gateways, Looked};
 
 use super::{ExportProblem, policy};
@@ -126,11 +127,18 @@ fn missing(service: &Service, why: Option<&String>, looked: &Looked, stays: bool
     ExportProblem::new(reason, message)
 }
 
-/// What importers were told last, as the status of the FederatedService has it; of what a rule exports no status says it, so
-/// that is where the gateway was last found, once the service is out.
+/// What importers were told last, as the status of the FederatedService has it, or that of the rule, once the service is out;
+/// else where the gateway was last found.
 fn told(world: &World, service: &Service) -> Vec<GatewayAddress> {
     let kind = service.tls_mode.gateway().as_str();
-    let status = world.statuses.get(&service.key());
+    let is_out = || policy::is_out(world, service);
+    let status = match &service.by {
+        ExportedBy::FederatedService => world.statuses.get(&service.key()),
+        ExportedBy::Rule { name, .. } => {
+            let rule = ObjectKey::cluster(Kind::ServiceExportRule, name);
+            world.statuses.get(&rule).filter(|_| is_out())
+        }
+    };
     let entries = status.and_then(|status| status.get("gatewayEntries")).and_then(Value::as_array);
     let entry = |entry: &Value| {
         (entry["type"].as_str() == Some(kind)).then_some(())?;
@@ -139,7 +147,7 @@ fn told(world: &World, service: &Service) -> Vec<GatewayAddress> {
         Some(GatewayAddress { address: Address::parse(entry["address"].as_str()?)?, port })
     };
     let all: BTreeSet<GatewayAddress> = entries.into_iter().flatten().filter_map(entry).collect();
-    if all.is_empty() && policy::is_out(world, service) {
+    if all.is_empty() && is_out() {
         let seen = world.gateways_seen.get(&service.tls_mode.gateway());
         return seen.into_iter().flatten().cloned().collect();
     }

@@ -18,6 +18,7 @@ use crate::plan::istio::local::{self as shape, LocalPort, Spoken};
 use crate::plan::{generated, imports};
 
 use super::Claims;
+use super::addresses::{Addresses, in_text};
 use super::endpoints::{has_any, ready_pods};
 
 /// Whether one import answers at its local name, for its status.
@@ -90,6 +91,7 @@ pub(super) fn plan(
     world: &World,
     groups: &BTreeMap<&ServiceName, Vec<Member<'_>>>,
     claims: &Claims<'_>,
+    addresses: &Addresses,
     unread: &BTreeSet<String>,
 ) -> LocalPlan {
     let pods = ready_pods(world, groups.keys().map(|name| name.namespace()));
@@ -101,7 +103,8 @@ pub(super) fn plan(
             world.cluster_services.get(&NamespacedName::new(name.namespace(), name.name())).map(|s| &**s);
         let local = Local {
             world,
-            host: format!("{name}.svc.{}", world.settings.cluster_domain),
+            host: host(&world.settings, name),
+            addresses,
             name,
             service,
             has_endpoints: service.is_some_and(|service| has_any(&pods, service)),
@@ -111,12 +114,28 @@ pub(super) fn plan(
     plan
 }
 
+/// The local name of a service.
+#[must_use]
+pub(super) fn host(settings: &Settings, name: &ServiceName) -> String {
+    format!("{name}.svc.{}", settings.cluster_domain)
+}
+
+/// What makes a local name one where the cluster has no Service of it.
+#[must_use]
+pub(super) fn entry_key(world: &World, name: &ServiceName) -> ObjectKey {
+    // Beside where the Service would be, so that a Sidecar that takes in the namespace takes this in as well.
+    let has_namespace = world.namespaces.contains_key(name.namespace());
+    let namespace = if has_namespace { name.namespace() } else { world.settings.namespace.as_str() };
+    ObjectKey::namespaced(Kind::ServiceEntry, namespace, host(&world.settings, name))
+}
+
 /// One local name.
 struct Local<'a> {
     world: &'a World,
     name: &'a ServiceName,
     host: String,
     service: Option<&'a ClusterService>,
+    addresses: &'a Addresses,
     /// Whether a local endpoint is ready.
     has_endpoints: bool,
 }
@@ -170,15 +189,12 @@ impl Local<'_> {
 
     /// The objects that it may need: the VirtualService first.
     fn keys(&self) -> Vec<ObjectKey> {
-        // Beside the Service, so that a Sidecar that takes in the namespace takes this in as well.
-        let has_namespace = self.world.namespaces.contains_key(self.name.namespace());
-        let namespace =
-            if has_namespace { self.name.namespace() } else { self.world.settings.namespace.as_str() };
+        let entry = entry_key(self.world, self.name);
         let kinds: &[Kind] = match self.service {
             Some(_) => &[Kind::VirtualService],
             None => &[Kind::VirtualService, Kind::ServiceEntry],
         };
-        kinds.iter().map(|kind| ObjectKey::namespaced(*kind, namespace, &self.host)).collect()
+        kinds.iter().map(|kind| ObjectKey { kind: *kind, ..entry.clone() }).collect()
     }
 
     /// Whether anything can answer at the name, whoever is to.
@@ -201,6 +217,9 @@ impl Local<'_> {
                 service.object
             );
             return refuse(LocalReason::ServiceNotSupported, cause);
+        }
+        if let (None, Err(cause)) = (self.service, self.addresses.of(host)) {
+            return refuse(LocalReason::NotGenerated, cause);
         }
         for key in self.keys() {
             if let Some(other) = unread_source(world, &key, unread) {
@@ -333,7 +352,10 @@ impl Local<'_> {
                 Kind::VirtualService => {
                     generated::spec(&shape::virtual_service(&self.host, export_to, ports))
                 }
-                _ => generated::spec(&shape::service_entry(&self.host, export_to, ports)),
+                _ => {
+                    let addresses = in_text(self.addresses.of(&self.host).unwrap_or_default());
+                    generated::spec(&shape::service_entry(&self.host, addresses, export_to, ports))
+                }
             };
             generated::object(&self.world.settings, key, spec, owners.clone(), &sources, peer)
         })

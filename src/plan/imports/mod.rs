@@ -3,6 +3,7 @@
 //! A catalogue is a peer's word and may take away; silence takes nothing away, but for `onDisconnect: Withdraw` after its
 //! time. What stands in the store is admitted anew each time, since `spec.imports` may have changed.
 
+mod addresses;
 mod claims;
 mod decided;
 mod endpoints;
@@ -10,6 +11,7 @@ mod local;
 mod rule_first;
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::net::IpAddr;
 use std::sync::Arc;
 
 use jiff::{SignedDuration, Timestamp};
@@ -27,7 +29,9 @@ use crate::model::{NamespacedName, Peer, ServiceName, TrustDomain, World};
 
 use super::admission::{Admission, Refusal, Surroundings};
 use super::memo::Memo;
+use super::verdict::SETTLE;
 use super::{diff, generated, istio};
+pub use addresses::{Addresses, in_text};
 pub use claims::Claims;
 pub(super) use decided::Decisions;
 use decided::{Decided, Offered};
@@ -40,6 +44,8 @@ pub struct ImportReport {
     pub admitted: Result<(), Refusal>,
     /// The objects that clients need, as they stand in the store, or why they do not.
     pub generated: Result<Vec<ObjectKey>, Refusal<GeneratedReason>>,
+    /// At which clients call it.
+    pub addresses: Vec<IpAddr>,
     /// Whether it answers at its local name, where that is asked for.
     pub local: Option<LocalReport>,
 }
@@ -301,9 +307,14 @@ pub fn withdrawal(world: &World, peer: &Peer) -> Option<Withdrawal> {
     let session = world.sessions.get(&peer.trust_domain).filter(|session| !session.is_connected())?;
     let after = SignedDuration::try_from(after).ok()?;
     // The link's state may change while the peer is away; the absence is older then.
-    let away = world.memory.get(&peer.trust_domain).and_then(|memory| memory.away_since);
+    let memory = world.memory.get(&peer.trust_domain);
+    let away = memory.and_then(|memory| memory.away_since);
     let since = away.map_or(session.since, |away| away.min(session.since));
-    Some(Withdrawal { since, at: since.checked_add(after).ok()? })
+    let at = since.checked_add(after).ok()?;
+    // Away while this agent was too, it may be there again: it is given the time to come.
+    let awaited = memory.filter(|memory| !memory.was_connected).and_then(|memory| memory.awaited_since);
+    let settled = awaited.and_then(|awaited| awaited.checked_add(SETTLE).ok());
+    Some(Withdrawal { since, at: settled.map_or(at, |settled| at.max(settled)) })
 }
 
 /// `spec` of an ImportedService, in one order whatever the peer's.
@@ -373,20 +384,22 @@ pub fn generate(
     memo: &mut Memo,
 ) -> (BTreeMap<ObjectKey, Arc<Object>>, BTreeMap<ObjectKey, ImportReport>) {
     let claims = Claims::new(world);
+    let addresses = addresses::plan(world, &plan.standing);
     let mut objects = BTreeMap::new();
     let mut reports = BTreeMap::new();
     let mut as_local = AsLocal::default();
     for (key, refusal) in &plan.refused {
         let message = format!("nothing is generated, since {}", refusal.message);
         let generated = Err(Refusal::new(GeneratedReason::NotAdmitted, message));
-        let report = ImportReport { admitted: Err(refusal.clone()), generated, local: None };
+        let report =
+            ImportReport { admitted: Err(refusal.clone()), generated, addresses: Vec::new(), local: None };
         reports.insert(key.clone(), report);
     }
     for (key, (td, name)) in &plan.standing {
         let (Some(namespace), Some(peer)) = (&key.namespace, world.peers.get(td)) else { continue };
         let stored = NamespacedName::new(namespace, &key.name);
         let Some(imported) = world.imported.get(&stored) else { continue };
-        let generated = istio::import::objects(world, peer, imported, &claims, memo);
+        let generated = istio::import::objects(world, peer, imported, &addresses, &claims, memo);
         if let Err(refusal) = &generated {
             if refusal.reason == GeneratedReason::ObjectNotOurs {
                 let keys = istio::import::keys(imported).into_iter();
@@ -410,9 +423,10 @@ pub fn generate(
             Err(refusal) => (Err(refusal.message.clone()), Err(refusal)),
         };
         as_local.add(world, peer, imported, servable);
-        reports.insert(key.clone(), ImportReport { admitted: Ok(()), generated, local: None });
+        let addresses = addresses.of(&key.name).unwrap_or_default().to_vec();
+        reports.insert(key.clone(), ImportReport { admitted: Ok(()), generated, addresses, local: None });
     }
-    let local = as_local.plan(world, &claims, &plan.unread);
+    let local = as_local.plan(world, &claims, &addresses, &plan.unread);
     plan.blocked.extend(local.blocked);
     objects.extend(local.objects.into_iter().map(|object| (object.key.clone(), diff::seal(object))));
     for (name, local) in local.reports {
@@ -449,8 +463,14 @@ impl<'a> AsLocal<'a> {
         }
     }
 
-    fn plan(self, world: &World, claims: &Claims<'_>, unread: &BTreeSet<String>) -> local::LocalPlan {
-        let mut plan = local::plan(world, &self.groups, claims, unread);
+    fn plan(
+        self,
+        world: &World,
+        claims: &Claims<'_>,
+        addresses: &Addresses,
+        unread: &BTreeSet<String>,
+    ) -> local::LocalPlan {
+        let mut plan = local::plan(world, &self.groups, claims, addresses, unread);
         plan.reports.extend(self.refused);
         plan
     }

@@ -2,6 +2,7 @@
 //! begins a TLS that is not Istio's own, a DestinationRule.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::net::IpAddr;
 use std::sync::Arc;
 
 use crate::api::v1alpha1::conditions::GeneratedReason;
@@ -15,7 +16,7 @@ use crate::model::service::{Address, AppProtocol, DirectEndpoint, GatewayAddress
 use crate::model::world::Settings;
 use crate::model::{Peer, World};
 use crate::plan::admission::Refusal;
-use crate::plan::imports::Claims;
+use crate::plan::imports::{Addresses, Claims, in_text};
 use crate::plan::memo::Memo;
 use crate::plan::{diff, generated};
 
@@ -37,22 +38,28 @@ pub fn objects(
     world: &World,
     peer: &Arc<Peer>,
     imported: &Arc<Imported>,
+    addresses: &Addresses,
     claims: &Claims<'_>,
     memo: &mut Memo,
 ) -> Result<Vec<Arc<Object>>, Refusal<GeneratedReason>> {
-    let input = (memo.peer(peer), Arc::clone(imported));
-    let objects = memo.entries.get(&key_of(Kind::ServiceEntry, imported), &input, |(peer, imported)| {
-        made(&world.settings, peer, imported).into_iter().map(diff::seal).collect()
+    let addresses = addresses.of(&imported.object.name).map_err(|cause| {
+        Refusal::new(GeneratedReason::NoAddress, format!("{}: {cause}", imported.object.name))
+    })?;
+    let input = (memo.peer(peer), Arc::clone(imported), addresses.to_vec());
+    let key = key_of(Kind::ServiceEntry, imported);
+    let objects = memo.entries.get(&key, &input, |(peer, imported, addresses)| {
+        made(&world.settings, peer, imported, addresses).into_iter().map(diff::seal).collect()
     });
     objects.iter().try_for_each(|object| free(world, imported, &object.key, claims))?;
     Ok(objects)
 }
 
 /// The objects, of these alone, so that they can be remembered.
-fn made(settings: &Settings, peer: &Peer, imported: &Imported) -> Vec<Object> {
+fn made(settings: &Settings, peer: &Peer, imported: &Imported, addresses: &[IpAddr]) -> Vec<Object> {
     let host = imported.object.name.as_str();
     let rule = destination_rule(peer, imported, host);
-    let mut specs = vec![(Kind::ServiceEntry, generated::spec(&service_entry(peer, imported, host)))];
+    let entry = ServiceEntrySpec { addresses: in_text(addresses), ..service_entry(peer, imported, host) };
+    let mut specs = vec![(Kind::ServiceEntry, generated::spec(&entry))];
     specs.extend(rule.map(|rule| (Kind::DestinationRule, generated::spec(&rule))));
     let made = |(kind, spec)| {
         let owner = OwnerRef {

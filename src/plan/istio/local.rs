@@ -86,7 +86,12 @@ fn route(port: &LocalPort) -> PortRoute {
 
 /// The local name where no Service has it. It has no endpoints of its own: the VirtualService leads to those of the peers.
 #[must_use]
-pub fn service_entry(host: &str, export_to: &BTreeSet<String>, ports: &[LocalPort]) -> ServiceEntrySpec {
+pub fn service_entry(
+    host: &str,
+    addresses: Vec<String>,
+    export_to: &BTreeSet<String>,
+    ports: &[LocalPort],
+) -> ServiceEntrySpec {
     let port = |port: &LocalPort| Port {
         number: port.number,
         name: port.name.clone(),
@@ -95,6 +100,7 @@ pub fn service_entry(host: &str, export_to: &BTreeSet<String>, ports: &[LocalPor
     };
     ServiceEntrySpec {
         hosts: vec![host.to_owned()],
+        addresses,
         location: Some(Location::MeshInternal),
         resolution: Some(Resolution::Static),
         export_to: export_to.iter().cloned().collect(),

@@ -14,9 +14,11 @@ use crate::istio::PeerAuthenticationSpec;
 use crate::istio::authorization_policy::Selector;
 use crate::istio::peer_authentication::{MutualTls, MutualTlsMode};
 use crate::model::object::{Kind, Object, ObjectKey};
+use crate::model::world::Settings;
 use crate::model::{Service, World};
 use crate::plan::authorization::{self, Workloads};
 use crate::plan::generated;
+use crate::plan::origin::Origin;
 use crate::plan::pods::Pods;
 
 /// The PeerAuthentication of a selector, named as its policy is.
@@ -45,7 +47,7 @@ impl<'a> Others<'a> {
         let foreign = world.of_kind(Kind::PeerAuthentication);
         for (key, object) in foreign.filter(|(_, object)| !object.is_generated_by(&world.settings.instance)) {
             let namespace = key.namespace.as_deref().unwrap_or_default();
-            if namespace != world.settings.istio_namespace && !selector(object).is_empty() {
+            if namespace != world.settings.istio_namespace && !object.match_labels().is_empty() {
                 all.entry(namespace).or_default().push(object);
             }
         }
@@ -61,7 +63,7 @@ impl<'a> Others<'a> {
         pods: &Pods<'_>,
     ) -> Option<Standing> {
         let selects = |object: &&&Arc<Object>| {
-            let wanted = selector(object);
+            let wanted = object.match_labels();
             let holds = |labels: &BTreeMap<String, String>| {
                 wanted.iter().all(|(label, value)| labels.get(*label).is_some_and(|has| has == value))
             };
@@ -83,19 +85,14 @@ impl<'a> Others<'a> {
     }
 }
 
-fn selector(object: &Object) -> BTreeMap<&str, &str> {
-    let labels =
-        object.spec().and_then(|spec| spec.pointer("/selector/matchLabels")).and_then(Value::as_object);
-    labels
-        .into_iter()
-        .flatten()
-        .filter_map(|(label, value)| Some((label.as_str(), value.as_str()?)))
-        .collect()
-}
-
-/// The object for the services of one selector whose applications end TLS.
+/// The object for the services of one selector whose applications end TLS. `origin` is what they come from.
 #[must_use]
-pub fn object(world: &World, (namespace, labels): Workloads<'_>, services: &[&Arc<Service>]) -> Object {
+pub fn object(
+    settings: &Settings,
+    (namespace, labels): Workloads<'_>,
+    services: &[&Arc<Service>],
+    origin: Origin,
+) -> Object {
     let ports = services.iter().flat_map(|service| &service.ports).map(|port| port.target_port);
     let disabled = MutualTls { mode: MutualTlsMode::Disable };
     let spec = PeerAuthenticationSpec {
@@ -103,10 +100,5 @@ pub fn object(world: &World, (namespace, labels): Workloads<'_>, services: &[&Ar
         mtls: None,
         port_level_mtls: ports.map(|port| (port, disabled)).collect(),
     };
-    let owners =
-        services.iter().map(|service| service.owner()).collect::<BTreeSet<_>>().into_iter().collect();
-    let sources: BTreeSet<String> =
-        services.iter().flat_map(|service| service.sources()).map(|key| generated::source_of(&key)).collect();
-    let sources: Vec<String> = sources.into_iter().collect();
-    generated::object(&world.settings, key(namespace, labels), generated::spec(&spec), owners, &sources, None)
+    origin.object(settings, key(namespace, labels), generated::spec(&spec))
 }

@@ -20,7 +20,7 @@ pub(super) fn findings(
     let mut found = Vec::new();
     if let Some(config) = mesh.config.there() {
         found.extend(trust(world, mesh, config, peer, exchange));
-        found.extend(dns(mesh, config, peer, exchange));
+        found.extend(dns(world, mesh, config, peer, exchange));
     }
     found.extend(planes(mesh, peer));
     if exchange.is_some() {
@@ -91,7 +91,13 @@ fn trust(
 }
 
 /// Whether clients can resolve the names of imported services.
-fn dns(mesh: &Mesh, config: &MeshConfig, peer: &TrustDomain, exchange: &Exchange<'_>) -> Option<Finding> {
+fn dns(
+    world: &World,
+    mesh: &Mesh,
+    config: &MeshConfig,
+    peer: &TrustDomain,
+    exchange: &Exchange<'_>,
+) -> Option<Finding> {
     if !exchange.imports {
         return None;
     }
@@ -103,9 +109,12 @@ fn dns(mesh: &Mesh, config: &MeshConfig, peer: &TrustDomain, exchange: &Exchange
             format!("services of {peer} are imported, and sidecars do not answer for their names"),
             format!(
                 "in {place} set `defaultConfig: {{proxyMetadata: {{ISTIO_META_DNS_CAPTURE: \"true\"}}}}` and restart the workloads, or \
-                 have something else resolve *.{peer}"
+                 have something else resolve *.{peer}, to the addresses in the status of the ImportedServices"
             ),
         ));
+    }
+    if !world.settings.import_ranges.is_empty() {
+        return None;
     }
     let planes = mesh.control_planes.there().map_or(&[][..], Vec::as_slice);
     let lacking = planes.iter().find(|plane| !allocates(plane)).filter(|_| !config.proxies_allocate)?;

@@ -110,10 +110,10 @@ pub(super) fn allows(world: &World, exports: &Exports) -> Vec<Allow> {
             continue;
         }
         let namespace = key.namespace.as_deref().unwrap_or_default();
-        let labels = spec.pointer("/selector/matchLabels").unwrap_or(&Value::Null);
+        let labels = policy.match_labels();
         let mut selects: BTreeMap<TrustDomain, Vec<NamespacedName>> = BTreeMap::new();
         let mut select = |export: &Export| {
-            for peer in export.to.iter().filter(|_| may_overlap(labels, &export.service)) {
+            for peer in export.to.iter().filter(|_| may_overlap(&labels, &export.service)) {
                 selects.entry(peer.clone()).or_default().push(export.service.object.clone());
             }
         };
@@ -130,11 +130,9 @@ pub(super) fn allows(world: &World, exports: &Exports) -> Vec<Allow> {
 }
 
 /// Whether a pod can have these labels and those by which the service is selected.
-fn may_overlap(labels: &Value, service: &Service) -> bool {
-    service
-        .workload_labels
-        .iter()
-        .all(|(name, value)| labels.get(name).and_then(Value::as_str).is_none_or(|other| other == value))
+fn may_overlap(labels: &BTreeMap<&str, &str>, service: &Service) -> bool {
+    let wanted = &mut service.workload_labels.iter();
+    wanted.all(|(name, value)| labels.get(name.as_str()).is_none_or(|other| other == value))
 }
 
 /// Those that this agent did not make.

@@ -148,7 +148,10 @@ const CASES: &[Case] = &[
     (
         "they are given no addresses",
         importing,
-        |w| istiod(w).allocates_addresses = Some(false),
+        |w| {
+            Arc::make_mut(&mut w.settings).import_ranges.clear();
+            istiod(w).allocates_addresses = Some(false);
+        },
         Severity::Warns,
         Reason::AddressesNotAllocated,
         "PILOT_ENABLE_IP_AUTOALLOCATE=true",
@@ -156,7 +159,10 @@ const CASES: &[Case] = &[
     (
         "nor by a version that does not by itself",
         importing,
-        |w| istiod(w).version = Some(Version::new(1, 24, 3)),
+        |w| {
+            Arc::make_mut(&mut w.settings).import_ranges.clear();
+            istiod(w).version = Some(Version::new(1, 24, 3));
+        },
         Severity::Warns,
         Reason::AddressesNotAllocated,
         "Deployment istio-system/istiod",

@@ -16,6 +16,7 @@ use super::exports::{self, Export, ExportReport, Exports};
 use super::generated::{label_value, source_of};
 use super::imports::{self, ImportReport};
 use super::memo::Memo;
+use super::origin::Origin;
 use super::reach::{self, Carriers};
 use super::{authorization, closing, diff, generated, istio, mesh};
 
@@ -67,7 +68,7 @@ pub fn decide(world: &World, ending: &BTreeSet<TrustDomain>, memo: &mut Memo) ->
             objects.insert(object.key.clone(), object);
         }
     }
-    for object in passed_on(world, &exports) {
+    for object in passed_on(world, own, &exports) {
         objects.insert(object.key.clone(), diff::seal(object));
     }
     let mut imports = imports::imports(world, ending, memo);
@@ -103,7 +104,7 @@ pub fn decide(world: &World, ending: &BTreeSet<TrustDomain>, memo: &mut Memo) ->
 }
 
 /// What sidecars need in front of applications that end TLS: one object for each selector.
-fn passed_on(world: &World, exports: &Exports) -> Vec<Object> {
+fn passed_on(world: &World, own: &TrustDomain, exports: &Exports) -> Vec<Object> {
     if world.absent.contains(&Kind::PeerAuthentication) {
         return Vec::new();
     }
@@ -112,9 +113,10 @@ fn passed_on(world: &World, exports: &Exports) -> Vec<Object> {
         let service = &export.service;
         groups.entry((&service.object.namespace, &service.workload_labels)).or_default().push(service);
     }
-    let all = groups
-        .into_iter()
-        .map(|(workloads, services)| istio::peer_authentication::object(world, workloads, &services));
+    let all = groups.into_iter().map(|(workloads, services)| {
+        let origin = Origin::of(services.iter().copied()).with_doors(world, own, services.iter().copied());
+        istio::peer_authentication::object(&world.settings, workloads, &services, origin)
+    });
     all.filter(|object| generated::claim(world, &object.key).is_ok()).collect()
 }
 

@@ -179,3 +179,36 @@ fn what_is_malformed_and_being_deleted_goes() {
     }
     assert_eq!(ends(&deleted), [Kind::ServiceEntry, Kind::Gateway]);
 }
+
+/// Garbage collection deletes what nobody owns any more, in any order: what keeps callers out is owned by what lets them in.
+#[test]
+fn the_policy_is_owned_by_what_it_outlives() {
+    let mut service = cart();
+    service.tls_mode = TlsMode::Mtls;
+    service.gateways[0].gateway_type = crate::model::service::GatewayType::IngressGateway;
+    for service in [cart(), service] {
+        let mut world = west(service);
+        world = world.with_pod(crate::plan::fixtures::pod("shop", "one", "10.0.0.1", &[("app", "cart")]));
+        for _ in 0..4 {
+            let plan = decide(&world);
+            world = world.with_written(&plan.objects, &[]);
+        }
+        let plan = decide(&world);
+        assert!(crate::plan::diff::writes(&world, &plan.objects, &mut Default::default()).is_empty());
+        let uid = |key: &ObjectKey| world.objects[key].meta.uid.clone();
+        let owners = |kind: Kind| -> BTreeSet<String> {
+            let object = plan.objects.values().find(|object| object.key.kind == kind).unwrap();
+            object.meta.owners.iter().map(|owner| owner.uid.clone()).collect()
+        };
+        let doors = [Kind::Gateway, Kind::ServiceEntry, Kind::VirtualService];
+        let mut expected: BTreeSet<String> =
+            plan.objects.keys().filter(|key| doors.contains(&key.kind)).map(uid).collect();
+        assert!(expected.len() >= 2);
+        expected.insert("uid-of-shop-cart".to_owned());
+        assert_eq!(owners(Kind::AuthorizationPolicy), expected);
+        if plan.objects.keys().any(|key| key.kind == Kind::PeerAuthentication) {
+            assert_eq!(owners(Kind::PeerAuthentication), expected);
+        }
+        assert_eq!(owners(Kind::Gateway), BTreeSet::from(["uid-of-shop-cart".to_owned()]));
+    }
+}

@@ -198,20 +198,25 @@ fn a_policy_name_tells_selectors_apart() {
     assert!(names.iter().all(|name| crate::model::name::is_dns_label(name)), "{names:?}");
 }
 
+/// West with all that it needs: the policy once more, since it is owned by what it outlives.
+fn all_written() -> World {
+    let plan = decide(&west());
+    let world = west().with_written(&plan.objects, &[]);
+    let plan = decide(&world);
+    world.with_written(&plan.objects, &[])
+}
+
 #[test]
 fn the_plan_of_both_sides_settles() {
-    let plan = decide(&west());
-    let written = west().with_written(&plan.objects, &[]);
-    assert_eq!(decide(&written), plan);
+    let written = all_written();
+    let plan = decide(&written);
+    assert_eq!(decide(&written.with_written(&plan.objects, &[])), plan);
 }
 
 /// What was generated from an object that became unreadable stays as it stands.
 #[test]
 fn an_unreadable_service_loses_nothing() {
-    let written = {
-        let plan = decide(&west());
-        west().with_written(&plan.objects, &[])
-    };
+    let written = all_written();
     let key = ObjectKey::namespaced(Kind::FederatedService, "shop", "cart");
     let mut unreadable = written.clone().with_rejected(key.clone(), None);
     unreadable.services.clear();

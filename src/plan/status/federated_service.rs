@@ -7,7 +7,7 @@ use serde_json::{Map, Value, json};
 
 use crate::api::v1alpha1::conditions::{ClientsEnforcedReason, ExportedReason, ServiceAcceptedReason};
 use crate::model::condition::{Condition, Truth};
-use crate::model::service::{ExportedBy, Outcome, TlsMode};
+use crate::model::service::{ExportedBy, GatewayAddress, Outcome, TlsMode};
 use crate::model::session::Offers;
 use crate::model::{NamespacedName, Service, ServiceName, TrustDomain, World};
 use crate::plan::exports::{ExportProblem, ExportReport};
@@ -79,14 +79,7 @@ pub fn status(
     if let Some(host) = &report.host {
         rest.insert("host".to_owned(), json!(host));
     }
-    let gateways: Vec<Value> = report
-        .gateways
-        .iter()
-        .map(|at| {
-            let kind = service.tls_mode.gateway().as_str();
-            json!({"type": kind, "address": at.address.to_string(), "port": at.port})
-        })
-        .collect();
+    let gateways: Vec<Value> = report.gateways.iter().map(|at| gateway_entry(service.tls_mode, at)).collect();
     rest.insert("gatewayEntries".to_owned(), gateways.into());
     let imported = answers.values().filter(|answer| matches!(answer, Answer::Imported)).count();
     rest.insert("imported".to_owned(), json!(format!("{imported}/{}", answers.len())));
@@ -99,6 +92,11 @@ pub fn status(
     let exported_to: Vec<Value> = answers.iter().map(|(td, answer)| entry(td, answer)).collect();
     rest.insert("exportedTo".to_owned(), exported_to.into());
     (conditions, Value::Object(rest))
+}
+
+/// A gateway that importers are told of, as statuses have it.
+pub(super) fn gateway_entry(mode: TlsMode, at: &GatewayAddress) -> Value {
+    json!({"type": mode.gateway().as_str(), "address": at.address.to_string(), "port": at.port})
 }
 
 /// What each importer did.
@@ -213,6 +211,10 @@ fn with_warnings(mut condition: Condition, report: &ExportReport) -> Condition {
 
 fn enforced(service: &Subject<'_>, report: &ExportReport) -> Condition {
     let kind = "ClientsEnforced";
+    let doubt = report.doubt.as_ref().filter(|_| report.enforced.is_ok());
+    if let (Some(doubt), TlsMode::IstioMtls) = (doubt, service.tls_mode) {
+        return refused(kind, doubt);
+    }
     match (&report.enforced, service.tls_mode) {
         (_, TlsMode::Mtls) => Condition::new(
             kind,

@@ -6,9 +6,9 @@ use crate::api::v1alpha1::conditions::{AdmittedReason, GeneratedReason, LocalRea
 use crate::model::condition::Condition;
 use crate::model::{NamespacedName, ObjectKey};
 use crate::plan::admission::Refusal;
-use crate::plan::imports::{ImportReport, LocalReport};
+use crate::plan::imports::{ImportReport, LocalReport, in_text};
 
-/// The conditions, and the rest of the status as fields of it: `generated` and `localHost`.
+/// The conditions, and the rest of the status as fields of it: `generated`, `addresses` and `localHost`.
 #[must_use]
 pub fn status(name: &NamespacedName, report: &ImportReport) -> (Vec<Condition>, Value) {
     let mut conditions = vec![
@@ -23,7 +23,7 @@ pub fn status(name: &NamespacedName, report: &ImportReport) -> (Vec<Condition>, 
     conditions.extend(report.local.as_ref().map(local));
     let here = served.into_iter().flat_map(|served| &served.generated);
     let generated: Vec<Value> = report.generated.iter().flatten().chain(here).map(generated).collect();
-    let mut rest = json!({"generated": generated});
+    let mut rest = json!({"generated": generated, "addresses": in_text(&report.addresses)});
     if let (Some(fields), Some(served)) = (rest.as_object_mut(), served) {
         fields.insert("localHost".to_owned(), json!(served.host));
     }

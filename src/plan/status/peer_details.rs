@@ -5,9 +5,9 @@ use std::collections::BTreeSet;
 use serde_json::{Map, Value, json};
 
 use super::audit;
-use super::trust_domain_peer::{Subject, counts, session};
+use super::trust_domain_peer::{Subject, counts, is_settling, session};
 use crate::api::v1alpha1::trust_domain_peer::{AuthorityStatus, BundleStatus, RemoteView, ServiceCounts};
-use crate::model::session::{LinkState, TrustReport};
+use crate::model::session::{LinkState, SessionState, TrustReport};
 use crate::model::{AuthorityId, Bundle, World};
 
 /// The fields beside the conditions. What is not known in this life of the agent stays as it stands in the store.
@@ -36,6 +36,10 @@ pub(super) fn details(subject: Subject<'_>, stored: Option<&Value>) -> Map<Strin
     set("services", if heard { Some(json!(service_counts(subject))) } else { stored("services") });
     let why = session(subject).and_then(|session| disconnect_reason(&session.link));
     set("lastDisconnectReason", why.map(Value::String).or_else(|| stored("lastDisconnectReason")));
+    let away = world.memory.get(trust_domain).and_then(|memory| memory.away_since);
+    let away = if is_settling(subject) { stored("awaySince") } else { away.map(|since| json!(since)) };
+    let is_back = session(subject).is_some_and(SessionState::is_connected);
+    set("awaySince", away.filter(|_| !is_back));
     details
 }
 

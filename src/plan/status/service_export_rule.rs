@@ -1,16 +1,16 @@
 //! The status of a ServiceExportRule: Accepted, Exported, how many Services it exports, and which it does not.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
 use serde_json::{Value, json};
 
-use super::federated_service::outcomes;
+use super::federated_service::{gateway_entry, outcomes};
 use crate::api::v1alpha1::conditions::{ExportedReason, ServiceAcceptedReason};
 use crate::api::v1alpha1::limits;
 use crate::model::condition::{Condition, Truth};
 use crate::model::export::ExportRule;
-use crate::model::service::{ExportedBy, Outcome};
+use crate::model::service::{ExportedBy, GatewayAddress, Outcome};
 use crate::model::session::Offers;
 use crate::model::{NamespacedName, TrustDomain, World};
 use crate::plan::exports::{ExportProblem, ExportReport};
@@ -28,6 +28,8 @@ struct Tally<'a> {
     imported: u32,
     refused: Vec<&'a NamespacedName>,
     skipped: BTreeMap<&'a NamespacedName, (&'a str, &'a str)>,
+    /// What importers are told of; the same for all, which have one tlsMode.
+    gateways: BTreeSet<&'a GatewayAddress>,
 }
 
 /// The status of every rule: its conditions, and the rest as fields of it.
@@ -58,6 +60,7 @@ pub(super) fn statuses<'a>(
             continue;
         }
         tally.exported += 1;
+        tally.gateways.extend(&report.gateways);
         let outcomes = outcomes(world, &service.name, report, offered);
         if outcomes.iter().all(|outcome| *outcome == Some(&Outcome::Imported)) {
             tally.imported += 1;
@@ -109,7 +112,9 @@ fn status(rule: &ExportRule, tally: Option<Tally<'_>>) -> Said {
         "imported": tally.imported,
         "skipped": tally.skipped.len(),
     });
-    let rest = json!({ "services": counts, "skipped": skipped });
+    let gateways: Vec<Value> =
+        tally.gateways.iter().take(limits::GATEWAYS).map(|at| gateway_entry(rule.tls_mode, at)).collect();
+    let rest = json!({ "services": counts, "skipped": skipped, "gatewayEntries": gateways });
     (vec![accepted, exported(&tally)], rest)
 }
 

@@ -202,7 +202,7 @@ fn reciprocal(subject: Subject<'_>, stored: Option<&Value>) -> Condition {
 }
 
 /// Whether it is too early after a start to say anything from not having heard.
-fn is_settling(subject: Subject<'_>) -> bool {
+pub(super) fn is_settling(subject: Subject<'_>) -> bool {
     let unheard = |session: &SessionState| {
         matches!(session.link, LinkState::Idle | LinkState::Connected) && session.remote.is_none()
     };
@@ -238,8 +238,14 @@ fn services_synced(subject: Subject<'_>, stored: Option<&Value>) -> Condition {
         return keep(stored, KIND, Truth::Unknown, ServicesSyncedReason::AwaitingPeer.as_str(), &message);
     }
     if !links::is_acknowledged(session, link) {
+        // A change is on its way, and in sync again within moments.
+        let was_synced = stored_condition(stored, KIND).filter(|(truth, ..)| *truth == Truth::True);
+        if let (Some((truth, reason, message)), false) = (was_synced, session.answer_overdue) {
+            return Condition::new(KIND, truth, reason, message);
+        }
+        let truth = if session.answer_overdue { Truth::False } else { Truth::Unknown };
         let message = format!("{trust_domain} has not answered our catalogue yet");
-        return Condition::new(KIND, false, ServicesSyncedReason::AwaitingAcknowledgement.as_str(), message);
+        return Condition::new(KIND, truth, ServicesSyncedReason::AwaitingAcknowledgement.as_str(), message);
     }
     let (_, imported, refused) = counts(subject);
     let which = refusals(subject);
@@ -369,3 +375,7 @@ pub fn bootstrap_object(peer: &Peer, namespace: &str) -> Option<(ObjectKey, Stri
         }
     }
 }
+
+#[cfg(test)]
+#[path = "peer_tests.rs"]
+mod tests;

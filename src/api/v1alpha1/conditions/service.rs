@@ -14,9 +14,12 @@ reasons! {
         TrustDomainNotDns,
         /// The host name would be longer than 253 characters. Set a shorter `name`.
         HostTooLong,
-        /// With the others of the same `workloadLabels` it exports more ports than one AuthorizationPolicy has rules for. Export
-        /// fewer.
+        /// With the others of the same `workloadLabels` it has more ports with different clients than one AuthorizationPolicy has
+        /// rules for. Export fewer, or to the same clients.
         TooManyPorts,
+        /// With those of the others of the same `workloadLabels`, or of the whole mesh where there is a fence, its clients do not
+        /// fit into one AuthorizationPolicy (1 MiB). Name fewer, or many at once by a trailing `/*`.
+        PolicyTooLarge,
         /// An older one has the same host; the message names it. Set another `name`.
         HostTaken,
         /// An older one selects some of the same pods by another selector; the message names it. Give both the same selector, or
@@ -70,6 +73,8 @@ reasons! {
         /// Of a Service that a rule selects: it is in a namespace of Kubernetes, Istio or the agent, out of which no rule exports.
         /// Write a FederatedService for it.
         SystemNamespace,
+        /// Of a Service that a rule selects: it is a gateway of the mesh, which no rule exports. Write a FederatedService for it.
+        GatewayService,
         /// A server ID lies outside our own trust domain, and importers would refuse it. Mend `serverSPIFFEIDs`.
         ForeignServerId,
         /// No gateway is known: install the one that carries this `tlsMode`, name its Service to the agent, or give `gateways`.
@@ -90,6 +95,9 @@ reasons! {
         GatewayTypeIgnored,
         /// A trust domain in `exportedTrustDomains` has no TrustDomainPeer that is accepted. Create or mend it.
         NoPeer,
+        /// A trust domain in `exportedTrustDomains` is named `cluster.local`, which Istio's policies take for our own: its clients could
+        /// not be told from local callers. Give it another name.
+        TrustDomainReserved,
         /// A trust domain in `exportedTrustDomains` has nobody in `clients`. Add its clients, or take it out.
         NoClientsThere,
         /// More is exported to a trust domain than a peer takes in one catalogue: the older services are offered to it. Export fewer to
@@ -122,6 +130,9 @@ reasons! {
         SidecarEnforces,
         /// The application ends TLS, and only it can check the client's SPIFFE ID. See to it that it does.
         ApplicationTerminatesTLS,
+        /// The mesh configuration has a foreign trust domain among its `trustDomainAliases`: the sidecar takes whoever is of it for a
+        /// local caller. The message says what to set.
+        TrustDomainAliased,
         /// The AuthorizationPolicy is not there (Unknown: yet), could not be written as it should be, or one that is not ours
         /// stands in its place; the message says which.
         PolicyNotInPlace,
@@ -193,6 +204,8 @@ reasons! {
         /// An object of a name that is needed is there and is not ours; the message names it. Delete it, or hand it over with the
         /// annotation `entente.dev/adopt: "true"`.
         ObjectNotOurs,
+        /// No address is left for it in the agent's range for imports: enlarge `--import-address-range`.
+        NoAddress,
         /// Another object serves its host already, or sets for some clients how they call it; the message names it.
         HostExists,
     }

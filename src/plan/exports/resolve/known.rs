@@ -51,6 +51,10 @@ impl Known {
         self.targets.get(&port).copied()
     }
 
+    pub(super) fn has_server_ids(&self) -> bool {
+        !self.server_ids.is_empty()
+    }
+
     pub(super) fn server_ids(&self) -> BTreeSet<SpiffeId> {
         self.server_ids.clone()
     }

@@ -15,11 +15,13 @@ use std::sync::Arc;
 
 use crate::api::v1alpha1::conditions::ExportedReason;
 use crate::api::v1alpha1::limits;
-use crate::model::cluster::{ClusterService, ClusterServiceKind};
+use crate::model::cluster::{ClusterService, ClusterServiceKind, Pod};
 use crate::model::export::{Backing, DeclaredService, ExportRule, Note, Resolved, Unresolved, in_namespace};
 use crate::model::object::Kind;
-use crate::model::service::ExportedBy;
+use crate::model::service::{ExportedBy, TlsMode};
 use crate::model::{NamespacedName, ObjectKey, Service, ServiceName, TrustDomain, World};
+use crate::plan::exports::unread::Unread;
+use crate::plan::gateways;
 use crate::plan::pods::Pods;
 
 pub use entries::Entries;
@@ -55,7 +57,8 @@ pub fn namespace(world: &World, entries: &Entries, namespace: &str) -> Resolved 
         }
     }
     if !rules.is_empty() {
-        let claims = Claims::of(&declared);
+        let unread = Unread::of_namespace(world, own, namespace);
+        let claims = Claims::of(&declared, &unread);
         let services = in_namespace(&world.cluster_services, namespace);
         for (name, service) in services.filter(|(_, service)| service.deletion.is_none()) {
             scope.by_rules(&rules, &claims, name, service, &mut resolved);
@@ -78,11 +81,14 @@ fn keep(resolved: &mut Resolved, service: Service, notes: Vec<Note>) {
 
 /// The rules that choose this namespace, the oldest first.
 fn rules_for<'a>(world: &'a World, namespace: &str) -> Vec<&'a Arc<ExportRule>> {
-    if world.rules.is_empty() {
+    // An API server tells of a Service before its namespace, or after: until then a selector that wants a label not to be there
+    // would hold. A directory may hold Services and no Namespace at all.
+    let is_known = world.namespaces.is_empty() || world.namespaces.contains_key(namespace);
+    if world.rules.is_empty() || !is_known {
         return Vec::new();
     }
     let mut labels = world.namespaces.get(namespace).cloned().unwrap_or_default();
-    // A directory may hold Services and no Namespace; an API server sets it always.
+    // An API server sets it always.
     labels.entry(LABEL_NAMESPACE.to_owned()).or_insert_with(|| namespace.to_owned());
     let mut rules: Vec<_> = world
         .rules
@@ -95,20 +101,29 @@ fn rules_for<'a>(world: &'a World, namespace: &str) -> Vec<&'a Arc<ExportRule>> 
 
 /// Services that a FederatedService declares: it wins over every rule, also while it cannot be read or comes to nothing.
 struct Claims<'a> {
-    names: BTreeMap<&'a str, &'a NamespacedName>,
+    names: BTreeMap<&'a str, String>,
+    /// The pods of those that cannot be read.
+    workloads: BTreeMap<&'a BTreeMap<String, String>, &'a str>,
 }
 
 impl<'a> Claims<'a> {
-    fn of(declared: &[&'a Arc<DeclaredService>]) -> Self {
-        let mut names = BTreeMap::new();
+    fn of(declared: &[&'a Arc<DeclaredService>], unread: &'a Unread) -> Self {
+        let mut claims = Self { names: BTreeMap::new(), workloads: BTreeMap::new() };
         for declared in declared {
-            names.entry(declared.object.name.as_str()).or_insert(&declared.object);
-            names.entry(declared.name.name()).or_insert(&declared.object);
+            let who = || format!("FederatedService {}", declared.object);
+            claims.names.entry(declared.object.name.as_str()).or_insert_with(who);
+            claims.names.entry(declared.name.name()).or_insert_with(who);
             if let Backing::Service(name) = &declared.backing {
-                names.entry(name.as_str()).or_insert(&declared.object);
+                claims.names.entry(name.as_str()).or_insert_with(who);
             }
         }
-        Self { names }
+        for (source, left) in &unread.left {
+            for name in &left.names {
+                claims.names.entry(name.name()).or_insert_with(|| source.clone());
+            }
+            claims.workloads.extend(left.workloads.iter().map(|(_, labels)| (labels, source.as_str())));
+        }
+        claims
     }
 }
 
@@ -143,7 +158,8 @@ impl Scope<'_> {
         let source = ports::Source { who, service: service.map(AsRef::as_ref), pods: &pods, known: &known };
         let ports = source.ports(declared, &mut notes)?;
         let server_ids = if declared.server_ids.is_empty() {
-            identity::server_ids(self.own, self.entries, &pods, || known.server_ids())
+            let servers = servers(&pods, declared.tls_mode, known.has_server_ids());
+            identity::server_ids(self.own, self.entries, &servers, || known.server_ids())
         } else {
             declared.server_ids.clone()
         };
@@ -186,7 +202,8 @@ impl Scope<'_> {
         let mut selecting = rules.iter().filter(|rule| rule.services.matches(&service.labels));
         let Some(rule) = selecting.next() else { return };
         let younger: Vec<&str> = selecting.map(|rule| rule.name.as_str()).collect();
-        let outcome = self.barred(claims, name).map_or_else(|| self.by_rule(rule, name, service), Err);
+        let outcome =
+            self.barred(claims, name, service).map_or_else(|| self.by_rule(rule, name, service), Err);
         let mut skipped = BTreeMap::new();
         let message = format!("Service {name}: the older ServiceExportRule {} exports it", rule.name);
         let mut left = Note { reason: ExportedReason::LeftToOlderRule, message };
@@ -204,7 +221,7 @@ impl Scope<'_> {
     }
 
     /// Why no rule may export it.
-    fn barred(&self, claims: &Claims<'_>, name: &NamespacedName) -> Option<Note> {
+    fn barred(&self, claims: &Claims<'_>, name: &NamespacedName, service: &ClusterService) -> Option<Note> {
         let settings = &self.world.settings;
         let namespace = name.namespace.as_str();
         if namespace.starts_with("kube-")
@@ -217,11 +234,19 @@ impl Scope<'_> {
             );
             return Some(Note { reason: ExportedReason::SystemNamespace, message });
         }
+        if gateways::is_one(settings, service) {
+            let message = format!(
+                "Service {name}: no rule exports a gateway of the mesh, behind which every service of it is; write a \
+                 FederatedService for it"
+            );
+            return Some(Note { reason: ExportedReason::GatewayService, message });
+        }
         let of_its_name = ObjectKey::namespaced(Kind::FederatedService, namespace, &name.name);
-        let unreadable = self.world.rejected.contains_key(&of_its_name).then_some(name);
-        let claimed = claims.names.get(name.name.as_str()).copied().or(unreadable)?;
-        let message =
-            format!("Service {name}: FederatedService {claimed} declares it, and wins over every rule");
+        let unreadable =
+            self.world.rejected.contains_key(&of_its_name).then(|| format!("FederatedService {name}"));
+        let by_pods = || claims.workloads.get(&service.selector).map(|source| (*source).to_owned());
+        let claimed = claims.names.get(name.name.as_str()).cloned().or(unreadable).or_else(by_pods)?;
+        let message = format!("Service {name}: {claimed} declares it, and wins over every rule");
         Some(Note { reason: ExportedReason::LeftToFederatedService, message })
     }
 
@@ -256,6 +281,19 @@ impl Scope<'_> {
         service.by = ExportedBy::Rule { name: rule.name.clone(), uid: rule.uid.clone() };
         Ok((service, notes))
     }
+}
+
+/// The labels that Kubernetes gives the pods of a Job, now and before 1.27.
+const LABELS_JOB: [&str; 2] = ["batch.kubernetes.io/job-name", "job-name"];
+
+/// Those of the selected pods that may serve: of what a sidecar is to end TLS for, such as have one, and none of a Job, which
+/// comes and goes beside the servers. Where none is left they are as if there was no pod, but for what has only ever had
+/// such (`is_out` says that IDs are out already).
+fn servers<'a>(pods: &[&'a Arc<Pod>], mode: TlsMode, is_out: bool) -> Vec<&'a Arc<Pod>> {
+    let is_of_job = |pod: &Pod| LABELS_JOB.iter().any(|label| pod.labels.contains_key(*label));
+    let serves = |pod: &&&Arc<Pod>| !is_of_job(pod) && (mode == TlsMode::Mtls || pod.has_sidecar);
+    let servers: Vec<&Arc<Pod>> = pods.iter().filter(serves).copied().collect();
+    if servers.is_empty() && !is_out { pods.to_vec() } else { servers }
 }
 
 /// Which pods a Service selects.

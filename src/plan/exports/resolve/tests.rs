@@ -352,7 +352,9 @@ fn a_rule_keeps_away_from_what_is_not_the_users() {
         let mut service = cluster_service("cart");
         service.object.namespace = namespace.to_owned();
         let name = service.object.clone();
-        let world = with_rules(vec![all.clone()]).with_cluster_service(service).settled();
+        let mut world = with_rules(vec![all.clone()]).with_cluster_service(service);
+        world.namespaces.insert(namespace.to_owned(), BTreeMap::new());
+        let world = world.settled();
         assert_eq!(skipped(&world, &name, "a"), "SystemNamespace", "{namespace}");
         assert_eq!(world.services.len(), 1);
     }
@@ -418,4 +420,103 @@ proptest! {
         prop_assert_eq!(&at_once.notes, &step_by_step.notes);
         prop_assert_eq!(&at_once.skipped, &step_by_step.skipped);
     }
+}
+
+#[test]
+fn no_rule_exports_a_gateway_of_the_mesh() {
+    let gateway = |edit: fn(&mut ClusterService)| {
+        let mut service = cluster_service("gateway");
+        edit(&mut service);
+        let name = service.object.clone();
+        let mut world = with_rules(vec![rule("a", -10)]).with_cluster_service(service);
+        let settings = Arc::make_mut(&mut world.settings);
+        settings.ingress_gateway = "shop/in=front".parse().unwrap();
+        let world = world.settled();
+        skipped(&world, &name, "a").to_owned()
+    };
+    assert_eq!(
+        gateway(|s| s.labels.extend(labels(&[("in", "front")]))),
+        "GatewayService",
+        "the one that is looked for"
+    );
+    assert_eq!(gateway(|s| s.selector = labels(&[("istio", "eastwestgateway")])), "GatewayService");
+    let of_api = labels(&[("gateway.networking.k8s.io/gateway-name", "front")]);
+    assert_eq!(of_api.len(), 1);
+    assert_eq!(
+        gateway(|s| s.selector = labels(&[("gateway.networking.k8s.io/gateway-name", "front")])),
+        "GatewayService"
+    );
+    assert_ne!(gateway(|_| ()), "GatewayService");
+}
+
+/// A Service may be told of before its namespace: a selector that wants a label not to be there would hold until then.
+#[test]
+fn a_rule_waits_for_the_labels_of_a_namespace() {
+    let mut unless = rule("a", -10);
+    unless.namespaces.match_expressions = vec![LabelExpression::DoesNotExist("private".to_owned())];
+    let mut world = with_rules(vec![unless]);
+    world.namespaces = BTreeMap::from([("default".to_owned(), BTreeMap::new())]);
+    assert!(world.clone().settled().services.is_empty(), "not known yet");
+    world.namespaces.insert("shop".to_owned(), labels(&[("private", "")]));
+    assert!(world.clone().settled().services.is_empty());
+    world.namespaces.insert("shop".to_owned(), BTreeMap::new());
+    assert_eq!(world.clone().settled().services.len(), 1);
+    world.namespaces.clear();
+    assert_eq!(world.settled().services.len(), 1, "a directory has none");
+}
+
+/// A Job's pod with the labels of the servers neither adds its ID, nor takes theirs away while none of them is there.
+#[test]
+fn pods_that_do_not_serve_have_no_say_in_the_servers_ids() {
+    let with = |account: &str, edit: fn(&mut Pod)| {
+        let mut pod = pod("other", "cart", Some(8080));
+        pod.service_account = account.to_owned();
+        edit(&mut pod);
+        pod
+    };
+    let job: fn(&mut Pod) =
+        |pod| drop(pod.labels.insert("batch.kubernetes.io/job-name".to_owned(), "seed".to_owned()));
+    let bare: fn(&mut Pod) = |pod| pod.has_sidecar = false;
+    for edit in [job, bare] {
+        let both = west().with_pod(pod("one", "cart", Some(8080))).with_pod(with("seed", edit)).settled();
+        assert_eq!(ids(&both), [BY_ACCOUNT]);
+        let mut alone = out(both);
+        alone.pods.remove(&NamespacedName::new("shop", "one"));
+        assert_eq!(ids(&alone.settled()), [BY_ACCOUNT], "as while there is no pod");
+    }
+    let first = west().with_pod(with("seed", job)).settled();
+    assert_eq!(ids(&first), ["spiffe://west.example/ns/shop/sa/seed"], "where there is nothing else");
+}
+
+/// A FederatedService of another name that was malformed at the start: what it exported is known by what stands.
+#[test]
+fn no_rule_takes_over_what_an_unreadable_service_exports() {
+    let mut declared = declared();
+    declared.object.name = "front".to_owned();
+    declared.name = ServiceName::new("shop", "basket").unwrap();
+    let readable = with_rules(vec![rule("a", -100)]).with_declared(declared).settled();
+    let host = "basket.shop.west.example";
+    let service = readable.services[&NamespacedName::new("shop", "front")].clone();
+    let mut alias = crate::plan::istio::export::alias(
+        &readable.settings,
+        &crate::plan::exports::Export {
+            service,
+            host: host.to_owned(),
+            to: BTreeSet::new(),
+            gateways: Vec::new(),
+            through: crate::plan::exports::Through {
+                namespace: "istio-system".to_owned(),
+                selector: BTreeMap::new(),
+                listening: BTreeSet::new(),
+            },
+            direct: BTreeSet::new(),
+            endpoints: Vec::new(),
+            passes_tls: false,
+        },
+    );
+    alias.meta.uid = "alias".to_owned();
+    let key = ObjectKey::namespaced(Kind::FederatedService, "shop", "front");
+    let unread = with_rules(vec![rule("a", -100)]).with_object(alias).with_rejected(key, None).settled();
+    assert_eq!(skipped(&unread, &cart(), "a"), "LeftToFederatedService", "{:?}", unread.services);
+    assert!(unread.services.is_empty());
 }

@@ -5,6 +5,7 @@ mod operators;
 mod planning;
 mod settings;
 mod sources;
+mod without_istio;
 
 use std::net::SocketAddr;
 use std::sync::Arc;
@@ -36,6 +37,8 @@ pub struct Agent {
     pub listen: SocketAddr,
     /// Where health and metrics are.
     pub admin: SocketAddr,
+    /// Where clients are served by xDS, if they are.
+    pub xds: Option<SocketAddr>,
     /// Whether every source has been read.
     pub ready: watch::Receiver<bool>,
     /// What it wants to be there.
@@ -133,7 +136,9 @@ pub async fn start(args: &AgentArgs, cancel: CancellationToken) -> anyhow::Resul
             peers,
         },
     )?;
+    let identity = sources.identity.clone();
     let (plans, failures) = planning.spawn(&mut tasks, sources, &cancel);
+    let xds = without_istio::xds(&mut tasks, args, identity, &plans, &metrics, &cancel).await?;
     let watched = Watched {
         ready: serves,
         leading: acts.clone(),
@@ -152,7 +157,7 @@ pub async fn start(args: &AgentArgs, cancel: CancellationToken) -> anyhow::Resul
     tasks.spawn(keeping.run(cancel.clone()));
 
     tracing::info!(%listen, %admin, store = %args.store, version = env!("CARGO_PKG_VERSION"), "the agent runs");
-    Ok(Agent { listen, admin, ready, plans, cancel, tasks })
+    Ok(Agent { listen, admin, xds, ready, plans, cancel, tasks })
 }
 
 fn supervise(tasks: &mut JoinSet<anyhow::Result<()>>, task: tokio::task::JoinHandle<()>) {

@@ -3,6 +3,7 @@
 mod about;
 mod adopt;
 mod agent;
+mod bootstrap;
 mod bundles;
 mod completions;
 mod control;
@@ -100,6 +101,9 @@ enum Command {
     /// Print the CustomResourceDefinitions
     Crds,
     Completions(completions::CompletionsArgs),
+    /// Print what a client without Istio is started with
+    #[command(subcommand)]
+    Bootstrap(bootstrap::BootstrapCommand),
     /// Run the agent beside SPIRE
     Agent(Box<crate::config::AgentArgs>),
     /// Two trust domains on this machine, with embedded authorities: see a call go through
@@ -168,6 +172,7 @@ async fn run(cli: Cli) -> anyhow::Result<ExitCode> {
         Command::Join(args) => join::run(&args).await,
         Command::Adopt(args) => adopt::run(&args).await,
         Command::Crds => crds::run(),
+        Command::Bootstrap(command) => bootstrap::run(&command),
         Command::Completions(args) => completions::run(&args),
         Command::Demo(args) => demo::run(args).await,
         Command::DialStdio(socket) => dial::run(socket.path()).await,

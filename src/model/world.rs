@@ -57,6 +57,10 @@ pub struct Settings {
     /// Out of which imported services are given addresses, one of each IP family that the cluster's own Services have; empty:
     /// they are given none.
     pub import_ranges: Vec<IpNet>,
+    /// Whether clients are served by xDS.
+    pub serves_xds: bool,
+    /// The name under which SPIRE's agents serve a workload every bundle that it has (`default_all_bundles_name` of their SDS).
+    pub xds_all_bundles: String,
     /// How long SPIRE agents are given to follow before a bundle is deleted.
     pub drain: Duration,
     /// The interval at which SPIRE polls a bundle endpoint, at most: what is called stale is two of them old.
@@ -89,6 +93,8 @@ impl Settings {
                 IpNet::V4(Ipv4Net::new_assert(Ipv4Addr::new(240, 241, 0, 0), 16)),
                 IpNet::V6(Ipv6Net::new_assert(Ipv6Addr::new(0xfd24, 0x0241, 0, 0, 0, 0, 0, 0), 64)),
             ],
+            serves_xds: false,
+            xds_all_bundles: "ALL".to_owned(),
             drain: Duration::from_secs(30),
             poll_interval: Duration::from_secs(75),
             agent_follow: Duration::from_secs(6),

@@ -13,11 +13,12 @@ use super::authorization::{PolicyOf, Selectors};
 use super::diff::Stood;
 use super::exports::Export;
 use super::imports::Decisions;
+use super::xds::{Inbound, InboundOf, Offer, OfferOf, Xds};
 use crate::federation::catalogue::ServiceHash;
 use crate::model::import::Imported;
 use crate::model::service::RemoteService;
 use crate::model::session::{Catalogue, Outcomes};
-use crate::model::{NamespacedName, Object, ObjectKey, Peer, Service, TrustDomain, World};
+use crate::model::{NamespacedName, Object, ObjectKey, Peer, Service, SpiffeId, TrustDomain, World};
 
 /// What is remembered of the last plan.
 #[derive(Debug, Default)]
@@ -42,6 +43,12 @@ pub struct Memo {
     pub(super) imported: Kept<ObjectKey, (Arc<Peer>, Arc<RemoteService>), Arc<Object>>,
     /// What clients need of an import, by its object.
     pub(super) entries: Kept<ObjectKey, ImportOf, Vec<Arc<Object>>>,
+    /// What clients without Istio are served of an import.
+    pub(super) offers: Kept<NamespacedName, OfferOf, Arc<Offer>>,
+    /// What the proxies of a server are served.
+    pub(super) inbound: Kept<SpiffeId, InboundOf, Arc<Inbound>>,
+    /// All that is served.
+    pub(super) xds: Shared<Xds>,
     /// Statuses that stand as they should.
     pub(super) statuses: Kept<ObjectKey, super::status::Said, ()>,
     /// What each peer is offered, with the hash of each service in the order of their names.
@@ -102,6 +109,8 @@ impl Memo {
         self.policies.turn();
         self.imported.turn();
         self.entries.turn();
+        self.offers.turn();
+        self.inbound.turn();
         self.statuses.turn();
         self.stood.turn();
     }

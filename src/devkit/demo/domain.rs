@@ -12,7 +12,7 @@ use tokio_util::sync::CancellationToken;
 use super::manifests;
 use crate::app;
 use crate::bundle::document;
-use crate::config::{AgentArgs, ReachArgs, StoreArg, TimingArgs};
+use crate::config::{AgentArgs, ReachArgs, StoreArg, TimingArgs, XdsArgs};
 use crate::devkit::{EmbeddedConfig, EmbeddedSpire, NewEntry};
 use crate::model::trust::SpireState;
 use crate::model::{SpiffeId, TrustDomain};
@@ -37,6 +37,8 @@ pub struct DomainConfig {
     pub svid_ttl: Duration,
     /// Sockets of more SPIRE servers that the agent addresses.
     pub more_servers: Vec<PathBuf>,
+    /// Who is served by xDS.
+    pub xds: XdsArgs,
 }
 
 impl DomainConfig {
@@ -55,7 +57,14 @@ impl DomainConfig {
             ..TimingArgs::standard()
         };
         let svid_ttl = Duration::from_secs(60 * 60);
-        Self { trust_domain, root: root.to_owned(), timing, svid_ttl, more_servers: Vec::new() }
+        Self {
+            trust_domain,
+            root: root.to_owned(),
+            timing,
+            svid_ttl,
+            more_servers: Vec::new(),
+            xds: XdsArgs::default(),
+        }
     }
 }
 
@@ -132,6 +141,7 @@ impl Domain {
     pub fn agent_args(&self) -> AgentArgs {
         AgentArgs {
             cluster: crate::config::ClusterArgs::default(),
+            xds: self.config.xds.clone(),
             relay: crate::config::RelayArgs::default(),
             store: StoreArg::Directory(self.store.clone()),
             workload_api: format!("unix://{}", self.agent_socket.display()),

@@ -8,6 +8,7 @@ mod state;
 #[cfg(test)]
 mod tests;
 mod text;
+mod xds;
 
 use std::collections::BTreeMap;
 use std::sync::atomic::AtomicU64;
@@ -26,6 +27,8 @@ use crate::model::{BundleDigest, TrustDomain, World};
 use described::Described;
 pub use state::{Known, stream_state};
 use text::Text;
+pub use xds::OpenStream;
+use xds::Xds;
 
 /// How a write ended.
 #[derive(Clone, Debug, Hash, PartialEq, Eq, EncodeLabelSet)]
@@ -104,6 +107,7 @@ pub struct Metrics {
     reconcile: Family<StepLabels, Histogram>,
     disconnects: Family<PeerLabels, Counter>,
     push: Histogram,
+    xds: Xds,
     before: Mutex<Before>,
 }
 
@@ -117,8 +121,9 @@ impl Default for Metrics {
         let reconcile = register(&mut registry, &described::RECONCILE, reconcile);
         let disconnects = register(&mut registry, &described::PEER_DISCONNECTS, Family::default());
         let push = register(&mut registry, &described::PEER_BUNDLE_PUSH, pushes());
+        let xds = Xds::register(&mut registry);
         let before = Mutex::default();
-        Self { registry, plans, writes, drift_repaired, reconcile, disconnects, push, before }
+        Self { registry, plans, writes, drift_repaired, reconcile, disconnects, push, xds, before }
     }
 }
 
@@ -213,6 +218,7 @@ impl Metrics {
             agent.set(&described::LEASE_REMAINING, &[], left.as_secs_f64());
             agent.set(&described::LEASE_DURATION, &[], whole.as_secs_f64());
         }
+        self.xds.read(&mut agent);
         let mut text = String::new();
         agent.encode(&mut text);
         if let Some(known) = known {

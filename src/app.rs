@@ -24,11 +24,13 @@ use crate::observe::admin::{self, Watched};
 use crate::observe::metrics::Metrics;
 use crate::observe::seen::Seen;
 use crate::plan::Plan;
+use crate::xds::Clients;
 use leading::{Leave, Standing, lead, replica, spawn_writer};
 use operators::{Operators, control, desk, enrolment, finish, spawn_control};
 use planning::{Planning, Tries};
 use settings::{federation_config, open_store, settings};
 use sources::spawn_sources;
+use without_istio::Serving;
 
 /// A running agent.
 #[derive(Debug)]
@@ -123,6 +125,7 @@ pub async fn start(args: &AgentArgs, cancel: CancellationToken) -> anyhow::Resul
         asks,
         tries: Tries::new(&args.timing, acts.clone()),
     };
+    let clients = Clients::default();
     let targets = sources.targets(store.clone(), Arc::clone(&metrics));
     let control = control(
         args,
@@ -134,11 +137,12 @@ pub async fn start(args: &AgentArgs, cancel: CancellationToken) -> anyhow::Resul
             leader,
             enrolment,
             peers,
+            clients: clients.clone(),
         },
     )?;
-    let identity = sources.identity.clone();
+    let serving = Serving { identity: sources.identity.clone(), clients, metrics: Arc::clone(&metrics) };
     let (plans, failures) = planning.spawn(&mut tasks, sources, &cancel);
-    let xds = without_istio::xds(&mut tasks, args, identity, &plans, &metrics, &cancel).await?;
+    let xds = serving.xds(&mut tasks, args, &plans, &cancel).await?;
     let watched = Watched {
         ready: serves,
         leading: acts.clone(),

@@ -156,6 +156,58 @@ fn agents_that_are_gone_change_nothing_for_traffic() {
     });
 }
 
+/// Authorities of both sides rotate, each old one tainted or revoked, so that every SVID is replaced at once; calls go on, each on
+/// a connection of its own, and none fails.
+#[test]
+fn rotation_fails_no_call() {
+    with_pair(async |pair| {
+        let ring = Ring::start(pair).await?;
+        let mut services = Vec::new();
+        for (mode, speaks) in [("IstioMtls", Speaks::Tcp), ("Mtls", Speaks::Http)] {
+            let service = Exported::new(mode, speaks).await?;
+            ring.export(pair, &service).await?;
+            services.push((service.address(&pair.east).await?, service));
+        }
+        let server = ring.server(&pair.west).await?;
+        let frontend = ring.client(&pair.east, "frontend", FRONTEND).await?;
+        for (at, service) in &services {
+            eventually("the frontend is answered", SOON, || service.call(*at)).await?;
+        }
+        let (mut calls, mut failures) = (0_u64, Vec::new());
+        let mut rotations = std::pin::pin!(async {
+            for finish in ["--taint", "--revoke"] {
+                for agent in [&ring.of_west, &ring.of_east] {
+                    let args = ["rotate", "x509", "-o", "json", finish, "--timeout", "2m"];
+                    let (code, said, progress) = agent.command(&args).await?;
+                    ensure!(code == 0, "{said}{progress}");
+                }
+            }
+            anyhow::Ok(())
+        });
+        loop {
+            let round = async {
+                for (at, service) in &services {
+                    calls += 1;
+                    if let Err(error) = service.call(*at).await {
+                        failures.push(format!("{error:#}"));
+                    }
+                }
+                tokio::time::sleep(Duration::from_millis(20)).await;
+            };
+            tokio::select! {
+                done = &mut rotations => { done?; break }
+                () = round => {}
+            }
+        }
+        eprintln!("4 rotations: {calls} calls, {} failed", failures.len());
+        ensure!(failures.is_empty() && calls > 100, "{calls} calls, {failures:?}");
+        for proxy in [&server, &frontend] {
+            ensure!(proxy.refused().await? == 0, "{}", proxy.process.log_tail());
+        }
+        Ok(())
+    });
+}
+
 /// Passes connections on, bytes as they are.
 async fn pass_on(from: SocketAddr, to: SocketAddr) -> Result<tokio::task::JoinHandle<()>> {
     let listener =

@@ -47,5 +47,6 @@ mod world;
 
 mod application;
 mod flows;
+mod protocol;
 mod proxy;
 mod ring;

@@ -11,6 +11,7 @@ use anyhow::{Context, Result, bail, ensure};
 use kube::api::{DeleteParams, DynamicObject, Patch, PatchParams};
 use serde_json::{Value, json};
 use std::net::{IpAddr, SocketAddr, UdpSocket};
+use std::path::PathBuf;
 use std::time::Duration;
 
 const API: &str = "entente.dev/v1alpha1";
@@ -40,8 +41,9 @@ pub(crate) struct Ring {
     pub(crate) of_west: Agent,
     pub(crate) xds_east: SocketAddr,
     pub(crate) xds_west: SocketAddr,
-    /// Where east's agent serves as batch.
-    pub(crate) socket_of_batch: std::path::PathBuf,
+    /// Where east's agent serves as batch, and as frontend.
+    pub(crate) socket_of_batch: PathBuf,
+    pub(crate) socket_of_frontend: PathBuf,
     /// Where importers come to, as west's FederatedServices say.
     pub(crate) gateway: SocketAddr,
 }
@@ -51,14 +53,16 @@ impl Ring {
     pub(crate) async fn start(pair: &Pair) -> Result<Self> {
         let (xds_east, xds_west) = (ports::free()?, ports::free()?);
         let socket_of_batch = pair.east.dir().join("batch.sock");
-        let batch = format!("{}=spiffe://east.example{BATCH}", socket_of_batch.display());
+        let socket_of_frontend = pair.east.dir().join("frontend.sock");
+        let sockets = [(&socket_of_batch, BATCH), (&socket_of_frontend, FRONTEND)];
+        let sockets = sockets.map(|(path, id)| format!("{}=spiffe://east.example{id}", path.display()));
         let options = |args: &[String]| AgentOptions {
             args: TIMING.iter().map(|one| (*one).to_owned()).chain(args.iter().cloned()).collect(),
             ..AgentOptions::default()
         };
         let of_east = [
             format!("--xds-listen={xds_east}"),
-            format!("--xds-socket={batch}"),
+            format!("--xds-socket={}", sockets.join(",")),
             "--import-address-range=127.64.0.0/10".to_owned(),
         ];
         let of_west = [format!("--xds-listen={xds_west}"), "--xds-all-bundles=ROOTCA".to_owned()];
@@ -68,6 +72,7 @@ impl Ring {
             xds_east,
             xds_west,
             socket_of_batch,
+            socket_of_frontend,
             gateway: SocketAddr::new(own_address()?, ports::free()?.port()),
         };
         tokio::try_join!(ring.of_east.ready(SOON), ring.of_west.ready(SOON))?;

@@ -12,33 +12,41 @@ use crate::identity::source::IdentitySource;
 use crate::observe::metrics::Metrics;
 use crate::plan::Plan;
 use crate::plan::xds::Xds;
-use crate::xds;
+use crate::xds::{self, Clients};
 
-/// Serves xDS where that is asked for; answers with where it listens.
-pub(super) async fn xds(
-    tasks: &mut JoinSet<anyhow::Result<()>>,
-    args: &AgentArgs,
-    identity: IdentitySource,
-    plans: &watch::Receiver<Arc<Plan>>,
-    metrics: &Arc<Metrics>,
-    cancel: &CancellationToken,
-) -> anyhow::Result<Option<SocketAddr>> {
-    if !args.xds.is_on() {
-        return Ok(None);
-    }
-    let (served, serving) = watch::channel(None);
-    let started =
-        xds::start(args.xds.places(), identity, serving, Arc::clone(metrics), cancel.clone()).await?;
-    let xds::Served { listen, tasks: mut all } = started;
-    let metrics = Arc::clone(metrics);
-    tasks.spawn(follow(plans.clone(), served, metrics, cancel.clone()));
-    tasks.spawn(async move {
-        while let Some(ended) = all.join_next().await {
-            ended?;
+/// What clients are served with, beside the plans.
+pub(super) struct Serving {
+    pub(super) identity: IdentitySource,
+    pub(super) clients: Clients,
+    pub(super) metrics: Arc<Metrics>,
+}
+
+impl Serving {
+    /// Serves xDS where that is asked for; answers with where it listens.
+    pub(super) async fn xds(
+        self,
+        tasks: &mut JoinSet<anyhow::Result<()>>,
+        args: &AgentArgs,
+        plans: &watch::Receiver<Arc<Plan>>,
+        cancel: &CancellationToken,
+    ) -> anyhow::Result<Option<SocketAddr>> {
+        if !args.xds.is_on() {
+            return Ok(None);
         }
-        Ok(())
-    });
-    Ok(listen)
+        let (served, serving) = watch::channel(None);
+        let Self { identity, clients, metrics } = self;
+        let sources = xds::Sources { identity, served: serving, clients, metrics: Arc::clone(&metrics) };
+        let started = xds::start(args.xds.places(), sources, cancel.clone()).await?;
+        let xds::Served { listen, tasks: mut all } = started;
+        tasks.spawn(follow(plans.clone(), served, metrics, cancel.clone()));
+        tasks.spawn(async move {
+            while let Some(ended) = all.join_next().await {
+                ended?;
+            }
+            Ok(())
+        });
+        Ok(listen)
+    }
 }
 
 /// Passes on what each plan has, where it differs; one that has nothing leaves what there was.

@@ -5,6 +5,7 @@ mod adopt;
 mod agent;
 mod bootstrap;
 mod bundles;
+mod clients;
 mod completions;
 mod control;
 pub(crate) mod crds;
@@ -101,6 +102,7 @@ enum Command {
     /// Print the CustomResourceDefinitions
     Crds,
     Completions(completions::CompletionsArgs),
+    Clients(clients::ClientsArgs),
     /// Print what a client without Istio is started with
     #[command(subcommand)]
     Bootstrap(bootstrap::BootstrapCommand),
@@ -162,6 +164,7 @@ async fn run(cli: Cli) -> anyhow::Result<ExitCode> {
         Command::Peers(args) => return peers::run(&args, screen).await,
         Command::Services(args) => return services::run(&args, screen).await,
         Command::Bundles(args) => return bundles::run(&args, screen).await,
+        Command::Clients(args) => return clients::run(&args, screen).await,
         Command::Svid(args) => return svid::run(&args, screen).await,
         Command::Rotate(args) => return rotate::run(&args).await,
         Command::Peer(command) => return peer::run(command).await,

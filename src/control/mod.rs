@@ -3,6 +3,7 @@
 
 mod about;
 mod bundles;
+mod clients;
 mod diagnose;
 mod enrolment;
 mod problem;
@@ -19,6 +20,7 @@ use tokio_util::sync::CancellationToken;
 
 pub use about::About;
 pub use bundles::{HeldAuthorities, HeldAuthority, HeldBundles};
+pub use clients::ServedClients;
 pub use diagnose::AskDiagnosis;
 pub use enrolment::{Enrolment, Invited, JoinReport, JoinRequest, NewInvite, OpenInvite, Reach};
 pub use problem::Problem;
@@ -29,6 +31,7 @@ use crate::model::replica::Leader;
 use crate::socket::{Bound, SocketError};
 use crate::spire::replicas::Replicas;
 use crate::spire::watch::SpireWatch;
+use crate::xds::Clients;
 
 /// What the routes work with.
 #[derive(Clone, Debug)]
@@ -49,6 +52,8 @@ pub struct Control {
     pub replicas: Replicas,
     /// To have SPIRE read again once something was changed.
     pub spire: SpireWatch,
+    /// Who is served by xDS.
+    pub clients: Clients,
     /// Held during a step of a rotation: two that prepare at the same time would replace each other's authority.
     pub rotating: Arc<Mutex<()>>,
 }
@@ -58,6 +63,7 @@ impl Control {
         Router::new()
             .route("/v1/about", get(about::about))
             .route("/v1/bundles", get(bundles::bundles))
+            .route("/v1/clients", get(clients::clients))
             .route("/v1/peers/{peer}/diagnose", post(diagnose::diagnose))
             .route("/v1/invites", get(enrolment::list).post(enrolment::invite))
             .route("/v1/invites/{id}", delete(enrolment::withdraw))
@@ -114,6 +120,7 @@ mod tests {
             enrolment: Enrolment::of_directory(folder),
             replicas,
             spire,
+            clients: Clients::default(),
             rotating: Arc::default(),
         }
     }

@@ -2,6 +2,7 @@
 //! that stands for one SPIFFE ID. What each may have is decided in `plan::xds`; here are its streams.
 
 mod caller;
+mod clients;
 mod door;
 mod server;
 pub mod session;
@@ -10,4 +11,5 @@ mod stream;
 mod tests;
 mod views;
 
-pub use server::{Served, Settings, Socket, StartError, start};
+pub use clients::{ClientState, Clients, RefusedAnswer};
+pub use server::{Served, Settings, Socket, Sources, StartError, start};

@@ -17,6 +17,7 @@ use tonic::transport::Server;
 use tonic::{Request, Response, Status, Streaming};
 
 use super::caller::Caller;
+use super::clients::Clients;
 use super::door::{Places, TlsDoor, unix};
 use super::session::Session;
 use super::session::delta::Delta;
@@ -93,17 +94,28 @@ pub struct Served {
     pub tasks: JoinSet<()>,
 }
 
-/// Listens, and serves what `served` has until `cancel`; while that has nothing, clients wait.
+/// What is served with what.
+#[derive(Debug)]
+pub struct Sources {
+    /// Our SVID, and the bundle that clients are verified with.
+    pub identity: IdentitySource,
+    /// What is served; while it is nothing, clients wait.
+    pub served: watch::Receiver<Option<Arc<Xds>>>,
+    /// Where it is kept who is served.
+    pub clients: Clients,
+    pub metrics: Arc<Metrics>,
+}
+
+/// Listens, and serves until `cancel`.
 ///
 /// # Errors
 /// An address or path that cannot be listened on.
 pub async fn start(
     settings: Settings,
-    source: IdentitySource,
-    served: watch::Receiver<Option<Arc<Xds>>>,
-    metrics: Arc<Metrics>,
+    sources: Sources,
     cancel: CancellationToken,
 ) -> Result<Served, StartError> {
+    let Sources { identity: source, served, clients, metrics } = sources;
     let mut tasks = JoinSet::new();
     let (ready, connections) = mpsc::channel(64);
     let places = Arc::new(Places::new());
@@ -131,7 +143,7 @@ pub async fn start(
     }
     let here = Arc::new(Here::default());
     tasks.spawn(until(cancel.clone(), Arc::clone(&here).watch_over(source)));
-    let discovery = Discovery { views: Views::new(served), metrics, here, cancel: cancel.clone() };
+    let discovery = Discovery { views: Views::new(served), clients, metrics, here, cancel: cancel.clone() };
     let service = AggregatedDiscoveryServiceServer::new(discovery).max_decoding_message_size(MOST_BYTES);
     let serving = Server::builder()
         .http2_keepalive_interval(Some(KEEPALIVE))
@@ -188,6 +200,7 @@ impl Here {
 /// The gRPC service.
 struct Discovery {
     views: Views,
+    clients: Clients,
     metrics: Arc<Metrics>,
     here: Arc<Here>,
     cancel: CancellationToken,
@@ -207,6 +220,7 @@ impl Discovery {
         let end = caller.end.child_token();
         let stopping = self.cancel.clone();
         let stream = Stream::<S> {
+            open: self.clients.open(&caller.id),
             client: caller.id,
             requests: request.into_inner(),
             answers,

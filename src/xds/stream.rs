@@ -9,6 +9,7 @@ use tokio_stream::StreamExt as _;
 use tokio_util::sync::CancellationToken;
 use tonic::{Status, Streaming};
 
+use super::clients::OpenClient;
 use super::session::{Heard, Introduction, Session};
 use super::views::Views;
 use crate::federation::rate::TokenBucket;
@@ -27,6 +28,8 @@ const GATHER: Duration = Duration::from_millis(20);
 /// What a stream needs.
 pub(super) struct Stream<S: Session> {
     pub(super) client: SpiffeId,
+    /// Where it is kept what the client says.
+    pub(super) open: OpenClient,
     pub(super) requests: Streaming<S::Request>,
     pub(super) answers: mpsc::Sender<Result<S::Response, Status>>,
     pub(super) views: Views,
@@ -92,6 +95,7 @@ impl<S: Session> Stream<S> {
             self.metrics.xds_violation();
             Status::resource_exhausted(violation.to_string())
         })?;
+        self.open.heard(who, &heard, session.subscriptions());
         if let Heard::Nacked(nack) = heard {
             self.metrics.xds_nack(nack.kind);
             tracing::warn!(

@@ -24,7 +24,7 @@ use crate::plan::xds::testing::{offered, xds_of};
 use crate::plan::xds::{ResourceType, Xds};
 use crate::proto::workload::X509svidResponse;
 use crate::proto::xds::discovery::aggregated_discovery_service_client::AggregatedDiscoveryServiceClient;
-use crate::proto::xds::discovery::{DeltaDiscoveryRequest, DeltaDiscoveryResponse};
+use crate::proto::xds::discovery::{DeltaDiscoveryRequest, DeltaDiscoveryResponse, Refusal};
 
 const SOON: Duration = Duration::from_secs(10);
 const FRONTEND: &str = "spiffe://east.example/ns/web/sa/frontend";
@@ -55,6 +55,7 @@ struct Stand {
     east: Domain,
     source: IdentitySource,
     served: watch::Sender<Option<Arc<Xds>>>,
+    clients: Clients,
     metrics: Arc<Metrics>,
     running: Served,
     folder: tempfile::TempDir,
@@ -73,9 +74,15 @@ impl Stand {
             sockets: vec![Socket { path: folder.path().join("run/x.sock"), id: id(FRONTEND) }],
         };
         let cancel = CancellationToken::new();
-        let running =
-            start(settings, source.clone(), serving, Arc::clone(&metrics), cancel.clone()).await.unwrap();
-        Self { east, source, served, metrics, running, folder, _cancel: cancel.drop_guard() }
+        let clients = Clients::default();
+        let sources = Sources {
+            identity: source.clone(),
+            served: serving,
+            clients: clients.clone(),
+            metrics: Arc::clone(&metrics),
+        };
+        let running = start(settings, sources, cancel.clone()).await.unwrap();
+        Self { east, source, served, clients, metrics, running, folder, _cancel: cancel.drop_guard() }
     }
 
     async fn by_socket(&self) -> Client {
@@ -221,6 +228,51 @@ async fn who_asks_for_too_much_loses_its_stream_alone() {
     assert_eq!(stand.count("entente_xds_violations_total").as_deref(), Some("1"));
     modest.ask(Vec::new()).await;
     assert_eq!(modest.told().await, (names(&["a"]), names(&[])));
+}
+
+/// What a client refuses is kept in its words until it takes another answer, and forgotten with its stream.
+#[tokio::test]
+async fn what_a_client_refuses_is_told_while_it_stands() {
+    let stand = Stand::new().await;
+    stand.served.send_replace(serving(&[("a", FRONTEND)]));
+    let mut client = stand.by_socket().await;
+    client.ask(Vec::new()).await;
+    let url = ResourceType::Listener.url().to_owned();
+    let answer = |nonce: String, why: Option<&str>| DeltaDiscoveryRequest {
+        type_url: url.clone(),
+        response_nonce: nonce,
+        error_detail: why.map(|why| Refusal { code: 13, message: why.to_owned() }),
+        ..Default::default()
+    };
+    let first = timeout(SOON, client.answers.message()).await.unwrap().unwrap().unwrap();
+    client.requests.send(answer(first.nonce, Some("cannot bind 127.64.0.1"))).await.unwrap();
+    let refused = |stand: &Stand| -> Vec<String> {
+        let all = stand.clients.now();
+        assert!(all.iter().all(|client| client.spiffe_id == FRONTEND), "{all:?}");
+        all.iter().flat_map(|client| client.refused.values()).map(|one| one.message.clone()).collect()
+    };
+    let until = async |wanted: &[&str]| {
+        let all = async {
+            while refused(&stand) != wanted {
+                tokio::time::sleep(Duration::from_millis(10)).await;
+            }
+        };
+        timeout(SOON, all).await.unwrap_or_else(|_| panic!("{:?}", stand.clients.now()));
+    };
+    until(&["cannot bind 127.64.0.1"]).await;
+    assert_eq!(stand.count("entente_xds_nacks_total{type=\"listener\"}").as_deref(), Some("1"));
+    stand.served.send_replace(serving(&[("b", FRONTEND)]));
+    let second = timeout(SOON, client.answers.message()).await.unwrap().unwrap().unwrap();
+    client.requests.send(answer(second.nonce, None)).await.unwrap();
+    until(&[]).await;
+    assert_eq!(stand.clients.now().len(), 1);
+    drop(client);
+    let gone = async {
+        while !stand.clients.now().is_empty() {
+            tokio::time::sleep(Duration::from_millis(10)).await;
+        }
+    };
+    timeout(SOON, gone).await.unwrap();
 }
 
 #[tokio::test]

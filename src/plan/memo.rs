@@ -11,6 +11,7 @@ use std::sync::Arc;
 use super::admission::Surroundings;
 use super::authorization::{PolicyOf, Selectors};
 use super::diff::Stood;
+use super::dns::{self, NameOf};
 use super::exports::Export;
 use super::imports::Decisions;
 use crate::federation::catalogue::ServiceHash;
@@ -40,6 +41,10 @@ pub struct Memo {
     pub(super) decisions: Decisions,
     /// ImportedServices, by host.
     pub(super) imported: Kept<ObjectKey, (Arc<Peer>, Arc<RemoteService>), Arc<Object>>,
+    /// What is answered for an import's name, by its object.
+    pub(super) names: Kept<ObjectKey, NameOf, (Arc<str>, Arc<dns::Host>)>,
+    /// What is answered to all.
+    pub(super) zone: Shared<dns::Zone>,
     /// What clients need of an import, by its object.
     pub(super) entries: Kept<ObjectKey, ImportOf, Vec<Arc<Object>>>,
     /// Statuses that stand as they should.
@@ -101,6 +106,7 @@ impl Memo {
         self.allowing.retain(|_, selectors| Arc::strong_count(selectors) > 1);
         self.policies.turn();
         self.imported.turn();
+        self.names.turn();
         self.entries.turn();
         self.statuses.turn();
         self.stood.turn();

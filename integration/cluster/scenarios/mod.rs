@@ -6,6 +6,7 @@ mod chart;
 mod cli;
 mod diagnose;
 mod disconnection;
+mod dns;
 mod ending;
 mod enrol;
 mod exports;

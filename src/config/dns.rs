@@ -25,7 +25,7 @@ pub struct DnsArgs {
 
     /// How many questions a second are answered to one source (an IPv4 address, or an IPv6 network of 64 bits), and twice as many
     /// at once; a resolver that asks for many clients is one source. Default: 1,000.
-    #[arg(long = "dns-rate", id = "dns-rate", env = "ENTENTE_DNS_RATE", value_parser = clap::value_parser!(u32).range(1..=1_000_000))]
+    #[arg(long = "dns-rate", id = "dns-rate", env = "ENTENTE_DNS_RATE", value_name = "DNS_RATE", value_parser = clap::value_parser!(u32).range(1..=1_000_000))]
     pub rate: Option<u32>,
 }
 

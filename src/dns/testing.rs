@@ -19,6 +19,11 @@ fn host(addresses: &[&str], ports: impl IntoIterator<Item = (String, u16)>) -> H
 
 /// Services of west's namespace `shop`: `cart` with ports 80 and 443, `v4` with one address, `many` with 64 ports, `few` with 7.
 pub(crate) fn zone() -> Zone {
+    zone_with(7)
+}
+
+/// The same, where `few` has so many ports.
+pub(crate) fn zone_with(few: u16) -> Zone {
     let both = ["127.64.0.1", "fd00::1"];
     let many = |count: u16| (1..=count).map(|number| (format!("port-{number}"), number));
     let ports = [("http".to_owned(), 80), ("https".to_owned(), 443)];
@@ -27,7 +32,7 @@ pub(crate) fn zone() -> Zone {
             ("cart.shop.west.example", host(&both, ports)),
             ("v4.shop.west.example", host(&["127.64.0.2"], [])),
             ("many.shop.west.example", host(&both, many(64))),
-            ("few.shop.west.example", host(&both, many(7))),
+            ("few.shop.west.example", host(&both, many(few))),
         ]
         .map(|(name, host)| (name, Arc::new(host))),
         "west.example",

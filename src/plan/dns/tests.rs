@@ -135,7 +135,8 @@ fn what_is_ours_and_what_is_not() {
     for (name, expected) in [
         (HOST, "host 3"),
         ("_tcp.cart.shop.west.example", "empty 3"),
-        ("_tcp._tcp.cart.shop.west.example", "nothing 3"),
+        ("_tcp._tcp.cart.shop.west.example", "port 18080 of 4 3"),
+        ("_http._tcp.cart.shop.west.example", "nothing 3"),
         ("_tcp.other.cart.shop.west.example", "nothing 3"),
         ("x.cart.shop.west.example", "nothing 3"),
         ("other.shop.west.example", "nothing 3"),
@@ -162,7 +163,6 @@ fn what_is_ours_and_what_is_not() {
     ] {
         assert_eq!(found(&zone, name), expected, "{name}");
     }
-    assert_eq!(found(&zone, "_tcp-18080._tcp.cart.shop.west.example"), "nothing 3");
     assert_eq!(zone.find(&[]), Found::Elsewhere);
 }
 
@@ -229,7 +229,8 @@ fn a_local_name_that_no_service_has_is_answered_in_a_mesh() {
     let (world, plan) = settle(world, &cart());
     let zone = zone_of(&plan);
     assert_eq!(found(&zone, LOCAL), "host 5");
-    assert_eq!(found(&zone, "_tcp._tcp.cart.shop.svc.cluster.local"), "nothing 5");
+    assert_eq!(found(&zone, "_tcp._tcp.cart.shop.svc.cluster.local"), "port 18080 of 5 5");
+    assert_eq!(found(&zone, "_http._tcp.cart.shop.svc.cluster.local"), "nothing 5");
     assert_eq!(found(&zone, "other.shop.svc.cluster.local"), "elsewhere", "the cluster's own");
     assert_ne!(addresses(&zone, LOCAL), addresses(&zone, HOST), "its ServiceEntry has one of its own");
     let mut service = service_of_gateway("cart", &[]);

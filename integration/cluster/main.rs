@@ -24,6 +24,7 @@ mod crds;
 mod envoy;
 mod hostile;
 mod http;
+mod kind;
 mod kubelet;
 mod kubernetes;
 mod load;

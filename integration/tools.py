@@ -103,6 +103,14 @@ TOOLS = {
             for kind in ("ipaddresspools", "l2advertisements")
         },
     },
+    # What SPIRE's plugin for cert-manager asks it by.
+    "cert-manager": {
+        "programs": {},
+        "files": {
+            f"crds-cert-manager-{kind}.yaml": ("github.com/cert-manager/cert-manager", f"deploy/crds/cert-manager.io_{kind}.yaml")
+            for kind in ("certificaterequests", "certificates", "issuers")
+        },
+    },
     # Ours: what `kubectl exec` ends in, where no kubelet runs.
     "kubelet": {
         "programs": {"kubelet": (".", False, "")},

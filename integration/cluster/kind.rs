@@ -59,9 +59,9 @@ impl Call {
     /// `east` or `west`: whose cluster it is for.
     pub(crate) fn cluster(&self) -> Option<&str> {
         let context = ["--context", "--kube-context"].into_iter().flat_map(|flag| self.values(flag)).next();
-        context.or_else(|| self.values("--name").first().copied()).map(|name| {
-            name.trim_start_matches("kind-").trim_start_matches("entente-")
-        })
+        context
+            .or_else(|| self.values("--name").first().copied())
+            .map(|name| name.trim_start_matches("kind-").trim_start_matches("entente-"))
     }
 
     /// The files of this machine that it is given.

@@ -19,6 +19,7 @@ mod balancer;
 #[path = "../behaviour/mod.rs"]
 mod behaviour;
 mod bundle_server;
+mod cert_manager;
 mod chart;
 mod crds;
 mod envoy;

@@ -155,7 +155,8 @@ pub fn continuation(
 ) -> Option<Arc<Bundle>> {
     let EndpointProfile::HttpsSpiffe { endpoint_id } = &target.endpoint.profile else { return None };
     let held = target.held.as_ref().filter(|_| *endpoint_id.trust_domain() == target.trust_domain)?;
-    let is_newer = fetched.is_none_or(|fetched| fetched < held.since) && held.bundle.digest() != ours.digest();
+    let is_newer =
+        fetched.is_none_or(|fetched| fetched < held.since) && held.bundle.digest() != ours.digest();
     let in_common = || held.bundle.fingerprints().any(|one| ours.fingerprints().any(|other| one == other));
     let continues = !ours.is_usable_at(now) || in_common();
     (is_newer && continues && held.bundle.is_usable_at(now)).then(|| Arc::clone(&held.bundle))

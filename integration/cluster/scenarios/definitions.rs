@@ -40,7 +40,9 @@ fn objects_outlive_an_upgrade_of_their_definitions() {
 async fn upgrade(domain: &Domain) -> Result<()> {
     let objects = documents(OBJECTS)?;
     every_field_is_there(&documents(OLD)?, &objects)?;
-    domain.kubernetes.namespace("shop").await?;
+    for namespace in ["shop", "istio-system"] {
+        domain.kubernetes.namespace(namespace).await?;
+    }
     bare(domain).await?;
     let old = chart_of_before(domain.dir())?.display().to_string();
     put(domain, &old, &[]).await?;
@@ -151,7 +153,8 @@ async fn stored(domain: &Domain, objects: &[Value]) -> Result<Vec<Value>> {
     let mut stored = Vec::new();
     for wanted in objects {
         let (kind, namespace, name) = place(wanted)?;
-        let found = object(domain, kind, namespace, name).await?.with_context(|| format!("{name} is gone"))?;
+        let found =
+            object(domain, kind, namespace, name).await?.with_context(|| format!("{name} is gone"))?;
         stored.push(json!({
             "uid": found.metadata.uid, "generation": found.metadata.generation, "spec": found.data["spec"],
             "status": found.data["status"],
@@ -177,12 +180,10 @@ fn has_all_of(path: &str, wanted: &Value, stored: &Value) -> Result<()> {
         return Ok(());
     }
     match (wanted, stored) {
-        (Value::Object(wanted), Value::Object(stored)) => {
-            wanted.iter().try_for_each(|(name, value)| {
-                let stored = stored.get(name).with_context(|| format!("{path}.{name} is not stored"))?;
-                has_all_of(&format!("{path}.{name}"), value, stored)
-            })
-        }
+        (Value::Object(wanted), Value::Object(stored)) => wanted.iter().try_for_each(|(name, value)| {
+            let stored = stored.get(name).with_context(|| format!("{path}.{name} is not stored"))?;
+            has_all_of(&format!("{path}.{name}"), value, stored)
+        }),
         _ => {
             ensure!(wanted == stored, "{path} is stored as {stored}, not {wanted}");
             Ok(())
@@ -205,7 +206,8 @@ fn every_field_is_there(definitions: &[Value], objects: &[Value]) -> Result<()> 
                 leaves(part, &object[part], &mut had);
             }
         }
-        let is_had = |path: &String| had.iter().any(|had| had == path || had.starts_with(&format!("{path}.")));
+        let is_had =
+            |path: &String| had.iter().any(|had| had == path || had.starts_with(&format!("{path}.")));
         let lacks: Vec<_> = known.iter().filter(|path| !is_had(path)).collect();
         ensure!(!known.is_empty() && lacks.is_empty(), "no {kind} has {lacks:?}");
     }
@@ -226,7 +228,9 @@ fn fields(path: &str, schema: &Value, known: &mut BTreeSet<String>) {
 
 fn leaves(path: &str, value: &Value, had: &mut BTreeSet<String>) {
     match value {
-        Value::Object(fields) => fields.iter().for_each(|(name, value)| leaves(&format!("{path}.{name}"), value, had)),
+        Value::Object(fields) => {
+            fields.iter().for_each(|(name, value)| leaves(&format!("{path}.{name}"), value, had))
+        }
         Value::Array(items) => items.iter().for_each(|item| leaves(path, item, had)),
         _ => drop(had.insert(path.to_owned())),
     }

@@ -50,7 +50,7 @@ fn the_scripts_go_through_and_use_all_that_is_there() {
     }
     let there = [files("manifests", ".yaml").unwrap(), files("values", ".yaml").unwrap()].concat();
     let unused: Vec<_> = there.iter().filter(|file| !used.contains(*file)).collect();
-    assert!(there.len() >= 11 && unused.is_empty(), "nothing uses {unused:?}");
+    assert!(there.len() >= 8 && unused.is_empty(), "nothing uses {unused:?}");
     let deleted = ran.calls.iter().filter(|call| call.program == "kind" && call.has("delete")).count();
     assert_eq!(deleted, 2, "the clusters are left");
     assert!(ran.said.contains("all of it went well"), "{}", ran.said);
@@ -84,13 +84,18 @@ fn what_the_scripts_install_is_rendered_and_taken() {
             match chart(call)? {
                 Some(chart) => {
                     taken(domain, call, &chart).await?;
+                    if chart.ends_with("spire") {
+                        below_cert_manager(domain, call, &chart).await?;
+                    }
                     rendered += 1;
                 }
                 None => drop(left_out.insert(call.values("--repo").join(" "))),
             }
         }
         if !left_out.is_empty() {
-            eprintln!("the values of these charts were not rendered, since their sources are not here: {left_out:?}");
+            eprintln!(
+                "the values of these charts were not rendered, since their sources are not here: {left_out:?}"
+            );
         }
         ensure!(rendered >= 2, "not even our own chart");
         Ok(())
@@ -119,8 +124,29 @@ fn chart(call: &Call) -> Result<Option<PathBuf>> {
     Ok(Some(PathBuf::from(folder).join(inside)))
 }
 
-/// `helm template` of what is installed, and what the API server says to it.
+/// The values that put SPIRE below cert-manager, beside the others, make SPIRE's configuration so.
+async fn below_cert_manager(domain: &Domain, call: &Call, chart: &Path) -> Result<()> {
+    let values = concat!(env!("CARGO_MANIFEST_DIR"), "/spire/helm/cert-manager.yaml");
+    let printed = rendered(domain, call, chart, &["--values", values]).await?;
+    ensure!(printed.contains("\"cert-manager\": {") && printed.contains("kind: Certificate\n"), "{printed}");
+    Ok(())
+}
+
+/// What the API server says to what is installed.
 async fn taken(domain: &Domain, call: &Call, chart: &Path) -> Result<()> {
+    let namespace = call.values("--namespace").first().copied().context("no namespace")?;
+    domain.kubernetes.namespace(namespace).await?;
+    let objects = documents(&rendered(domain, call, chart, &[]).await?)?;
+    ensure!(!objects.is_empty(), "{call:?} renders nothing");
+    for object in objects {
+        let taken = domain.kubernetes.dry_run(&object).await;
+        taken.with_context(|| format!("of {call:?}, {} {}", object["kind"], object["metadata"]["name"]))?;
+    }
+    Ok(())
+}
+
+/// `helm template` of what is installed, with more values.
+async fn rendered(domain: &Domain, call: &Call, chart: &Path, more: &[&str]) -> Result<String> {
     let release = call.args.iter().position(|word| word == "--install").and_then(|at| call.args.get(at + 1));
     let namespace = call.values("--namespace").first().copied().context("no namespace")?;
     let chart = chart.display().to_string();
@@ -128,16 +154,10 @@ async fn taken(domain: &Domain, call: &Call, chart: &Path) -> Result<()> {
     for flag in ["--values", "--set"] {
         args.extend(call.values(flag).into_iter().flat_map(|value| [flag, value]));
     }
+    args.extend(more);
     let (code, printed, said) = run_helm(domain.dir(), None, &args).await?;
     ensure!(code == 0, "helm {args:?}: {said}");
-    domain.kubernetes.namespace(namespace).await?;
-    let objects = documents(&printed)?;
-    ensure!(!objects.is_empty(), "{args:?} renders nothing");
-    for object in objects {
-        let taken = domain.kubernetes.dry_run(&object).await;
-        taken.with_context(|| format!("of {args:?}, {} {}", object["kind"], object["metadata"]["name"]))?;
-    }
-    Ok(())
+    Ok(printed)
 }
 
 /// What the scripts apply, and what they have agents do, in their order, on real API servers with real SPIRE and agents: invite,
@@ -146,10 +166,10 @@ async fn taken(domain: &Domain, call: &Call, chart: &Path) -> Result<()> {
 fn the_scenario_goes_through_on_real_agents() {
     let ran = whole().unwrap();
     with_own_pair(Options::default(), Options::default(), async |pair| {
-        for domain in [&pair.east, &pair.west] {
+        for (domain, address) in [(&pair.east, "10.77.2.1"), (&pair.west, "10.77.2.2")] {
             crate::crds::install_load_balancers(&domain.kubernetes).await?;
             domain.kubernetes.namespace("metallb-system").await?;
-            gateway(domain).await?;
+            gateway(domain, address).await?;
         }
         let agents = Agents::start(pair).await?;
         let mut token = String::new();
@@ -216,7 +236,8 @@ async fn pod(domain: &Domain, deployment: &Value) -> Result<()> {
     let mount = json!([{"name": "workload-socket", "mountPath": "/run/secrets/workload-spiffe-uds"}]);
     let containers = spec["containers"].as_array_mut().context("no containers")?;
     containers.push(json!({"name": "istio-proxy", "image": "none", "volumeMounts": mount}));
-    spec["volumes"] = json!([{"name": "workload-socket", "csi": {"driver": "csi.spiffe.io", "readOnly": true}}]);
+    spec["volumes"] =
+        json!([{"name": "workload-socket", "csi": {"driver": "csi.spiffe.io", "readOnly": true}}]);
     let metadata = json!({
         "name": name, "namespace": namespace, "labels": deployment["spec"]["template"]["metadata"]["labels"],
     });
@@ -227,8 +248,8 @@ async fn pod(domain: &Domain, deployment: &Value) -> Result<()> {
     Ok(())
 }
 
-/// The Service of the east-west gateway, with the ports of its values and an address.
-async fn gateway(domain: &Domain) -> Result<()> {
+/// The Service of the east-west gateway, with the ports of its values and this address.
+async fn gateway(domain: &Domain, address: &str) -> Result<()> {
     let values = std::fs::read_to_string(Path::new(KIND).join("values/eastwest-gateway.yaml"))?;
     let values: Value = serde_saphyr::from_str(&values)?;
     domain.kubernetes.namespace("istio-system").await?;
@@ -239,7 +260,7 @@ async fn gateway(domain: &Domain) -> Result<()> {
         "spec": {"type": values["service"]["type"], "selector": values["labels"], "ports": values["service"]["ports"]},
     });
     domain.kubernetes.apply(&service).await?;
-    let status = json!({"status": {"loadBalancer": {"ingress": [{"ip": "10.77.2.2"}]}}});
+    let status = json!({"status": {"loadBalancer": {"ingress": [{"ip": address}]}}});
     let services = domain.kubernetes.api("v1", "Service", Some("istio-system")).await?;
     services.patch_status(name, &PatchParams::default(), &Patch::Merge(status)).await?;
     Ok(())
@@ -294,7 +315,12 @@ async fn awaited(domain: &Domain, call: &Call) -> Result<()> {
 }
 
 /// A command to an agent, with the domain's own addresses in place of the load balancers'.
-async fn asked(here: &Domain, agent: &Agent, call: &Call, token: &mut String) -> Result<Option<&'static str>> {
+async fn asked(
+    here: &Domain,
+    agent: &Agent,
+    call: &Call,
+    token: &mut String,
+) -> Result<Option<&'static str>> {
     let at = call.args.iter().position(|word| word == AGENT_NAMESPACE).context("no namespace")?;
     let mut args: Vec<String> = call.args.iter().skip(at + 1).cloned().collect();
     for arg in &mut args {

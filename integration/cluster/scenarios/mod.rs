@@ -9,6 +9,7 @@ mod diagnose;
 mod disconnection;
 mod ending;
 mod enrol;
+mod examples;
 mod exports;
 mod federation;
 mod gateways;
@@ -32,6 +33,7 @@ mod scale;
 mod services;
 mod trio;
 mod uninstall;
+mod upstream;
 mod values;
 mod verdict;
 

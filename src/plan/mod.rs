@@ -16,6 +16,7 @@ pub mod gateways;
 pub mod generated;
 #[cfg(test)]
 mod golden;
+pub mod heed;
 pub mod imports;
 pub mod istio;
 pub mod links;

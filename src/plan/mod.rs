@@ -25,6 +25,7 @@ pub mod memory;
 pub mod mesh;
 pub mod monitors;
 pub mod notice;
+mod observed;
 pub mod origin;
 pub mod pace;
 pub mod pods;
@@ -244,7 +245,7 @@ fn statuses(
         }
     }
     if world.identity.is_some() && world.spire.is_some() {
-        statuses.extend(status::services(world, services, memo));
+        statuses.extend(status::services(world, services, links, memo));
     }
     statuses
 }

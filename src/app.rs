@@ -1,6 +1,7 @@
 //! The composition root: builds the agent, binds its listeners, starts its tasks; answers with the bound addresses.
 
 mod leading;
+mod names;
 mod operators;
 mod planning;
 mod settings;
@@ -26,6 +27,7 @@ use crate::observe::seen::Seen;
 use crate::plan::Plan;
 use crate::xds::Clients;
 use leading::{Leave, Standing, lead, replica, spawn_writer};
+use names::spawn_dns;
 use operators::{Operators, control, desk, enrolment, finish, spawn_control};
 use planning::{Planning, Tries};
 use settings::{federation_config, open_store, settings};
@@ -41,6 +43,8 @@ pub struct Agent {
     pub admin: SocketAddr,
     /// Where clients are served by xDS, if they are.
     pub xds: Option<SocketAddr>,
+    /// Where names of imported services are answered, where it was told to.
+    pub dns: Option<SocketAddr>,
     /// Whether every source has been read.
     pub ready: watch::Receiver<bool>,
     /// What it wants to be there.
@@ -143,6 +147,7 @@ pub async fn start(args: &AgentArgs, cancel: CancellationToken) -> anyhow::Resul
     let serving = Serving { identity: sources.identity.clone(), clients, metrics: Arc::clone(&metrics) };
     let (plans, failures) = planning.spawn(&mut tasks, sources, &cancel);
     let xds = serving.xds(&mut tasks, args, &plans, &cancel).await?;
+    let dns = spawn_dns(&mut tasks, &args.dns, plans.clone(), Arc::clone(&metrics), &cancel).await?;
     let watched = Watched {
         ready: serves,
         leading: acts.clone(),
@@ -161,7 +166,7 @@ pub async fn start(args: &AgentArgs, cancel: CancellationToken) -> anyhow::Resul
     tasks.spawn(keeping.run(cancel.clone()));
 
     tracing::info!(%listen, %admin, store = %args.store, version = env!("CARGO_PKG_VERSION"), "the agent runs");
-    Ok(Agent { listen, admin, xds, ready, plans, cancel, tasks })
+    Ok(Agent { listen, admin, xds, dns, ready, plans, cancel, tasks })
 }
 
 fn supervise(tasks: &mut JoinSet<anyhow::Result<()>>, task: tokio::task::JoinHandle<()>) {

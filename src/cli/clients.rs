@@ -83,7 +83,7 @@ mod tests {
 
     #[test]
     fn who_refused_what_is_told() {
-        let at = |second| Timestamp::from_second(1_700_000_000 + second).unwrap();
+        let at = |second: i64| Timestamp::from_second(1_700_000_000 + second).unwrap();
         let client = |name: &str, refused: &[(&str, &str)]| ClientState {
             spiffe_id: format!("spiffe://east.example/ns/web/sa/{name}"),
             node: name.to_owned(),

@@ -39,13 +39,13 @@ pub(super) fn plan(
     settings: &Settings,
     memo: &mut Memo,
 ) -> BTreeMap<SpiffeId, Arc<Inbound>> {
-    let mut by_server: BTreeMap<&SpiffeId, Vec<&Export>> = BTreeMap::new();
+    let mut by_server: BTreeMap<&SpiffeId, Vec<&Arc<Export>>> = BTreeMap::new();
     for export in exports.exported.values().filter(|export| !given(&export.service).is_empty()) {
         for id in &export.service.server_ids {
             by_server.entry(id).or_default().push(export);
         }
     }
-    let of = |(id, exports): (&SpiffeId, Vec<&Export>)| {
+    let of = |(id, exports): (&SpiffeId, Vec<&Arc<Export>>)| {
         let services = exports
             .into_iter()
             .map(|export| (Arc::clone(&export.service), export.host.clone(), export.to.clone()));

@@ -432,6 +432,15 @@ impl World {
         services || unresolved || notes || skipped
     }
 
+    /// Takes in what these FederatedServices come to now. Answers with whether anything changed.
+    pub fn resolve_these(&mut self, names: &BTreeSet<NamespacedName>, to: Resolved) -> bool {
+        let services = export::replace_these(&mut self.services, names, to.services);
+        let unresolved = export::replace_these(&mut self.unresolved, names, to.unresolved);
+        let notes = export::replace_these(&mut self.notes, names, to.notes);
+        let skipped = export::replace_these(&mut self.skipped, names, to.skipped);
+        services || unresolved || notes || skipped
+    }
+
     /// Our trust domain, once the Workload API told.
     #[must_use]
     pub fn own_trust_domain(&self) -> Option<&TrustDomain> {

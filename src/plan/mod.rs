@@ -17,6 +17,7 @@ pub mod gateways;
 pub mod generated;
 #[cfg(test)]
 mod golden;
+pub mod heed;
 pub mod imports;
 pub mod istio;
 pub mod links;
@@ -25,6 +26,7 @@ pub mod memory;
 pub mod mesh;
 pub mod monitors;
 pub mod notice;
+mod observed;
 pub mod origin;
 pub mod pace;
 pub mod pods;
@@ -248,7 +250,7 @@ fn statuses(
         }
     }
     if world.identity.is_some() && world.spire.is_some() {
-        statuses.extend(status::services(world, services, memo));
+        statuses.extend(status::services(world, services, links, memo));
     }
     statuses
 }

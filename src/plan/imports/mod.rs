@@ -378,14 +378,15 @@ fn sorted_clients(clients: &BTreeSet<ClientPattern>) -> Vec<&str> {
 }
 
 /// What is generated beside the ImportedServices that stand, their reports, and the outcomes that change by it: a service that
-/// stands in the store and cannot be served is refused after all.
+/// stands in the store and cannot be served is refused after all. `others` has the objects that this agent did not make.
 #[must_use]
 pub fn generate(
     world: &World,
+    others: &World,
     plan: &mut ImportPlan,
     memo: &mut Memo,
 ) -> (BTreeMap<ObjectKey, Arc<Object>>, BTreeMap<ObjectKey, ImportReport>) {
-    let claims = Claims::new(world);
+    let claims = Claims::new(others);
     let addresses = addresses::plan(world, &plan.standing);
     let mut objects = BTreeMap::new();
     let mut reports = BTreeMap::new();

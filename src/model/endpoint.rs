@@ -52,6 +52,13 @@ impl EndpointUrl {
     pub fn as_str(&self) -> &str {
         &self.0
     }
+
+    /// The host: a DNS name, or an IP address (of IPv6, in brackets).
+    #[must_use]
+    pub fn host(&self) -> Option<String> {
+        let uri: http::Uri = self.0.parse().ok()?;
+        uri.host().map(str::to_owned)
+    }
 }
 
 impl fmt::Display for EndpointUrl {

@@ -7,6 +7,7 @@ mod cli;
 mod definitions;
 mod diagnose;
 mod disconnection;
+mod dns;
 mod ending;
 mod enrol;
 mod examples;

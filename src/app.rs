@@ -1,6 +1,7 @@
 //! The composition root: builds the agent, binds its listeners, starts its tasks; answers with the bound addresses.
 
 mod leading;
+mod names;
 mod operators;
 mod planning;
 mod settings;
@@ -24,6 +25,7 @@ use crate::observe::metrics::Metrics;
 use crate::observe::seen::Seen;
 use crate::plan::Plan;
 use leading::{Leave, Standing, lead, replica, spawn_writer};
+use names::spawn_dns;
 use operators::{Operators, control, desk, enrolment, finish, spawn_control};
 use planning::{Planning, Tries};
 use settings::{federation_config, open_store, settings};
@@ -36,6 +38,8 @@ pub struct Agent {
     pub listen: SocketAddr,
     /// Where health and metrics are.
     pub admin: SocketAddr,
+    /// Where names of imported services are answered, where it was told to.
+    pub dns: Option<SocketAddr>,
     /// Whether every source has been read.
     pub ready: watch::Receiver<bool>,
     /// What it wants to be there.
@@ -134,6 +138,7 @@ pub async fn start(args: &AgentArgs, cancel: CancellationToken) -> anyhow::Resul
         },
     )?;
     let (plans, failures) = planning.spawn(&mut tasks, sources, &cancel);
+    let dns = spawn_dns(&mut tasks, &args.dns, plans.clone(), Arc::clone(&metrics), &cancel).await?;
     let watched = Watched {
         ready: serves,
         leading: acts.clone(),
@@ -152,7 +157,7 @@ pub async fn start(args: &AgentArgs, cancel: CancellationToken) -> anyhow::Resul
     tasks.spawn(keeping.run(cancel.clone()));
 
     tracing::info!(%listen, %admin, store = %args.store, version = env!("CARGO_PKG_VERSION"), "the agent runs");
-    Ok(Agent { listen, admin, ready, plans, cancel, tasks })
+    Ok(Agent { listen, admin, dns, ready, plans, cancel, tasks })
 }
 
 fn supervise(tasks: &mut JoinSet<anyhow::Result<()>>, task: tokio::task::JoinHandle<()>) {

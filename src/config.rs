@@ -1,5 +1,7 @@
 //! Flags and environment, read once, here.
 
+mod dns;
+
 use std::net::{IpAddr, SocketAddr};
 use std::path::PathBuf;
 use std::time::Duration;
@@ -10,6 +12,7 @@ use ipnet::IpNet;
 use crate::model::replica::relay_address;
 use crate::model::service::{GatewayChoice, GatewayType};
 use crate::model::world::Settings;
+pub use dns::{DnsArgs, DnsUpstream};
 
 /// Where the control socket is by default.
 pub const CONTROL_SOCKET: &str = "/run/entente/control.sock";
@@ -76,6 +79,9 @@ pub struct AgentArgs {
     /// More authorities for `https_web` endpoints, as a PEM file, beside the web's own.
     #[arg(long, env = "ENTENTE_WEB_ROOTS")]
     pub web_roots: Option<PathBuf>,
+
+    #[command(flatten)]
+    pub dns: DnsArgs,
 
     #[command(flatten)]
     pub relay: RelayArgs,
@@ -192,13 +198,10 @@ pub struct ClusterArgs {
 
     /// Ranges out of which every imported service is given an address of its own, so that sidecars tell TCP services of one port
     /// apart: the first of each IP family that the cluster's Services have. They must be nobody else's here, also not istiod's own
-    /// (240.240.0.0/16, 2001:2::/48), and are seen by workloads with sidecars alone. `none`: no addresses are given.
-    #[arg(
-        long,
-        env = "ENTENTE_IMPORT_ADDRESS_RANGE",
-        value_delimiter = ',',
-        default_value = "240.241.0.0/16,fd24:241::/64"
-    )]
+    /// (240.240.0.0/16, 2001:2::/48), and are seen by workloads with sidecars alone. Default: 240.241.0.0/16,fd24:241::/64. Without
+    /// Istio they are the loopback interface's, where each workload's proxy listens; the first of each IP family is used, and the
+    /// default is 127.64.0.0/10. `none`: no addresses are given.
+    #[arg(long, env = "ENTENTE_IMPORT_ADDRESS_RANGE", value_delimiter = ',')]
     pub import_address_range: Vec<ImportRange>,
 
     /// The revision of Istio that the workloads here are of: its configuration is the ConfigMap `istio-REVISION`. Empty: `istio`.
@@ -219,8 +222,16 @@ impl ClusterArgs {
             gateway_node_ports: self.gateway_node_ports,
             fence: self.fence,
             istio_revision: self.istio_revision.clone(),
-            import_ranges: self.import_address_range.iter().filter_map(|range| range.0).collect(),
+            import_ranges: self.import_ranges(),
             ..others
+        }
+    }
+
+    fn import_ranges(&self) -> Vec<IpNet> {
+        match self.import_address_range.as_slice() {
+            [] if self.istio => Settings::standard().import_ranges,
+            [] => Settings::loopback_ranges(),
+            given => given.iter().filter_map(|range| range.0).collect(),
         }
     }
 }
@@ -236,12 +247,7 @@ impl Default for ClusterArgs {
             gateway_node_ports: false,
             fence: false,
             istio_revision: String::new(),
-            import_address_range: Settings::standard()
-                .import_ranges
-                .into_iter()
-                .map(Some)
-                .map(ImportRange)
-                .collect(),
+            import_address_range: Vec::new(),
         }
     }
 }

@@ -168,7 +168,8 @@ impl Kubernetes {
         })
     }
 
-    async fn api_of(&self, object: &Value) -> Result<(Api<DynamicObject>, String)> {
+    /// The API of an object, and its name.
+    pub(crate) async fn api_of(&self, object: &Value) -> Result<(Api<DynamicObject>, String)> {
         let text = |pointer: &str| object.pointer(pointer).and_then(Value::as_str);
         let name = text("/metadata/name").context("an object without metadata.name")?;
         let (api_version, kind) =

@@ -19,11 +19,13 @@ mod balancer;
 #[path = "../behaviour/mod.rs"]
 mod behaviour;
 mod bundle_server;
+mod cert_manager;
 mod chart;
 mod crds;
 mod envoy;
 mod hostile;
 mod http;
+mod kind;
 mod kubelet;
 mod kubernetes;
 mod load;

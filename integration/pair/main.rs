@@ -16,6 +16,7 @@ mod call;
 mod commands;
 mod demo;
 mod diagnose;
+mod dns;
 mod ending;
 mod endpoint;
 mod enrol;

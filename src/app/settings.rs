@@ -24,6 +24,7 @@ pub(super) fn settings(args: &AgentArgs) -> Arc<Settings> {
         agent_follow: Duration::from_secs(args.timing.agent_follow_seconds),
         good_fetches: 3,
         checks_gateways: args.timing.gateway_check_seconds != 0,
+        dns: args.dns.listen.is_some(),
         ..args.cluster.settings(Settings::standard())
     })
 }

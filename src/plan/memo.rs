@@ -11,6 +11,7 @@ use std::sync::Arc;
 use super::admission::Surroundings;
 use super::authorization::{Policies, Selectors};
 use super::diff::Stood;
+use super::dns::{self, NameOf};
 use super::exports::Export;
 use super::imports::Decisions;
 use super::observed::Observed;
@@ -44,6 +45,10 @@ pub struct Memo {
     pub(super) decisions: Decisions,
     /// ImportedServices, by host.
     pub(super) imported: Kept<ObjectKey, (Arc<Peer>, Arc<RemoteService>), Arc<Object>>,
+    /// What is answered for an import's name, by its object.
+    pub(super) names: Kept<ObjectKey, NameOf, (Arc<str>, Arc<dns::Host>)>,
+    /// What is answered to all.
+    pub(super) zone: Shared<dns::Zone>,
     /// What clients need of an import, by its object.
     pub(super) entries: Kept<ObjectKey, ImportOf, Vec<Arc<Object>>>,
     /// Statuses that stand as they should: of FederatedServices, and of ImportedServices.
@@ -103,6 +108,7 @@ impl Memo {
         self.exports.turn();
         self.allowing.retain(|_, selectors| Arc::strong_count(selectors) > 1);
         self.imported.turn();
+        self.names.turn();
         self.entries.turn();
         self.exports_said.turn();
         self.imports_said.turn();

@@ -7,6 +7,7 @@ pub mod authorization;
 mod closing;
 pub mod contest;
 pub mod diff;
+pub mod dns;
 pub mod ending;
 pub mod exports;
 pub mod finalizers;
@@ -81,6 +82,8 @@ pub struct Plan {
     pub statuses: BTreeMap<ObjectKey, StatusWrite>,
     /// Which of the peers' gateways are to be tried.
     pub gateways: BTreeSet<GatewayAddress>,
+    /// What the DNS server answers; `None` while that is not known: what was answered before stays.
+    pub zone: Option<Arc<dns::Zone>>,
     /// Whose bundle endpoints are to be asked, unless they were after that moment.
     pub ask_again: BTreeMap<TrustDomain, Timestamp>,
     /// When to plan again though nothing changes.
@@ -152,6 +155,7 @@ pub fn plan_anew(world: &World, memo: &mut Memo) -> Plan {
         writes.remove(&relationship::key(&peer.trust_domain));
     }
     let statuses = statuses(world, &services, &links, &blocked, memo);
+    let zone = dns::zone(world, &ending, &services, memo);
     memo.turn();
     Plan {
         writes,
@@ -163,6 +167,7 @@ pub fn plan_anew(world: &World, memo: &mut Memo) -> Plan {
         wake_at: wake_at(world, &services),
         ask_again: ask_again(world),
         gateways: reach::targets(&services.carriers),
+        zone,
         links,
         objects,
     }

@@ -127,6 +127,14 @@ metrics! {
     /// How many objects cannot be written now.
     FAILING = Gauge "entente_write_failures" [];
 
+    /// Names of a peer's services that the DNS server answers, local names among them. Only with --dns-listen, as are all that follow
+    /// on DNS.
+    DNS_NAMES = Gauge "entente_dns_names" ["trust_domain"];
+    /// When what the DNS server answers last changed.
+    DNS_ZONE_CHANGED = Gauge "entente_dns_zone_changed_timestamp_seconds" [];
+    /// Questions to the DNS server, by outcome (Answered, Empty, Unknown, Refused, Forwarded, Failed, Malformed, Limited).
+    DNS_QUERIES = Counter "entente_dns_queries_total" ["outcome"];
+
     /// Plans made.
     PLANS = Counter "entente_plans_total" [];
     /// How long a turn of reconciliation took: plan, or apply, which makes it true.

@@ -116,6 +116,11 @@ TOOLS = {
         "programs": {"kubelet": (".", False, "")},
         "files": {},
     },
+    # Ours: a client of xDS with Envoy's own types, which our server is held to.
+    "xds": {
+        "programs": {"xds-client": (".", False, "")},
+        "files": {},
+    },
     "promtool": {
         "programs": {"promtool": ("github.com/prometheus/prometheus/cmd/promtool", False, "")},
         "files": {},

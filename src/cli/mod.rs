@@ -20,6 +20,8 @@ mod object;
 mod output;
 mod peer;
 mod peers;
+#[cfg(test)]
+mod picture;
 mod reach;
 #[cfg(test)]
 mod reference;

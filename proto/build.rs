@@ -18,6 +18,7 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
     tonic_prost_build::configure()
         // Equal resources are equal bytes, and are handed to many clients without a copy.
         .btree_map(".entente.xds")
+        .btree_map(".envoy.service.discovery.v3")
         .bytes(".envoy.service.discovery.v3.Packed")
         .compile_fds(descriptors)?;
     Ok(())

@@ -80,6 +80,7 @@ impl Agent {
 ///
 /// # Errors
 /// A flag that cannot be used, or an address that cannot be bound.
+#[allow(clippy::too_many_lines, reason = "the composition root: each part is started by a line or two")]
 pub async fn start(args: &AgentArgs, cancel: CancellationToken) -> anyhow::Result<Agent> {
     let settings = settings(args);
     let store = open_store(args).await?;

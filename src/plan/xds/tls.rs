@@ -79,12 +79,9 @@ pub(super) fn of_grpc(imported: &Imported, port: &RemotePort) -> pb::TransportSo
     let context = pb::UpstreamTlsContext {
         common_tls_context: Some(pb::CommonTlsContext {
             tls_certificate_provider_instance: provider(),
-            combined_validation_context: Some(pb::CombinedValidationContext {
-                default_validation_context: Some(pb::CertificateValidationContext {
-                    match_subject_alt_names: service.server_ids.iter().map(|id| exact(id)).collect(),
-                    ca_certificate_provider_instance: provider(),
-                    ..Default::default()
-                }),
+            validation_context: Some(pb::CertificateValidationContext {
+                match_subject_alt_names: service.server_ids.iter().map(exact).collect(),
+                ca_certificate_provider_instance: provider(),
                 ..Default::default()
             }),
             ..Default::default()

@@ -21,6 +21,8 @@ mod behaviour;
 mod bundle_server;
 mod chart;
 mod crds;
+#[cfg(target_os = "linux")]
+mod docs;
 mod envoy;
 mod hostile;
 mod http;

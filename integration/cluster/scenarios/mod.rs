@@ -6,6 +6,8 @@ mod chart;
 mod cli;
 mod diagnose;
 mod disconnection;
+#[cfg(target_os = "linux")]
+mod docs;
 mod ending;
 mod enrol;
 mod exports;

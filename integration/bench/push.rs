@@ -16,6 +16,8 @@
 
 #[path = "../cluster/agent.rs"]
 mod agent;
+#[path = "../cluster/cert_manager.rs"]
+mod cert_manager;
 #[path = "../cluster/crds.rs"]
 mod crds;
 #[path = "../cluster/http.rs"]

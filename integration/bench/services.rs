@@ -26,6 +26,8 @@ mod agent;
 mod bare;
 #[path = "services/change.rs"]
 mod change;
+#[path = "../cluster/cert_manager.rs"]
+mod cert_manager;
 #[path = "../cluster/crds.rs"]
 mod crds;
 #[path = "services/first.rs"]

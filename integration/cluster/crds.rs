@@ -61,6 +61,16 @@ pub(crate) async fn install_monitoring(kubernetes: &crate::kubernetes::Kubernete
     Ok(names)
 }
 
+/// Applies the CRDs of what gives load balancers their addresses in the kind clusters.
+pub(crate) async fn install_load_balancers(kubernetes: &crate::kubernetes::Kubernetes) -> Result<()> {
+    put(&kubernetes.client, of_files("crds-metallb")?).await
+}
+
+/// Applies cert-manager's CRDs: Issuers, Certificates, and CertificateRequests, which are what SPIRE's plugin asks it by.
+pub(crate) async fn install_cert_manager(kubernetes: &crate::kubernetes::Kubernetes) -> Result<()> {
+    put(&kubernetes.client, of_files("crds-cert-manager")?).await
+}
+
 async fn put(client: &kube::Client, crds: Vec<Value>) -> Result<()> {
     let api = Api::<CustomResourceDefinition>::all(client.clone());
     let one = |crd: Value| {

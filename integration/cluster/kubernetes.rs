@@ -168,7 +168,8 @@ impl Kubernetes {
         })
     }
 
-    async fn api_of(&self, object: &Value) -> Result<(Api<DynamicObject>, String)> {
+    /// The API of an object, and its name.
+    pub(crate) async fn api_of(&self, object: &Value) -> Result<(Api<DynamicObject>, String)> {
         let text = |pointer: &str| object.pointer(pointer).and_then(Value::as_str);
         let name = text("/metadata/name").context("an object without metadata.name")?;
         let (api_version, kind) =
@@ -383,6 +384,8 @@ fn api_server_args(dir: &Path, etcd: SocketAddr, address: SocketAddr) -> Vec<Str
         format!("--audit-policy-file={}", file("audit-policy.yaml")),
         format!("--audit-log-path={}", file("audit.log")),
         "--authorization-mode=RBAC".to_owned(),
+        // As installed clusters have it: node agents such as SPIFFE's CSI driver are.
+        "--allow-privileged=true".to_owned(),
         "--service-account-issuer=https://kubernetes.default.svc".to_owned(),
         format!("--service-account-key-file={}", file("accounts.pub")),
         format!("--service-account-signing-key-file={}", file("accounts.key")),

@@ -19,6 +19,7 @@ mod balancer;
 #[path = "../behaviour/mod.rs"]
 mod behaviour;
 mod bundle_server;
+mod cert_manager;
 mod chart;
 mod crds;
 #[cfg(target_os = "linux")]
@@ -26,6 +27,7 @@ mod docs;
 mod envoy;
 mod hostile;
 mod http;
+mod kind;
 mod kubelet;
 mod kubernetes;
 mod load;

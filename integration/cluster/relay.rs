@@ -1,9 +1,11 @@
 //! A TCP relay that can be cut: stands between two agents, or in front of a bundle endpoint, in place of the network.
 
-use anyhow::Result;
+use crate::wait::eventually;
+use anyhow::{Result, ensure};
 use std::net::{Ipv4Addr, SocketAddr};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Duration;
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::watch;
 use tokio::task::JoinHandle;
@@ -54,6 +56,17 @@ impl Relay {
 
     pub(crate) fn set(&self, network: Network) {
         self.network.send_replace(network);
+    }
+
+    /// Waits until no connection is carried, as is soon so once the network is cut.
+    pub(crate) async fn ended(&self) -> Result<()> {
+        eventually("the relay carries nothing", Duration::from_secs(5), || async {
+            // Each connection listens for the network, and whoever takes new ones.
+            let carried = self.network.receiver_count().saturating_sub(1);
+            ensure!(carried == 0, "{carried} connections");
+            Ok(())
+        })
+        .await
     }
 
     /// How many connections were opened to it.

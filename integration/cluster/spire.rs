@@ -54,8 +54,20 @@ pub(crate) struct SpireOptions {
     pub(crate) gc_interval: Duration,
     /// Of the objects that spire-controller-manager follows, beside those without one.
     pub(crate) class_name: &'static str,
-    /// Whether the server's authorities are signed by an upstream one, a root on disk.
-    pub(crate) upstream: bool,
+    /// What signs the server's authorities.
+    pub(crate) upstream: Upstream,
+}
+
+/// An upstream authority of a SPIRE server.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(crate) enum Upstream {
+    /// The server's authorities sign themselves.
+    #[default]
+    None,
+    /// A root on disk.
+    Disk,
+    /// An Issuer of cert-manager in the domain's cluster: `cert_manager.rs`.
+    CertManager,
 }
 
 impl Default for SpireOptions {
@@ -67,7 +79,7 @@ impl Default for SpireOptions {
             sync_interval: Duration::from_secs(1),
             gc_interval: Duration::from_secs(1),
             class_name: "",
-            upstream: false,
+            upstream: Upstream::None,
         }
     }
 }
@@ -87,6 +99,7 @@ pub(crate) struct Spire {
     agent_data: PathBuf,
     health: SocketAddr,
     dir: PathBuf,
+    kubeconfig: PathBuf,
 }
 
 /// A second server of a trust domain, with authorities of its own. Killed when dropped.
@@ -140,6 +153,7 @@ impl Spire {
             agent_data,
             health: ports::free()?,
             dir: dir.to_owned(),
+            kubeconfig: kubeconfig.to_owned(),
         };
         spire.set(options)?;
         Ok(spire)
@@ -189,7 +203,11 @@ impl Spire {
                 ("HEALTH_PORT", &self.health.port().to_string()),
             ],
         )?;
-        let server = if options.upstream { self.below_a_root(&server)? } else { server };
+        let server = match options.upstream {
+            Upstream::None => server,
+            Upstream::Disk => self.below_a_root(&server)?,
+            Upstream::CertManager => self.below_cert_manager(&server)?,
+        };
         std::fs::write(self.dir.join("server.conf"), server)?;
         std::fs::write(self.dir.join("agent.conf"), agent)?;
         std::fs::write(self.dir.join("controller-manager.yaml"), controller_manager)?;
@@ -211,8 +229,19 @@ impl Spire {
             certificate.display().to_string(),
             key_file.display().to_string()
         );
-        config.contains("plugins {\n").then_some(()).context("server.conf has no plugins")?;
-        Ok(config.replacen("plugins {\n", &plugin, 1))
+        with_plugin(config, &plugin)
+    }
+
+    fn below_cert_manager(&self, config: &str) -> Result<String> {
+        let plugin = template::fill(
+            "upstream-cert-manager.conf.tmpl",
+            &[
+                ("NAMESPACE", crate::cert_manager::NAMESPACE),
+                ("ISSUER", crate::cert_manager::ISSUER),
+                ("KUBECONFIG", &self.kubeconfig.display().to_string()),
+            ],
+        )?;
+        with_plugin(config, &format!("plugins {{\n{plugin}"))
     }
 
     /// Starts the server; returns once its API answers.
@@ -434,6 +463,12 @@ impl Spire {
         let mut stream = SpiffeWorkloadApiClient::new(channel).fetch_x509svid(request).await?.into_inner();
         stream.message().await?.context("the Workload API ended the stream")
     }
+}
+
+/// The configuration of a server with one more plugin, before its others.
+fn with_plugin(config: &str, plugin: &str) -> Result<String> {
+    config.contains("plugins {\n").then_some(()).context("server.conf has no plugins")?;
+    Ok(config.replacen("plugins {\n", plugin, 1))
 }
 
 /// A gRPC channel over a Unix socket.

@@ -1,11 +1,12 @@
 //! Whole trust domains: one Kubernetes control plane and one SPIRE each, on 127.0.0.1, told apart by ports and folders.
 
+use crate::cert_manager::CertManager;
 use crate::crds;
 use crate::kubernetes::{Kubernetes, SPIRE_USER, kubeconfig_of};
 use crate::ports;
 use crate::process::{Process, Signal};
 use crate::scratch::Scratch;
-use crate::spire::{Spire, SpireOptions};
+use crate::spire::{Spire, SpireOptions, Upstream};
 use crate::template;
 use crate::wait::eventually;
 use anyhow::{Context, Result, bail};
@@ -74,6 +75,7 @@ pub(crate) struct Domain {
     agent_address: SocketAddr,
     agent_admin_address: SocketAddr,
     options: Options,
+    _cert_manager: Option<CertManager>,
     scratch: Scratch,
 }
 
@@ -89,10 +91,15 @@ impl Domain {
         let kubeconfig = kubeconfig_of(&kubernetes_dir, SPIRE_USER);
         let mut spire = Spire::prepare(&trust_domain, &spire_dir, &kubeconfig, &options.spire)?;
         let name = trust_domain.to_string();
-        let (kubernetes, attested) = tokio::join!(start_cluster(&name, &kubernetes_dir), async {
-            spire.start_server().await?;
-            spire.start_agent().await
-        });
+        let mut cert_manager = None;
+        let (kubernetes, attested) = if options.spire.upstream == Upstream::CertManager {
+            // The server starts with a request to it.
+            let kubernetes = start_cluster(&name, &kubernetes_dir).await?;
+            cert_manager = Some(CertManager::start(&kubernetes).await?);
+            (Ok(kubernetes), start_spire(&mut spire).await)
+        } else {
+            tokio::join!(start_cluster(&name, &kubernetes_dir), start_spire(&mut spire))
+        };
         if kubernetes.is_err() || attested.is_err() {
             scratch.keep();
         }
@@ -105,6 +112,7 @@ impl Domain {
             agent_address: ports::free()?,
             agent_admin_address: ports::free()?,
             options,
+            _cert_manager: cert_manager,
             scratch,
         };
         domain.finish().await
@@ -370,6 +378,11 @@ impl Domain {
         }
         Ok(())
     }
+}
+
+async fn start_spire(spire: &mut Spire) -> Result<()> {
+    spire.start_server().await?;
+    spire.start_agent().await
 }
 
 /// The control plane with every CRD, the agent's namespace, and only then garbage collection.

@@ -6,7 +6,8 @@
 #   run.sh scenario   invite, join, call, refuse, rotate, end
 #   run.sh logs       what every pod said, and every object of ours, into .work/logs
 #   run.sh down       deletes both clusters
-set -euo pipefail
+# -E: what is done on a failure is done for one in a function, too.
+set -Eeuo pipefail
 HERE=$(cd "$(dirname "$0")" && pwd)
 # shellcheck source=integration/kind/lib.sh
 source "$HERE/lib.sh"
@@ -26,7 +27,7 @@ need
 case ${1:-all} in
   up | scenario | logs | down) "$1" ;;
   all)
-    trap 'logs; echo "kind: it failed; the clusters are left: run.sh down deletes them" >&2' ERR
+    trap 'trap - ERR; logs; echo "kind: it failed; the clusters are left: run.sh down deletes them" >&2' ERR
     up
     scenario
     down

@@ -1,18 +1,17 @@
 //! What istiod makes of the generated objects, and Envoy of what istiod makes.
 
-use crate::federation::{Exported, SOON, found};
+use crate::federation::{Exported, SOON, address, found};
 use crate::istiod::Istiod;
 use crate::kubernetes::AGENT_USER;
 use crate::meshes::{CART, CART_ADDRESS, GATEWAY, GATEWAY_PORT, Meshes, ORDERS, with_meshes};
 use crate::proxy::Config;
 use crate::wait::{always, eventually};
 use crate::workload::Workload;
-use crate::world::{AGENT_NAMESPACE, Domain};
+use crate::world::Domain;
 use anyhow::{Context, Result, bail, ensure};
 use kube::api::{DeleteParams, DynamicObject, ListParams};
 use serde_json::{Value, json};
 use std::collections::{BTreeMap, BTreeSet};
-use std::net::Ipv4Addr;
 use std::time::Duration;
 
 const SERVICE_ENTRY: (&str, &str) = ("networking.istio.io/v1", "ServiceEntry");
@@ -286,7 +285,7 @@ fn a_redirected_client_gets_an_address_for_each_host() {
             let page = format!("/debug/config_dump?proxyID={name}");
             let config = Config::of_istiod(meshes.east_istiod().debug(&page).await?);
             for service in [CART, ORDERS] {
-                let address = allocated(&meshes.east, &service.host()).await?;
+                let address = address(&meshes.east, service).await?;
                 let listener = config.listener(&address, service.port)?;
                 let filter = &listener["filter_chains"][0]["filters"][0]["typed_config"];
                 ensure!(filter["cluster"] == service.cluster(), "{listener}");
@@ -297,15 +296,6 @@ fn a_redirected_client_gets_an_address_for_each_host() {
         })
         .await
     });
-}
-
-/// The address that the agent has given an imported host, and istiod has its proxies' DNS servers answer with.
-async fn allocated(east: &Domain, host: &str) -> Result<String> {
-    let entry = found(east, SERVICE_ENTRY.0, SERVICE_ENTRY.1, Some(AGENT_NAMESPACE), host).await?;
-    let addresses = entry.data.pointer("/spec/addresses").and_then(Value::as_array);
-    let mut values = addresses.into_iter().flatten().filter_map(Value::as_str);
-    let address = values.find(|one| one.parse::<Ipv4Addr>().is_ok());
-    Ok(address.with_context(|| format!("no address: {}", entry.data["status"]))?.to_owned())
 }
 
 /// What istiod writes into the status of generated objects (the addresses that it allocates) makes the agents write

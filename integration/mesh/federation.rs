@@ -8,6 +8,7 @@ use crate::world::Domain;
 use anyhow::{Context, Result, bail, ensure};
 use kube::api::{DeleteParams, DynamicObject};
 use serde_json::{Value, json};
+use std::net::Ipv4Addr;
 use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
 
@@ -163,13 +164,18 @@ pub(crate) async fn export(west: &Domain, service: Exported, gateway: &str, gate
     says(west, "FederatedService", Some("shop"), service.name, "Exported").await
 }
 
-/// The addresses that istiod has allocated for an import of east.
-pub(crate) async fn allocated(east: &Domain, service: Exported) -> Result<Vec<String>> {
+/// The address that the agent has given an import of east: in the ServiceEntry, where istiod and with it every sidecar has it
+/// from, and in the status.
+pub(crate) async fn address(east: &Domain, service: Exported) -> Result<String> {
     let entry =
         found(east, "networking.istio.io/v1", "ServiceEntry", Some("entente-system"), &service.host())
             .await?;
-    let addresses = entry.data.pointer("/status/addresses").and_then(Value::as_array);
-    Ok(addresses.into_iter().flatten().filter_map(|one| one["value"].as_str().map(str::to_owned)).collect())
+    let import = found(east, API, "ImportedService", Some("entente-system"), &service.host()).await?;
+    let (given, told) = (&entry.data["spec"]["addresses"], &import.data["status"]["addresses"]);
+    ensure!(given == told, "the ServiceEntry has {given}, the ImportedService {told}");
+    let mut values = given.as_array().into_iter().flatten().filter_map(Value::as_str);
+    let address = values.find(|one| one.parse::<Ipv4Addr>().is_ok());
+    Ok(address.with_context(|| format!("no IPv4 address: {given}"))?.to_owned())
 }
 
 /// Ends an export, and waits until the FederatedService is gone.

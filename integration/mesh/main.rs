@@ -15,6 +15,8 @@
 
 #[path = "../cluster/agent.rs"]
 mod agent;
+#[path = "../cluster/cert_manager.rs"]
+mod cert_manager;
 #[path = "../cluster/crds.rs"]
 mod crds;
 #[path = "../cluster/envoy.rs"]
@@ -45,6 +47,7 @@ mod as_local;
 mod chart;
 mod configuration;
 mod ending;
+mod examples;
 mod federation;
 mod flags;
 mod istiod;

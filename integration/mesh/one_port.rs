@@ -1,11 +1,11 @@
 //! Two TCP services of a peer on one port: TCP names no host, so that a client's sidecar tells them apart by their addresses
 //! alone. What clients get whose connections are redirected to their sidecar, as in an installed mesh.
 
-use crate::federation::{Exported, SOON, allocated, export, withdraw};
+use crate::federation::{Exported, SOON, address, export, withdraw};
 use crate::meshes::{CART, GATEWAY, GATEWAY_PORT, Meshes, with_meshes};
 use crate::wait::eventually;
 use crate::workload::{Interception, Role, Workload};
-use anyhow::{Context, Result, ensure};
+use anyhow::{Result, ensure};
 use kube::api::DeleteParams;
 use std::net::Ipv4Addr;
 
@@ -15,49 +15,37 @@ const LEDGER_ADDRESS: Ipv4Addr = Ipv4Addr::new(10, 77, 2, 60);
 /// An address that nobody has.
 const ELSEWHERE: &str = "203.0.113.7";
 
-/// With DNS capture, each has the address that istiod allocates for it, and is heard there; what goes elsewhere on that port
-/// goes elsewhere.
+/// Each has the address that the agent gave it, and is heard there; what goes elsewhere on that port goes elsewhere.
 #[test]
 fn two_tcp_services_on_one_port_are_told_apart_by_their_addresses() {
+    with_ledger(async |meshes| told_apart(meshes, "capturing", Interception::Redirect, 40).await);
+}
+
+/// The same where the sidecar answers for no names, and istiod therefore has no addresses of its own for it: such a client would
+/// take the whole port for the first of the two.
+#[test]
+fn they_are_told_apart_without_dns_capture() {
     with_ledger(async |meshes| {
-        let client = client(meshes, "capturing", Interception::Redirect, 40).await?;
-        for service in [CART, LEDGER] {
-            eventually(&format!("{} is heard at its own address", service.name), SOON, || async {
-                let addresses = allocated(&meshes.east, service).await?;
-                let v4 = addresses.iter().find(|address| address.parse::<Ipv4Addr>().is_ok());
-                let heard = client.hears_redirected(v4.context("it has none")?, CART.port).await?;
-                ensure!(heard == service.name, "{heard:?}: {}", client.proxy.stats("fail").await?);
-                Ok(())
-            })
-            .await?;
-        }
-        let config = client.proxy.config().await?;
-        ensure!(config.listener("0.0.0.0", CART.port).is_err(), "it takes the whole port");
-        let heard = client.hears_redirected(ELSEWHERE, CART.port).await;
-        ensure!(!matches!(&heard, Ok(heard) if !heard.is_empty()), "somebody answers elsewhere: {heard:?}");
-        end(meshes, "capturing", client).await
+        told_apart(meshes, "not-capturing", Interception::RedirectWithoutDns, 41).await
     });
 }
 
-/// Without it, and without addresses that the agent gives, the first of them has the whole port: the sidecar leads there
-/// whatever its workload calls on it, and the other cannot be called. The agent says so of its own mesh (`setup.rs`).
-#[test]
-fn without_dns_capture_one_of_them_has_the_whole_port() {
-    with_ledger(async |meshes| {
-        let client = client(meshes, "not-capturing", Interception::RedirectWithoutDns, 41).await?;
-        for address in [ELSEWHERE, "198.51.100.9"] {
-            eventually(&format!("cart answers at {address}"), SOON, || async {
-                let heard = client.hears_redirected(address, CART.port).await?;
-                ensure!(heard == CART.name, "{heard:?}: {}", client.proxy.stats("fail").await?);
-                Ok(())
-            })
-            .await?;
-        }
-        let config = client.proxy.config().await?;
-        let listener = config.listener("0.0.0.0", CART.port)?.to_string();
-        ensure!(!listener.contains(&LEDGER.cluster()), "{listener}");
-        end(meshes, "not-capturing", client).await
-    });
+async fn told_apart(meshes: &Meshes, name: &'static str, interception: Interception, last: u8) -> Result<()> {
+    let client = client(meshes, name, interception, last).await?;
+    for service in [CART, LEDGER] {
+        eventually(&format!("{} is heard at its own address", service.name), SOON, || async {
+            let address = address(&meshes.east, service).await?;
+            let heard = client.hears_redirected(&address, CART.port).await?;
+            ensure!(heard == service.name, "{heard:?}: {}", client.proxy.stats("fail").await?);
+            Ok(())
+        })
+        .await?;
+    }
+    let config = client.proxy.config().await?;
+    ensure!(config.listener("0.0.0.0", CART.port).is_err(), "it takes the whole port");
+    let heard = client.hears_redirected(ELSEWHERE, CART.port).await;
+    ensure!(!matches!(&heard, Ok(heard) if !heard.is_empty()), "somebody answers elsewhere: {heard:?}");
+    end(meshes, name, client).await
 }
 
 async fn client(

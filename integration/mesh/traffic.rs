@@ -1,6 +1,6 @@
 //! What flows from sidecar through gateway to sidecar, and what does not.
 
-use crate::federation::{SOON, export, found, withdraw};
+use crate::federation::{SOON, export, withdraw};
 use crate::meshes::{CART, GATEWAY, GATEWAY_PORT, LOCAL_PORT, Meshes, ORDERS, with_meshes};
 use crate::proxy::Proxy;
 use crate::wait::eventually;
@@ -218,8 +218,6 @@ fn what_is_withdrawn_is_gone() {
         })
         .await?;
         export(&meshes.west, CART, &GATEWAY.to_string(), GATEWAY_PORT).await?;
-        found(&meshes.east, "networking.istio.io/v1", "ServiceEntry", Some("entente-system"), &CART.host())
-            .await?;
         eventually("frontend hears cart again", SOON, || hears_cart(&workloads.frontend)).await
     });
 }

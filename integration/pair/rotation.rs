@@ -91,3 +91,26 @@ async fn rotate_quietly(pair: &Pair) {
     })
     .await;
 }
+
+/// SPIRE goes on polling while no agent runs, or while no fetch of the agent comes through: the agent finds an endpoint that
+/// nothing it holds verifies, and follows what SPIRE has fetched by the same rules.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn an_agent_that_slept_over_a_rotation_hears_the_endpoint_again() {
+    let mut pair = Pair::serving().await;
+    pair.east.stop_agent().await.unwrap();
+    let spire = pair.west.spire();
+    let old = spire.slots().active;
+    let new = spire.prepare().unwrap();
+    until("east's SPIRE holds the new authority", async || {
+        let held = pair.east.spire().federated_bundle(&td(WEST)).unwrap();
+        ensure!(held.authority_ids().contains(&new), "not yet");
+        Ok(())
+    })
+    .await;
+    spire.activate(&new).unwrap();
+    spire.taint(&old).unwrap();
+    pair.east.start_agent().await.unwrap();
+    says(&pair.east, "BundleEndpointHealthy", "True", "Healthy").await;
+    pair.confirmed().await;
+    pair.answers().await;
+}

@@ -86,6 +86,7 @@ impl Case {
             bootstrap: None,
             persisted: None,
             verify_with: Some(self.hosting.bundle("hosting.test")),
+            held: None,
             at_most: None,
         };
         let server = (!gone).then_some(server);

@@ -142,6 +142,26 @@ pub fn verifying_bundle(target: &MonitorTarget, state: &EndpointState) -> Option
     }
 }
 
+/// What SPIRE holds, where that may verify an endpoint which `ours` does not verify any more: it continues ours, by an
+/// authority in common or because none of ours is valid at `now`; and it is no older than the last fetch that `ours` came
+/// from (`fetched`), or it may be what was left behind there. Without this an endpoint that has changed its authority while
+/// no fetch of ours came through could never be heard again.
+#[must_use]
+pub fn continuation(
+    target: &MonitorTarget,
+    ours: &Bundle,
+    fetched: Option<Timestamp>,
+    now: Timestamp,
+) -> Option<Arc<Bundle>> {
+    let EndpointProfile::HttpsSpiffe { endpoint_id } = &target.endpoint.profile else { return None };
+    let held = target.held.as_ref().filter(|_| *endpoint_id.trust_domain() == target.trust_domain)?;
+    let is_newer =
+        fetched.is_none_or(|fetched| fetched < held.since) && held.bundle.digest() != ours.digest();
+    let in_common = || held.bundle.fingerprints().any(|one| ours.fingerprints().any(|other| one == other));
+    let continues = !ours.is_usable_at(now) || in_common();
+    (is_newer && continues && held.bundle.is_usable_at(now)).then(|| Arc::clone(&held.bundle))
+}
+
 #[cfg(test)]
 #[path = "monitor_tests.rs"]
 mod tests;

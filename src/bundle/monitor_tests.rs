@@ -1,6 +1,6 @@
 use super::*;
 use crate::bundle::testing::{Ca, NOW, ca_params, id, td, valid};
-use crate::model::endpoint::{BundleEndpoint, EndpointUrl, FetchProblem};
+use crate::model::endpoint::{BundleEndpoint, EndpointUrl, FetchProblem, HeldBySpire};
 use std::sync::LazyLock;
 
 static CAS: LazyLock<Vec<Ca>> = LazyLock::new(|| (0..3).map(|_| Ca::new()).collect());
@@ -145,6 +145,7 @@ fn an_endpoint_is_verified_by_the_right_bundle() {
         bootstrap: Some(Arc::new(bundle(&[0], None))),
         persisted: None,
         verify_with: Some(CAS[2].bundle("other.test")),
+        held: None,
         at_most: None,
     };
     let by = |profile: EndpointProfile, fetches: Vec<Bundle>| {
@@ -159,6 +160,38 @@ fn an_endpoint_is_verified_by_the_right_bundle() {
     assert_eq!(by(own(), vec![bundle(&[1], None), bundle(&[], None)]), Some(bundle(&[1], None)));
     assert_eq!(by(own(), vec![bundle(&[], None)]), Some(bundle(&[0], None)));
     assert_eq!(by(other(), vec![bundle(&[1], None)]), Some((*CAS[2].bundle("other.test")).clone()));
+}
+
+#[test]
+fn what_spire_fetched_verifies_only_where_it_continues_what_is_held_and_is_no_older() {
+    let mut params = ca_params();
+    valid(&mut params, -100, -1);
+    let expired = Bundle::new(td("west.test"), [Ca::with(params).authority()]);
+    let target = |held: &Bundle, endpoint: &str| MonitorTarget {
+        trust_domain: td("west.test"),
+        endpoint: BundleEndpoint {
+            url: EndpointUrl::parse("https://west.test/").unwrap(),
+            profile: EndpointProfile::HttpsSpiffe { endpoint_id: id(endpoint) },
+        },
+        bootstrap: None,
+        persisted: None,
+        verify_with: None,
+        held: Some(HeldBySpire { bundle: Arc::new(held.clone()), since: at(10) }),
+        at_most: None,
+    };
+    let own = "spiffe://west.test/endpoint";
+    let both = bundle(&[0, 1], None);
+    let taken = |held: &Bundle, endpoint: &str, ours: &Bundle, fetched: Option<u64>| {
+        continuation(&target(held, endpoint), ours, fetched.map(at), at(30)).is_some()
+    };
+    let old = bundle(&[0], None);
+    assert!(taken(&both, own, &old, None) && taken(&both, own, &old, Some(9)));
+    assert!(!taken(&both, own, &old, Some(10)), "SPIRE had it when ours was fetched: it is behind");
+    assert!(!taken(&both, own, &both, None), "it is the same");
+    assert!(!taken(&both, own, &bundle(&[2], None), None), "nothing in common");
+    assert!(taken(&both, own, &expired, None), "ours says nothing any more");
+    assert!(!taken(&expired, own, &expired, None) && !taken(&bundle(&[], None), own, &expired, None));
+    assert!(!taken(&both, "spiffe://other.test/endpoint", &old, None), "another trust domain's endpoint");
 }
 
 #[test]

@@ -10,13 +10,13 @@ use tokio::sync::{Semaphore, watch};
 use tokio::task::{JoinHandle, JoinSet};
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
-use tracing::{debug, warn};
+use tracing::{debug, info, warn};
 
-use super::endpoint::EndpointClient;
-use super::monitor::{PollLimits, next_poll, observe, verifying_bundle};
+use super::endpoint::{EndpointClient, Fetched};
+use super::monitor::{PollLimits, continuation, next_poll, observe, verifying_bundle};
 use crate::clock::whole;
-use crate::model::TrustDomain;
-use crate::model::endpoint::{EndpointState, MonitorTarget, Proof};
+use crate::model::endpoint::{EndpointState, FetchFailure, FetchProblem, MonitorTarget, Proof};
+use crate::model::{Bundle, TrustDomain};
 
 /// Most fetches under way at once. Each ends by its own timeout, so that nobody waits for long.
 const MAX_FETCHES: usize = 64;
@@ -109,6 +109,8 @@ struct CourseState {
     last: Option<Instant>,
     /// When the next one is due.
     next: Option<Instant>,
+    /// When the last successful one began.
+    fetched: Option<Timestamp>,
     /// The operator gave another bundle since the last successful fetch, which is the latest until the next one (SPIFFE
     /// Federation 5.3): it is how a trust domain is heard again that lost all of its authorities.
     bootstrap_is_latest: bool,
@@ -297,19 +299,9 @@ impl Poll {
     async fn fetch(&mut self, in_turn: bool) {
         let Ok(_permit) = self.shared.fetches.acquire().await else { return };
         self.course.update(|course| course.last = Some(Instant::now()));
-        let target = &self.target;
-        let verify_with = if self.course.get().bootstrap_is_latest {
-            let given = MonitorTarget { persisted: None, ..target.clone() };
-            verifying_bundle(&given, &EndpointState::default())
-        } else {
-            verifying_bundle(target, &self.state)
-        };
         let begun = (self.shared.clock)();
-        let fetched = self
-            .shared
-            .client
-            .fetch(&target.trust_domain, &target.endpoint, verify_with.as_deref(), whole(begun))
-            .await;
+        let fetched = self.verified(begun).await;
+        let is_fetched = fetched.is_ok();
         let refused_by_spire = match &fetched {
             Ok(fetched) => fetched.refused_by_spire.clone(),
             Err(_) => self.state.refused_by_spire.clone(),
@@ -332,9 +324,40 @@ impl Poll {
         self.shared.publish(&self.target.trust_domain, &self.cancel, &self.state, || {
             self.course.update(|course| {
                 course.next = Some(Instant::now() + wait);
-                course.bootstrap_is_latest &= self.state.failure.is_some();
+                course.bootstrap_is_latest &= !is_fetched;
+                course.fetched = if is_fetched { Some(begun) } else { course.fetched };
             });
         });
+    }
+
+    /// Fetches, verified by what is known to be the endpoint's; or, where it has moved on from that, by what SPIRE has
+    /// fetched from it since.
+    async fn verified(&self, begun: Timestamp) -> Result<Fetched, FetchFailure> {
+        let course = self.course.get();
+        let target = &self.target;
+        let ours = if course.bootstrap_is_latest {
+            let given = MonitorTarget { persisted: None, ..target.clone() };
+            verifying_bundle(&given, &EndpointState::default())
+        } else {
+            verifying_bundle(target, &self.state)
+        };
+        let untrusted = match self.by(ours.as_deref(), begun).await {
+            Err(failure) if failure.problem == FetchProblem::EndpointCertificateUntrusted => failure,
+            other => return other,
+        };
+        // The operator's word is not to be continued by what was there before it.
+        let ours = ours.filter(|_| !course.bootstrap_is_latest);
+        let newer = ours.and_then(|ours| continuation(target, &ours, course.fetched, whole(begun)));
+        let Some(newer) = newer else { return Err(untrusted) };
+        let (trust_domain, digest) = (&target.trust_domain, newer.digest());
+        let fetched = self.by(Some(&newer), begun).await.map_err(|_| untrusted)?;
+        info!(%trust_domain, %digest, "the endpoint is verified by what SPIRE fetched from it meanwhile");
+        Ok(fetched)
+    }
+
+    async fn by(&self, bundle: Option<&Bundle>, begun: Timestamp) -> Result<Fetched, FetchFailure> {
+        let MonitorTarget { trust_domain, endpoint, .. } = &self.target;
+        self.shared.client.fetch(trust_domain, endpoint, bundle, whole(begun)).await
     }
 
     /// Says once what an operator must know.

@@ -2,7 +2,9 @@ use super::*;
 use crate::bundle::document;
 use crate::bundle::testing::{Ca, NOW, Reply, Server, id, td};
 use crate::model::Bundle;
-use crate::model::endpoint::{BundleAlarm, BundleEndpoint, EndpointProfile, EndpointUrl, FetchProblem};
+use crate::model::endpoint::{
+    BundleAlarm, BundleEndpoint, EndpointProfile, EndpointUrl, FetchProblem, HeldBySpire,
+};
 
 fn target(name: &str, url: &str, ca: &Ca) -> MonitorTarget {
     let profile = EndpointProfile::HttpsSpiffe { endpoint_id: id(&format!("spiffe://{name}/endpoint")) };
@@ -12,6 +14,7 @@ fn target(name: &str, url: &str, ca: &Ca) -> MonitorTarget {
         bootstrap: Some(ca.bundle(name)),
         persisted: None,
         verify_with: None,
+        held: None,
         at_most: None,
     }
 }
@@ -219,4 +222,28 @@ async fn a_bundle_given_by_the_operator_is_the_latest_until_the_next_fetch() {
     run.refresh.refresh(&td("west.test"), later());
     let failed = run.until("west.test", |state| state.failure.is_some()).await;
     assert_eq!(failed.failure.unwrap().problem, FetchProblem::EndpointUnreachable, "believed, but cut");
+}
+
+/// SPIRE's fetches came through while ours did not: the endpoint presents what only it knows.
+#[tokio::test]
+async fn an_endpoint_that_moved_on_unseen_is_heard_by_what_spire_fetched_but_not_against_the_operator() {
+    let (old, new) = (Ca::new(), Ca::new());
+    let body = numbered(&[&old, &new], 2);
+    let west = serve("west.test", &new, move |_, _| Reply::Ok(body.clone())).await;
+    let mut moved = target("west.test", &west.url("/"), &old);
+    let mut run = start(HOUR, &[moved.clone()]);
+    let failed = run.until("west.test", |state| state.failure.is_some()).await;
+    assert_eq!(failed.failure.unwrap().problem, FetchProblem::EndpointCertificateUntrusted);
+    let both = Arc::new(Bundle::new(td("west.test"), [old.authority(), new.authority()]));
+    let since = later().saturating_add(Duration::from_secs(1)).unwrap();
+    moved.held = Some(HeldBySpire { bundle: both, since });
+    run.targets.send_replace(map(&[moved.clone()]));
+    let healed = run.until("west.test", |state| state.failure.is_none() && state.latest.is_some()).await;
+    assert_eq!((sequence(&healed), healed.alarms), (Some(2), vec![]));
+    // The operator takes the new authority's word back: what SPIRE holds is what was there before.
+    moved.bootstrap = Some(Arc::new(Bundle::new(td("west.test"), [old.authority(), Ca::new().authority()])));
+    run.targets.send_replace(map(&[moved]));
+    run.refresh.refresh(&td("west.test"), later());
+    let failed = run.until("west.test", |state| state.failure.is_some()).await;
+    assert_eq!(failed.failure.unwrap().problem, FetchProblem::EndpointCertificateUntrusted);
 }

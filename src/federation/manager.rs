@@ -403,7 +403,7 @@ impl Manager {
 }
 
 /// The time now, as TLS wants it.
-pub(super) fn unix_now() -> UnixTime {
+pub(crate) fn unix_now() -> UnixTime {
     let seconds = u64::try_from(crate::clock::now().as_second()).unwrap_or_default();
     UnixTime::since_unix_epoch(Duration::from_secs(seconds))
 }

@@ -5,15 +5,20 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
 use crate::model::cluster::Pod;
+use crate::model::export::in_namespace;
 use crate::model::object::Kind;
 use crate::model::trust::{Entry, SpireState};
-use crate::model::{Object, ObjectKey, World};
+use crate::model::{NamespacedName, Object, ObjectKey, World};
 use crate::plan::exports::resolve::{self, Entries};
 
 /// What has to be decided again.
 #[derive(Debug)]
 pub(super) struct Exports {
     namespaces: BTreeSet<String>,
+    /// FederatedServices, and hosts of aliases of ours, that have come, changed or gone: they concern no other, where there
+    /// are no rules.
+    declared: BTreeSet<NamespacedName>,
+    aliases: BTreeSet<NamespacedName>,
     everything: bool,
     /// SPIRE's entries, by pod.
     entries: Entries,
@@ -23,7 +28,14 @@ pub(super) struct Exports {
 
 impl Default for Exports {
     fn default() -> Self {
-        Self { namespaces: BTreeSet::new(), everything: true, entries: Entries::default(), is_indexed: false }
+        Self {
+            namespaces: BTreeSet::new(),
+            declared: BTreeSet::new(),
+            aliases: BTreeSet::new(),
+            everything: true,
+            entries: Entries::default(),
+            is_indexed: false,
+        }
     }
 }
 
@@ -43,7 +55,13 @@ impl Exports {
             Kind::Namespace => {
                 self.namespaces.insert(key.name.clone());
             }
-            Kind::FederatedService | Kind::Service | Kind::ServiceEntry => {
+            Kind::FederatedService => {
+                self.declared.extend(namespaced(key));
+            }
+            Kind::ServiceEntry => {
+                self.aliases.extend(namespaced(key));
+            }
+            Kind::Service => {
                 self.namespaces.extend(key.namespace.clone());
             }
             _ => {}
@@ -75,7 +93,8 @@ impl Exports {
 
     /// Decides again on what has changed. Answers with whether anything came of it.
     pub(super) fn settle(&mut self, world: &mut World) -> bool {
-        if !self.everything && self.namespaces.is_empty() {
+        let some = self.some(world);
+        if !self.everything && self.namespaces.is_empty() && some.is_empty() {
             return false;
         }
         if !self.is_indexed {
@@ -87,12 +106,52 @@ impl Exports {
             namespaces.extend(all_namespaces(world));
         }
         let mut changed = false;
+        for (namespace, names) in some {
+            if namespaces.contains(&namespace) {
+                continue;
+            }
+            match resolve::these(world, &self.entries, &namespace, &names) {
+                Some(resolved) => changed |= world.resolve_these(&names, resolved),
+                None => drop(namespaces.insert(namespace)),
+            }
+        }
         for namespace in namespaces {
             let resolved = resolve::namespace(world, &self.entries, &namespace);
             changed |= world.resolve(&namespace, resolved);
         }
         changed
     }
+}
+
+impl Exports {
+    /// The FederatedServices that are to be decided again by themselves, by namespace.
+    fn some(&mut self, world: &World) -> BTreeMap<String, BTreeSet<NamespacedName>> {
+        let mut some: BTreeMap<String, BTreeSet<NamespacedName>> = BTreeMap::new();
+        let aliases = std::mem::take(&mut self.aliases);
+        let own = world.own_trust_domain();
+        let exported_as = |alias: &NamespacedName| {
+            let host = alias.name.strip_suffix(own?.as_str())?.strip_suffix('.')?;
+            let (name, namespace) = host.rsplit_once('.')?;
+            (namespace == alias.namespace).then(|| NamespacedName::new(namespace, name))
+        };
+        let aliases: BTreeSet<NamespacedName> = aliases.iter().filter_map(exported_as).collect();
+        let namespaces: BTreeSet<&str> = aliases.iter().map(|alias| alias.namespace.as_str()).collect();
+        for (object, declared) in namespaces.into_iter().flat_map(|name| in_namespace(&world.declared, name))
+        {
+            let of = NamespacedName::new(declared.name.namespace(), declared.name.name());
+            if aliases.contains(&of) {
+                some.entry(object.namespace.clone()).or_default().insert(object.clone());
+            }
+        }
+        for name in std::mem::take(&mut self.declared) {
+            some.entry(name.namespace.clone()).or_default().insert(name);
+        }
+        some
+    }
+}
+
+fn namespaced(key: &ObjectKey) -> Option<NamespacedName> {
+    Some(NamespacedName::new(key.namespace.clone()?, key.name.clone()))
 }
 
 fn entries(world: &World) -> Entries {

@@ -31,6 +31,8 @@ use crate::store::Event;
 /// of the time while changes go on to come. One that comes alone waits the least.
 const GATHER: Duration = Duration::from_millis(5);
 const GATHER_MOST: Duration = Duration::from_millis(250);
+/// How long no plan is made at most. What time alone decides has its moment in each plan, by a clock that may be set meanwhile.
+const LEAST_OFTEN: Duration = Duration::from_secs(60);
 
 /// Asks for everything that is known.
 #[derive(Clone, Debug)]
@@ -72,7 +74,7 @@ pub struct Inputs {
     pub leader: watch::Receiver<Leader>,
     /// Who asks for the world as it is.
     pub asks: mpsc::Receiver<Ask>,
-    /// Who has asked, and is answered after the next plan.
+    /// Who has asked, and is not answered yet.
     pub asked: Vec<Ask>,
 }
 
@@ -110,26 +112,29 @@ pub async fn run(
     loop {
         let woken = tokio::select! {
             () = cancel.cancelled() => return Ok(()),
-            changed = take(&mut planner.index, &mut inputs) => changed,
-            () = sleep_until(wake_at, clock) => Ok(true),
+            news = take(&mut planner.index, &mut inputs) => news,
+            () = sleep_until(wake_at, clock) => Ok(News::ToPlanFor),
         };
-        match while_running(woken, &cancel)? {
+        let mut news = match while_running(woken, &cancel)? {
             None => return Ok(()),
-            Some(false) => continue,
-            Some(true) => {}
-        }
+            Some(News::None) => continue,
+            Some(news) => news,
+        };
         // Whatever else arrives within a moment is planned for together.
         let gather = tokio::time::sleep_until(rested.max(Instant::now() + GATHER));
         tokio::pin!(gather);
         loop {
             tokio::select! {
                 () = &mut gather => break,
-                changed = take(&mut planner.index, &mut inputs) => {
-                    if while_running(changed, &cancel)?.is_none() {
-                        return Ok(());
-                    }
+                more = take(&mut planner.index, &mut inputs) => match while_running(more, &cancel)? {
+                    None => return Ok(()),
+                    Some(more) => news = news.max(more),
                 }
             }
+        }
+        if news == News::Asked {
+            answer(&planner.index, &mut inputs.asked, clock());
+            continue;
         }
         let began = Instant::now();
         // A plan for very much takes a while, in which leases are renewed and peers heard all the same.
@@ -146,13 +151,37 @@ pub async fn run(
         };
         planner.outputs.metrics.took(Step::Plan, began.elapsed());
         rested = Instant::now() + (began.elapsed() * 4).min(GATHER_MOST);
-        if !inputs.asked.is_empty() {
-            let world = Arc::new(planner.index.world().clone());
-            for ask in inputs.asked.drain(..) {
-                // who asked may have gone
-                let _ = ask.send(Arc::clone(&world));
-            }
-        }
+        answer(&planner.index, &mut inputs.asked, clock());
+    }
+}
+
+/// What came in.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+enum News {
+    /// Nothing that anything is decided by.
+    None,
+    /// Someone asks what is known.
+    Asked,
+    ToPlanFor,
+}
+
+impl News {
+    const fn of(is_any: bool) -> Self {
+        if is_any { Self::ToPlanFor } else { Self::None }
+    }
+}
+
+/// Answers all who ask, with what is known now.
+fn answer(index: &Index, asked: &mut Vec<Ask>, now: Timestamp) {
+    if asked.is_empty() {
+        return;
+    }
+    let mut world = index.world().clone();
+    (world.now, world.moment) = (crate::clock::whole(now), now);
+    let world = Arc::new(world);
+    for ask in asked.drain(..) {
+        // who asked may have gone
+        let _ = ask.send(Arc::clone(&world));
     }
 }
 
@@ -200,18 +229,23 @@ impl Planner {
 }
 
 /// What was taken in, as long as it goes on. Once the agent is told to stop, its sources end, some before this task has seen that.
-fn while_running(taken: anyhow::Result<bool>, cancel: &CancellationToken) -> anyhow::Result<Option<bool>> {
+fn while_running(taken: anyhow::Result<News>, cancel: &CancellationToken) -> anyhow::Result<Option<News>> {
     if cancel.is_cancelled() {
         return Ok(None);
     }
     taken.map(Some)
 }
 
-/// Waits for one source to have news, and takes it in; whether there is anything to plan for.
-async fn take(index: &mut Index, inputs: &mut Inputs) -> anyhow::Result<bool> {
+/// Waits for one source to have news, and takes it in.
+async fn take(index: &mut Index, inputs: &mut Inputs) -> anyhow::Result<News> {
     tokio::select! {
-        Some(ask) = inputs.asks.recv() => inputs.asked.push(ask),
-        event = inputs.store.recv() => return Ok(index.store(event.ok_or_else(|| ended("the store"))?)),
+        Some(ask) = inputs.asks.recv() => {
+            inputs.asked.push(ask);
+            return Ok(News::Asked);
+        }
+        event = inputs.store.recv() => {
+            return Ok(News::of(index.store(event.ok_or_else(|| ended("the store"))?)));
+        }
         changed = inputs.identity.changed() => {
             changed.map_err(|_| ended("the Workload API client"))?;
             let identity = inputs.identity.borrow_and_update().clone();
@@ -228,7 +262,10 @@ async fn take(index: &mut Index, inputs: &mut Inputs) -> anyhow::Result<bool> {
         }
         changed = inputs.endpoints.changed() => {
             changed.map_err(|_| ended("the bundle endpoint monitor"))?;
-            index.world_mut().endpoints = Arc::clone(&inputs.endpoints.borrow_and_update());
+            let endpoints = Arc::clone(&inputs.endpoints.borrow_and_update());
+            let is_any = plan::heed::endpoints(index.world(), &endpoints);
+            index.world_mut().endpoints = endpoints;
+            return Ok(News::of(is_any));
         }
         changed = inputs.sessions.changed() => {
             // They come into the world when it is planned for, each peer's at its pace.
@@ -254,7 +291,7 @@ async fn take(index: &mut Index, inputs: &mut Inputs) -> anyhow::Result<bool> {
             index.world_mut().failures = Arc::clone(&inputs.failures.borrow_and_update());
         }
     }
-    Ok(true)
+    Ok(News::ToPlanFor)
 }
 
 fn ended(source: &str) -> anyhow::Error {
@@ -262,13 +299,8 @@ fn ended(source: &str) -> anyhow::Error {
 }
 
 async fn sleep_until(at: Option<Timestamp>, clock: fn() -> Timestamp) {
-    match at {
-        None => std::future::pending().await,
-        Some(at) => {
-            let wait = Duration::try_from(at.duration_since(clock())).unwrap_or_default();
-            tokio::time::sleep(wait.max(GATHER)).await;
-        }
-    }
+    let wait = |at: Timestamp| Duration::try_from(at.duration_since(clock())).unwrap_or_default();
+    tokio::time::sleep(at.map_or(LEAST_OFTEN, wait).clamp(GATHER, LEAST_OFTEN)).await;
 }
 
 fn publish(index: &Index, plan: Plan, outputs: &Outputs) {

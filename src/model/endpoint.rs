@@ -52,6 +52,13 @@ impl EndpointUrl {
     pub fn as_str(&self) -> &str {
         &self.0
     }
+
+    /// The host: a DNS name, or an IP address (of IPv6, in brackets).
+    #[must_use]
+    pub fn host(&self) -> Option<String> {
+        let uri: http::Uri = self.0.parse().ok()?;
+        uri.host().map(str::to_owned)
+    }
 }
 
 impl fmt::Display for EndpointUrl {
@@ -89,8 +96,19 @@ pub struct MonitorTarget {
     pub persisted: Option<Arc<Bundle>>,
     /// For `https_spiffe` with an endpoint in another trust domain: the bundle of that one. Otherwise absent.
     pub verify_with: Option<Arc<Bundle>>,
+    /// What SPIRE fetched meanwhile from this very endpoint, by the same rules: it goes on where no fetch of ours comes
+    /// through, or no agent runs. Verifies where what we hold does not any more, as far as it continues that.
+    pub held: Option<HeldBySpire>,
     /// The longest time between two fetches, whatever the endpoint hints at; `None`: as it hints.
     pub at_most: Option<Duration>,
+}
+
+/// A bundle that SPIRE holds of a trust domain.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct HeldBySpire {
+    pub bundle: Arc<Bundle>,
+    /// Since when it is known to be that one.
+    pub since: Timestamp,
 }
 
 /// Why a fetch gave no bundle; each is a reason of the condition `BundleEndpointHealthy`.

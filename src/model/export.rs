@@ -126,6 +126,26 @@ pub(super) fn replace<T: PartialEq>(
     changed
 }
 
+/// As [`replace`], for these names alone.
+pub(super) fn replace_these<T: PartialEq>(
+    all: &mut BTreeMap<NamespacedName, T>,
+    names: &BTreeSet<NamespacedName>,
+    mut with: BTreeMap<NamespacedName, T>,
+) -> bool {
+    let mut changed = false;
+    for name in names {
+        match with.remove(name) {
+            None => changed |= all.remove(name).is_some(),
+            Some(value) if all.get(name) == Some(&value) => {}
+            Some(value) => {
+                all.insert(name.clone(), value);
+                changed = true;
+            }
+        }
+    }
+    changed
+}
+
 /// What of a map lies in one namespace, without a look at the rest.
 pub fn in_namespace<'a, T>(
     all: &'a BTreeMap<NamespacedName, T>,

@@ -55,8 +55,14 @@ pub struct Settings {
     /// Who makes relationships in SPIRE of what is written.
     pub relationships: Relationships,
     /// Out of which imported services are given addresses, one of each IP family that the cluster's own Services have; empty:
-    /// they are given none.
+    /// they are given none. Without Istio they are the loopback interface's.
     pub import_ranges: Vec<IpNet>,
+    /// Whether clients are served by xDS.
+    pub serves_xds: bool,
+    /// The name under which SPIRE's agents serve a workload every bundle that it has (`default_all_bundles_name` of their SDS).
+    pub xds_all_bundles: String,
+    /// Whether names of imported services are answered by the agent's own DNS server.
+    pub dns: bool,
     /// How long SPIRE agents are given to follow before a bundle is deleted.
     pub drain: Duration,
     /// The interval at which SPIRE polls a bundle endpoint, at most: what is called stale is two of them old.
@@ -89,11 +95,21 @@ impl Settings {
                 IpNet::V4(Ipv4Net::new_assert(Ipv4Addr::new(240, 241, 0, 0), 16)),
                 IpNet::V6(Ipv6Net::new_assert(Ipv6Addr::new(0xfd24, 0x0241, 0, 0, 0, 0, 0, 0), 64)),
             ],
+            serves_xds: false,
+            xds_all_bundles: "ALL".to_owned(),
+            dns: false,
             drain: Duration::from_secs(30),
             poll_interval: Duration::from_secs(75),
             agent_follow: Duration::from_secs(6),
             good_fetches: 3,
         }
+    }
+
+    /// Out of which imported services are given addresses without Istio, where the operator says nothing. Of IPv6 the loopback
+    /// interface has one address alone.
+    #[must_use]
+    pub fn loopback_ranges() -> Vec<IpNet> {
+        vec![IpNet::V4(Ipv4Net::new_assert(Ipv4Addr::new(127, 64, 0, 0), 10))]
     }
 
     /// Whether objects of this kind are followed.
@@ -419,6 +435,15 @@ impl World {
         let unresolved = export::replace(&mut self.unresolved, namespace, to.unresolved);
         let notes = export::replace(&mut self.notes, namespace, to.notes);
         let skipped = export::replace(&mut self.skipped, namespace, to.skipped);
+        services || unresolved || notes || skipped
+    }
+
+    /// Takes in what these FederatedServices come to now. Answers with whether anything changed.
+    pub fn resolve_these(&mut self, names: &BTreeSet<NamespacedName>, to: Resolved) -> bool {
+        let services = export::replace_these(&mut self.services, names, to.services);
+        let unresolved = export::replace_these(&mut self.unresolved, names, to.unresolved);
+        let notes = export::replace_these(&mut self.notes, names, to.notes);
+        let skipped = export::replace_these(&mut self.skipped, names, to.skipped);
         services || unresolved || notes || skipped
     }
 

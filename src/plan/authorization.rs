@@ -7,6 +7,7 @@
 
 mod allow;
 pub mod fence;
+mod kept;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
@@ -29,6 +30,10 @@ use super::{diff, generated};
 pub(super) type Workloads<'a> = (&'a str, &'a BTreeMap<String, String>);
 
 pub use allow::{Allows, Selectors};
+pub(super) use kept::Policies;
+
+/// The trust domains whose workloads may be let in; the same ones are the same in memory.
+type Trusted = Arc<BTreeSet<TrustDomain>>;
 
 /// How much of the labels' values, with the prefix, stands in a policy's name before the hash.
 const READABLE: usize = 45;
@@ -47,43 +52,16 @@ pub fn policies(
     if world.absent.contains(&Kind::AuthorizationPolicy) {
         return BTreeMap::new();
     }
-    let mut groups: BTreeMap<Workloads<'_>, Vec<Arc<Service>>> = BTreeMap::new();
-    for service in exports.accepted.values() {
-        groups
-            .entry((&service.object.namespace, &service.workload_labels))
-            .or_default()
-            .push(Arc::clone(service));
-    }
     let peers = memo.peers.share(peers(world, own, ending));
     let unread = Unread::new(world, own);
-    let mut allows = Allows::new(world);
-    let mut policies = BTreeMap::new();
-    for ((namespace, selector), services) in groups {
-        let key = key(namespace, selector);
-        let selectors = allows.selectors(namespace, &mut memo.allowing);
-        let input = (services.clone(), Arc::clone(&peers), selectors);
-        let allowing = memo.allows.get(&key, &input, |(services, peers, selectors)| {
-            let specs = allow::allow(selectors, selector, services, peers);
-            specs.into_iter().map(|spec| allowing(&world.settings, namespace, &spec, services)).collect()
-        });
-        policies.extend(
-            allowing
-                .into_iter()
-                .filter(|policy| generated::claim(world, &policy.key).is_ok())
-                .map(|policy| (policy.key.clone(), policy)),
-        );
-        let mut origin = Origin::of(&services).with_doors(world, own, &services);
-        let standing = standing(world, &key, &unread, &peers, &mut origin);
-        let input = PolicyOf { own: own.clone(), services, peers: Arc::clone(&peers), origin, standing };
-        let deny = memo.policies.get(&key, &input, |of| {
-            let spec = generated::spec(&deny(of));
-            diff::seal(of.origin.clone().object(&world.settings, key.clone(), spec))
-        });
-        policies.insert(key, deny);
-    }
+    let others = memo.observed.others(world);
+    let turn = kept::Turn { world, own, exports, observed: &memo.observed, trusted: &peers, unread: &unread };
+    let made = turn.policies(&mut Allows::new(&others), &mut memo.allowing, &mut memo.policies);
+    let mut policies: BTreeMap<ObjectKey, Arc<Object>> =
+        made.into_iter().map(|policy| (policy.key.clone(), policy)).collect();
     let fence = fence::fence(world, own, exports, &peers);
     policies.extend(fence.map(|fence| (fence.key.clone(), diff::seal(fence))));
-    policies.retain(|key, _| !exports.blocked.contains_key(key));
+    exports.blocked.keys().for_each(|key| drop(policies.remove(key)));
     policies
 }
 
@@ -94,7 +72,7 @@ pub struct PolicyOf {
     /// The services that share the selector.
     services: Vec<Arc<Service>>,
     /// Whose clients count.
-    peers: Arc<BTreeSet<TrustDomain>>,
+    peers: Trusted,
     origin: Origin,
     /// By port, clients of services of the selector that cannot be read now.
     standing: Principals,

@@ -13,16 +13,16 @@ use crate::model::{Object, ObjectKey, World};
 pub(super) fn kept<'a>(world: &'a World, desired: &BTreeMap<ObjectKey, Arc<Object>>) -> Vec<&'a Arc<Object>> {
     let is_ours = |object: &&Arc<Object>| object.is_generated_by(&world.settings.instance);
     let of = |kind: Kind| world.of_kind(kind).map(|(_, object)| object).filter(is_ours);
-    let is_ending =
-        |object: &&Arc<Object>| object.meta.deletion.is_none() && !desired.contains_key(&object.key);
+    let left = diff::left(world, desired);
+    let left_of = |kind: Kind| left.iter().copied().filter(move |object| object.key.kind == kind);
+    let is_ending = |object: &&Arc<Object>| object.meta.deletion.is_none();
     let denies: Vec<_> =
-        of(Kind::AuthorizationPolicy).filter(is_ending).filter(|deny| denies(deny)).collect();
-    let rules: Vec<_> = of(Kind::DestinationRule).filter(is_ending).collect();
+        left_of(Kind::AuthorizationPolicy).filter(is_ending).filter(|deny| denies(deny)).collect();
+    let rules: Vec<_> = left_of(Kind::DestinationRule).filter(is_ending).collect();
     if denies.is_empty() && rules.is_empty() {
         return Vec::new();
     }
-    let is_left = |object: &&Arc<Object>| !desired.contains_key(&object.key);
-    let doors = of(Kind::Gateway).chain(of(Kind::VirtualService)).filter(is_left);
+    let doors = left_of(Kind::Gateway).chain(left_of(Kind::VirtualService));
     let doors: BTreeSet<&str> = doors.flat_map(|door| sources(door)).collect();
     let aliases = of(Kind::ServiceEntry).map(|entry| (entry, entry.labels_at("/workloadSelector/labels")));
     let aliases: BTreeSet<Workloads<'_>> = aliases
@@ -41,7 +41,8 @@ pub(super) fn kept<'a>(world: &'a World, desired: &BTreeMap<ObjectKey, Arc<Objec
     // With it the cluster would collect what it owns, in any order.
     let owners: BTreeSet<&str> =
         rules.iter().flat_map(|rule| &rule.meta.owners).map(|owner| owner.uid.as_str()).collect();
-    let owners = of(Kind::ImportedService).filter(is_ending).filter(|o| owners.contains(o.meta.uid.as_str()));
+    let owners =
+        left_of(Kind::ImportedService).filter(is_ending).filter(|o| owners.contains(o.meta.uid.as_str()));
     denies.into_iter().filter(|deny| leads_to(deny)).chain(owners).chain(rules).collect()
 }
 

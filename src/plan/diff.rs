@@ -4,6 +4,7 @@
 //! last applied is what is desired now; the latter is known by a digest in an annotation, so that a field that was
 //! taken out of the plan is taken out of the object too.
 
+use std::cmp::Ordering;
 use std::collections::{BTreeMap, HashMap};
 use std::sync::Arc;
 
@@ -53,6 +54,25 @@ pub fn writes(
         writes.extend(write(world, object, there, stood).map(|write| (key.clone(), write)));
     }
     writes.into_iter().collect()
+}
+
+/// The observed objects of ours that are not desired, in order. Nearly always few.
+#[must_use]
+pub(super) fn left<'a>(world: &'a World, desired: &BTreeMap<ObjectKey, Arc<Object>>) -> Vec<&'a Arc<Object>> {
+    let mut desired = desired.keys().peekable();
+    let mut left = Vec::new();
+    for (key, object) in &world.objects {
+        let is_desired = loop {
+            match desired.peek().map(|next| (*next).cmp(key)) {
+                Some(Ordering::Less) => drop(desired.next()),
+                order => break order == Some(Ordering::Equal),
+            }
+        };
+        if !is_desired && object.is_generated_by(&world.settings.instance) {
+            left.push(object);
+        }
+    }
+    left
 }
 
 /// Which desired objects were found to stand, by where they are in memory: each with what was observed of it.

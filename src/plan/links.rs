@@ -8,7 +8,8 @@ use super::services::ServicesPlan;
 use super::told;
 use crate::federation::catalogue::{self, ServiceHash};
 use crate::model::session::{
-    Catalogue, GoodbyeReason, HeldBundle, LinkIntent, LinkPlan, Outcomes, SessionState, Trouble, TrustReport,
+    Catalogue, GoodbyeReason, HeldBundle, LinkIntent, LinkPlan, Offers, Outcomes, SessionState, Trouble,
+    TrustReport,
 };
 use crate::model::{Peer, ServiceName, TrustDomain, World};
 
@@ -62,13 +63,14 @@ fn outcomes(services: &ServicesPlan, trust_domain: &TrustDomain, memo: &mut Memo
 
 /// The catalogue of a peer. One that has not changed is the same one; of one that has, only what changed is hashed.
 fn offered(services: &ServicesPlan, trust_domain: &TrustDomain, memo: &mut Memo) -> Arc<Catalogue> {
-    let offers = services.catalogues.get(trust_domain).cloned().unwrap_or_default();
+    let none = Offers::new();
+    let offers = services.catalogues.get(trust_domain).unwrap_or(&none);
     let held = services.held.get(trust_domain).into_iter().flatten();
     let room = catalogue::MAX_SERVICES.saturating_sub(offers.len());
     let held: BTreeSet<ServiceName> =
         held.filter(|name| !offers.contains_key(*name)).take(room).cloned().collect();
     let last = memo.catalogues.get(trust_domain);
-    let is_same = |catalogue: &Catalogue| catalogue.services == offers && catalogue.held == held;
+    let is_same = |catalogue: &Catalogue| catalogue.services == *offers && catalogue.held == held;
     if let Some((catalogue, _)) = last.filter(|(catalogue, _)| is_same(catalogue)) {
         return Arc::clone(catalogue);
     }
@@ -84,7 +86,7 @@ fn offered(services: &ServicesPlan, trust_domain: &TrustDomain, memo: &mut Memo)
         .collect();
     let of_held = held.iter().map(catalogue::hash_held);
     let version = catalogue::version(hashes.iter().copied().chain(of_held).collect());
-    let catalogue = Arc::new(Catalogue { version, services: offers, held, malformed: Vec::new() });
+    let catalogue = Arc::new(Catalogue { version, services: offers.clone(), held, malformed: Vec::new() });
     memo.catalogues.insert(trust_domain.clone(), (Arc::clone(&catalogue), hashes));
     catalogue
 }

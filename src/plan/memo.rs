@@ -9,27 +9,33 @@ use std::net::IpAddr;
 use std::sync::Arc;
 
 use super::admission::Surroundings;
-use super::authorization::{PolicyOf, Selectors};
+use super::authorization::{Policies, Selectors};
 use super::diff::Stood;
+use super::dns::{self, NameOf};
 use super::exports::Export;
 use super::imports::Decisions;
+use super::observed::Observed;
+use super::status::{Answers, SaidOfExport, SaidOfImport};
+use super::xds::{Inbound, InboundOf, Offer, OfferOf, Xds};
 use crate::federation::catalogue::ServiceHash;
 use crate::model::import::Imported;
 use crate::model::service::RemoteService;
 use crate::model::session::{Catalogue, Outcomes};
-use crate::model::{NamespacedName, Object, ObjectKey, Peer, Service, TrustDomain, World};
+use crate::model::{NamespacedName, Object, ObjectKey, Peer, SpiffeId, TrustDomain, World};
 
 /// What is remembered of the last plan.
 #[derive(Debug, Default)]
 pub struct Memo {
+    /// What stands, as the last plan saw it.
+    pub(super) observed: Observed,
+    /// What becomes of each service that is to be exported.
+    pub(super) decided: super::exports::Decisions,
     /// What is generated for an export, and what its peers are offered.
-    pub(super) exports: Kept<NamespacedName, Export, Exported>,
-    /// The policies of ours that allow, by the object of the policy that denies.
-    pub(super) allows: Kept<ObjectKey, AllowOf, Vec<Arc<Object>>>,
+    pub(super) exports: Kept<NamespacedName, Arc<Export>, Arc<Exported>>,
     /// By namespace, the selectors of others' policies that allow.
     pub(super) allowing: BTreeMap<String, Arc<Selectors>>,
-    /// The policy of a selector, by its object.
-    pub(super) policies: Kept<ObjectKey, PolicyOf, Arc<Object>>,
+    /// The policies of each selector.
+    pub(super) policies: Policies,
     /// The trust domains whose workloads may be let in.
     pub(super) peers: Shared<BTreeSet<TrustDomain>>,
     /// Peers without what changes with each write of their objects, beside them as they are.
@@ -40,10 +46,23 @@ pub struct Memo {
     pub(super) decisions: Decisions,
     /// ImportedServices, by host.
     pub(super) imported: Kept<ObjectKey, (Arc<Peer>, Arc<RemoteService>), Arc<Object>>,
+    /// What is answered for an import's name, by its object.
+    pub(super) names: Kept<ObjectKey, NameOf, (Arc<str>, Arc<dns::Host>)>,
+    /// What is answered to all.
+    pub(super) zone: Shared<dns::Zone>,
     /// What clients need of an import, by its object.
     pub(super) entries: Kept<ObjectKey, ImportOf, Vec<Arc<Object>>>,
-    /// Statuses that stand as they should.
-    pub(super) statuses: Kept<ObjectKey, super::status::Said, ()>,
+    /// What clients without Istio are served of an import.
+    pub(super) offers: Kept<NamespacedName, OfferOf, Arc<Offer>>,
+    /// What the proxies of a server are served.
+    pub(super) inbound: Kept<SpiffeId, InboundOf, Arc<Inbound>>,
+    /// All that is served.
+    pub(super) xds: Shared<Xds>,
+    /// Statuses that stand as they should: of FederatedServices, and of ImportedServices.
+    pub(super) exports_said: Kept<NamespacedName, SaidOfExport, ()>,
+    pub(super) imports_said: Kept<NamespacedName, SaidOfImport, ()>,
+    /// What peers were offered, and have answered.
+    pub(super) answers: Answers,
     /// What each peer is offered, with the hash of each service in the order of their names.
     pub(super) catalogues: BTreeMap<TrustDomain, (Arc<Catalogue>, Vec<ServiceHash>)>,
     /// What each peer is answered.
@@ -51,9 +70,6 @@ pub struct Memo {
     /// Objects that stand as they should.
     pub(super) stood: Stood,
 }
-
-/// What the policies that allow are made of: the services of one selector, whose clients count, and others' selectors.
-pub(super) type AllowOf = (Vec<Arc<Service>>, Arc<BTreeSet<TrustDomain>>, Arc<Selectors>);
 
 /// What the objects of an import are made of: the last are its addresses.
 pub(super) type ImportOf = (Arc<Peer>, Arc<Imported>, Vec<IpAddr>);
@@ -97,12 +113,14 @@ impl Memo {
     pub(super) fn turn(&mut self) {
         self.peers_alone.retain(|_, (whole, _)| Arc::strong_count(whole) > 1);
         self.exports.turn();
-        self.allows.turn();
         self.allowing.retain(|_, selectors| Arc::strong_count(selectors) > 1);
-        self.policies.turn();
         self.imported.turn();
+        self.names.turn();
         self.entries.turn();
-        self.statuses.turn();
+        self.offers.turn();
+        self.inbound.turn();
+        self.exports_said.turn();
+        self.imports_said.turn();
         self.stood.turn();
     }
 }
@@ -173,8 +191,14 @@ impl<K: Eq + Hash + Clone, I: PartialEq + Clone, V: Clone> Kept<K, I, V> {
 }
 
 /// One value that seldom changes: equal ones are the same one.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub(super) struct Shared<T>(Option<Arc<T>>);
+
+impl<T> Default for Shared<T> {
+    fn default() -> Self {
+        Self(None)
+    }
+}
 
 impl<T: PartialEq> Shared<T> {
     pub(super) fn share(&mut self, value: T) -> Arc<T> {

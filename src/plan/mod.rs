@@ -7,6 +7,7 @@ pub mod authorization;
 mod closing;
 pub mod contest;
 pub mod diff;
+pub mod dns;
 pub mod ending;
 pub mod exports;
 pub mod finalizers;
@@ -16,6 +17,7 @@ pub mod gateways;
 pub mod generated;
 #[cfg(test)]
 mod golden;
+pub mod heed;
 pub mod imports;
 pub mod istio;
 pub mod links;
@@ -24,6 +26,7 @@ pub mod memory;
 pub mod mesh;
 pub mod monitors;
 pub mod notice;
+mod observed;
 pub mod origin;
 pub mod pace;
 pub mod pods;
@@ -43,6 +46,7 @@ pub mod told;
 #[cfg(test)]
 mod trust_tests;
 pub mod verdict;
+pub mod xds;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
@@ -79,8 +83,12 @@ pub struct Plan {
     pub statuses: BTreeMap<ObjectKey, StatusWrite>,
     /// Which of the peers' gateways are to be tried.
     pub gateways: BTreeSet<GatewayAddress>,
+    /// What the DNS server answers; `None` while that is not known: what was answered before stays.
+    pub zone: Option<Arc<dns::Zone>>,
     /// Whose bundle endpoints are to be asked, unless they were after that moment.
     pub ask_again: BTreeMap<TrustDomain, Timestamp>,
+    /// What clients without Istio are served; `None`: what they were served last.
+    pub xds: Option<Arc<xds::Xds>>,
     /// When to plan again though nothing changes.
     pub wake_at: Option<Timestamp>,
 }
@@ -150,6 +158,7 @@ pub fn plan_anew(world: &World, memo: &mut Memo) -> Plan {
         writes.remove(&relationship::key(&peer.trust_domain));
     }
     let statuses = statuses(world, &services, &links, &blocked, memo);
+    let zone = dns::zone(world, &ending, &services, memo);
     memo.turn();
     Plan {
         writes,
@@ -161,6 +170,8 @@ pub fn plan_anew(world: &World, memo: &mut Memo) -> Plan {
         wake_at: wake_at(world, &services),
         ask_again: ask_again(world),
         gateways: reach::targets(&services.carriers),
+        xds: services.xds.take(),
+        zone,
         links,
         objects,
     }
@@ -243,7 +254,7 @@ fn statuses(
         }
     }
     if world.identity.is_some() && world.spire.is_some() {
-        statuses.extend(status::services(world, services, memo));
+        statuses.extend(status::services(world, services, links, memo));
     }
     statuses
 }

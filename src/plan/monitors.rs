@@ -4,8 +4,8 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Duration;
 
-use super::relationship;
-use crate::model::endpoint::{EndpointProfile, MonitorTarget};
+use super::{poison, relationship};
+use crate::model::endpoint::{EndpointProfile, HeldBySpire, MonitorTarget};
 use crate::model::{Bundle, Peer, TrustDomain, World};
 
 /// Good fetches end a suspension: they do not wait for the interval that the peer itself hints at.
@@ -33,11 +33,22 @@ pub fn monitors(world: &World) -> BTreeMap<TrustDomain, MonitorTarget> {
             bootstrap: relationship::bootstrap(world, peer),
             persisted: relationship::persisted(world, peer),
             verify_with: verify_with(world, peer),
+            held: held(world, peer),
             at_most: is_poisoned.then_some(SUSPENDED),
         };
         monitors.insert(peer.trust_domain.clone(), target);
     }
     monitors
+}
+
+/// What SPIRE fetched, where its relationship is with the endpoint that the peer has now.
+fn held(world: &World, peer: &Peer) -> Option<HeldBySpire> {
+    let spire = world.spire.as_ref().filter(|spire| spire.failure.is_none())?;
+    let related = spire.relationships.get(&peer.trust_domain)?;
+    let bundle = spire.bundles.get(&peer.trust_domain).filter(|_| related.endpoint == peer.endpoint)?;
+    let stored = world.memory.get(&peer.trust_domain)?.stored.as_ref()?;
+    let is_known = stored.digest == Some(bundle.digest()) && poison::harm(world, peer, bundle).is_none();
+    is_known.then(|| HeldBySpire { bundle: Arc::clone(bundle), since: stored.since })
 }
 
 /// The bundle of the endpoint's own trust domain, where that is not the peer's: ours, or another peer's by its own

@@ -4,6 +4,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
 use super::authorization::Allows;
+use super::diff;
 use super::generated::source_of;
 use crate::model::object::{ANNOTATION_SOURCE, Kind, LABEL_PEER};
 use crate::model::world::Rejected;
@@ -18,6 +19,10 @@ pub fn prune(world: &World, desired: &BTreeMap<ObjectKey, Arc<Object>>) -> BTree
     if !world.is_read() || world.identity.is_none() || world.spire.is_none() {
         return BTreeMap::new();
     }
+    let left = diff::left(world, desired);
+    if left.is_empty() {
+        return BTreeMap::new();
+    }
     let frozen = frozen_peers(world);
     let unreadable: BTreeSet<String> = world
         .rejected
@@ -26,13 +31,9 @@ pub fn prune(world: &World, desired: &BTreeMap<ObjectKey, Arc<Object>>) -> BTree
         .map(|(key, _)| source_of(key))
         .collect();
     let allows = Allows::new(world);
-    world
-        .objects
-        .values()
+    left.into_iter()
         .filter(|object| Kind::GENERATED.contains(&object.key.kind))
-        .filter(|object| object.is_generated_by(&world.settings.instance))
         .filter(|object| object.meta.deletion.is_none())
-        .filter(|object| !desired.contains_key(&object.key))
         .filter(|object| !object.meta.labels.get(LABEL_PEER).is_some_and(|peer| frozen.contains(peer)))
         .filter(|object| {
             let source = object.meta.annotations.get(ANNOTATION_SOURCE);

@@ -14,7 +14,7 @@ use crate::api::v1alpha1::conditions::ReciprocalReason as Reason;
 use crate::bundle::testing::{Ca, NOW, ca_params};
 use crate::model::change::PatchOp;
 use crate::model::condition::Truth;
-use crate::model::endpoint::{EndpointState, FetchFailure, FetchProblem, Proof};
+use crate::model::endpoint::{EndpointState, EndpointUrl, FetchFailure, FetchProblem, Proof};
 use crate::model::object::{Kind, ObjectKey};
 use crate::model::peer::RegistrationSelection;
 use crate::model::registration::{Record, Registration};
@@ -1381,6 +1381,34 @@ fn a_suspended_peer_is_polled_at_our_own_pace_and_is_told_what_it_waits_for() {
     assert!(!distributed(&scene).contains("spec.suspend"));
     scene.change_peer(|peer| peer.suspend = true);
     assert!(distributed(&scene).contains("once spec.suspend is unset"), "{}", distributed(&scene));
+}
+
+#[test]
+fn what_spire_fetched_is_offered_to_the_monitor_of_the_same_endpoint_alone() {
+    let mut scene = Scene::related();
+    let held = |scene: &Scene| {
+        let held = monitors::monitors(&scene.world)[&td(EAST)].held.clone();
+        held.map(|held| (held.bundle.digest(), held.since))
+    };
+    assert_eq!(held(&scene), None, "since when is not known");
+    scene.pass(1);
+    let first = Some((scene.east.digest(), scene.world.now));
+    assert_eq!(held(&scene), first);
+    scene.pass(5);
+    assert_eq!(held(&scene), first, "time alone changes nothing");
+    scene.spire(|spire, _| {
+        let moved = EndpointUrl::parse("https://moved.example").unwrap();
+        spire.relationships.get_mut(&td(EAST)).unwrap().endpoint.url = moved;
+    });
+    assert_eq!(held(&scene), None, "it is of another endpoint");
+    let mut unread = Scene::related();
+    unread.pass(1);
+    unread.spire(|spire, _| spire.failure = Some("down".to_owned()));
+    assert_eq!(held(&unread), None);
+    let mut poisoned = Scene::related();
+    poisoned.spire(|spire, _| drop(spire.bundles.insert(td(EAST), empty())));
+    poisoned.pass(1);
+    assert_eq!(held(&poisoned), None);
 }
 
 #[test]

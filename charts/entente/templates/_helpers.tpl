@@ -91,6 +91,13 @@ ENTENTE_BUNDLE_ENDPOINT_PROFILE: {{ . | quote }}
 {{- with .Values.bundleEndpoint.spiffeID }}
 ENTENTE_BUNDLE_ENDPOINT_SPIFFE_ID: {{ . | quote }}
 {{- end }}
+{{- if .Values.dns.enabled }}
+ENTENTE_DNS_LISTEN: {{ include "entente.listen" (list . .Values.dns.port) }}
+ENTENTE_DNS_RATE: {{ .Values.dns.rate | int64 | toString | quote }}
+{{- with .Values.dns.upstream }}
+ENTENTE_DNS_UPSTREAM: {{ join "," . | quote }}
+{{- end }}
+{{- end }}
 {{- if .Values.view.enabled }}
 ENTENTE_VIEW: "true"
 {{- end }}

@@ -14,6 +14,8 @@ use crate::sides::{self, SERVICE, SERVICE_ENTRY};
 
 const SAMPLES: usize = 30;
 const LONG: Duration = Duration::from_secs(60);
+/// Between two changes.
+const PAUSE: Duration = Duration::from_millis(1_100);
 /// A namespace of someone else's ServiceEntries.
 const ELSEWHERE: &str = "elsewhere";
 
@@ -41,8 +43,9 @@ pub(crate) async fn run(rest: &mut Rest, services: usize) -> Result<()> {
         bare::apply_one(&exports, &service(sample, port)).await?;
         until(&mut seen, &format!("service-{sample}.shop.west.example"), port).await?;
         through.push(since.elapsed());
-        // What follows of it, statuses on both sides, is not part of the next.
-        tokio::time::sleep(Duration::from_millis(500)).await;
+        // What follows of it, statuses on both sides, is not part of the next; nor is the pace at which a peer's words are
+        // followed that never rests, one a second.
+        tokio::time::sleep(PAUSE).await;
     }
     let (through, alone) = (Figures::of(through), Figures::of(alone));
     println!("one of {services} services changed in west, until its ServiceEntry is seen changed in east:");

@@ -8,7 +8,7 @@ use crate::load::Load;
 use crate::pair::{Pair, with_own_pair, with_pair};
 use crate::process::Signal;
 use crate::relay::{Network, Relay};
-use crate::spire::SpireOptions;
+use crate::spire::{SpireOptions, Upstream};
 use crate::wait::eventually;
 use crate::world::{Domain, Options};
 use anyhow::{Context, Result, ensure};
@@ -253,7 +253,7 @@ fn each_spire_server_is_rotated_and_one_that_is_silent_holds_up_no_other() {
 /// Behind an upstream authority the peers hold that one; it is not finished here, and the server's own are rotated.
 #[test]
 fn an_upstream_authority_is_rotated_below_and_never_tainted_here() {
-    let spire = SpireOptions { upstream: true, ..SpireOptions::default() };
+    let spire = SpireOptions { upstream: Upstream::Disk, ..SpireOptions::default() };
     with_own_pair(Options::default(), Options { spire }, async |pair| {
         let agents = federated(pair).await?;
         let west = &pair.west;

@@ -78,8 +78,12 @@ fn matrix() -> Vec<(&'static str, Value, &'static [&'static str])> {
             "who may reach it, and who watches it",
             json!({
                 "replicas": 2,
+                "dns": {
+                    "enabled": true, "port": 7053, "upstream": ["192.0.2.53", "[2001:db8::53]:5353"], "rate": 1_000_000,
+                    "service": {"annotations": {"a": "b"}},
+                },
                 "networkPolicy": {
-                    "enabled": true, "peers": from, "admin": from,
+                    "enabled": true, "peers": from, "admin": from, "dns": from,
                     "egress": [{"ports": [{"port": 443, "protocol": "TCP"}]}],
                 },
                 "metrics": {
@@ -138,6 +142,8 @@ fn values_that_cannot_be_are_refused() {
         ("spire.server.addresses={spire-server}".to_owned(), "addresses"),
         ("peer.advertise={entente.west.example}".to_owned(), "advertise"),
         ("timing.drian=3".to_owned(), "drian"),
+        ("dns.enabled=true,dns.port=53".to_owned(), "1,024"),
+        ("dns.upstream={dns.example}".to_owned(), "upstream"),
         ("image.digest=latest".to_owned(), "digest"),
         ("bundleEndpoint.url=http://spire".to_owned(), "/bundleEndpoint/url"),
         ("serviceAccount.create=false".to_owned(), "name the ServiceAccount"),

@@ -10,6 +10,7 @@ for cluster in "${CLUSTERS[@]}"; do
   h "$cluster" upgrade --install spire-crds spire-crds --repo "$CHARTS" --version "$SPIRE_CRDS_CHART" \
     --namespace spire-server --create-namespace
   h "$cluster" upgrade --install spire spire --repo "$CHARTS" --version "$SPIRE_CHART" --namespace spire-server \
+    --values "$REPOSITORY/spire/helm/federation.yaml" --values "$REPOSITORY/spire/helm/istio.yaml" \
     --values "$HERE/values/spire.yaml" \
     --set "global.spire.trustDomain=$(domain "$cluster")" --set "global.spire.clusterName=$cluster" \
     --wait --timeout 5m

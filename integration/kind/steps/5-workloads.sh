@@ -5,8 +5,9 @@ set -euo pipefail
 source "$(dirname "$0")/../lib.sh"
 
 say "helloworld v1 in east, v2 in west"
-k east apply -f "$HERE/manifests/helloworld.yaml" -f "$HERE/manifests/helloworld-v1.yaml" -f "$HERE/manifests/callers.yaml"
-k west apply -f "$HERE/manifests/helloworld.yaml" -f "$HERE/manifests/helloworld-v2.yaml"
+for cluster in "${CLUSTERS[@]}"; do
+  k "$cluster" apply -f "$REPOSITORY/examples/two-domains-istio/$cluster/workloads.yaml"
+done
 k east rollout status -n helloworld deployment/helloworld-v1 --timeout 180s
 k west rollout status -n helloworld deployment/helloworld-v2 --timeout 180s
 k east wait -n callers --for condition=Ready pod --all --timeout 180s

@@ -57,6 +57,7 @@ k east exec -n callers caller -c curl -- sh -c \
   "for i in \$(seq 1 120); do curl -sS --max-time 5 -o /dev/null -w '%{http_code}\n' $FOREIGN || echo failed; sleep 1; done" \
   >"$WORK/load" &
 load=$!
+trap 'kill "$load" 2>/dev/null || true' EXIT
 entente west rotate x509 --timeout 10m
 wait "$load"
 [[ $(sort -u "$WORK/load") == 200 ]] || fail "calls failed during the rotation: $(sort "$WORK/load" | uniq -c | tr '\n' ';')"

@@ -131,7 +131,8 @@ pub struct ImportedServiceStatus {
     #[schemars(length(max = 32))]
     #[x_kube(merge_strategy = ListMerge::Map(vec!["type".to_owned()]))]
     pub conditions: Vec<Condition>,
-    /// The addresses at which its ServiceEntry has it: out of the agent's range for imports, and its own as long as it is there.
+    /// The addresses at which its ServiceEntry has it, and at which the agent's DNS server answers for it: out of the agent's
+    /// range for imports, and its own as long as it is there.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     #[schemars(length(max = 2), inner(length(max = 45)))]
     pub addresses: Vec<String>,

@@ -12,7 +12,7 @@ use tokio_util::sync::CancellationToken;
 use super::manifests;
 use crate::app;
 use crate::bundle::document;
-use crate::config::{AgentArgs, ReachArgs, StoreArg, TimingArgs};
+use crate::config::{AgentArgs, ClusterArgs, DnsArgs, ReachArgs, StoreArg, TimingArgs, XdsArgs};
 use crate::devkit::{EmbeddedConfig, EmbeddedSpire, NewEntry};
 use crate::model::trust::SpireState;
 use crate::model::{SpiffeId, TrustDomain};
@@ -37,6 +37,12 @@ pub struct DomainConfig {
     pub svid_ttl: Duration,
     /// Sockets of more SPIRE servers that the agent addresses.
     pub more_servers: Vec<PathBuf>,
+    /// Who is served by xDS.
+    pub xds: XdsArgs,
+    /// What the agent is told of its surroundings.
+    pub cluster: ClusterArgs,
+    /// How the agent answers DNS. A port of 0 is another one with each start.
+    pub dns: DnsArgs,
 }
 
 impl DomainConfig {
@@ -55,7 +61,16 @@ impl DomainConfig {
             ..TimingArgs::standard()
         };
         let svid_ttl = Duration::from_secs(60 * 60);
-        Self { trust_domain, root: root.to_owned(), timing, svid_ttl, more_servers: Vec::new() }
+        Self {
+            trust_domain,
+            root: root.to_owned(),
+            timing,
+            svid_ttl,
+            more_servers: Vec::new(),
+            xds: XdsArgs::default(),
+            cluster: ClusterArgs::default(),
+            dns: DnsArgs::default(),
+        }
     }
 }
 
@@ -63,6 +78,8 @@ impl DomainConfig {
 struct RunningAgent {
     /// Where its health, metrics and view are.
     admin: SocketAddr,
+    /// Where it answers DNS, if it does.
+    dns: Option<SocketAddr>,
     cancel: CancellationToken,
     task: JoinHandle<anyhow::Result<()>>,
 }
@@ -113,7 +130,12 @@ impl Domain {
         let cancel = CancellationToken::new();
         let agent = app::start(&self.agent_args(), cancel.clone()).await?;
         self.listen = agent.listen;
-        self.agent = Some(RunningAgent { admin: agent.admin, cancel, task: tokio::spawn(agent.wait()) });
+        self.agent = Some(RunningAgent {
+            admin: agent.admin,
+            dns: agent.dns,
+            cancel,
+            task: tokio::spawn(agent.wait()),
+        });
         Ok(())
     }
 
@@ -131,7 +153,9 @@ impl Domain {
     #[must_use]
     pub fn agent_args(&self) -> AgentArgs {
         AgentArgs {
-            cluster: crate::config::ClusterArgs::default(),
+            cluster: self.config.cluster.clone(),
+            dns: self.config.dns.clone(),
+            xds: self.config.xds.clone(),
             relay: crate::config::RelayArgs::default(),
             store: StoreArg::Directory(self.store.clone()),
             workload_api: format!("unix://{}", self.agent_socket.display()),
@@ -198,6 +222,12 @@ impl Domain {
     #[must_use]
     pub fn admin_address(&self) -> Option<SocketAddr> {
         self.agent.as_ref().map(|agent| agent.admin)
+    }
+
+    /// Where it answers DNS, while it runs and where it was told to.
+    #[must_use]
+    pub fn dns_address(&self) -> Option<SocketAddr> {
+        self.agent.as_ref().and_then(|agent| agent.dns)
     }
 
     /// The directory that the agent works on.

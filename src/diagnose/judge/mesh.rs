@@ -11,7 +11,7 @@ pub(super) fn mesh(view: View<'_>) -> Finding {
         return Finding::skipped("no mesh is followed here");
     };
     let peer = &view.peer.trust_domain;
-    let report = planned::report(view.world, &exports::exports(view.world));
+    let report = planned::report(view.world, view.world, &exports::exports(view.world));
     let found = report.of(peer);
     if let Some(worst) = found.first().filter(|_| report.breaks(peer)) {
         let others = planned::in_words(found.get(1..).unwrap_or_default());

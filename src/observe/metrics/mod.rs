@@ -8,12 +8,14 @@ mod state;
 #[cfg(test)]
 mod tests;
 mod text;
+mod xds;
 
 use std::collections::BTreeMap;
-use std::sync::atomic::AtomicU64;
+use std::sync::atomic::{AtomicI64, AtomicU64, Ordering};
 use std::sync::{Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
+use jiff::Timestamp;
 use prometheus_client::encoding::text::{encode_eof, encode_registry};
 use prometheus_client::encoding::{EncodeLabelSet, EncodeLabelValue};
 use prometheus_client::metrics::counter::Counter;
@@ -24,8 +26,11 @@ use prometheus_client::registry::{Metric, Registry};
 use crate::model::object::Kind;
 use crate::model::{BundleDigest, TrustDomain, World};
 use described::Described;
+use state::seconds;
 pub use state::{Known, stream_state};
 use text::Text;
+pub use xds::OpenStream;
+use xds::Xds;
 
 /// How a write ended.
 #[derive(Clone, Debug, Hash, PartialEq, Eq, EncodeLabelSet)]
@@ -56,6 +61,31 @@ struct PeerLabels {
 pub enum WriteResult {
     Ok,
     Error,
+}
+
+/// What became of a question to the DNS server.
+#[derive(Clone, Debug, Hash, PartialEq, Eq, EncodeLabelSet)]
+struct AskedLabels {
+    outcome: Asked,
+}
+
+/// What became of a question to the DNS server.
+#[derive(Clone, Copy, Debug, Hash, PartialEq, Eq, EncodeLabelValue)]
+pub enum Asked {
+    Answered,
+    /// The name is ours, and has nothing of that type.
+    Empty,
+    /// There is no such name of ours.
+    Unknown,
+    /// The name is not ours, and nobody else is asked; or everything was asked for at once.
+    Refused,
+    /// Somebody else answered.
+    Forwarded,
+    /// Nothing is known yet, or nobody else answered.
+    Failed,
+    Malformed,
+    /// The source asks too much, or has too many connections.
+    Limited,
 }
 
 /// What a turn of reconciliation is made of.
@@ -104,6 +134,10 @@ pub struct Metrics {
     reconcile: Family<StepLabels, Histogram>,
     disconnects: Family<PeerLabels, Counter>,
     push: Histogram,
+    xds: Xds,
+    dns_queries: Family<AskedLabels, Counter>,
+    /// In seconds of Unix time; 0 while the DNS server has nothing to answer, or there is none.
+    dns_zone_changed: AtomicI64,
     before: Mutex<Before>,
 }
 
@@ -117,8 +151,23 @@ impl Default for Metrics {
         let reconcile = register(&mut registry, &described::RECONCILE, reconcile);
         let disconnects = register(&mut registry, &described::PEER_DISCONNECTS, Family::default());
         let push = register(&mut registry, &described::PEER_BUNDLE_PUSH, pushes());
+        let dns_queries = register(&mut registry, &described::DNS_QUERIES, Family::default());
+        let dns_zone_changed = AtomicI64::new(0);
+        let xds = Xds::register(&mut registry);
         let before = Mutex::default();
-        Self { registry, plans, writes, drift_repaired, reconcile, disconnects, push, before }
+        Self {
+            registry,
+            plans,
+            writes,
+            drift_repaired,
+            reconcile,
+            disconnects,
+            push,
+            xds,
+            dns_queries,
+            dns_zone_changed,
+            before,
+        }
     }
 }
 
@@ -148,6 +197,16 @@ impl Metrics {
     /// Counts an object that was put back as it stood.
     pub fn repaired(&self, kind: Kind) {
         self.drift_repaired.get_or_create(&KindLabels { kind: kind.kind().to_owned() }).inc();
+    }
+
+    /// Counts a question to the DNS server.
+    pub fn asked(&self, outcome: Asked) {
+        self.dns_queries.get_or_create(&AskedLabels { outcome }).inc();
+    }
+
+    /// Takes down that the DNS server answers otherwise from now on.
+    pub fn zone_changed(&self, now: Timestamp) {
+        self.dns_zone_changed.store(now.as_second(), Ordering::Relaxed);
     }
 
     /// Takes down how long a step took.
@@ -212,6 +271,11 @@ impl Metrics {
         if let Some((left, whole)) = lead.lease.filter(|_| lead.leads) {
             agent.set(&described::LEASE_REMAINING, &[], left.as_secs_f64());
             agent.set(&described::LEASE_DURATION, &[], whole.as_secs_f64());
+        }
+        self.xds.read(&mut agent);
+        let changed = self.dns_zone_changed.load(Ordering::Relaxed);
+        if changed != 0 {
+            agent.set(&described::DNS_ZONE_CHANGED, &[], seconds(changed));
         }
         let mut text = String::new();
         agent.encode(&mut text);

@@ -37,6 +37,9 @@ pub(super) fn read(known: Known<'_>) -> Text {
         }
     }
     objects(known, &mut text);
+    for (trust_domain, names) in known.plan.zone.iter().flat_map(|zone| zone.counts()) {
+        text.set(&of::DNS_NAMES, &[trust_domain.as_str()], number(names));
+    }
     text
 }
 
@@ -210,7 +213,11 @@ pub(super) fn number(count: usize) -> f64 {
     count as f64
 }
 
-#[allow(clippy::cast_precision_loss, reason = "seconds of a date lie far below 2^52")]
 fn at(time: jiff::Timestamp) -> f64 {
-    time.as_second() as f64
+    seconds(time.as_second())
+}
+
+#[allow(clippy::cast_precision_loss, reason = "seconds of a date lie far below 2^52")]
+pub(super) fn seconds(of_date: i64) -> f64 {
+    of_date as f64
 }

@@ -97,6 +97,8 @@ fn everything_that_is_served_is_described() {
     metrics.wrote(WriteResult::Ok);
     metrics.repaired(Kind::ServiceEntry);
     metrics.took(Step::Plan, Duration::from_millis(3));
+    metrics.asked(Asked::Answered);
+    metrics.zone_changed(at(7));
     let world = federation();
     let text = text(&metrics, &world, &plan::plan(&world), true);
     let served: Vec<&str> = text.lines().filter_map(|line| line.strip_prefix("# TYPE ")).collect();

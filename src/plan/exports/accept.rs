@@ -10,7 +10,7 @@ use crate::api::v1alpha1::conditions::ServiceAcceptedReason;
 use crate::istio::authorization_policy::MAX_RULES;
 use crate::model::export::Unresolved;
 use crate::model::service::TlsMode;
-use crate::model::{Service, ServiceName, TrustDomain, World};
+use crate::model::{NamespacedName, Service, ServiceName, TrustDomain};
 use crate::plan::authorization::Workloads;
 use crate::plan::selectors::DisjointSelectors;
 
@@ -31,21 +31,28 @@ impl<'a> Candidate<'a> {
         };
         (created.is_none(), created, uid, object)
     }
+
+    /// By which it is told from the others: whether it comes to something, and its object.
+    pub(super) fn key(&self) -> (bool, &'a NamespacedName) {
+        match *self {
+            Self::Service(service) => (true, &service.object),
+            Self::Unresolved(it) => (false, &it.declared.object),
+        }
+    }
 }
 
-/// The services, the oldest first, each with whether it stands beside those before it, and beside those that cannot be read
-/// now: what stands of them was there first.
+/// The candidates, the oldest first, each with whether it stands beside those before it, and beside those that cannot be read
+/// now: what stands of them was there first. Where there is no fence and everything can be read, those of one namespace have
+/// no part in what becomes of another's.
 pub(super) fn accept<'a>(
-    world: &'a World,
+    mut candidates: Vec<Candidate<'a>>,
+    has_fence: bool,
     own: &TrustDomain,
     unread: &'a Unread,
 ) -> Vec<(Candidate<'a>, Acceptance)> {
-    let services = world.services.values().map(Candidate::Service);
-    let unresolved = world.unresolved.values().map(|it| Candidate::Unresolved(it.as_ref()));
-    let mut oldest_first: Vec<Candidate<'_>> = services.chain(unresolved).collect();
-    oldest_first.sort_by(|one, other| one.age().cmp(&other.age()));
-    let mut among = Accepted::beside(world, unread);
-    oldest_first.into_iter().map(|candidate| (candidate, among.add(candidate, own))).collect()
+    candidates.sort_by(|one, other| one.age().cmp(&other.age()));
+    let mut among = Accepted::beside(has_fence, unread);
+    candidates.into_iter().map(|candidate| (candidate, among.add(candidate, own))).collect()
 }
 
 type Refused = (ServiceAcceptedReason, String);
@@ -86,8 +93,8 @@ impl std::fmt::Display for Who<'_> {
 }
 
 impl<'a> Accepted<'a> {
-    fn beside(world: &World, unread: &'a Unread) -> Self {
-        let mut accepted = Self { fence: world.settings.fence.then(Principals::default), ..Self::default() };
+    fn beside(has_fence: bool, unread: &'a Unread) -> Self {
+        let mut accepted = Self { fence: has_fence.then(Principals::default), ..Self::default() };
         for (source, left) in &unread.left {
             for name in &left.names {
                 accepted.hosts.insert(name, Who::Unread(source));

@@ -12,7 +12,6 @@ use crate::model::service::{DirectEndpoint, TlsMode};
 use crate::model::world::Rejected;
 use crate::model::{ObjectKey, Service, TrustDomain, World};
 use crate::plan::istio::peer_authentication;
-use crate::plan::pods::Pods;
 use crate::plan::{authorization, generated, mesh};
 
 /// Istio's kinds that an export needs; with `Mtls` the last as well.
@@ -39,16 +38,9 @@ pub(super) fn needed_kinds(world: &World, mode: TlsMode) -> Result<(), ExportPro
 }
 
 /// Only a sidecar with SPIRE's certificates can end `IstioMtls`. Where no pod is known, nothing speaks against it.
-pub(super) fn on_spire<'a>(
-    world: &'a World,
-    around: &Around<'a>,
-    service: &Service,
-) -> Result<(), ExportProblem> {
+pub(super) fn on_spire(around: &Around<'_>, service: &Service) -> Result<(), ExportProblem> {
     let problem = match service.tls_mode {
-        TlsMode::IstioMtls => {
-            let pods = around.pods.get_or_init(|| Pods::new(world));
-            mesh::workloads::certificates(pods, service).problem()
-        }
+        TlsMode::IstioMtls => mesh::workloads::certificates(&around.pods, service).problem(),
         TlsMode::Mtls => None,
     };
     match problem {
@@ -118,7 +110,7 @@ pub(super) fn alone(
     through: &Through,
     warnings: &mut Vec<ExportProblem>,
 ) -> Result<(), ExportProblem> {
-    let Some(rival) = around.claims.rival(world, service, host, through) else { return Ok(()) };
+    let Some(rival) = around.standing.claims.rival(world, service, host, through) else { return Ok(()) };
     let key = &rival.key;
     if rival.is_older {
         let message = format!(
@@ -136,14 +128,14 @@ pub(super) fn alone(
 }
 
 /// Whether sidecars are to be told that the application ends TLS; and what of others' keeps them from it, or from callers.
-pub(super) fn passes_tls<'a>(
-    world: &'a World,
-    around: &Around<'a>,
+pub(super) fn passes_tls(
+    world: &World,
+    around: &Around<'_>,
     service: &Service,
     warnings: &mut Vec<ExportProblem>,
 ) -> bool {
     let workloads = (service.object.namespace.as_str(), &service.workload_labels);
-    let pods = around.pods.get_or_init(|| Pods::new(world));
+    let pods = &around.pods;
     let ports: BTreeSet<u16> = service.ports.iter().map(|port| port.target_port).collect();
     let of =
         |key: &ObjectKey| format!("{key} selects the workloads of {service}, whose application ends TLS");
@@ -152,7 +144,7 @@ pub(super) fn passes_tls<'a>(
         is_any = true;
         has_sidecars |= pod.has_sidecar;
     }
-    if let Some(allow) = around.allows.selecting(workloads).filter(|_| has_sidecars) {
+    if let Some(allow) = around.standing.allows.selecting(workloads).filter(|_| has_sidecars) {
         let message = format!(
             "{}: their sidecars know no caller, so it has to allow whoever comes to port {}",
             of(allow),
@@ -160,7 +152,7 @@ pub(super) fn passes_tls<'a>(
         );
         warnings.push(ExportProblem::new(ExportedReason::AllowStands, message));
     }
-    if let Some(standing) = around.peer_authentications.standing(workloads, &ports, pods) {
+    if let Some(standing) = around.standing.peer_authentications.standing(workloads, &ports, pods) {
         if has_sidecars && !standing.ports.is_empty() {
             let message = format!(
                 "{}: istiod obeys it alone, and has the gateway wrap what the application's clients send in mutual TLS once \

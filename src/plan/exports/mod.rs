@@ -7,6 +7,7 @@
 mod accept;
 mod checks;
 mod claims;
+mod decided;
 pub mod held;
 mod offer;
 mod policy;
@@ -14,6 +15,7 @@ mod policy_size;
 mod problem;
 pub mod resolve;
 mod room;
+mod sight;
 #[cfg(test)]
 pub(in crate::plan) mod testing;
 pub(in crate::plan) mod unread;
@@ -31,18 +33,18 @@ use super::authorization::Allows;
 use super::gateways::{Gateways, endpoints};
 use super::istio;
 use super::istio::peer_authentication::Others;
+use super::memo::Memo;
 use super::pods::Pods;
-use accept::{Candidate, accept};
 use checks::{
     alone, direct, hold_back, is_unreadable, needed_kinds, on_spire, passes_tls, reached, to_peer, unclaimed,
     with_server_ids,
 };
 use claims::Claims;
+pub(in crate::plan) use decided::Decisions;
 pub(in crate::plan) use offer::exported;
 use policy::Gate;
 pub use problem::ExportProblem;
 pub use room::catalogues;
-use unread::Unread;
 pub use way::Through;
 use way::Way;
 
@@ -94,67 +96,38 @@ pub struct ExportReport {
 /// What becomes of all of them.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Exports {
-    pub exported: BTreeMap<NamespacedName, Export>,
+    pub exported: BTreeMap<NamespacedName, Arc<Export>>,
     pub accepted: BTreeMap<NamespacedName, Arc<Service>>,
     /// Accepted services whose policy is not in place: what was generated from them stays as it stands until it is.
     pub held: BTreeSet<NamespacedName>,
-    pub reports: BTreeMap<NamespacedName, ExportReport>,
+    pub reports: BTreeMap<NamespacedName, Arc<ExportReport>>,
     /// Objects that are in the way and not ours, with what to do about them.
     pub blocked: BTreeMap<ObjectKey, String>,
+}
+
+/// Decides on every FederatedService, with nothing remembered.
+#[must_use]
+pub fn exports(world: &World) -> Exports {
+    decide(world, &mut Memo::default())
 }
 
 /// Decides on every FederatedService. Before our own trust domain is known nothing is accepted or exported, and nothing
 /// that was may be taken away.
 #[must_use]
-pub fn exports(world: &World) -> Exports {
-    let mut exports = Exports::default();
-    let Some(own) = world.own_trust_domain() else {
-        let unknown = ExportProblem::unknown(
-            ServiceAcceptedReason::NoIdentity,
-            "the agent has no SVID yet, so its own trust domain is unknown: nothing is exported until the Workload API \
-             delivers one",
-        );
-        let services = world.services.iter().map(|(name, service)| (name, &service.exported_to));
-        let declared = world.declared.iter().map(|(name, declared)| (name, &declared.exported_to));
-        let reports = declared.chain(services);
-        let reports = reports.map(|(name, to)| (name.clone(), report_of(to, Err(unknown.clone()))));
-        exports.reports.extend(reports);
-        return exports;
-    };
-    let around = Around {
-        gateways: Gateways::discover(world),
-        pods: OnceCell::new(),
-        closed: OnceCell::new(),
-        claims: Claims::new(world),
-        allows: Allows::new(world),
-        peer_authentications: Others::new(world),
-        doubt: checks::doubt(world, own),
-    };
-    let unread = Unread::new(world, own);
-    for (candidate, accepted) in accept(world, own, &unread) {
-        let is_accepted = accepted.is_ok();
-        let (name, mut report) = match candidate {
-            Candidate::Service(service) => {
-                let mut report = report_of(&service.exported_to, accepted);
-                if is_accepted {
-                    export(world, own, &around, service, &mut report, &mut exports);
-                    exports.accepted.insert(service.object.clone(), Arc::clone(service));
-                }
-                (&service.object, report)
-            }
-            Candidate::Unresolved(unresolved) => {
-                let mut report = report_of(&unresolved.declared.exported_to, accepted);
-                if is_accepted {
-                    nowhere(&mut report, &ExportProblem::of_note(&unresolved.problem));
-                    report.host = unresolved.declared.name.host(own).ok();
-                }
-                (&unresolved.declared.object, report)
-            }
-        };
-        report.warnings.extend(world.notes.get(name).into_iter().flatten().map(ExportProblem::of_note));
-        exports.reports.insert(name.clone(), report);
+pub(in crate::plan) fn decide(world: &World, memo: &mut Memo) -> Exports {
+    if let Some(own) = world.own_trust_domain() {
+        return decided::decide(world, own, memo);
     }
-    exports
+    let unknown = ExportProblem::unknown(
+        ServiceAcceptedReason::NoIdentity,
+        "the agent has no SVID yet, so its own trust domain is unknown: nothing is exported until the Workload API \
+         delivers one",
+    );
+    let services = world.services.iter().map(|(name, service)| (name, &service.exported_to));
+    let declared = world.declared.iter().map(|(name, declared)| (name, &declared.exported_to));
+    let reports = declared.chain(services);
+    let reports = reports.map(|(name, to)| (name.clone(), Arc::new(report_of(to, Err(unknown.clone())))));
+    Exports { reports: reports.collect(), ..Exports::default() }
 }
 
 /// The report of what is accepted and cannot be exported.
@@ -166,17 +139,40 @@ fn nowhere(report: &mut ExportReport, problem: &ExportProblem) {
     report.exported = Err(problem.clone());
 }
 
-/// What services are exported into, made ready once for all of them.
+/// What a service is exported into.
 struct Around<'a> {
-    gateways: Gateways,
-    /// Few need them.
-    pods: OnceCell<Pods<'a>>,
-    /// As few, unless much fails.
-    closed: OnceCell<policy::Closed>,
+    gateways: &'a Gateways,
+    /// Its own.
+    pods: Pods<'a>,
+    standing: &'a Standing<'a>,
+    doubt: Option<&'a ExportProblem<ClientsEnforcedReason>>,
+}
+
+/// What stands in the cluster, made ready once for all services.
+struct Standing<'a> {
     claims: Claims<'a>,
     allows: Allows<'a>,
     peer_authentications: Others<'a>,
-    doubt: Option<ExportProblem<ClientsEnforcedReason>>,
+    /// Few need it, unless much fails.
+    closed: OnceCell<policy::Closed>,
+    world: &'a World,
+}
+
+impl<'a> Standing<'a> {
+    /// `others` has their objects, `world` everything.
+    fn new(others: &'a World, world: &'a World) -> Self {
+        Self {
+            claims: Claims::new(others),
+            allows: Allows::new(others),
+            peer_authentications: Others::new(others),
+            closed: OnceCell::new(),
+            world,
+        }
+    }
+
+    fn closed(&self) -> &policy::Closed {
+        self.closed.get_or_init(|| policy::Closed::new(self.world))
+    }
 }
 
 fn report_of(to: &BTreeSet<TrustDomain>, accepted: Acceptance) -> ExportReport {
@@ -195,17 +191,17 @@ fn report_of(to: &BTreeSet<TrustDomain>, accepted: Acceptance) -> ExportReport {
 }
 
 /// Fills in the report of an accepted service, and exports it where it goes to at least one peer.
-fn export<'a>(
-    world: &'a World,
+fn export(
+    world: &World,
     own: &TrustDomain,
-    around: &Around<'a>,
+    around: &Around<'_>,
     service: &Arc<Service>,
     report: &mut ExportReport,
     exports: &mut Exports,
 ) {
     let Ok(host) = service.name.host(own) else { return };
     report.host = Some(host.clone());
-    let way = way::way(world, &around.gateways, service, &mut report.warnings);
+    let way = way::way(world, around.gateways, service, &mut report.warnings);
     let blocked = &mut exports.blocked;
     let possible =
         needed_kinds(world, service.tls_mode).and_then(|()| unclaimed(world, &policy::key(service), blocked));
@@ -213,10 +209,10 @@ fn export<'a>(
         .clone()
         .map_err(|problem| problem.under(ClientsEnforcedReason::PolicyNotInPlace))
         .and_then(|()| policy::in_place(world, service));
-    report.doubt = around.doubt.clone();
+    report.doubt = around.doubt.cloned();
     report.exported = possible.and_then(|()| {
         with_server_ids(service, own)?;
-        on_spire(world, around, service)?;
+        on_spire(around, service)?;
         if way.gateways.is_empty() {
             return Ok(());
         }
@@ -226,11 +222,7 @@ fn export<'a>(
         alone(world, around, service, &host, &way.through, &mut report.warnings)
     });
     let direct = direct(world, service, &way);
-    let endpoints = if direct.is_empty() {
-        Vec::new()
-    } else {
-        endpoints(around.pods.get_or_init(|| Pods::new(world)), service)
-    };
+    let endpoints = if direct.is_empty() { Vec::new() } else { endpoints(&around.pods, service) };
     let to = |td| {
         report.exported.clone()?;
         to_peer(world, own, service, td)?;
@@ -248,7 +240,7 @@ fn export<'a>(
     if report.exported.is_err() {
         return;
     }
-    match policy::gate(world, &around.closed, service, &report.enforced) {
+    match policy::gate(world, || around.standing.closed(), service, &report.enforced) {
         Gate::Open => {}
         Gate::Held => {
             exports.held.insert(service.object.clone());
@@ -283,7 +275,7 @@ fn export<'a>(
     let Way { gateways, through, .. } = way;
     let export =
         Export { service: Arc::clone(service), host, to, gateways, through, direct, endpoints, passes_tls };
-    exports.exported.insert(service.object.clone(), export);
+    exports.exported.insert(service.object.clone(), Arc::new(export));
 }
 
 #[cfg(test)]

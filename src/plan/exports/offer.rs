@@ -11,10 +11,12 @@ use crate::plan::memo::{Exported, Memo};
 use crate::plan::{diff, istio};
 
 /// What comes of an export; of the export and what is constant alone, so that it can be remembered.
-pub(in crate::plan) fn exported(settings: &Settings, export: &Export, memo: &mut Memo) -> Exported {
-    memo.exports.get(&export.service.object, export, |export| Exported {
-        objects: istio::export::objects(settings, export).into_iter().map(diff::seal).collect(),
-        offered: export.to.iter().map(|peer| to_offer(export, peer)).collect(),
+pub(in crate::plan) fn exported(settings: &Settings, export: &Arc<Export>, memo: &mut Memo) -> Arc<Exported> {
+    memo.exports.get(&export.service.object, export, |export| {
+        Arc::new(Exported {
+            objects: istio::export::objects(settings, export).into_iter().map(diff::seal).collect(),
+            offered: export.to.iter().map(|peer| to_offer(export, peer)).collect(),
+        })
     })
 }
 

@@ -1,7 +1,6 @@
 //! The policy comes first: what lets callers in is not written, and nobody is told of it, before the store holds what
 //! keeps the others out. What is out already stays as it stands where the policy is missed later.
 
-use std::cell::OnceCell;
 use std::collections::BTreeSet;
 
 use crate::api::v1alpha1::conditions::{ClientsEnforcedReason, ExportedReason};
@@ -26,20 +25,17 @@ pub(super) enum Gate {
 }
 
 /// The gate of a service for which nothing else is in the way. `enforced` is the answer of [`in_place`].
-pub(super) fn gate(
+pub(super) fn gate<'c>(
     world: &World,
-    closed: &OnceCell<Closed>,
+    closed: impl FnOnce() -> &'c Closed,
     service: &Service,
     enforced: &Result<(), ExportProblem<ClientsEnforcedReason>>,
 ) -> Gate {
     let Err(problem) = enforced else { return Gate::Open };
     let key = key(service);
     let ends_in_sidecar = service.tls_mode == TlsMode::IstioMtls;
-    if ends_in_sidecar && world.failures.contains_key(&key) {
-        let closed = closed.get_or_init(|| Closed::new(world));
-        if !closed.is(service) {
-            return Gate::Ended(problem.clone().under(ExportedReason::PolicyNotInPlace));
-        }
+    if ends_in_sidecar && world.failures.contains_key(&key) && !closed().is(service) {
+        return Gate::Ended(problem.clone().under(ExportedReason::PolicyNotInPlace));
     }
     match (is_out(world, service), is_ours(world, &key)) {
         // Its update failed: what stands keeps out whom it kept out, and whatever port is new to it.
@@ -54,7 +50,7 @@ pub(super) fn gate(
 pub(super) struct Closed(BTreeSet<String>);
 
 impl Closed {
-    fn new(world: &World) -> Self {
+    pub(super) fn new(world: &World) -> Self {
         let policies = world.of_kind(Kind::AuthorizationPolicy);
         let denying = policies.filter(|(key, policy)| {
             is_ours(world, key) && policy.spec().is_some_and(|spec| spec["action"] == "DENY")

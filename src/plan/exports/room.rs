@@ -33,12 +33,12 @@ pub fn catalogues(
 ) -> BTreeMap<TrustDomain, Offers> {
     let mut all: BTreeMap<TrustDomain, Vec<Offer<'_>>> = BTreeMap::new();
     for export in exports.exported.values() {
-        for (peer, service, bytes) in exported(settings, export, memo).offered {
-            let offer = Offer { exported: &export.service, service, bytes };
-            if let Some(offers) = all.get_mut(&peer) {
+        for (peer, service, bytes) in &exported(settings, export, memo).offered {
+            let offer = Offer { exported: &export.service, service: Arc::clone(service), bytes: *bytes };
+            if let Some(offers) = all.get_mut(peer) {
                 offers.push(offer);
             } else {
-                all.insert(peer, vec![offer]);
+                all.insert(peer.clone(), vec![offer]);
             }
         }
     }
@@ -54,7 +54,7 @@ pub fn catalogues(
         catalogues.insert(peer, offers.collect());
     }
     for (object, peer) in left_out {
-        let Some(report) = exports.reports.get_mut(&object) else { continue };
+        let Some(report) = exports.reports.get_mut(&object).map(Arc::make_mut) else { continue };
         let message = format!(
             "{object}: more is exported to {peer} than a peer takes, {MAX_SERVICES} services and {} MiB; the older ones are \
              offered to it: export fewer to it, or with fewer clients",

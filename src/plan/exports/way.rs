@@ -6,7 +6,7 @@ use serde_json::Value;
 
 use crate::api::v1alpha1::conditions::ExportedReason;
 use crate::model::object::Kind;
-use crate::model::service::{Address, ExportedBy, GatewayAddress, TlsMode};
+use crate::model::service::{Address, ExportedBy, Gateway, GatewayAddress, TlsMode};
 use crate::model::{ObjectKey, Service, World};
 use crate::plan::gateways::{Gateways, Looked};
 
@@ -66,11 +66,22 @@ pub(super) fn way(
     }
 }
 
+/// Whether importers are told of a gateway as it is now, and not of what they were told last.
+pub(super) fn finds_gateway(gateways: &Gateways, service: &Service) -> bool {
+    let found = gateways.of(service.tls_mode).found.as_ref();
+    service.gateways.iter().any(|gateway| carries(service, gateway))
+        || found.is_ok_and(|carrier| !carrier.addresses.is_empty())
+}
+
+fn carries(service: &Service, gateway: &Gateway) -> bool {
+    gateway.gateway_type == service.tls_mode.gateway()
+}
+
 /// Those of `spec.gateways` that carry the mode; the others are passed over.
 fn given(service: &Service, warnings: &mut Vec<ExportProblem>) -> BTreeSet<GatewayAddress> {
     let carrying = service.tls_mode.gateway();
     let (right, wrong): (Vec<_>, Vec<_>) =
-        service.gateways.iter().partition(|gateway| gateway.gateway_type == carrying);
+        service.gateways.iter().partition(|gateway| carries(service, gateway));
     warnings.extend(wrong.into_iter().map(|gateway| {
         ExportProblem::new(
             ExportedReason::GatewayTypeIgnored,

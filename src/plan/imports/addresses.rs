@@ -5,6 +5,9 @@
 //! istiod gives addresses of its own mends it only for sidecars that capture DNS. So every host is given one here: found by a
 //! hash of the host, kept in the status of the ImportedService and in the ServiceEntry, and so the same over restarts and
 //! whatever else is imported.
+//!
+//! Without Istio it is an address of the loopback interface: each workload's own proxy listens there, and DNS answers with it,
+//! so that two services of one port are told apart there as well.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
@@ -68,7 +71,9 @@ pub(super) fn plan(world: &World, standing: &BTreeMap<ObjectKey, (TrustDomain, S
         hosts.insert(key.name.clone(), kept);
         let asks = |td| world.peers.get(td).and_then(|peer| local::asked(peer, &world.settings, name));
         let service = NamespacedName::new(name.namespace(), name.name());
-        if asks(td).is_some() && !world.cluster_services.contains_key(&service) {
+        // Without Istio a local name has the address of its import.
+        let is_asked = world.settings.istio && asks(td).is_some();
+        if is_asked && !world.cluster_services.contains_key(&service) {
             let entry = local::entry_key(world, name);
             hosts.entry(entry.name.clone()).or_insert_with(|| of_entry(world, &entry));
         }
@@ -86,9 +91,14 @@ pub(super) fn plan(world: &World, standing: &BTreeMap<ObjectKey, (TrustDomain, S
     plan
 }
 
-/// One range for each family of the cluster's own Services; where they are not known, IPv4's, or what there is.
+/// One range for each family of the cluster's own Services; where they are not known, IPv4's, or what there is. Without Istio,
+/// one for each family that was given, since the loopback interface has nothing to do with the cluster's Services.
 fn ranges(world: &World) -> Vec<IpNet> {
     let all = &world.settings.import_ranges;
+    if !world.settings.istio {
+        let of = |is_v4: bool| all.iter().find(|range| range.addr().is_ipv4() == is_v4);
+        return [of(true), of(false)].into_iter().flatten().copied().collect();
+    }
     let api = world.cluster_services.get(&NamespacedName::new("default", "kubernetes"));
     let families: BTreeSet<bool> =
         api.iter().flat_map(|service| &service.cluster_ips).map(IpAddr::is_ipv4).collect();
@@ -97,7 +107,8 @@ fn ranges(world: &World) -> Vec<IpNet> {
     if found.is_empty() { of(true).or_else(|| all.first().copied()).into_iter().collect() } else { found }
 }
 
-fn of_status(world: &World, key: &ObjectKey) -> Vec<IpAddr> {
+/// Those that stand in the status of an ImportedService.
+pub(in crate::plan) fn of_status(world: &World, key: &ObjectKey) -> Vec<IpAddr> {
     world.statuses.get(key).map(|status| parsed(&status["addresses"])).unwrap_or_default()
 }
 
@@ -176,6 +187,7 @@ mod tests {
     use serde_json::json;
 
     use super::*;
+    use crate::model::world::Settings;
     use crate::plan::fixtures::{td, world};
 
     fn standing(names: &[&str]) -> BTreeMap<ObjectKey, (TrustDomain, ServiceName)> {
@@ -249,5 +261,22 @@ mod tests {
         }
         Arc::make_mut(&mut world.settings).import_ranges.clear();
         assert_eq!(of(&world), "", "where none are to be given");
+    }
+
+    #[test]
+    fn without_istio_the_families_are_those_that_were_given() {
+        let mut world = world("east.example");
+        let settings = Arc::make_mut(&mut world.settings);
+        settings.istio = false;
+        settings.import_ranges = Settings::loopback_ranges();
+        let of = |world: &World| address(&plan(world, &standing(&["a"])), "a").unwrap();
+        let given: Ipv4Addr = of(&world).parse().unwrap();
+        assert!(given.is_loopback() && given.octets()[1] >= 64, "{given}: part of 127.64.0.0/10");
+        Arc::make_mut(&mut world.settings).import_ranges.push("fd00::/64".parse().unwrap());
+        assert_eq!(of(&world).split(',').count(), 2);
+        // What was given while Istio was there is none of these.
+        let key = standing(&["a"]).into_keys().next().unwrap();
+        world.statuses.insert(key, Arc::new(json!({"addresses": ["240.241.0.9"]})));
+        assert!(of(&world).starts_with(&given.to_string()));
     }
 }

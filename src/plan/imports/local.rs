@@ -5,6 +5,7 @@
 //! asked for by the TrustDomainPeer.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::net::IpAddr;
 
 use crate::api::v1alpha1::conditions::{GeneratedReason, LocalReason};
 use crate::model::cluster::{ClusterService, ClusterServiceKind};
@@ -30,6 +31,10 @@ pub struct Served {
     pub host: String,
     /// Whether the cluster has a Service of that name.
     pub is_merged: bool,
+    /// Whether it is answered by DNS alone, without Istio.
+    pub by_name: bool,
+    /// At which clients call it, where it is not merged.
+    pub addresses: Vec<IpAddr>,
     /// What stands in the store for it.
     pub generated: Vec<ObjectKey>,
     /// What of it is not served there, and why.
@@ -180,10 +185,21 @@ impl Local<'_> {
             let report = written.map_err(pending).map(|generated| Served {
                 host: self.host.clone(),
                 is_merged: self.service.is_some(),
+                by_name: false,
+                addresses: self.own_addresses(),
                 generated,
                 notes: notes.remove(&member.imported.object).unwrap_or_default(),
             });
             plan.reports.insert(member.imported.object.clone(), report);
+        }
+    }
+
+    /// Those of its ServiceEntry, where it has one.
+    fn own_addresses(&self) -> Vec<IpAddr> {
+        if self.service.is_some() {
+            Vec::new()
+        } else {
+            self.addresses.of(&self.host).unwrap_or_default().to_vec()
         }
     }
 

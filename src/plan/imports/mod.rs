@@ -4,6 +4,7 @@
 //! time. What stands in the store is admitted anew each time, since `spec.imports` may have changed.
 
 mod addresses;
+mod by_name;
 mod claims;
 mod decided;
 mod endpoints;
@@ -31,6 +32,7 @@ use super::admission::{Admission, Refusal, Surroundings};
 use super::memo::Memo;
 use super::verdict::SETTLE;
 use super::{diff, generated, istio};
+pub(super) use addresses::of_status as kept;
 pub use addresses::{Addresses, in_text};
 pub use claims::Claims;
 pub(super) use decided::Decisions;
@@ -376,14 +378,15 @@ fn sorted_clients(clients: &BTreeSet<ClientPattern>) -> Vec<&str> {
 }
 
 /// What is generated beside the ImportedServices that stand, their reports, and the outcomes that change by it: a service that
-/// stands in the store and cannot be served is refused after all.
+/// stands in the store and cannot be served is refused after all. `others` has the objects that this agent did not make.
 #[must_use]
 pub fn generate(
     world: &World,
+    others: &World,
     plan: &mut ImportPlan,
     memo: &mut Memo,
 ) -> (BTreeMap<ObjectKey, Arc<Object>>, BTreeMap<ObjectKey, ImportReport>) {
-    let claims = Claims::new(world);
+    let claims = Claims::new(others);
     let addresses = addresses::plan(world, &plan.standing);
     let mut objects = BTreeMap::new();
     let mut reports = BTreeMap::new();
@@ -426,7 +429,11 @@ pub fn generate(
         let addresses = addresses.of(&key.name).unwrap_or_default().to_vec();
         reports.insert(key.clone(), ImportReport { admitted: Ok(()), generated, addresses, local: None });
     }
-    let local = as_local.plan(world, &claims, &addresses, &plan.unread);
+    let local = if world.settings.dns && !world.settings.istio {
+        by_name::plan(world, &plan.standing, &addresses)
+    } else {
+        as_local.plan(world, &claims, &addresses, &plan.unread)
+    };
     plan.blocked.extend(local.blocked);
     objects.extend(local.objects.into_iter().map(|object| (object.key.clone(), diff::seal(object))));
     for (name, local) in local.reports {

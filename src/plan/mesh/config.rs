@@ -109,7 +109,8 @@ fn dns(
             format!("services of {peer} are imported, and sidecars do not answer for their names"),
             format!(
                 "in {place} set `defaultConfig: {{proxyMetadata: {{ISTIO_META_DNS_CAPTURE: \"true\"}}}}` and restart the workloads, or \
-                 have something else resolve *.{peer}, to the addresses in the status of the ImportedServices"
+                 have something else resolve *.{peer}, to the addresses in the status of the ImportedServices, as this agent does with \
+                 --dns-listen"
             ),
         ));
     }

@@ -104,13 +104,14 @@ impl Exchange<'_> {
     }
 }
 
-/// Looks at the mesh, for every peer. Nothing is found where there is no mesh.
+/// Looks at the mesh, for every peer. Nothing is found where there is no mesh. `others` has the objects that this agent did
+/// not make; it may have more.
 #[must_use]
-pub fn report(world: &World, exports: &Exports) -> Report {
+pub fn report(world: &World, others: &World, exports: &Exports) -> Report {
     let Some(mesh) = world.mesh.as_deref().filter(|mesh| is_read(mesh)) else { return Report::default() };
     let exchanges = exchanges(world, exports);
-    let wide = objects::wide(world, mesh);
-    let allows = objects::allows(world, exports);
+    let wide = objects::wide(others, mesh);
+    let allows = objects::allows(others, exports);
     let findings = exchanges
         .iter()
         .map(|(peer, exchange)| {

@@ -48,11 +48,11 @@ fn add(world: &mut World, kind: Kind, namespace: &str, spec: Value) {
 }
 
 fn found(world: &World) -> Vec<Finding> {
-    report(world, &exports(world)).of(&td(PEER)).to_vec()
+    report(world, world, &exports(world)).of(&td(PEER)).to_vec()
 }
 
 fn said(world: &World) -> Option<(Truth, String, String)> {
-    let report = report(world, &exports(world));
+    let report = report(world, world, &exports(world));
     let peer = world.peers.get(&td(PEER))?;
     let condition = condition(world, &report, peer, None)?;
     Some((condition.status, condition.reason.into_owned(), condition.message))
@@ -296,7 +296,7 @@ fn only_what_breaks_services_has_a_part_in_ready() {
     config(&mut world).ca_trust_domains.clear();
     let (mesh, _) = ready(&world);
     assert_eq!(mesh["reason"], "PeerNotInCaCertificates");
-    assert!(report(&world, &exports(&world)).breaks(&td(PEER)));
+    assert!(report(&world, &world, &exports(&world)).breaks(&td(PEER)));
     assert_eq!(ReadyReason::MeshNotReady.as_str(), "MeshNotReady");
 }
 
@@ -360,7 +360,7 @@ fn what_stands_is_kept_until_the_mesh_was_read() {
     let mut world = exporting();
     world.mesh = None;
     let stored = json!({"conditions": [{"type": "MeshReady", "status": "False", "reason": "GatewayExposesAll", "message": "m"}]});
-    let report = report(&world, &exports(&world));
+    let report = report(&world, &world, &exports(&world));
     let kept = condition(&world, &report, &world.peers[&td(PEER)], Some(&stored)).unwrap();
     assert_eq!((kept.status, &*kept.reason, kept.message.as_str()), (Truth::False, "GatewayExposesAll", "m"));
 }

@@ -18,7 +18,7 @@ use super::imports::{self, ImportReport};
 use super::memo::Memo;
 use super::origin::Origin;
 use super::reach::{self, Carriers};
-use super::{authorization, closing, diff, generated, istio, mesh};
+use super::{authorization, closing, diff, generated, istio, mesh, xds};
 
 /// What should be, of everything that has to do with services.
 #[derive(Clone, Debug, Default, PartialEq)]
@@ -35,7 +35,7 @@ pub struct ServicesPlan {
     /// What each peer is answered, for every service of its catalogue; no entry: it sent none.
     pub outcomes: BTreeMap<TrustDomain, Arc<Outcomes>>,
     /// By FederatedService.
-    pub export_reports: BTreeMap<NamespacedName, ExportReport>,
+    pub export_reports: BTreeMap<NamespacedName, Arc<ExportReport>>,
     /// By ImportedService.
     pub import_reports: BTreeMap<NamespacedName, ImportReport>,
     /// Objects that would be generated, are there, and are neither ours nor handed over (reason `ObjectNotOurs`), with what
@@ -43,6 +43,8 @@ pub struct ServicesPlan {
     pub blocked: BTreeMap<ObjectKey, String>,
     /// What carries the services of each peer that are called.
     pub carriers: BTreeMap<TrustDomain, Carriers>,
+    /// What clients without Istio are served; `None`: what they were served last.
+    pub xds: Option<Arc<xds::Xds>>,
     /// What is found of our own mesh.
     pub mesh: mesh::Report,
     /// When to decide again though nothing changes.
@@ -53,28 +55,32 @@ pub struct ServicesPlan {
 /// clients are shut out; a peer that is only being deleted is offered nothing, and keeps the rest until then.
 #[must_use]
 pub fn decide(world: &World, ending: &BTreeSet<TrustDomain>, memo: &mut Memo) -> ServicesPlan {
-    let mut exports = exports::exports(world);
+    let mut exports = exports::decide(world, memo);
     let Some(own) = world.own_trust_domain().filter(|_| world.is_read()) else {
         let export_reports =
             if world.own_trust_domain().is_none() { exports.reports } else { BTreeMap::new() };
         return ServicesPlan { export_reports, ..ServicesPlan::default() };
     };
-    let mesh = mesh::report(world, &exports);
+    let others = memo.observed.others(world);
+    let mesh = mesh::report(world, &others, &exports);
     let mut objects = authorization::policies(world, own, &exports, ending, memo);
     let written =
-        |export: &&Export| !exports.held.contains(&export.service.object) && !export.gateways.is_empty();
+        |export: &&Arc<Export>| !exports.held.contains(&export.service.object) && !export.gateways.is_empty();
+    let mut of_exports: Vec<(ObjectKey, Arc<Object>)> = Vec::new();
     for export in exports.exported.values().filter(written) {
-        for object in exports::exported(&world.settings, export, memo).objects {
-            objects.insert(object.key.clone(), object);
-        }
+        let made = exports::exported(&world.settings, export, memo);
+        of_exports.extend(made.objects.iter().map(|object| (object.key.clone(), Arc::clone(object))));
     }
+    // All at once, in order, is far less to do than one by one.
+    of_exports.sort_by(|(one, _), (other, _)| one.cmp(other));
+    objects.append(&mut of_exports.into_iter().collect());
     for object in passed_on(world, own, &exports) {
         objects.insert(object.key.clone(), diff::seal(object));
     }
     let mut imports = imports::imports(world, ending, memo);
-    let (entries, reports) = imports::generate(world, &mut imports, memo);
-    objects.extend(imports.objects);
-    objects.extend(entries);
+    let (mut entries, reports) = imports::generate(world, &others, &mut imports, memo);
+    objects.append(&mut imports.objects);
+    objects.append(&mut entries);
     let mut blocked = exports.blocked.clone();
     blocked.extend(imports.blocked);
     let held = exports.held.iter().filter_map(|name| world.services.get(name));
@@ -88,6 +94,7 @@ pub fn decide(world: &World, ending: &BTreeSet<TrustDomain>, memo: &mut Memo) ->
         .into_iter()
         .filter_map(|(key, report)| Some((NamespacedName::new(key.namespace?, key.name), report)))
         .collect();
+    let xds = xds::plan(world, &exports, &import_reports, memo);
     ServicesPlan {
         complete: true,
         objects,
@@ -97,6 +104,7 @@ pub fn decide(world: &World, ending: &BTreeSet<TrustDomain>, memo: &mut Memo) ->
         export_reports: exports.reports,
         carriers: reach::carriers(world, &import_reports),
         import_reports,
+        xds,
         blocked,
         mesh,
         wake_at: imports.wake_at,
@@ -133,6 +141,10 @@ fn retain(
     blocked: &BTreeMap<ObjectKey, String>,
     objects: &mut BTreeMap<ObjectKey, Arc<Object>>,
 ) {
+    let left = diff::left(world, objects);
+    if left.is_empty() {
+        return;
+    }
     let unreadable: BTreeSet<&ObjectKey> = world
         .rejected
         .iter()
@@ -183,12 +195,8 @@ fn retain(
     };
     let allows = Allows::new(world);
     // ImportedServices come before ServiceEntries, since what lies beside one follows it.
-    let mut observed: Vec<_> = world.objects.values().collect();
-    observed.sort_by_key(|object| &object.key);
-    for object in observed {
-        if object.is_generated_by(&world.settings.instance)
-            && object.meta.deletion.is_none()
-            && !objects.contains_key(&object.key)
+    for object in left {
+        if object.meta.deletion.is_none()
             && !blocked.contains_key(&object.key)
             && is_kept(object, objects)
             && !allows.is_left(object)

@@ -36,6 +36,8 @@ fn local(report: &LocalReport) -> Condition {
         Ok(served) => {
             let (reason, how) = if served.is_merged {
                 (LocalReason::Merged, "together with the Service of that name")
+            } else if served.by_name {
+                (LocalReason::ByName, "found by workloads that ask the agent's DNS server")
             } else {
                 (LocalReason::Alone, "found by workloads whose sidecar resolves names (DNS capture)")
             };

@@ -10,9 +10,10 @@ mod peer_details;
 pub mod service_export_rule;
 #[cfg(test)]
 mod service_tests;
+mod stored;
 pub mod trust_domain_peer;
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
 use jiff::Timestamp;
@@ -29,8 +30,10 @@ use crate::model::condition::{Condition, Truth};
 use crate::model::import::Imported;
 use crate::model::object::{Kind, ObjectKey};
 use crate::model::service::{Outcome, TlsMode};
+use crate::model::session::LinkPlan;
 use crate::model::world::Rejected;
-use crate::model::{NamespacedName, Service, ServiceName, World};
+use crate::model::{NamespacedName, Service, ServiceName, TrustDomain, World};
+pub(super) use stored::Answers;
 
 /// The status to write: `rest` with these conditions, or `None` where that is what stands there.
 #[must_use]
@@ -178,34 +181,17 @@ fn reject(
     (stored != Some(&status)).then_some(status)
 }
 
-/// The statuses of FederatedServices and ImportedServices.
+/// The statuses of FederatedServices, ServiceExportRules and ImportedServices. `links` say what each peer is offered.
 #[must_use]
-pub fn services(world: &World, services: &ServicesPlan, memo: &mut Memo) -> BTreeMap<ObjectKey, StatusWrite> {
+pub fn services(
+    world: &World,
+    services: &ServicesPlan,
+    links: &BTreeMap<TrustDomain, LinkPlan>,
+    memo: &mut Memo,
+) -> BTreeMap<ObjectKey, StatusWrite> {
     let mut writes = BTreeMap::new();
-    for (name, report) in &services.export_reports {
-        let Some(service) = federated_service::Subject::of(world, name) else { continue };
-        let key = ObjectKey::namespaced(Kind::FederatedService, &name.namespace, &name.name);
-        // Its last good version is in use still, but what is said is what is wrong with it now.
-        if world.rejected.contains_key(&key) {
-            continue;
-        }
-        let outcomes = federated_service::outcomes(world, service.name, report, &services.catalogues);
-        let stored = world.statuses.get(&key);
-        let is_same = |said: &Said| {
-            matches!(said, Said::Exported(of, was, to, stands) if of.is(&service) && was == report
-                && to.iter().map(Option::as_ref).eq(outcomes.iter().copied()) && Some(stands) == stored)
-        };
-        if memo.statuses.holds(&key, is_same) {
-            continue;
-        }
-        let computed = federated_service::status(&service, report, &outcomes);
-        let of = (service.uid, service.generation);
-        if let (None, Some(stored)) = (write(world, &mut writes, &key, of, computed), stored) {
-            let outcomes = outcomes.into_iter().map(Option::<&Outcome>::cloned).collect();
-            let of = Box::new(Declared::of(&service));
-            memo.statuses.put(&key, Said::Exported(of, report.clone(), outcomes, Arc::clone(stored)), ());
-        }
-    }
+    let news = memo.answers.news(world, links);
+    exports(world, services, &news, memo, &mut writes);
     let of_rules = service_export_rule::statuses(world, &services.export_reports, &services.catalogues);
     for (rule, computed) in of_rules {
         let key = ObjectKey::cluster(Kind::ServiceExportRule, &rule.name);
@@ -213,32 +199,99 @@ pub fn services(world: &World, services: &ServicesPlan, memo: &mut Memo) -> BTre
             write(world, &mut writes, &key, (&rule.uid, rule.generation), computed);
         }
     }
-    for (name, report) in &services.import_reports {
-        let Some(imported) = world.imported.get(name) else { continue };
-        let key = ObjectKey::namespaced(Kind::ImportedService, &name.namespace, &name.name);
-        let stored = world.statuses.get(&key);
-        let is_same = |said: &Said| {
-            matches!(said, Said::Imported(of, was, stands)
-            if of == imported && was == report && Some(stands) == stored)
-        };
-        if memo.statuses.holds(&key, is_same) {
-            continue;
-        }
-        let computed = imported_service::status(name, report);
-        let of = (imported.uid.as_str(), imported.generation);
-        if let (None, Some(stored)) = (write(world, &mut writes, &key, of, computed), stored) {
-            let said = Said::Imported(Arc::clone(imported), report.clone(), Arc::clone(stored));
-            memo.statuses.put(&key, said, ());
-        }
-    }
+    imports(world, services, memo, &mut writes);
     writes
 }
 
-/// What the status of an object is made of, where that stands in the store.
+/// The statuses of FederatedServices. `news` are the peers that are offered another catalogue than by the last plan, or have
+/// answered.
+fn exports(
+    world: &World,
+    services: &ServicesPlan,
+    news: &BTreeSet<TrustDomain>,
+    memo: &mut Memo,
+    writes: &mut BTreeMap<ObjectKey, StatusWrite>,
+) {
+    let mut all = stored::Stored::of(world, Kind::FederatedService);
+    for (name, report) in &services.export_reports {
+        let Some(service) = federated_service::Subject::of(world, name) else { continue };
+        // Its last good version is in use still, but what is said is what is wrong with it now.
+        let key = || ObjectKey::namespaced(Kind::FederatedService, &name.namespace, &name.name);
+        if !world.rejected.is_empty() && world.rejected.contains_key(&key()) {
+            continue;
+        }
+        let stored = all.get(name);
+        let stands = |said: &SaidOfExport| {
+            Some(&said.stored) == stored && said.report == *report && said.of.is(&service)
+        };
+        let is_heard = |td| !news.contains(td);
+        if memo.exports_said.holds(name, |said| stands(said) && report.to.keys().all(is_heard)) {
+            continue;
+        }
+        let outcomes = federated_service::outcomes(world, service.name, report, &services.catalogues);
+        let is_same = |said: &SaidOfExport| {
+            stands(said) && said.to.iter().map(Option::as_ref).eq(outcomes.iter().copied())
+        };
+        if memo.exports_said.holds(name, is_same) {
+            continue;
+        }
+        let computed = federated_service::status(&service, report, &outcomes);
+        let of = (service.uid, service.generation);
+        if let (None, Some(stored)) = (write(world, writes, &key(), of, computed), stored) {
+            let said = SaidOfExport {
+                of: Declared::of(&service),
+                report: Arc::clone(report),
+                to: outcomes.into_iter().map(Option::<&Outcome>::cloned).collect(),
+                stored: Arc::clone(stored),
+            };
+            memo.exports_said.put(name, said, ());
+        }
+    }
+}
+
+fn imports(
+    world: &World,
+    services: &ServicesPlan,
+    memo: &mut Memo,
+    writes: &mut BTreeMap<ObjectKey, StatusWrite>,
+) {
+    let mut all = stored::Stored::of(world, Kind::ImportedService);
+    for (name, report) in &services.import_reports {
+        let Some(imported) = world.imported.get(name) else { continue };
+        let stored = all.get(name);
+        let is_same = |said: &SaidOfImport| {
+            Some(&said.stored) == stored && said.of == *imported && said.report == *report
+        };
+        if memo.imports_said.holds(name, is_same) {
+            continue;
+        }
+        let key = ObjectKey::namespaced(Kind::ImportedService, &name.namespace, &name.name);
+        let computed = imported_service::status(name, report);
+        let of = (imported.uid.as_str(), imported.generation);
+        if let (None, Some(stored)) = (write(world, writes, &key, of, computed), stored) {
+            let of = Arc::clone(imported);
+            let said = SaidOfImport { of, report: report.clone(), stored: Arc::clone(stored) };
+            memo.imports_said.put(name, said, ());
+        }
+    }
+}
+
+/// What the status of a FederatedService is made of, where that stands in the store.
 #[derive(Clone, Debug, PartialEq)]
-pub(super) enum Said {
-    Exported(Box<Declared>, ExportReport, Vec<Option<Outcome>>, Arc<Value>),
-    Imported(Arc<Imported>, ImportReport, Arc<Value>),
+pub(super) struct SaidOfExport {
+    of: Declared,
+    report: Arc<ExportReport>,
+    /// What each importer did.
+    to: Vec<Option<Outcome>>,
+    stored: Arc<Value>,
+}
+
+/// As that, of an ImportedService.
+#[derive(Clone, Debug, PartialEq)]
+pub(super) struct SaidOfImport {
+    of: Arc<Imported>,
+    report: ImportReport,
+    stored: Arc<Value>,
 }
 
 /// A FederatedService, as its status speaks of it.

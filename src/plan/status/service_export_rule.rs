@@ -35,7 +35,7 @@ struct Tally<'a> {
 /// The status of every rule: its conditions, and the rest as fields of it.
 pub(super) fn statuses<'a>(
     world: &'a World,
-    reports: &'a BTreeMap<NamespacedName, ExportReport>,
+    reports: &'a BTreeMap<NamespacedName, Arc<ExportReport>>,
     offered: &BTreeMap<TrustDomain, Offers>,
 ) -> Vec<(&'a Arc<ExportRule>, Said)> {
     let mut tallies: BTreeMap<&str, Tally<'_>> =

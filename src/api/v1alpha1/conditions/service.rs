@@ -219,6 +219,14 @@ reasons! {
         /// True: the cluster has no Service of that name. Only workloads with a sidecar that resolves names (Istio's DNS capture)
         /// find it.
         Alone,
+        /// True: without Istio, the agent's DNS server answers the name with the address of this import. Only workloads that ask it
+        /// find it.
+        ByName,
+        /// Without Istio, and the cluster has a Service of that name, which answers. Call the federated name.
+        ServiceExists,
+        /// Without Istio, and another peer's import of that name answers: that of the older TrustDomainPeer, which the message
+        /// names. Call the federated name.
+        OlderPeerServes,
         /// Only `*` in `imports.asLocal` matches it, and its namespace is `kube-*`, Istio's or the agent's own, or it is
         /// `kubernetes` in `default`. Name it in `imports.asLocal` if that is what you want.
         NamespaceReserved,

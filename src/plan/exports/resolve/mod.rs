@@ -40,22 +40,8 @@ pub fn namespace(world: &World, entries: &Entries, namespace: &str) -> Resolved 
     let Some(own) = world.own_trust_domain().filter(|_| !declared.is_empty() || !rules.is_empty()) else {
         return resolved;
     };
-    let scope = Scope {
-        world,
-        own,
-        entries,
-        pods: in_namespace(&world.pods, namespace).map(|(_, pod)| pod).collect(),
-    };
-    for declared in &declared {
-        let who = format!("FederatedService {}", declared.object);
-        match scope.resolve(&who, declared) {
-            Ok((service, notes)) => keep(&mut resolved, service, notes),
-            Err(problem) => {
-                let unresolved = Unresolved { declared: Arc::clone(declared), problem };
-                resolved.unresolved.insert(declared.object.clone(), Arc::new(unresolved));
-            }
-        }
-    }
+    let scope = Scope::of(world, own, entries, namespace);
+    declared.iter().for_each(|declared| scope.declared(declared, &mut resolved));
     if !rules.is_empty() {
         let unread = Unread::of_namespace(world, own, namespace);
         let claims = Claims::of(&declared, &unread);
@@ -65,6 +51,27 @@ pub fn namespace(world: &World, entries: &Entries, namespace: &str) -> Resolved 
         }
     }
     resolved
+}
+
+/// What these FederatedServices of one namespace come to, where none has a say in what becomes of another: `None` where there
+/// are rules for the namespace.
+#[must_use]
+pub fn these(
+    world: &World,
+    entries: &Entries,
+    namespace: &str,
+    names: &BTreeSet<NamespacedName>,
+) -> Option<Resolved> {
+    if !rules_for(world, namespace).is_empty() {
+        return None;
+    }
+    let mut resolved = Resolved::default();
+    if let Some(own) = world.own_trust_domain() {
+        let scope = Scope::of(world, own, entries, namespace);
+        let declared = names.iter().filter_map(|name| world.declared.get(name)).filter(stays);
+        declared.for_each(|declared| scope.declared(declared, &mut resolved));
+    }
+    Some(resolved)
 }
 
 /// What is being deleted was taken away by somebody.
@@ -134,7 +141,23 @@ struct Scope<'a> {
     pods: Pods<'a>,
 }
 
-impl Scope<'_> {
+impl<'a> Scope<'a> {
+    fn of(world: &'a World, own: &'a TrustDomain, entries: &'a Entries, namespace: &'a str) -> Self {
+        let pods = in_namespace(&world.pods, namespace).map(|(_, pod)| pod).collect();
+        Self { world, own, entries, pods }
+    }
+
+    fn declared(&self, declared: &Arc<DeclaredService>, resolved: &mut Resolved) {
+        let who = format!("FederatedService {}", declared.object);
+        match self.resolve(&who, declared) {
+            Ok((service, notes)) => keep(resolved, service, notes),
+            Err(problem) => {
+                let unresolved = Unresolved { declared: Arc::clone(declared), problem };
+                resolved.unresolved.insert(declared.object.clone(), Arc::new(unresolved));
+            }
+        }
+    }
+
     fn resolve(&self, who: &str, declared: &DeclaredService) -> Result<(Service, Vec<Note>), Note> {
         let fail = |reason, cause: String| Note { reason, message: format!("{who}: {cause}") };
         let (service, workload_labels) = match &declared.backing {

@@ -36,26 +36,29 @@ fn noted(world: &World) -> Vec<&'static str> {
     world.notes.get(&cart()).into_iter().flatten().map(|note| note.reason.as_str()).collect()
 }
 
+/// What stands for `service` at `host` in the gateway, as an earlier plan wrote it.
+fn alias(world: &World, service: Arc<Service>, host: &str) -> crate::model::Object {
+    let export = crate::plan::exports::Export {
+        service,
+        host: host.to_owned(),
+        to: BTreeSet::new(),
+        gateways: Vec::new(),
+        through: crate::plan::exports::Through {
+            namespace: "istio-system".to_owned(),
+            selector: BTreeMap::new(),
+            listening: BTreeSet::new(),
+        },
+        direct: BTreeSet::new(),
+        endpoints: Vec::new(),
+        passes_tls: false,
+    };
+    crate::plan::istio::export::alias(&world.settings, &export)
+}
+
 /// The world once the alias of the export was written.
 fn out(mut world: World) -> World {
     let service = world.services[&cart()].clone();
-    let mut object = crate::plan::istio::export::alias(
-        &world.settings,
-        &crate::plan::exports::Export {
-            service,
-            host: "cart.shop.west.example".to_owned(),
-            to: BTreeSet::new(),
-            gateways: Vec::new(),
-            through: crate::plan::exports::Through {
-                namespace: "istio-system".to_owned(),
-                selector: BTreeMap::new(),
-                listening: BTreeSet::new(),
-            },
-            direct: BTreeSet::new(),
-            endpoints: Vec::new(),
-            passes_tls: false,
-        },
-    );
+    let mut object = alias(&world, service, "cart.shop.west.example");
     object.meta.uid = "alias".to_owned();
     world = world.with_object(object);
     world
@@ -497,23 +500,7 @@ fn no_rule_takes_over_what_an_unreadable_service_exports() {
     let readable = with_rules(vec![rule("a", -100)]).with_declared(declared).settled();
     let host = "basket.shop.west.example";
     let service = readable.services[&NamespacedName::new("shop", "front")].clone();
-    let mut alias = crate::plan::istio::export::alias(
-        &readable.settings,
-        &crate::plan::exports::Export {
-            service,
-            host: host.to_owned(),
-            to: BTreeSet::new(),
-            gateways: Vec::new(),
-            through: crate::plan::exports::Through {
-                namespace: "istio-system".to_owned(),
-                selector: BTreeMap::new(),
-                listening: BTreeSet::new(),
-            },
-            direct: BTreeSet::new(),
-            endpoints: Vec::new(),
-            passes_tls: false,
-        },
-    );
+    let mut alias = alias(&readable, service, host);
     alias.meta.uid = "alias".to_owned();
     let key = ObjectKey::namespaced(Kind::FederatedService, "shop", "front");
     let unread = with_rules(vec![rule("a", -100)]).with_object(alias).with_rejected(key, None).settled();

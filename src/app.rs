@@ -153,8 +153,9 @@ pub async fn start(args: &AgentArgs, cancel: CancellationToken) -> anyhow::Resul
     supervise(&mut tasks, admin_task);
     spawn_control(&mut tasks, args, control, questions, &cancel).await?;
     spawn_writer(&mut tasks, Applier::new(targets, plans.clone(), acts, failures), leadership, &cancel);
-    let keeping = leases::Keeper { store, settings, replica: replica.name, links, sessions };
-    tasks.spawn(keeping.run(cancel.clone()));
+    tasks.spawn(
+        leases::Keeper { store, settings, replica: replica.name, links, sessions }.run(cancel.clone()),
+    );
 
     tracing::info!(%listen, %admin, store = %args.store, version = env!("CARGO_PKG_VERSION"), "the agent runs");
     Ok(Agent { listen, admin, dns, ready, plans, cancel, tasks })

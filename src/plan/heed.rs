@@ -80,7 +80,8 @@ mod tests {
     #[test]
     fn whatever_is_another_than_before_is_planned_for() {
         let bundle = || Some(Arc::new(Bundle::new(td("east.example"), [])));
-        let changes: [fn(&mut EndpointState, Option<Arc<Bundle>>); 4] = [
+        type Change = fn(&mut EndpointState, Option<Arc<Bundle>>);
+        let changes: [Change; 4] = [
             |state, bundle| state.latest = bundle,
             |state, bundle| state.latest_usable = bundle,
             |state, _| state.since = Some(at(15)),

@@ -44,6 +44,9 @@ struct Group {
 /// What the policies that allow are made of: the services of one selector, whose clients count, and others' selectors.
 type AllowOf = (Vec<Arc<Service>>, Trusted, Arc<Selectors>);
 
+/// A service, by its object.
+type Named<'a> = (&'a NamespacedName, &'a Arc<Service>);
+
 /// What policies are made in, in one plan.
 pub(super) struct Turn<'a> {
     pub(super) world: &'a World,
@@ -62,7 +65,7 @@ impl Turn<'_> {
         allowing: &mut BTreeMap<String, Arc<Selectors>>,
         kept: &mut Policies,
     ) -> Vec<Arc<Object>> {
-        let mut by_namespace: Vec<(&str, Vec<(&NamespacedName, &Arc<Service>)>)> = Vec::new();
+        let mut by_namespace: Vec<(&str, Vec<Named<'_>>)> = Vec::new();
         for (name, service) in &self.exports.accepted {
             match by_namespace.last_mut() {
                 Some((namespace, services)) if *namespace == name.namespace => services.push((name, service)),
@@ -99,7 +102,7 @@ impl Turn<'_> {
     fn is_same(
         &self,
         namespace: &str,
-        services: &[(&NamespacedName, &Arc<Service>)],
+        services: &[Named<'_>],
         selectors: &Arc<Selectors>,
         known: &Namespace,
     ) -> bool {
@@ -114,13 +117,12 @@ impl Turn<'_> {
     fn namespace(
         &self,
         namespace: &str,
-        services: &[(&NamespacedName, &Arc<Service>)],
+        services: &[Named<'_>],
         selectors: &Arc<Selectors>,
         known: Option<Namespace>,
         made: &mut usize,
     ) -> Namespace {
-        let mut by_selector: BTreeMap<&BTreeMap<String, String>, Vec<(&NamespacedName, &Arc<Service>)>> =
-            BTreeMap::new();
+        let mut by_selector: BTreeMap<&BTreeMap<String, String>, Vec<Named<'_>>> = BTreeMap::new();
         for (name, service) in services {
             by_selector.entry(&service.workload_labels).or_default().push((*name, *service));
         }
@@ -133,7 +135,7 @@ impl Turn<'_> {
         let mut before = known.map(|known| known.groups).unwrap_or_default();
         let mut groups = BTreeMap::new();
         for (labels, services) in by_selector {
-            let report = |(name, _): &(&NamespacedName, _)| self.exports.reports.get(*name);
+            let report = |(name, _): &Named<'_>| self.exports.reports.get(*name);
             let reports = || services.iter().filter_map(report);
             let known = before.remove(labels);
             let is_same = |known: &Group| {

@@ -215,11 +215,28 @@ fn drifted(mut world: World, number: u8, what: u8) -> World {
     let Some(key) = keys.get(usize::from(what)) else { return world };
     if let Some(object) = world.objects.get_mut(key) {
         let object = Arc::make_mut(object);
-        if what % 2 == 0 {
+        if what.is_multiple_of(2) {
             object.meta.labels.clear();
         } else {
             world.objects.remove(key);
         }
+    }
+    world
+}
+
+fn a_gateway(mut world: World, what: u8) -> World {
+    let none: &[&str] = &[];
+    for name in ["istio-eastwestgateway", "istio-ingressgateway"] {
+        let addresses = [none, none, &["203.0.113.1"], &["203.0.113.2"]][usize::from(what)];
+        let gateway = service_of_gateway(name, addresses);
+        match what {
+            0 => drop(world.cluster_services.remove(&gateway.object)),
+            _ => world = world.with_cluster_service(gateway),
+        }
+    }
+    if what == 3 {
+        let seen = [gateway("203.0.113.2", 15_443)].into();
+        world.gateways_seen.insert(GatewayType::EastWestGateway, seen);
     }
     world
 }
@@ -249,21 +266,7 @@ fn after(mut world: World, step: &Step, planned: &crate::plan::Plan) -> World {
             }
         }
         Step::Pod { number, what } => return a_pod(world, *number, *what),
-        Step::Gateway(what) => {
-            let none: &[&str] = &[];
-            for name in ["istio-eastwestgateway", "istio-ingressgateway"] {
-                let addresses = [none, none, &["203.0.113.1"], &["203.0.113.2"]][usize::from(*what)];
-                let gateway = service_of_gateway(name, addresses);
-                match what {
-                    0 => drop(world.cluster_services.remove(&gateway.object)),
-                    _ => world = world.with_cluster_service(gateway),
-                }
-            }
-            if *what == 3 {
-                let seen = [gateway("203.0.113.2", 15_443)].into();
-                world.gateways_seen.insert(GatewayType::EastWestGateway, seen);
-            }
-        }
+        Step::Gateway(what) => return a_gateway(world, *what),
         Step::Peer { name, what } => return a_peer(world, *name, *what),
         Step::Foreign { number, what, is_old } => {
             let object = of_others(*number, *what, *is_old);

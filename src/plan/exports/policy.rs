@@ -34,10 +34,8 @@ pub(super) fn gate<'c>(
     let Err(problem) = enforced else { return Gate::Open };
     let key = key(service);
     let ends_in_sidecar = service.tls_mode == TlsMode::IstioMtls;
-    if ends_in_sidecar && world.failures.contains_key(&key) {
-        if !closed().is(service) {
-            return Gate::Ended(problem.clone().under(ExportedReason::PolicyNotInPlace));
-        }
+    if ends_in_sidecar && world.failures.contains_key(&key) && !closed().is(service) {
+        return Gate::Ended(problem.clone().under(ExportedReason::PolicyNotInPlace));
     }
     match (is_out(world, service), is_ours(world, &key)) {
         // Its update failed: what stands keeps out whom it kept out, and whatever port is new to it.

@@ -27,13 +27,13 @@ pub(super) fn monitors_anew(world: &World, memo: &mut Memo) -> BTreeMap<TrustDom
     }
     let watched = |peer: &&Arc<Peer>| peer.deletion.is_none() && !peer.suspend;
     for peer in world.peers.values().filter(watched) {
-        // A bootstrap bundle that could not be read yet is not the same as none.
         let trust_domain = &peer.trust_domain;
         let persisted = relationship::persisted_in(world, peer);
         let persisted = persisted.and_then(|object| {
             memo.persisted
                 .get(trust_domain, object, |object| relationship::read_persisted(trust_domain, object))
         });
+        // A bootstrap bundle that could not be read yet is not the same as none.
         if relationship::awaits_bootstrap(world, peer) && persisted.is_none() {
             continue;
         }

@@ -116,6 +116,23 @@ TOOLS = {
         "programs": {"kubelet": (".", False, "")},
         "files": {},
     },
+    # Ours: a client of xDS with Envoy's own types, which our server is held to.
+    "xds": {
+        "programs": {"xds-client": (".", False, "")},
+        "files": {},
+    },
+    # Ours too: Kubernetes' own kubectl, whose module has everything but a program.
+    "kubectl": {
+        "programs": {
+            "kubectl": (
+                ".",
+                False,
+                f"-X {_VERSION_PACKAGE}.gitVersion={KUBERNETES_VERSION}"
+                f" -X {_VERSION_PACKAGE}.gitMajor=1 -X {_VERSION_PACKAGE}.gitMinor=36",
+            ),
+        },
+        "files": {},
+    },
     "promtool": {
         "programs": {"promtool": ("github.com/prometheus/prometheus/cmd/promtool", False, "")},
         "files": {},

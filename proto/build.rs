@@ -10,9 +10,15 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
         "proto/spire/bundle.proto",
         "proto/spire/entry.proto",
         "proto/spire/localauthority.proto",
+        "proto/xds/discovery.proto",
+        "proto/xds/resources.proto",
     ];
     println!("cargo::rerun-if-changed=proto");
     let descriptors = protox::compile(files, ["proto"])?;
-    tonic_prost_build::configure().compile_fds(descriptors)?;
+    tonic_prost_build::configure()
+        // Equal resources are equal bytes, and are handed to many clients without a copy.
+        .btree_map(".entente.xds")
+        .bytes(".envoy.service.discovery.v3.Packed")
+        .compile_fds(descriptors)?;
     Ok(())
 }

@@ -6,6 +6,7 @@ mod operators;
 mod planning;
 mod settings;
 mod sources;
+mod without_istio;
 
 use std::net::SocketAddr;
 use std::sync::Arc;
@@ -24,12 +25,14 @@ use crate::observe::admin::{self, Watched};
 use crate::observe::metrics::Metrics;
 use crate::observe::seen::Seen;
 use crate::plan::Plan;
+use crate::xds::Clients;
 use leading::{Leave, Standing, lead, replica, spawn_writer};
 use names::spawn_dns;
 use operators::{Operators, control, desk, enrolment, finish, spawn_control};
 use planning::{Planning, Tries};
 use settings::{federation_config, open_store, settings};
 use sources::spawn_sources;
+use without_istio::Serving;
 
 /// A running agent.
 #[derive(Debug)]
@@ -38,6 +41,8 @@ pub struct Agent {
     pub listen: SocketAddr,
     /// Where health and metrics are.
     pub admin: SocketAddr,
+    /// Where clients are served by xDS, if they are.
+    pub xds: Option<SocketAddr>,
     /// Where names of imported services are answered, where it was told to.
     pub dns: Option<SocketAddr>,
     /// Whether every source has been read.
@@ -124,6 +129,7 @@ pub async fn start(args: &AgentArgs, cancel: CancellationToken) -> anyhow::Resul
         asks,
         tries: Tries::new(&args.timing, acts.clone()),
     };
+    let clients = Clients::default();
     let targets = sources.targets(store.clone(), Arc::clone(&metrics));
     let control = control(
         args,
@@ -135,9 +141,12 @@ pub async fn start(args: &AgentArgs, cancel: CancellationToken) -> anyhow::Resul
             leader,
             enrolment,
             peers,
+            clients: clients.clone(),
         },
     )?;
+    let serving = Serving { identity: sources.identity.clone(), clients, metrics: Arc::clone(&metrics) };
     let (plans, failures) = planning.spawn(&mut tasks, sources, &cancel);
+    let xds = serving.xds(&mut tasks, args, &plans, &cancel).await?;
     let dns = spawn_dns(&mut tasks, &args.dns, plans.clone(), Arc::clone(&metrics), &cancel).await?;
     let watched = Watched {
         ready: serves,
@@ -157,7 +166,7 @@ pub async fn start(args: &AgentArgs, cancel: CancellationToken) -> anyhow::Resul
     tasks.spawn(keeping.run(cancel.clone()));
 
     tracing::info!(%listen, %admin, store = %args.store, version = env!("CARGO_PKG_VERSION"), "the agent runs");
-    Ok(Agent { listen, admin, dns, ready, plans, cancel, tasks })
+    Ok(Agent { listen, admin, xds, dns, ready, plans, cancel, tasks })
 }
 
 fn supervise(tasks: &mut JoinSet<anyhow::Result<()>>, task: tokio::task::JoinHandle<()>) {

@@ -12,6 +12,7 @@ use ipnet::IpNet;
 use crate::model::replica::relay_address;
 use crate::model::service::{GatewayChoice, GatewayType};
 use crate::model::world::Settings;
+use crate::xds::{self, Socket};
 pub use dns::{DnsArgs, DnsUpstream};
 
 /// Where the control socket is by default.
@@ -88,6 +89,9 @@ pub struct AgentArgs {
 
     #[command(flatten)]
     pub cluster: ClusterArgs,
+
+    #[command(flatten)]
+    pub xds: XdsArgs,
 
     #[command(flatten)]
     pub reach: ReachArgs,
@@ -268,6 +272,49 @@ impl std::str::FromStr for ImportRange {
             return Err(format!("{range} has fewer than 256 addresses"));
         }
         Ok(Self(Some(range.trunc())))
+    }
+}
+
+/// Who is served without Istio: Envoy and gRPC, by xDS. Off by default.
+#[derive(Args, Clone, Debug)]
+pub struct XdsArgs {
+    /// Where clients with an SVID of this trust domain are served what their SPIFFE ID may call, by xDS (ADS, state of the world
+    /// and delta) over mutual TLS.
+    #[arg(long, env = "ENTENTE_XDS_LISTEN")]
+    pub xds_listen: Option<SocketAddr>,
+
+    /// A Unix socket where whoever may open it (our user and group) is served by xDS what one SPIFFE ID may call:
+    /// `PATH=SPIFFE-ID`, several separated by commas.
+    #[arg(long, env = "ENTENTE_XDS_SOCKET", value_delimiter = ',')]
+    pub xds_socket: Vec<Socket>,
+
+    /// The name under which SPIRE's agents serve Envoy every bundle that a workload has: `default_all_bundles_name` in `sds` of
+    /// their configuration. Only an Envoy in front of a server that is exported to several trust domains asks for it.
+    #[arg(long, env = "ENTENTE_XDS_ALL_BUNDLES", default_value = "ALL")]
+    pub xds_all_bundles: String,
+}
+
+impl XdsArgs {
+    /// Where clients come in.
+    #[must_use]
+    pub fn places(&self) -> xds::Settings {
+        xds::Settings { listen: self.xds_listen, sockets: self.xds_socket.clone() }
+    }
+
+    /// Whether anybody is served.
+    #[must_use]
+    pub const fn is_on(&self) -> bool {
+        self.xds_listen.is_some() || !self.xds_socket.is_empty()
+    }
+}
+
+impl Default for XdsArgs {
+    fn default() -> Self {
+        Self {
+            xds_listen: None,
+            xds_socket: Vec::new(),
+            xds_all_bundles: Settings::standard().xds_all_bundles,
+        }
     }
 }
 

@@ -47,5 +47,7 @@ pub mod proto;
 pub mod reach;
 #[cfg(test)]
 mod reference;
+pub mod socket;
 pub mod spire;
 pub mod store;
+pub mod xds;

@@ -57,3 +57,15 @@ pub mod spire {
         }
     }
 }
+
+/// Envoy's discovery protocol, and the part of its configuration that is served by it.
+pub mod xds {
+    /// `envoy.service.discovery.v3`.
+    pub mod discovery {
+        tonic::include_proto!("envoy.service.discovery.v3");
+    }
+    /// Envoy's resources, by names of our own.
+    pub mod resources {
+        tonic::include_proto!("entente.xds");
+    }
+}

@@ -241,7 +241,8 @@ async fn answer(echo: TcpListener) {
     }
 }
 
-async fn register(domain: &Domain, workload: &Workload, program: &Path) -> Result<String> {
+/// Registers the workload as this program, by a ClusterStaticEntry; its SPIFFE ID, once SPIRE has the entry.
+pub(crate) async fn register(domain: &Domain, workload: &Workload, program: &Path) -> Result<String> {
     let trust_domain = domain.trust_domain();
     let id = format!("spiffe://{trust_domain}{}", workload.path);
     let uid = std::fs::metadata("/proc/self")?.uid();

@@ -384,6 +384,8 @@ fn api_server_args(dir: &Path, etcd: SocketAddr, address: SocketAddr) -> Vec<Str
         format!("--audit-policy-file={}", file("audit-policy.yaml")),
         format!("--audit-log-path={}", file("audit.log")),
         "--authorization-mode=RBAC".to_owned(),
+        // As installed clusters have it: node agents such as SPIFFE's CSI driver are.
+        "--allow-privileged=true".to_owned(),
         "--service-account-issuer=https://kubernetes.default.svc".to_owned(),
         format!("--service-account-key-file={}", file("accounts.pub")),
         format!("--service-account-signing-key-file={}", file("accounts.key")),

@@ -47,6 +47,7 @@ mod as_local;
 mod chart;
 mod configuration;
 mod ending;
+mod examples;
 mod federation;
 mod flags;
 mod istiod;

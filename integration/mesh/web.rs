@@ -47,7 +47,7 @@ pub(crate) struct Spoken {
     version: &'static str,
     /// What is heard of a good answer, and of a refusal, first.
     good: &'static str,
-    refused: &'static str,
+    pub(crate) refused: &'static str,
 }
 
 pub(crate) const ALL: [Spoken; 3] = [
@@ -195,7 +195,12 @@ pub(crate) async fn answers(
 
 /// A server of all of it at the namespace's 127.0.0.1, which says this name.
 pub(crate) fn serves(dir: &Path, member: &Member, name: &str) -> Result<Process> {
-    let ports: Vec<String> = ALL.iter().map(|one| one.target_port.to_string()).collect();
+    serves_at(dir, member, name, &ALL.map(|one| one.target_port))
+}
+
+/// The same, at these ports.
+pub(crate) fn serves_at(dir: &Path, member: &Member, name: &str, ports: &[u16]) -> Result<Process> {
+    let ports: Vec<String> = ports.iter().map(u16::to_string).collect();
     let part = format!("serve {name} {}", ports.join(" "));
     let (program, args) = member.inside(&std::env::current_exe()?, &again())?;
     let mut process = Process::new(Spec {

@@ -21,6 +21,7 @@ mod ending;
 mod endpoint;
 mod enrol;
 mod examples;
+mod image;
 mod objects;
 mod poison;
 mod relay;

@@ -18,6 +18,7 @@ use crate::federation::diagnose::{PathProbe, Questions};
 use crate::index::run::WorldHandle;
 use crate::model::replica::Leader;
 use crate::store::Store;
+use crate::xds::Clients;
 use std::sync::Arc;
 
 /// What operators' commands work with, beside the sources.
@@ -29,10 +30,11 @@ pub(super) struct Operators {
     pub(super) leader: watch::Receiver<Leader>,
     pub(super) enrolment: Enrolment,
     pub(super) peers: PathProbe,
+    pub(super) clients: Clients,
 }
 
 pub(super) fn control(args: &AgentArgs, sources: &Sources, operators: Operators) -> anyhow::Result<Control> {
-    let Operators { worlds, replica, leading, leader, enrolment, peers } = operators;
+    let Operators { worlds, replica, leading, leader, enrolment, peers, clients } = operators;
     let diagnoser = Diagnoser {
         worlds: worlds.clone(),
         leading: leading.clone(),
@@ -52,6 +54,7 @@ pub(super) fn control(args: &AgentArgs, sources: &Sources, operators: Operators)
         enrolment,
         replicas: sources.replicas.clone(),
         spire: sources.spire.clone(),
+        clients,
         rotating: Arc::default(),
     })
 }

@@ -24,6 +24,8 @@ pub(super) fn settings(args: &AgentArgs) -> Arc<Settings> {
         agent_follow: Duration::from_secs(args.timing.agent_follow_seconds),
         good_fetches: 3,
         checks_gateways: args.timing.gateway_check_seconds != 0,
+        serves_xds: args.xds.is_on(),
+        xds_all_bundles: args.xds.xds_all_bundles.clone(),
         dns: args.dns.listen.is_some(),
         ..args.cluster.settings(Settings::standard())
     })

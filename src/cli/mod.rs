@@ -3,7 +3,9 @@
 mod about;
 mod adopt;
 mod agent;
+mod bootstrap;
 mod bundles;
+mod clients;
 mod completions;
 mod control;
 pub(crate) mod crds;
@@ -18,6 +20,8 @@ mod object;
 mod output;
 mod peer;
 mod peers;
+#[cfg(test)]
+mod picture;
 mod reach;
 #[cfg(test)]
 mod reference;
@@ -100,6 +104,10 @@ enum Command {
     /// Print the CustomResourceDefinitions
     Crds,
     Completions(completions::CompletionsArgs),
+    Clients(clients::ClientsArgs),
+    /// Print what a client without Istio is started with
+    #[command(subcommand)]
+    Bootstrap(bootstrap::BootstrapCommand),
     /// Run the agent beside SPIRE
     Agent(Box<crate::config::AgentArgs>),
     /// Two trust domains on this machine, with embedded authorities: see a call go through
@@ -158,6 +166,7 @@ async fn run(cli: Cli) -> anyhow::Result<ExitCode> {
         Command::Peers(args) => return peers::run(&args, screen).await,
         Command::Services(args) => return services::run(&args, screen).await,
         Command::Bundles(args) => return bundles::run(&args, screen).await,
+        Command::Clients(args) => return clients::run(&args, screen).await,
         Command::Svid(args) => return svid::run(&args, screen).await,
         Command::Rotate(args) => return rotate::run(&args).await,
         Command::Peer(command) => return peer::run(command).await,
@@ -168,6 +177,7 @@ async fn run(cli: Cli) -> anyhow::Result<ExitCode> {
         Command::Join(args) => join::run(&args).await,
         Command::Adopt(args) => adopt::run(&args).await,
         Command::Crds => crds::run(),
+        Command::Bootstrap(command) => bootstrap::run(&command),
         Command::Completions(args) => completions::run(&args),
         Command::Demo(args) => demo::run(args).await,
         Command::DialStdio(socket) => dial::run(socket.path()).await,

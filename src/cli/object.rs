@@ -186,6 +186,9 @@ pub(super) mod testing {
         object(ObjectKey::namespaced(Kind::FederatedService, "shop", "cart"), spec, status, &conditions)
     }
 
+    const IMPORTED: [[&str; 4]; 2] =
+        [["Admitted", "True", "Admitted", "by spec.imports"], ["Generated", "True", "Generated", "done"]];
+
     fn import(name: &str, conditions: &[[&str; 4]]) -> Object {
         let spec = json!({
             "trustDomain": "west.example", "host": format!("{name}.bank.west.example"), "namespace": "bank", "name": name,
@@ -213,32 +216,56 @@ pub(super) mod testing {
             peer("north", "north.example", &WELL, json!({})),
             peer("west", "west.example", &WELL, services),
             cart(outcomes),
-            import(
-                "pay",
-                &[
-                    ["Admitted", "True", "Admitted", "by spec.imports"],
-                    ["Generated", "True", "Generated", "done"],
-                ],
-            ),
+            import("pay", &IMPORTED),
         ])
     }
 
-    /// One peer that cannot be reached, with words of a terminal in them, and one that is new; services that are refused.
+    /// Our next authority is prepared, and of two peers one does not hold it yet.
+    pub(in crate::cli) fn rotating() -> Read {
+        let lacks = "west.example does not hold our authority 4f1c2e0a9b7d, which the SPIRE server unix:///run/spire/server.sock \
+                     has prepared and activates by itself at 2026-01-04T06:00:00Z: from then on it would refuse our workloads; do \
+                     not activate it before; its agent says that it cannot fetch our bundle (connecting with spire.east.example:8443: \
+                     timed out)";
+        let ready = format!("RotationSafe: {lacks}");
+        let mut rotating = WELL;
+        rotating[5] = ["RotationSafe", "False", "PeerLacksAuthority", lacks];
+        rotating[7] = ["Ready", "False", "NotRotationSafe", &ready];
+        let services = json!({ "services": { "exported": 1, "imported": 1, "refused": 0 } });
+        read([
+            peer("north", "north.example", &WELL, json!({})),
+            peer("west", "west.example", &rotating, services),
+            cart(json!([{ "trustDomain": "west.example", "acknowledged": true, "outcome": "Imported" }])),
+            import("pay", &IMPORTED),
+        ])
+    }
+
+    /// One peer that cannot be reached, with words of a terminal in them, and one that is new; services that are refused, and a
+    /// manifest that cannot be read.
     pub(in crate::cli) fn ill() -> Read {
+        let mut read = degraded("connection refused\u{1b}[2J");
+        read.unreadable.push(crate::store::Unreadable {
+            path: "manifests/broken.yaml".into(),
+            message: "line 3: no such field `specs`".to_owned(),
+            key: None,
+        });
+        read
+    }
+
+    /// The same, without the manifest; why the peer cannot be reached is given.
+    pub(in crate::cli) fn degraded(why: &str) -> Read {
+        let unreachable = format!(
+            "entente.west.example:7443: {why}: is the agent of west.example running, and does its firewall let us in? It is tried \
+             again every 30 s at the most."
+        );
         let mut away = WELL;
         away[3] = ["Connected", "False", "PeerUnreachable", "nobody answers"];
         away[4] = ["Reciprocal", "Unknown", "PeerUnreachable", "nobody answers"];
-        away[7] = [
-            "Ready",
-            "False",
-            "NotConnected",
-            "entente.west.example:7443: connection refused\u{1b}[2J: is the agent of west.example running, and does its firewall let us in? It is tried again every 30 s at the most.",
-        ];
+        away[7] = ["Ready", "False", "NotConnected", &unreachable];
         let outcomes = json!([
             { "trustDomain": "north.example", "acknowledged": false, "outcome": "Pending", "reason": "not connected" },
             { "trustDomain": "west.example", "acknowledged": true, "outcome": "Refused", "reason": "spec.imports does not admit it" },
         ]);
-        let mut read = read([
+        read([
             peer("north", "north.example", &[], json!({})),
             peer(
                 "west",
@@ -259,12 +286,6 @@ pub(super) mod testing {
                     ],
                 ],
             ),
-        ]);
-        read.unreadable.push(crate::store::Unreadable {
-            path: "manifests/broken.yaml".into(),
-            message: "line 3: no such field `specs`".to_owned(),
-            key: None,
-        });
-        read
+        ])
     }
 }

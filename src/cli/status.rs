@@ -246,7 +246,8 @@ pub(super) fn unwell(read: &Read, screen: Screen) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::cli::object::testing::{healthy, ill};
+    use crate::cli::object::testing::{degraded, healthy, ill, rotating};
+    use crate::cli::picture::picture;
 
     const SCREEN: Screen = Screen { is_terminal: false, color: false, width: None };
 
@@ -267,6 +268,19 @@ mod tests {
         insta::assert_snapshot!("status_ill_narrow", shown(&ill(), ListFormat::Table, narrow, now()));
         let coloured = Screen { color: true, ..SCREEN };
         insta::assert_snapshot!("status_ill_coloured", shown(&ill(), ListFormat::Table, coloured, now()));
+    }
+
+    /// The pictures of the documentation, as a terminal of 110 columns shows it.
+    #[test]
+    fn it_is_shown_in_the_documentation() {
+        let terminal = Screen { is_terminal: true, color: true, width: Some(110) };
+        for (name, read) in
+            [("healthy", healthy()), ("degraded", degraded("connection refused")), ("rotating", rotating())]
+        {
+            let text = shown(&read, ListFormat::Table, terminal, now());
+            let path = format!("docs/images/status-{name}.svg");
+            crate::reference::golden(&path, &picture("entente status", &text));
+        }
     }
 
     #[test]

@@ -3,26 +3,24 @@
 
 mod about;
 mod bundles;
+mod clients;
 mod diagnose;
 mod enrolment;
 mod problem;
 pub mod rotation;
 
-use std::fs::{Metadata, Permissions};
-use std::io::{self, ErrorKind};
-use std::os::unix::fs::{DirBuilderExt as _, FileTypeExt as _, MetadataExt as _, PermissionsExt as _};
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::sync::Arc;
 
 use axum::Router;
 use axum::routing::{delete, get, post};
-use tokio::net::{UnixListener, UnixStream};
 use tokio::sync::{Mutex, watch};
 use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
 
 pub use about::About;
 pub use bundles::{HeldAuthorities, HeldAuthority, HeldBundles};
+pub use clients::ServedClients;
 pub use diagnose::AskDiagnosis;
 pub use enrolment::{Enrolment, Invited, JoinReport, JoinRequest, NewInvite, OpenInvite, Reach};
 pub use problem::Problem;
@@ -30,8 +28,10 @@ pub use problem::Problem;
 use crate::diagnose::Diagnoser;
 use crate::index::run::WorldHandle;
 use crate::model::replica::Leader;
+use crate::socket::{Bound, SocketError};
 use crate::spire::replicas::Replicas;
 use crate::spire::watch::SpireWatch;
+use crate::xds::Clients;
 
 /// What the routes work with.
 #[derive(Clone, Debug)]
@@ -52,6 +52,8 @@ pub struct Control {
     pub replicas: Replicas,
     /// To have SPIRE read again once something was changed.
     pub spire: SpireWatch,
+    /// Who is served by xDS.
+    pub clients: Clients,
     /// Held during a step of a rotation: two that prepare at the same time would replace each other's authority.
     pub rotating: Arc<Mutex<()>>,
 }
@@ -61,6 +63,7 @@ impl Control {
         Router::new()
             .route("/v1/about", get(about::about))
             .route("/v1/bundles", get(bundles::bundles))
+            .route("/v1/clients", get(clients::clients))
             .route("/v1/peers/{peer}/diagnose", post(diagnose::diagnose))
             .route("/v1/invites", get(enrolment::list).post(enrolment::invite))
             .route("/v1/invites/{id}", delete(enrolment::withdraw))
@@ -74,17 +77,6 @@ impl Control {
     }
 }
 
-/// Why the control socket cannot be served.
-#[derive(Debug, thiserror::Error)]
-pub enum ControlError {
-    #[error("another process serves {}; stop it, or choose another path", .0.display())]
-    InUse(PathBuf),
-    #[error("{} is there and is no socket, so it is left alone: move it away, or choose another path", .0.display())]
-    Occupied(PathBuf),
-    #[error("{path} cannot be served: {1}; choose a path in a folder that this user may write, of at most 102 bytes", path = .0.display())]
-    Io(PathBuf, io::Error),
-}
-
 /// Serves the control API on a Unix socket until `cancel`; a socket that an earlier life left behind is replaced. A folder
 /// that has to be made for it is open to our user alone.
 ///
@@ -94,55 +86,21 @@ pub async fn serve(
     path: &Path,
     control: Control,
     cancel: CancellationToken,
-) -> Result<JoinHandle<()>, ControlError> {
-    let (listener, socket) = bind(path).await?;
-    let path = path.to_owned();
+) -> Result<JoinHandle<()>, SocketError> {
+    let (listener, left) = Bound::at(path, 0o600).await?.split();
     Ok(tokio::spawn(async move {
         let server = axum::serve(listener, control.router()).with_graceful_shutdown(cancel.cancelled_owned());
         if let Err(error) = server.await {
             tracing::error!(%error, "the control socket failed");
         }
-        // another agent may have put its own there
-        if std::fs::symlink_metadata(&path).is_ok_and(|there| inode(&there) == socket) {
-            let _ = std::fs::remove_file(path);
-        }
+        drop(left);
     }))
-}
-
-/// Listens at the path, and which inode that is. The socket is nowhere to be opened before it is our user's alone.
-async fn bind(path: &Path) -> Result<(UnixListener, (u64, u64)), ControlError> {
-    let io = |error| ControlError::Io(path.to_owned(), error);
-    match UnixStream::connect(path).await {
-        Ok(_) => return Err(ControlError::InUse(path.to_owned())),
-        Err(error) if matches!(error.kind(), ErrorKind::NotFound | ErrorKind::ConnectionRefused) => {}
-        // too busy to answer, or another user's
-        Err(error) => return Err(io(error)),
-    }
-    if std::fs::symlink_metadata(path).is_ok_and(|there| !there.file_type().is_socket()) {
-        return Err(ControlError::Occupied(path.to_owned()));
-    }
-    let folder = path.parent().unwrap_or(Path::new(""));
-    let name = path.file_name().ok_or_else(|| io(ErrorKind::InvalidInput.into()))?;
-    if !folder.as_os_str().is_empty() {
-        std::fs::DirBuilder::new().recursive(true).mode(0o700).create(folder).map_err(io)?;
-    }
-    let new = folder.join(format!(".{}.new", name.to_string_lossy()));
-    if std::fs::symlink_metadata(&new).is_ok_and(|there| there.file_type().is_socket()) {
-        std::fs::remove_file(&new).map_err(io)?;
-    }
-    let listener = UnixListener::bind(&new).map_err(io)?;
-    std::fs::set_permissions(&new, Permissions::from_mode(0o600)).map_err(io)?;
-    let socket = inode(&std::fs::symlink_metadata(&new).map_err(io)?);
-    std::fs::rename(&new, path).map_err(io)?;
-    Ok((listener, socket))
-}
-
-fn inode(metadata: &Metadata) -> (u64, u64) {
-    (metadata.dev(), metadata.ino())
 }
 
 #[cfg(test)]
 mod tests {
+    use std::os::unix::fs::PermissionsExt as _;
+
     use super::*;
 
     pub(super) fn control(folder: &Path) -> Control {
@@ -162,6 +120,7 @@ mod tests {
             enrolment: Enrolment::of_directory(folder),
             replicas,
             spire,
+            clients: Clients::default(),
             rotating: Arc::default(),
         }
     }

@@ -28,7 +28,7 @@ use crate::model::session::{GoodbyeReason, LinkPlan, SessionState};
 use crate::model::{SpiffeId, TrustDomain};
 
 /// Most bytes of one frame that is read.
-pub(super) const MAX_FRAME: usize = 4 * 1024 * 1024;
+pub(crate) const MAX_FRAME: usize = 4 * 1024 * 1024;
 /// Frames that wait for the stream; more are made as there is room.
 pub(super) const QUEUE: usize = 4;
 /// Connections that other replicas passed on and the listener has not yet looked at.
@@ -403,7 +403,7 @@ impl Manager {
 }
 
 /// The time now, as TLS wants it.
-pub(super) fn unix_now() -> UnixTime {
+pub(crate) fn unix_now() -> UnixTime {
     let seconds = u64::try_from(crate::clock::now().as_second()).unwrap_or_default();
     UnixTime::since_unix_epoch(Duration::from_secs(seconds))
 }

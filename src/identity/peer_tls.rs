@@ -146,6 +146,12 @@ pub(super) fn dialling(
     Ok(config)
 }
 
+/// A dialler that presents our SVID and takes any server.
+#[cfg(test)]
+pub(crate) fn dialling_anybody(source: &IdentitySource) -> ClientConfig {
+    dialling(source, Arc::new(|_: &[CertificateDer<'_>], _: Role, _: UnixTime| Ok(())), ALPN_HTTP2).unwrap()
+}
+
 /// Presents our SVID as it is at the time of the handshake.
 #[derive(Debug)]
 pub(crate) struct OwnSvid(IdentitySource);

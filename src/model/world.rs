@@ -57,6 +57,10 @@ pub struct Settings {
     /// Out of which imported services are given addresses, one of each IP family that the cluster's own Services have; empty:
     /// they are given none. Without Istio they are the loopback interface's.
     pub import_ranges: Vec<IpNet>,
+    /// Whether clients are served by xDS.
+    pub serves_xds: bool,
+    /// The name under which SPIRE's agents serve a workload every bundle that it has (`default_all_bundles_name` of their SDS).
+    pub xds_all_bundles: String,
     /// Whether names of imported services are answered by the agent's own DNS server.
     pub dns: bool,
     /// How long SPIRE agents are given to follow before a bundle is deleted.
@@ -91,6 +95,8 @@ impl Settings {
                 IpNet::V4(Ipv4Net::new_assert(Ipv4Addr::new(240, 241, 0, 0), 16)),
                 IpNet::V6(Ipv6Net::new_assert(Ipv6Addr::new(0xfd24, 0x0241, 0, 0, 0, 0, 0, 0), 64)),
             ],
+            serves_xds: false,
+            xds_all_bundles: "ALL".to_owned(),
             dns: false,
             drain: Duration::from_secs(30),
             poll_interval: Duration::from_secs(75),

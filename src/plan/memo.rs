@@ -16,11 +16,12 @@ use super::exports::Export;
 use super::imports::Decisions;
 use super::observed::Observed;
 use super::status::{Answers, SaidOfExport, SaidOfImport};
+use super::xds::{Inbound, InboundOf, Offer, OfferOf, Xds};
 use crate::federation::catalogue::ServiceHash;
 use crate::model::import::Imported;
 use crate::model::service::RemoteService;
 use crate::model::session::{Catalogue, Outcomes};
-use crate::model::{Bundle, NamespacedName, Object, ObjectKey, Peer, TrustDomain, World};
+use crate::model::{Bundle, NamespacedName, Object, ObjectKey, Peer, SpiffeId, TrustDomain, World};
 
 /// What is remembered of the last plan.
 #[derive(Debug, Default)]
@@ -57,6 +58,12 @@ pub struct Memo {
     pub(super) zone: Shared<dns::Zone>,
     /// What clients need of an import, by its object.
     pub(super) entries: Kept<ObjectKey, ImportOf, Vec<Arc<Object>>>,
+    /// What clients without Istio are served of an import.
+    pub(super) offers: Kept<NamespacedName, OfferOf, Arc<Offer>>,
+    /// What the proxies of a server are served.
+    pub(super) inbound: Kept<SpiffeId, InboundOf, Arc<Inbound>>,
+    /// All that is served.
+    pub(super) xds: Shared<Xds>,
     /// Statuses that stand as they should: of FederatedServices, and of ImportedServices.
     pub(super) exports_said: Kept<NamespacedName, SaidOfExport, ()>,
     pub(super) imports_said: Kept<NamespacedName, SaidOfImport, ()>,
@@ -118,6 +125,8 @@ impl Memo {
         self.imported.turn();
         self.names.turn();
         self.entries.turn();
+        self.offers.turn();
+        self.inbound.turn();
         self.exports_said.turn();
         self.imports_said.turn();
         self.stood.turn();

@@ -46,6 +46,7 @@ pub mod told;
 #[cfg(test)]
 mod trust_tests;
 pub mod verdict;
+pub mod xds;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
@@ -86,6 +87,8 @@ pub struct Plan {
     pub zone: Option<Arc<dns::Zone>>,
     /// Whose bundle endpoints are to be asked, unless they were after that moment.
     pub ask_again: BTreeMap<TrustDomain, Timestamp>,
+    /// What clients without Istio are served; `None`: what they were served last.
+    pub xds: Option<Arc<xds::Xds>>,
     /// When to plan again though nothing changes.
     pub wake_at: Option<Timestamp>,
 }
@@ -171,6 +174,7 @@ pub fn plan_anew(world: &World, memo: &mut Memo) -> Plan {
         wake_at: wake_at(world, &services),
         ask_again: ask_again(world),
         gateways: reach::targets(&services.carriers),
+        xds: services.xds.take(),
         zone,
         links,
         objects,

@@ -1,8 +1,18 @@
-//! The reference in `docs/reference/`, generated from the code: each file is a golden one, written by its test.
+//! The reference in `docs/reference/`, generated from the code: each file is a golden one, written by its
+//! test. And what other pages say of the code, held to it.
 
 mod objects;
+mod permissions;
+mod protocol;
+mod versions;
 
 use std::path::Path;
+
+/// A file of the repository.
+fn read(path: &str) -> String {
+    let file = Path::new(env!("CARGO_MANIFEST_DIR")).join(path);
+    std::fs::read_to_string(&file).unwrap_or_else(|error| panic!("{}: {error}", file.display()))
+}
 
 /// Holds a file of the repository to what the code says. Run with `UPDATE_GOLDEN=1` to write it anew, and read the difference.
 pub(crate) fn golden(path: &str, text: &str) {

@@ -12,7 +12,7 @@ use tokio_util::sync::CancellationToken;
 use super::manifests;
 use crate::app;
 use crate::bundle::document;
-use crate::config::{AgentArgs, ClusterArgs, DnsArgs, ReachArgs, StoreArg, TimingArgs};
+use crate::config::{AgentArgs, ClusterArgs, DnsArgs, ReachArgs, StoreArg, TimingArgs, XdsArgs};
 use crate::devkit::{EmbeddedConfig, EmbeddedSpire, NewEntry};
 use crate::model::trust::SpireState;
 use crate::model::{SpiffeId, TrustDomain};
@@ -37,6 +37,8 @@ pub struct DomainConfig {
     pub svid_ttl: Duration,
     /// Sockets of more SPIRE servers that the agent addresses.
     pub more_servers: Vec<PathBuf>,
+    /// Who is served by xDS.
+    pub xds: XdsArgs,
     /// What the agent is told of its surroundings.
     pub cluster: ClusterArgs,
     /// How the agent answers DNS. A port of 0 is another one with each start.
@@ -65,6 +67,7 @@ impl DomainConfig {
             timing,
             svid_ttl,
             more_servers: Vec::new(),
+            xds: XdsArgs::default(),
             cluster: ClusterArgs::default(),
             dns: DnsArgs::default(),
         }
@@ -152,6 +155,7 @@ impl Domain {
         AgentArgs {
             cluster: self.config.cluster.clone(),
             dns: self.config.dns.clone(),
+            xds: self.config.xds.clone(),
             relay: crate::config::RelayArgs::default(),
             store: StoreArg::Directory(self.store.clone()),
             workload_api: format!("unix://{}", self.agent_socket.display()),

@@ -144,6 +144,19 @@ metrics! {
     /// Generated objects that someone else changed or deleted while the agent ran, and that it put back.
     DRIFT_REPAIRED = Counter "entente_drift_repaired_total" ["kind"];
 
+    /// Streams of xDS clients that are open, by what the client is (envoy, grpc). Only where xDS is served.
+    XDS_STREAMS = Gauge "entente_xds_streams" ["client"];
+    /// Answers sent to xDS clients, by what was in them (cluster, endpoints, listener).
+    XDS_ANSWERS = Counter "entente_xds_answers_total" ["type"];
+    /// Answers that xDS clients refused; why is in the log.
+    XDS_NACKS = Counter "entente_xds_nacks_total" ["type"];
+    /// Streams of xDS clients that were ended since they asked for more than they may.
+    XDS_VIOLATIONS = Counter "entente_xds_violations_total" [];
+    /// How many imported services xDS clients are served, each those that its SPIFFE ID may call. Only where xDS is served.
+    XDS_SERVICES = Gauge "entente_xds_services" [];
+    /// When that last changed: how old the served state is. Only where xDS is served.
+    XDS_CHANGED = Gauge "entente_xds_changed_timestamp_seconds" [];
+
     /// CPU time that the process has used.
     PROCESS_CPU = Counter "process_cpu_seconds_total" [];
     /// Resident memory of the process.

@@ -8,6 +8,7 @@ mod state;
 #[cfg(test)]
 mod tests;
 mod text;
+mod xds;
 
 use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicI64, AtomicU64, Ordering};
@@ -28,6 +29,8 @@ use described::Described;
 use state::seconds;
 pub use state::{Known, stream_state};
 use text::Text;
+pub use xds::OpenStream;
+use xds::Xds;
 
 /// How a write ended.
 #[derive(Clone, Debug, Hash, PartialEq, Eq, EncodeLabelSet)]
@@ -131,6 +134,7 @@ pub struct Metrics {
     reconcile: Family<StepLabels, Histogram>,
     disconnects: Family<PeerLabels, Counter>,
     push: Histogram,
+    xds: Xds,
     dns_queries: Family<AskedLabels, Counter>,
     /// In seconds of Unix time; 0 while the DNS server has nothing to answer, or there is none.
     dns_zone_changed: AtomicI64,
@@ -149,6 +153,7 @@ impl Default for Metrics {
         let push = register(&mut registry, &described::PEER_BUNDLE_PUSH, pushes());
         let dns_queries = register(&mut registry, &described::DNS_QUERIES, Family::default());
         let dns_zone_changed = AtomicI64::new(0);
+        let xds = Xds::register(&mut registry);
         let before = Mutex::default();
         Self {
             registry,
@@ -158,6 +163,7 @@ impl Default for Metrics {
             reconcile,
             disconnects,
             push,
+            xds,
             dns_queries,
             dns_zone_changed,
             before,
@@ -266,6 +272,7 @@ impl Metrics {
             agent.set(&described::LEASE_REMAINING, &[], left.as_secs_f64());
             agent.set(&described::LEASE_DURATION, &[], whole.as_secs_f64());
         }
+        self.xds.read(&mut agent);
         let changed = self.dns_zone_changed.load(Ordering::Relaxed);
         if changed != 0 {
             agent.set(&described::DNS_ZONE_CHANGED, &[], seconds(changed));

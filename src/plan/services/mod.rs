@@ -18,7 +18,7 @@ use super::imports::{self, ImportReport};
 use super::memo::Memo;
 use super::origin::Origin;
 use super::reach::{self, Carriers};
-use super::{authorization, closing, diff, generated, istio, mesh};
+use super::{authorization, closing, diff, generated, istio, mesh, xds};
 
 /// What should be, of everything that has to do with services.
 #[derive(Clone, Debug, Default, PartialEq)]
@@ -43,6 +43,8 @@ pub struct ServicesPlan {
     pub blocked: BTreeMap<ObjectKey, String>,
     /// What carries the services of each peer that are called.
     pub carriers: BTreeMap<TrustDomain, Carriers>,
+    /// What clients without Istio are served; `None`: what they were served last.
+    pub xds: Option<Arc<xds::Xds>>,
     /// What is found of our own mesh.
     pub mesh: mesh::Report,
     /// When to decide again though nothing changes.
@@ -92,6 +94,7 @@ pub fn decide(world: &World, ending: &BTreeSet<TrustDomain>, memo: &mut Memo) ->
         .into_iter()
         .filter_map(|(key, report)| Some((NamespacedName::new(key.namespace?, key.name), report)))
         .collect();
+    let xds = xds::plan(world, &exports, &import_reports, memo);
     ServicesPlan {
         complete: true,
         objects,
@@ -101,6 +104,7 @@ pub fn decide(world: &World, ending: &BTreeSet<TrustDomain>, memo: &mut Memo) ->
         export_reports: exports.reports,
         carriers: reach::carriers(world, &import_reports),
         import_reports,
+        xds,
         blocked,
         mesh,
         wake_at: imports.wake_at,

@@ -1,0 +1,118 @@
+//! An Envoy that is started with what `entente bootstrap envoy` prints, and has everything else from the agent.
+
+use crate::envoy::{Admin, Workload, own_program, register};
+use crate::process::{Process, Spec};
+use crate::wait::eventually;
+use crate::world::Domain;
+use anyhow::{Context, Result, ensure};
+use serde_json::Value;
+use std::ffi::OsString;
+use std::net::SocketAddr;
+use std::path::PathBuf;
+use std::time::Duration;
+
+/// Envoy asks for secrets again after up to 30 s, where spire-agent does not know the entry yet.
+const SOON: Duration = Duration::from_secs(60);
+
+/// Where its agent is, and by which variant of the protocol it is asked.
+#[derive(Clone, Debug)]
+pub(crate) enum From {
+    /// By TLS, incremental, as the bootstrap configuration has it.
+    Listener(SocketAddr),
+    /// The same, with the state of the world.
+    WholeFromListener(SocketAddr),
+    Socket(PathBuf),
+}
+
+/// An Envoy that runs, or has run. Killed when dropped: drop it before its domain.
+pub(crate) struct Proxy {
+    pub(crate) process: Process,
+    pub(crate) admin: Admin,
+    pub(crate) id: String,
+}
+
+impl Proxy {
+    /// Registers the workload and starts its Envoy; returns once it has taken what the agent has for it, though that may be
+    /// nothing.
+    pub(crate) async fn start(domain: &Domain, name: &str, path: &str, from: &From) -> Result<Self> {
+        let dir = domain.dir().join("x");
+        std::fs::create_dir_all(&dir)?;
+        let program = own_program(&dir, name)?;
+        let workload = Workload { path: path.to_owned(), ..Workload::named(name) };
+        let id = register(domain, &workload, &program).await?;
+        let admin = dir.join(format!("{name}.sock"));
+        let file = dir.join(format!("{name}.json"));
+        std::fs::write(&file, bootstrap(domain, name, from, &admin).await?)?;
+        let args = [
+            "--config-path",
+            &file.display().to_string(),
+            "--disable-hot-restart",
+            "--concurrency",
+            "1",
+            "--drain-time-s",
+            "1",
+            "--log-level",
+            "info",
+        ];
+        let mut process = Process::new(Spec {
+            name: format!("envoy {id}"),
+            program,
+            args: args.map(OsString::from).to_vec(),
+            env: Vec::new(),
+            log: dir.join(format!("{name}.log")),
+            dir,
+        });
+        process.start()?;
+        let proxy = Self { process, admin: Admin::at(admin), id };
+        proxy.admin.live(&proxy.process).await?;
+        let told = eventually("it has heard of listeners from the agent", SOON, || async {
+            let taken = proxy.admin.stat("listener_manager.lds.update_success").await?;
+            ensure!(taken > 0, "{}", proxy.admin.stats("update").await?);
+            Ok(())
+        });
+        told.await.with_context(|| proxy.process.log_tail())?;
+        Ok(proxy)
+    }
+
+    /// The names of the listeners that it has from the agent.
+    pub(crate) async fn listeners(&self) -> Result<Vec<String>> {
+        let (_, body) = self.admin.get("/config_dump?resource=dynamic_listeners").await?;
+        let dump: Value = serde_json::from_str(&body)?;
+        let all = dump["configs"].as_array().map(Vec::as_slice).unwrap_or_default();
+        let mut names: Vec<String> = all
+            .iter()
+            .filter(|one| !one["active_state"].is_null())
+            .filter_map(|one| one["name"].as_str().map(str::to_owned))
+            .collect();
+        names.sort();
+        Ok(names)
+    }
+
+    /// How much of what the agent sent it has refused.
+    pub(crate) async fn refused(&self) -> Result<u64> {
+        let lds = self.admin.stat("listener_manager.lds.update_rejected").await?;
+        Ok(lds + self.admin.stat("cluster_manager.cds.update_rejected").await?)
+    }
+}
+
+async fn bootstrap(domain: &Domain, name: &str, from: &From, admin: &std::path::Path) -> Result<Vec<u8>> {
+    let mut command = tokio::process::Command::new(env!("CARGO_BIN_EXE_entente"));
+    command.args(["bootstrap", "envoy", "--node-id", name]);
+    command.arg("--admin-socket").arg(admin);
+    command.arg("--spire-agent-socket").arg(domain.spire.agent_socket());
+    match from {
+        From::Listener(address) | From::WholeFromListener(address) => {
+            command.args(["--xds", &address.to_string(), "--agent-id", &domain.agent_id()]);
+        }
+        From::Socket(path) => {
+            command.arg("--xds-socket").arg(path);
+        }
+    }
+    let output = command.kill_on_drop(true).output().await?;
+    ensure!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    let mut config: Value = serde_json::from_slice(&output.stdout)?;
+    if matches!(from, From::WholeFromListener(_)) {
+        config["dynamic_resources"]["ads_config"]["api_type"] = "GRPC".into();
+    }
+    Ok(serde_json::to_vec_pretty(&config)?)
+}

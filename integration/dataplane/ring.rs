@@ -1,0 +1,232 @@
+//! East and west with an agent each, both serving xDS, and the services that west exports to east.
+
+use crate::agent::{Agent, AgentOptions};
+use crate::application::{Application, Speaks};
+use crate::pair::Pair;
+use crate::ports;
+use crate::proxy::{From, Proxy};
+use crate::wait::eventually;
+use crate::world::Domain;
+use anyhow::{Context, Result, bail, ensure};
+use kube::api::{DeleteParams, DynamicObject, Patch, PatchParams};
+use serde_json::{Value, json};
+use std::net::{IpAddr, SocketAddr, UdpSocket};
+use std::path::PathBuf;
+use std::time::Duration;
+
+const API: &str = "entente.dev/v1alpha1";
+pub(crate) const SOON: Duration = Duration::from_secs(40);
+pub(crate) const FRONTEND: &str = "/ns/web/sa/frontend";
+pub(crate) const BATCH: &str = "/ns/web/sa/batch";
+const CART: &str = "/ns/shop/sa/cart";
+/// What importers see of every service.
+pub(crate) const PORT: u16 = 18_080;
+const TIMING: [&str; 8] = [
+    "--drain-seconds=2",
+    "--agent-follow-seconds=2",
+    "--bundle-poll-min-seconds=1",
+    "--bundle-poll-max-seconds=2",
+    "--spire-poll-seconds=4",
+    "--dial-min-seconds=1",
+    "--dial-max-seconds=2",
+    "--lease-seconds=3",
+];
+
+/// A mode of TLS, by its name.
+pub(crate) const MODES: [&str; 2] = ["IstioMtls", "Mtls"];
+
+/// Both agents; dropped before the domains are.
+pub(crate) struct Ring {
+    pub(crate) of_east: Agent,
+    pub(crate) of_west: Agent,
+    pub(crate) xds_east: SocketAddr,
+    pub(crate) xds_west: SocketAddr,
+    /// Where east's agent serves as batch, and as frontend.
+    pub(crate) socket_of_batch: PathBuf,
+    pub(crate) socket_of_frontend: PathBuf,
+    /// Where importers come to, as west's FederatedServices say.
+    pub(crate) gateway: SocketAddr,
+}
+
+impl Ring {
+    /// Starts both agents, and makes each the peer of the other.
+    pub(crate) async fn start(pair: &Pair) -> Result<Self> {
+        let (xds_east, xds_west) = (ports::free()?, ports::free()?);
+        let socket_of_batch = pair.east.dir().join("batch.sock");
+        let socket_of_frontend = pair.east.dir().join("frontend.sock");
+        let sockets = [(&socket_of_batch, BATCH), (&socket_of_frontend, FRONTEND)];
+        let sockets = sockets.map(|(path, id)| format!("{}=spiffe://east.example{id}", path.display()));
+        let options = |args: &[String]| AgentOptions {
+            args: TIMING.iter().map(|one| (*one).to_owned()).chain(args.iter().cloned()).collect(),
+            ..AgentOptions::default()
+        };
+        let of_east = [
+            format!("--xds-listen={xds_east}"),
+            format!("--xds-socket={}", sockets.join(",")),
+            "--import-address-range=127.64.0.0/10".to_owned(),
+        ];
+        let of_west = [format!("--xds-listen={xds_west}"), "--xds-all-bundles=ROOTCA".to_owned()];
+        let mut ring = Self {
+            of_east: Agent::start(&pair.east, options(&of_east))?,
+            of_west: Agent::start(&pair.west, options(&of_west))?,
+            xds_east,
+            xds_west,
+            socket_of_batch,
+            socket_of_frontend,
+            gateway: SocketAddr::new(own_address()?, ports::free()?.port()),
+        };
+        tokio::try_join!(ring.of_east.ready(SOON), ring.of_west.ready(SOON))?;
+        for (here, there) in [(&pair.east, &pair.west), (&pair.west, &pair.east)] {
+            here.kubernetes.apply(&peer(there).await?).await?;
+        }
+        for (here, there) in [(&pair.east, &pair.west), (&pair.west, &pair.east)] {
+            says(here, "TrustDomainPeer", None, there.trust_domain().as_str(), "Ready").await?;
+        }
+        pair.west.kubernetes.namespace("shop").await?;
+        Ok(ring)
+    }
+
+    /// Exports an application of west to the frontend of east, and waits until it is imported.
+    pub(crate) async fn export(&self, pair: &Pair, service: &Exported) -> Result<()> {
+        pair.west.kubernetes.apply(&self.object(service)).await?;
+        says(&pair.west, "FederatedService", Some("shop"), &service.name, "Exported").await
+    }
+
+    fn object(&self, service: &Exported) -> Value {
+        let gateway = if service.mode == "Mtls" { "istio-ingressgateway" } else { "istio-eastwestgateway" };
+        let port = json!({
+            "name": service.speaks.protocol(), "port": PORT, "targetPort": service.application.port,
+        });
+        json!({
+            "apiVersion": API,
+            "kind": "FederatedService",
+            "metadata": {"name": service.name, "namespace": "shop"},
+            "spec": {
+                "workloadLabels": {"app": service.name},
+                "ports": [port],
+                "tlsMode": service.mode,
+                "exportedTrustDomains": ["east.example"],
+                "clients": {"spiffeIDs": [format!("spiffe://east.example{FRONTEND}")]},
+                "serverSPIFFEIDs": [format!("spiffe://west.example{CART}")],
+                "gateways": [{"type": gateway, "port": self.gateway.port(), "ip": self.gateway.ip()}],
+            },
+        })
+    }
+
+    /// The Envoy in front of all applications of west. It asks for the state of the world; those of clients for what changed.
+    pub(crate) async fn server(&self, west: &Domain) -> Result<Proxy> {
+        Proxy::start(west, "cart", CART, &From::WholeFromListener(self.xds_west)).await
+    }
+
+    /// An Envoy beside a client of east.
+    pub(crate) async fn client(&self, east: &Domain, name: &str, path: &str) -> Result<Proxy> {
+        Proxy::start(east, name, path, &From::Listener(self.xds_east)).await
+    }
+}
+
+/// An application of west that is exported.
+pub(crate) struct Exported {
+    pub(crate) name: String,
+    pub(crate) mode: &'static str,
+    pub(crate) speaks: Speaks,
+    pub(crate) application: Application,
+}
+
+impl Exported {
+    pub(crate) async fn new(mode: &'static str, speaks: Speaks) -> Result<Self> {
+        let name = format!("{}-{}", speaks.protocol(), mode.to_lowercase());
+        Ok(Self { name, mode, speaks, application: Application::start(speaks).await? })
+    }
+
+    pub(crate) fn host(&self) -> String {
+        format!("{}.shop.west.example", self.name)
+    }
+
+    /// Where clients of east call it.
+    pub(crate) async fn address(&self, east: &Domain) -> Result<SocketAddr> {
+        eventually(&format!("{} has an address", self.name), SOON, || async {
+            let import = found(east, "ImportedService", Some("entente-system"), &self.host()).await?;
+            let address = import.data["status"]["addresses"][0].as_str().map(str::to_owned);
+            Ok(SocketAddr::new(address.context("none")?.parse()?, PORT))
+        })
+        .await
+    }
+
+    /// One call by a plain client of east.
+    pub(crate) async fn call(&self, at: SocketAddr) -> Result<()> {
+        crate::application::call(self.speaks, at, &self.host()).await
+    }
+}
+
+/// An address of this machine that is none of loopback: a peer's gateway may not be there.
+pub(crate) fn own_address() -> Result<IpAddr> {
+    let socket = UdpSocket::bind("0.0.0.0:0")?;
+    socket.connect("198.51.100.1:9").context("this machine has no address but loopback")?;
+    let address = socket.local_addr()?.ip();
+    ensure!(!address.is_loopback(), "this machine has no address but {address}");
+    Ok(address)
+}
+
+async fn peer(there: &Domain) -> Result<Value> {
+    Ok(json!({
+        "apiVersion": API,
+        "kind": "TrustDomainPeer",
+        "metadata": {"name": there.trust_domain().to_string()},
+        "spec": {
+            "trustDomain": there.trust_domain().to_string(),
+            "bundleEndpoint": {
+                "url": there.bundle_endpoint_url(),
+                "profile": {"type": "https_spiffe", "endpointSPIFFEID": there.spire.bundle_endpoint_id()},
+            },
+            "bootstrapBundle": {"inline": there.spire.bundle_document().await?},
+            "agent": {"addresses": [there.agent_address().to_string()], "spiffeIDs": [there.agent_id()]},
+            "federatesWith": {"selector": {"matchLabels": {"federate": "true"}}},
+            "imports": {"services": [{"namespace": "*", "name": "*"}]},
+        },
+    }))
+}
+
+/// Waits until a condition of an object of ours is True.
+pub(crate) async fn says(
+    domain: &Domain,
+    kind: &str,
+    namespace: Option<&str>,
+    name: &str,
+    condition: &str,
+) -> Result<()> {
+    let what = format!("{kind} {name} of {} says {condition}", domain.trust_domain());
+    eventually(&what, SOON, || async {
+        let object = found(domain, kind, namespace, name).await?;
+        let conditions = object.data.pointer("/status/conditions").and_then(Value::as_array);
+        let is = |one: &Value| one["type"] == condition && one["status"] == "True";
+        if conditions.into_iter().flatten().any(is) {
+            return Ok(());
+        }
+        bail!("status {}", object.data["status"])
+    })
+    .await
+}
+
+pub(crate) async fn found(
+    domain: &Domain,
+    kind: &str,
+    namespace: Option<&str>,
+    name: &str,
+) -> Result<DynamicObject> {
+    let object = domain.kubernetes.api(API, kind, namespace).await?.get_opt(name).await?;
+    object.with_context(|| format!("{} has no {kind} {name}", domain.trust_domain()))
+}
+
+/// Changes a FederatedService of west.
+pub(crate) async fn change(west: &Domain, service: &Exported, patch: Value) -> Result<()> {
+    let api = west.kubernetes.api(API, "FederatedService", Some("shop")).await?;
+    api.patch(&service.name, &PatchParams::default(), &Patch::Merge(patch)).await?;
+    Ok(())
+}
+
+/// Ends an export.
+pub(crate) async fn withdraw(west: &Domain, service: &Exported) -> Result<()> {
+    let api = west.kubernetes.api(API, "FederatedService", Some("shop")).await?;
+    api.delete(&service.name, &DeleteParams::background()).await?;
+    Ok(())
+}

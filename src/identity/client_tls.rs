@@ -1,0 +1,38 @@
+//! TLS with clients of our own trust domain: they present an SVID that our own bundle verifies, and see ours.
+
+use std::sync::Arc;
+
+use rustls::ServerConfig;
+use rustls::pki_types::{CertificateDer, UnixTime};
+
+use super::peer_tls::{ALPN_HTTP2, PeerRefusal, serving};
+use super::source::IdentitySource;
+use super::verify::{Role, verify_svid};
+use crate::model::SpiffeId;
+
+/// For the listener: whoever has an SVID of our trust domain.
+///
+/// # Errors
+/// Where the provider does not offer TLS 1.3.
+pub fn server_config(source: &IdentitySource) -> Result<ServerConfig, rustls::Error> {
+    let judging = source.clone();
+    let check = Arc::new(move |chain: &[CertificateDer<'_>], _: Role, now: UnixTime| {
+        judge(&judging, chain, now).map(|_| ()).map_err(Into::into)
+    });
+    serving(source, check, ALPN_HTTP2)
+}
+
+/// Who presents this chain, by our own bundle as it is now.
+///
+/// # Errors
+/// [`PeerRefusal`]; a chain of another trust domain is one without a bundle.
+pub fn judge(
+    source: &IdentitySource,
+    chain: &[CertificateDer<'_>],
+    now: UnixTime,
+) -> Result<SpiffeId, PeerRefusal> {
+    let svids = source.current().ok_or(PeerRefusal::NoIdentity)?;
+    let own = &svids.identity;
+    let bundle = |trust_domain: &_| (*trust_domain == own.trust_domain).then(|| Arc::clone(&own.bundle));
+    Ok(verify_svid(chain, &bundle, Role::Client, now)?)
+}

@@ -1,0 +1,209 @@
+//! What an Envoy needs to call a port: a listener on the service's own address, the cluster behind it, its endpoints.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::net::IpAddr;
+use std::time::Duration;
+
+use crate::model::service::{Address, AppProtocol, GatewayAddress, RemotePort};
+use crate::plan::istio::import::passes_through;
+use crate::proto::xds::resources as pb;
+
+use super::types::{Resource, filter, packed};
+use super::{OfferOf, endpoints, name, tls};
+
+const STRICT_DNS: i32 = 1;
+const EDS: i32 = 3;
+const LEAST_REQUEST: i32 = 1;
+const OUTBOUND: i32 = 2;
+const UNHEALTHY: i32 = 2;
+/// How long a connection to a gateway may take.
+const CONNECT: Duration = Duration::from_secs(5);
+/// How long an endpoint to which connections fail is passed over.
+const EJECTION: Duration = Duration::from_secs(10);
+
+/// Nothing, where it has no address or no endpoint.
+#[must_use]
+pub(super) fn resources(input: &OfferOf, port: &RemotePort) -> Vec<Resource> {
+    let all = endpoints(&input.imported, port);
+    let Some(listener) = listener(input, port).filter(|_| !all.is_empty()) else { return Vec::new() };
+    let assignment = assignment(&name(input, port), &all, &input.down);
+    let mut resources = vec![Resource::listener(&listener)];
+    if has_names(&all) {
+        resources.push(Resource::cluster(&cluster(input, port, Some(assignment))));
+    } else {
+        resources.push(Resource::cluster(&cluster(input, port, None)));
+        resources.push(Resource::endpoints(&assignment));
+    }
+    resources
+}
+
+/// Whether some of them have names: then Envoy resolves them itself.
+#[must_use]
+pub(super) fn has_names(all: &BTreeSet<GatewayAddress>) -> bool {
+    all.iter().any(|at| matches!(at.address, Address::Dns(_)))
+}
+
+fn listener(input: &OfferOf, port: &RemotePort) -> Option<pb::Listener> {
+    let (first, others) = input.addresses.split_first()?;
+    let at = |ip: &IpAddr| address(&ip.to_string(), port.port);
+    let additional = |ip| pb::AdditionalAddress { address: Some(at(ip)) };
+    let name = name(input, port);
+    Some(pb::Listener {
+        address: Some(at(first)),
+        additional_addresses: others.iter().map(additional).collect(),
+        filter_chains: vec![pb::FilterChain { filters: vec![proxy(&name, port)], ..Default::default() }],
+        // An address of the mesh's range is on no interface of a machine outside: a route that makes it local leads to it.
+        freebind: (!input.addresses.iter().all(IpAddr::is_loopback)).then_some(true),
+        traffic_direction: OUTBOUND,
+        stat_prefix: name.clone(),
+        name,
+        ..Default::default()
+    })
+}
+
+/// What passes on to the cluster of the same name.
+fn proxy(name: &str, port: &RemotePort) -> pb::Filter {
+    match port.protocol {
+        AppProtocol::Http | AppProtocol::Http2 | AppProtocol::Grpc => {
+            let websocket = pb::UpgradeConfig { upgrade_type: "websocket".to_owned() };
+            let upgrades = if port.protocol == AppProtocol::Http { vec![websocket] } else { Vec::new() };
+            manager(name, upgrades)
+        }
+        AppProtocol::Tcp | AppProtocol::Tls | AppProtocol::Https => tcp(name),
+    }
+}
+
+/// Passes bytes on to a cluster.
+#[must_use]
+pub(super) fn tcp(cluster: &str) -> pb::Filter {
+    let proxy = pb::TcpProxy {
+        stat_prefix: cluster.to_owned(),
+        cluster: cluster.to_owned(),
+        idle_timeout: Some(no_limit()),
+    };
+    let kind = "envoy.extensions.filters.network.tcp_proxy.v3.TcpProxy";
+    filter("envoy.filters.network.tcp_proxy", kind, &proxy)
+}
+
+/// Passes requests on to the cluster of this name, each by itself.
+fn manager(name: &str, upgrade_configs: Vec<pb::UpgradeConfig>) -> pb::Filter {
+    let manager = pb::HttpConnectionManager {
+        stat_prefix: name.to_owned(),
+        route_config: Some(routes(name)),
+        http_filters: vec![router()],
+        upgrade_configs,
+        stream_idle_timeout: Some(no_limit()),
+        codec_type: 0,
+    };
+    let kind = "envoy.extensions.filters.network.http_connection_manager.v3.HttpConnectionManager";
+    filter("envoy.filters.network.http_connection_manager", kind, &manager)
+}
+
+/// Every request to one cluster, for as long as it takes: timeouts are the client's own.
+#[must_use]
+pub(super) fn routes(cluster: &str) -> pb::RouteConfiguration {
+    let prefix = pb::route_match::PathSpecifier::Prefix(String::new());
+    let route = pb::Route {
+        r#match: Some(pb::RouteMatch { path_specifier: Some(prefix) }),
+        route: Some(pb::RouteAction { cluster: cluster.to_owned(), timeout: Some(no_limit()) }),
+    };
+    let host =
+        pb::VirtualHost { name: cluster.to_owned(), domains: vec!["*".to_owned()], routes: vec![route] };
+    pb::RouteConfiguration { name: cluster.to_owned(), virtual_hosts: vec![host] }
+}
+
+#[must_use]
+pub(super) fn router() -> pb::Filter {
+    filter("envoy.filters.http.router", "envoy.extensions.filters.http.router.v3.Router", &pb::Router {})
+}
+
+fn cluster(input: &OfferOf, port: &RemotePort, named: Option<pb::ClusterLoadAssignment>) -> pb::Cluster {
+    let (imported, name) = (&input.imported, name(input, port));
+    let is_named = named.is_some();
+    let eds = pb::EdsClusterConfig { eds_config: Some(tls::by_ads()), service_name: String::new() };
+    pb::Cluster {
+        r#type: if is_named { STRICT_DNS } else { EDS },
+        eds_cluster_config: (!is_named).then_some(eds),
+        load_assignment: named,
+        respect_dns_ttl: is_named,
+        connect_timeout: Some(duration(CONNECT)),
+        lb_policy: LEAST_REQUEST,
+        outlier_detection: Some(passing_over()),
+        // Where the application brings its own TLS, its bytes are passed on as they are.
+        transport_socket: (!passes_through(imported.service.tls_mode, port))
+            .then(|| tls::upstream(imported, port)),
+        typed_extension_protocol_options: http(port.protocol),
+        name,
+        ..Default::default()
+    }
+}
+
+/// The version of HTTP that the server speaks, where it speaks HTTP.
+fn http(protocol: AppProtocol) -> BTreeMap<String, prost_types::Any> {
+    use pb::explicit_http_config::ProtocolConfig;
+    const NAME: &str = "envoy.extensions.upstreams.http.v3.HttpProtocolOptions";
+    let config = match protocol {
+        AppProtocol::Http => ProtocolConfig::HttpProtocolOptions(pb::Http1Options {}),
+        AppProtocol::Http2 | AppProtocol::Grpc => ProtocolConfig::Http2ProtocolOptions(pb::Http2Options {}),
+        AppProtocol::Tcp | AppProtocol::Tls | AppProtocol::Https => return BTreeMap::new(),
+    };
+    let explicit = pb::ExplicitHttpConfig { protocol_config: Some(config) };
+    let options = pb::HttpProtocolOptions { explicit_http_config: Some(explicit) };
+    BTreeMap::from([(NAME.to_owned(), packed(NAME, &options))])
+}
+
+/// A gateway to which connections fail is passed over for a while, what servers answer is no reason to.
+fn passing_over() -> pb::OutlierDetection {
+    pb::OutlierDetection {
+        base_ejection_time: Some(duration(EJECTION)),
+        max_ejection_percent: Some(100),
+        enforcing_consecutive_5xx: Some(0),
+        enforcing_success_rate: Some(0),
+        enforcing_consecutive_gateway_failure: Some(0),
+        split_external_local_origin_errors: true,
+        consecutive_local_origin_failure: Some(3),
+    }
+}
+
+/// All endpoints in one locality, which has no name: exporters do not tell where their gateways are.
+#[must_use]
+pub(super) fn assignment(
+    name: &str,
+    all: &BTreeSet<GatewayAddress>,
+    down: &BTreeSet<GatewayAddress>,
+) -> pb::ClusterLoadAssignment {
+    let endpoint = |at: &GatewayAddress| {
+        let host = match &at.address {
+            Address::Ip(ip) => ip.to_canonical().to_string(),
+            Address::Dns(name) => name.clone(),
+        };
+        let health_status = if down.contains(at) { UNHEALTHY } else { 0 };
+        pb::LbEndpoint {
+            endpoint: Some(pb::Endpoint { address: Some(address(&host, at.port)) }),
+            health_status,
+        }
+    };
+    let locality = pb::LocalityLbEndpoints {
+        // gRPC refuses a locality that is not there, and passes over one without weight (gRFC A27).
+        locality: Some(pb::Locality::default()),
+        load_balancing_weight: Some(1),
+        lb_endpoints: all.iter().map(endpoint).collect(),
+    };
+    pb::ClusterLoadAssignment { cluster_name: name.to_owned(), endpoints: vec![locality] }
+}
+
+#[must_use]
+pub(super) fn address(host: &str, port: u16) -> pb::Address {
+    let socket =
+        pb::SocketAddress { address: host.to_owned(), port_value: port.into(), ipv4_compat: host == "::" };
+    pb::Address { socket_address: Some(socket) }
+}
+
+#[must_use]
+pub(super) fn duration(of: Duration) -> prost_types::Duration {
+    prost_types::Duration { seconds: i64::try_from(of.as_secs()).unwrap_or(i64::MAX), nanos: 0 }
+}
+
+fn no_limit() -> prost_types::Duration {
+    prost_types::Duration::default()
+}

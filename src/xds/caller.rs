@@ -1,0 +1,120 @@
+//! Who is at the other end of a connection, and the connection itself.
+
+use std::io;
+use std::pin::Pin;
+use std::sync::Arc;
+use std::task::{Context, Poll};
+
+use rustls::pki_types::{CertificateDer, UnixTime};
+use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
+use tokio::net::{TcpStream, UnixStream};
+use tokio::sync::OwnedSemaphorePermit;
+use tokio_rustls::server::TlsStream;
+use tokio_util::sync::{CancellationToken, DropGuard, WaitForCancellationFutureOwned};
+use tonic::transport::server::Connected;
+
+use crate::model::SpiffeId;
+
+/// By what a client proved its ID, to be judged again when the authorities change.
+#[derive(Debug)]
+pub(super) struct Proof {
+    pub(super) chain: Vec<CertificateDer<'static>>,
+    pub(super) at: UnixTime,
+}
+
+/// Who calls; the handler gets it with each call.
+#[derive(Clone, Debug)]
+pub(super) struct Caller {
+    pub(super) id: SpiffeId,
+    /// Nothing on a Unix socket: who may open that is who may connect.
+    pub(super) proof: Option<Arc<Proof>>,
+    /// Cancelled when the connection is to end, or has ended.
+    pub(super) end: CancellationToken,
+}
+
+enum Wire {
+    Tls(Box<TlsStream<TcpStream>>),
+    Unix(UnixStream),
+}
+
+/// A connection of a client.
+pub(super) struct CallerConnection {
+    wire: Wire,
+    caller: Caller,
+    ended: Pin<Box<WaitForCancellationFutureOwned>>,
+    _gone: DropGuard,
+    _place: OwnedSemaphorePermit,
+}
+
+impl CallerConnection {
+    pub(super) fn tls(
+        stream: TlsStream<TcpStream>,
+        id: SpiffeId,
+        proof: Proof,
+        place: OwnedSemaphorePermit,
+    ) -> Self {
+        Self::new(Wire::Tls(Box::new(stream)), id, Some(Arc::new(proof)), place)
+    }
+
+    pub(super) fn unix(stream: UnixStream, id: SpiffeId, place: OwnedSemaphorePermit) -> Self {
+        Self::new(Wire::Unix(stream), id, None, place)
+    }
+
+    fn new(wire: Wire, id: SpiffeId, proof: Option<Arc<Proof>>, place: OwnedSemaphorePermit) -> Self {
+        let end = CancellationToken::new();
+        Self {
+            wire,
+            ended: Box::pin(end.clone().cancelled_owned()),
+            _gone: end.clone().drop_guard(),
+            caller: Caller { id, proof, end },
+            _place: place,
+        }
+    }
+}
+
+impl Connected for CallerConnection {
+    type ConnectInfo = Caller;
+
+    fn connect_info(&self) -> Caller {
+        self.caller.clone()
+    }
+}
+
+impl AsyncRead for CallerConnection {
+    fn poll_read(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        buffer: &mut ReadBuf<'_>,
+    ) -> Poll<io::Result<()>> {
+        if self.ended.as_mut().poll(cx).is_ready() {
+            return Poll::Ready(Ok(()));
+        }
+        match &mut self.wire {
+            Wire::Tls(stream) => Pin::new(stream.as_mut()).poll_read(cx, buffer),
+            Wire::Unix(stream) => Pin::new(stream).poll_read(cx, buffer),
+        }
+    }
+}
+
+impl AsyncWrite for CallerConnection {
+    fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, data: &[u8]) -> Poll<io::Result<usize>> {
+        match &mut self.wire {
+            Wire::Tls(stream) => Pin::new(stream.as_mut()).poll_write(cx, data),
+            Wire::Unix(stream) => Pin::new(stream).poll_write(cx, data),
+        }
+    }
+
+    fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        match &mut self.wire {
+            Wire::Tls(stream) => Pin::new(stream.as_mut()).poll_flush(cx),
+            Wire::Unix(stream) => Pin::new(stream).poll_flush(cx),
+        }
+    }
+
+    fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        match &mut self.wire {
+            Wire::Tls(stream) => Pin::new(stream.as_mut()).poll_shutdown(cx),
+            Wire::Unix(stream) => Pin::new(stream).poll_shutdown(cx),
+        }
+    }
+}

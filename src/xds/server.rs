@@ -1,0 +1,259 @@
+//! The server: its listeners, its gRPC service, and the end of streams whose proof does not hold any more.
+
+use std::io;
+use std::net::SocketAddr;
+use std::path::PathBuf;
+use std::pin::Pin;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+
+use tokio::net::TcpListener;
+use tokio::sync::{mpsc, watch};
+use tokio::task::JoinSet;
+use tokio_stream::StreamExt as _;
+use tokio_stream::wrappers::ReceiverStream;
+use tokio_util::sync::CancellationToken;
+use tonic::transport::Server;
+use tonic::{Request, Response, Status, Streaming};
+
+use super::caller::Caller;
+use super::clients::Clients;
+use super::door::{Places, TlsDoor, unix};
+use super::session::Session;
+use super::session::delta::Delta;
+use super::session::sotw::Sotw;
+use super::stream::Stream;
+use super::views::Views;
+use crate::identity::client_tls;
+use crate::identity::source::IdentitySource;
+use crate::model::SpiffeId;
+use crate::observe::metrics::Metrics;
+use crate::plan::xds::Xds;
+use crate::proto::xds::discovery::aggregated_discovery_service_server::{
+    AggregatedDiscoveryService, AggregatedDiscoveryServiceServer,
+};
+use crate::proto::xds::discovery::{
+    DeltaDiscoveryRequest, DeltaDiscoveryResponse, DiscoveryRequest, DiscoveryResponse,
+};
+use crate::socket;
+
+/// The most bytes of one request: 20,000 names with their versions.
+const MOST_BYTES: usize = 8 * 1024 * 1024;
+/// Answers of one stream that wait to be read.
+const QUEUE: usize = 2;
+/// Streams of one connection.
+const STREAMS: u32 = 16;
+const KEEPALIVE: Duration = Duration::from_secs(30);
+
+/// A Unix socket, and whom it stands for.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Socket {
+    pub path: PathBuf,
+    pub id: SpiffeId,
+}
+
+impl std::str::FromStr for Socket {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, Self::Err> {
+        let form =
+            || format!("{text:?} is not PATH=SPIFFE-ID, such as /run/entente/cart.sock=spiffe://td/cart");
+        let (path, id) = text.split_once('=').ok_or_else(form)?;
+        let id = SpiffeId::new(id).map_err(|error| format!("{}: {error}", form()))?;
+        if path.is_empty() || id.path().is_empty() {
+            return Err(form());
+        }
+        Ok(Self { path: path.into(), id })
+    }
+}
+
+/// Where clients come in.
+#[derive(Clone, Debug, Default)]
+pub struct Settings {
+    pub listen: Option<SocketAddr>,
+    pub sockets: Vec<Socket>,
+}
+
+/// Why it cannot be started.
+#[derive(Debug, thiserror::Error)]
+pub enum StartError {
+    #[error("cannot listen for xDS clients on {0}: {1}; choose another address (--xds-listen)")]
+    Listen(SocketAddr, io::Error),
+    #[error("--xds-socket: {0}")]
+    Socket(#[from] socket::SocketError),
+    #[error("TLS for xDS clients cannot be configured: {0}")]
+    Tls(#[from] rustls::Error),
+}
+
+/// The running server.
+#[derive(Debug)]
+pub struct Served {
+    /// Where it listens for clients with an SVID, if it does.
+    pub listen: Option<SocketAddr>,
+    /// Ends after cancellation, or where a listener is lost.
+    pub tasks: JoinSet<()>,
+}
+
+/// What is served with what.
+#[derive(Debug)]
+pub struct Sources {
+    /// Our SVID, and the bundle that clients are verified with.
+    pub identity: IdentitySource,
+    /// What is served; while it is nothing, clients wait.
+    pub served: watch::Receiver<Option<Arc<Xds>>>,
+    /// Where it is kept who is served.
+    pub clients: Clients,
+    pub metrics: Arc<Metrics>,
+}
+
+/// Listens, and serves until `cancel`.
+///
+/// # Errors
+/// An address or path that cannot be listened on.
+pub async fn start(
+    settings: Settings,
+    sources: Sources,
+    cancel: CancellationToken,
+) -> Result<Served, StartError> {
+    let Sources { identity: source, served, clients, metrics } = sources;
+    let mut tasks = JoinSet::new();
+    let (ready, connections) = mpsc::channel(64);
+    let places = Arc::new(Places::new());
+    let mut listen = None;
+    if let Some(address) = settings.listen {
+        let bound = TcpListener::bind(address).await.map_err(|error| StartError::Listen(address, error))?;
+        listen = Some(bound.local_addr().map_err(|error| StartError::Listen(address, error))?);
+        let door = TlsDoor {
+            listener: bound,
+            tls: Arc::new(client_tls::server_config(&source)?),
+            source: source.clone(),
+            places: Arc::clone(&places),
+            ready: ready.clone(),
+        };
+        tasks.spawn(until(cancel.clone(), door.run()));
+    }
+    for Socket { path, id } in settings.sockets {
+        let bound = socket::Bound::at(&path, 0o660).await?;
+        let (places, ready) = (Arc::clone(&places), ready.clone());
+        tasks.spawn(until(cancel.clone(), async move {
+            let (listener, left) = bound.split();
+            unix(listener, id, places, ready).await;
+            drop(left);
+        }));
+    }
+    let here = Arc::new(Here::default());
+    tasks.spawn(until(cancel.clone(), Arc::clone(&here).watch_over(source)));
+    let discovery = Discovery { views: Views::new(served), clients, metrics, here, cancel: cancel.clone() };
+    let service = AggregatedDiscoveryServiceServer::new(discovery).max_decoding_message_size(MOST_BYTES);
+    let serving = Server::builder()
+        .http2_keepalive_interval(Some(KEEPALIVE))
+        .http2_keepalive_timeout(Some(KEEPALIVE))
+        .max_concurrent_streams(STREAMS)
+        .add_service(service)
+        .serve_with_incoming(ReceiverStream::new(connections).map(Ok::<_, io::Error>));
+    tasks.spawn(until(cancel, async move {
+        if let Err(error) = serving.await {
+            tracing::error!(%error, "the xDS server failed");
+        }
+    }));
+    Ok(Served { listen, tasks })
+}
+
+async fn until(cancel: CancellationToken, task: impl Future<Output = ()>) {
+    tokio::select! {
+        () = cancel.cancelled() => {}
+        () = task => {}
+    }
+}
+
+/// The clients that are connected by TLS.
+#[derive(Debug, Default)]
+struct Here(Mutex<Vec<Caller>>);
+
+impl Here {
+    fn add(&self, caller: &Caller) {
+        let mut here = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        here.retain(|caller| !caller.end.is_cancelled());
+        here.push(caller.clone());
+    }
+
+    /// Ends the connections of whom our bundle does not verify any more, each time that it changes.
+    async fn watch_over(self: Arc<Self>, source: IdentitySource) {
+        let mut identity = source.subscribe();
+        while identity.changed().await.is_ok() {
+            identity.mark_unchanged();
+            let mut here = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+            here.retain(|caller| {
+                let holds = caller
+                    .proof
+                    .as_ref()
+                    .is_none_or(|proof| client_tls::judge(&source, &proof.chain, proof.at).is_ok());
+                if !holds {
+                    caller.end.cancel();
+                }
+                !caller.end.is_cancelled()
+            });
+        }
+    }
+}
+
+/// The gRPC service.
+struct Discovery {
+    views: Views,
+    clients: Clients,
+    metrics: Arc<Metrics>,
+    here: Arc<Here>,
+    cancel: CancellationToken,
+}
+
+type Answers<T> = Pin<Box<dyn tokio_stream::Stream<Item = Result<T, Status>> + Send + 'static>>;
+
+impl Discovery {
+    fn open<S: Session>(
+        &self,
+        request: Request<Streaming<S::Request>>,
+    ) -> Result<Response<Answers<S::Response>>, Status> {
+        let caller = request.extensions().get::<Caller>().cloned();
+        let caller = caller.ok_or_else(|| Status::internal("no caller"))?;
+        self.here.add(&caller);
+        let (answers, out) = mpsc::channel(QUEUE);
+        let end = caller.end.child_token();
+        let stopping = self.cancel.clone();
+        let stream = Stream::<S> {
+            open: self.clients.open(&caller.id),
+            client: caller.id,
+            requests: request.into_inner(),
+            answers,
+            views: self.views.clone(),
+            metrics: Arc::clone(&self.metrics),
+            cancel: end.clone(),
+        };
+        tokio::spawn(async move {
+            tokio::select! {
+                () = stream.run() => {}
+                () = stopping.cancelled() => {}
+            }
+        });
+        Ok(Response::new(Box::pin(ReceiverStream::new(out))))
+    }
+}
+
+#[tonic::async_trait]
+impl AggregatedDiscoveryService for Discovery {
+    type StreamAggregatedResourcesStream = Answers<DiscoveryResponse>;
+    type DeltaAggregatedResourcesStream = Answers<DeltaDiscoveryResponse>;
+
+    async fn stream_aggregated_resources(
+        &self,
+        request: Request<Streaming<DiscoveryRequest>>,
+    ) -> Result<Response<Self::StreamAggregatedResourcesStream>, Status> {
+        self.open::<Sotw>(request)
+    }
+
+    async fn delta_aggregated_resources(
+        &self,
+        request: Request<Streaming<DeltaDiscoveryRequest>>,
+    ) -> Result<Response<Self::DeltaAggregatedResourcesStream>, Status> {
+        self.open::<Delta>(request)
+    }
+}

@@ -1,0 +1,122 @@
+//! What one stream of a client has asked for, got and refused: state machines without I/O, one for each variant of the
+//! protocol (xDS REST and gRPC protocol, "state of the world" and "incremental").
+//!
+//! Nothing a client says is believed beyond its bounds: what it names is counted, and a name that is too long or one too
+//! many ends its stream.
+
+pub mod delta;
+pub mod sotw;
+#[cfg(test)]
+mod tests;
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+
+use crate::plan::xds::view::{ClientKind, View};
+use crate::plan::xds::{ResourceType, TypeMap};
+use crate::proto::xds::discovery::{Node, Packed};
+
+/// Most names that a stream may be subscribed to, of one type; and that it may say that it has.
+pub const MOST_NAMES: usize = 20_000;
+/// Longest name of a resource: a host, a colon and a port are 259.
+pub const LONGEST_NAME: usize = 512;
+/// What is kept of a client's words.
+const WORDS: usize = 500;
+
+/// Why a stream ends: what the client did.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum Violation {
+    #[error("a resource name has {0} bytes, more than {LONGEST_NAME}")]
+    LongName(usize),
+    #[error("more than {MOST_NAMES} resource names of one type")]
+    TooManyNames,
+}
+
+/// An answer that a client refused.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Nack {
+    pub kind: ResourceType,
+    /// In the client's words, cut.
+    pub message: String,
+}
+
+/// Who is at the other end, by its own word.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Introduction {
+    /// `id` of its node, cut.
+    pub node: String,
+    pub kind: Option<ClientKind>,
+}
+
+impl Introduction {
+    /// Takes the node of a request, which the first one on a stream has.
+    pub fn hear(&mut self, node: Option<&Node>) {
+        if let (None, Some(node)) = (self.kind, node) {
+            self.kind = Some(ClientKind::of_user_agent(&node.user_agent_name));
+            self.node = cut(&node.id);
+        }
+    }
+}
+
+/// A variant of the protocol, on one stream.
+pub trait Session: Default + Send + 'static {
+    type Request: Send + 'static;
+    type Response: Send + 'static;
+
+    /// The node of a request, where it has one.
+    fn node(request: &Self::Request) -> Option<&Node>;
+
+    /// Takes a request in; then [`Session::answers`] has what is due.
+    ///
+    /// # Errors
+    /// What the client did that it may not.
+    fn request(&mut self, request: Self::Request) -> Result<Heard, Violation>;
+
+    /// What the client is to be sent now, in order.
+    fn answers(&mut self, view: &View) -> Vec<(ResourceType, Self::Response)>;
+
+    /// How many names it is subscribed to, of each type; `None` where it takes all.
+    fn subscriptions(&self) -> BTreeMap<ResourceType, Option<usize>>;
+}
+
+/// What a request was.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Heard {
+    /// A subscription, or a change of one, or of a type that is not served.
+    Asked,
+    /// It took what it was sent last.
+    Acked(ResourceType),
+    Nacked(Nack),
+}
+
+/// Numbers the answers of a stream.
+#[derive(Debug, Default)]
+struct Nonces(u64);
+
+impl Nonces {
+    fn next(&mut self) -> String {
+        self.0 += 1;
+        self.0.to_string()
+    }
+}
+
+fn nack(kind: ResourceType, message: &str) -> Nack {
+    Nack { kind, message: cut(message) }
+}
+
+fn cut(text: &str) -> String {
+    text.chars().filter(|c| !c.is_control() || *c == ' ').take(WORDS).collect()
+}
+
+fn checked(name: &str) -> Result<Arc<str>, Violation> {
+    if name.len() > LONGEST_NAME { Err(Violation::LongName(name.len())) } else { Ok(name.into()) }
+}
+
+fn packed(resource: &crate::plan::xds::Resource) -> Packed {
+    Packed { type_url: resource.kind.url().to_owned(), value: resource.body.clone() }
+}
+
+/// All resources of a type that the client may have.
+fn of(view: &View, kind: ResourceType) -> &Arc<TypeMap> {
+    view.of_type(kind)
+}

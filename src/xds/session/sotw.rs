@@ -1,0 +1,122 @@
+//! The state of the world: each answer has everything of one type that the client subscribed to.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
+
+use super::{Heard, MOST_NAMES, Nonces, Session, Violation, checked, nack, of, packed};
+use crate::plan::xds::view::View;
+use crate::plan::xds::{Resource, ResourceType, TypeMap, Version};
+use crate::proto::xds::discovery::{DiscoveryRequest, DiscoveryResponse, Node};
+
+/// One stream.
+#[derive(Debug, Default)]
+pub struct Sotw {
+    types: BTreeMap<ResourceType, Watch>,
+    nonces: Nonces,
+}
+
+/// A subscription to one type.
+#[derive(Debug, Default)]
+struct Watch {
+    names: BTreeSet<Arc<str>>,
+    /// Everything; a client that never named anything means it, of types that know it.
+    wildcard: bool,
+    /// It has named something: from then on, no name is nothing.
+    has_named: bool,
+    /// Of the last answer.
+    nonce: Option<String>,
+    /// What the client has, as far as it took it: of what was sent last, or before an earlier stream ended.
+    version: Option<String>,
+    /// Something is due whatever its version.
+    is_due: bool,
+}
+
+impl Watch {
+    /// Takes what the client subscribes to now; whether anything is new to it.
+    fn subscribe(&mut self, kind: ResourceType, names: &[String]) -> Result<bool, Violation> {
+        if names.len() > MOST_NAMES {
+            return Err(Violation::TooManyNames);
+        }
+        let mut named = names.iter().map(|name| checked(name)).collect::<Result<BTreeSet<_>, _>>()?;
+        let star = named.remove("*");
+        self.has_named |= !named.is_empty() || star;
+        let wildcard = star || (kind.has_wildcard() && !self.has_named);
+        let is_new = (wildcard && !self.wildcard) || named.iter().any(|name| !self.names.contains(name));
+        (self.names, self.wildcard) = (named, wildcard);
+        Ok(is_new)
+    }
+
+    fn wanted<'v>(&self, all: &'v TypeMap) -> Vec<&'v Resource> {
+        if self.wildcard {
+            return all.values().collect();
+        }
+        self.names.iter().filter_map(|name| all.get(name)).collect()
+    }
+
+    /// Whether it asks for anything.
+    fn is_open(&self) -> bool {
+        self.wildcard || !self.names.is_empty()
+    }
+}
+
+impl Session for Sotw {
+    type Request = DiscoveryRequest;
+    type Response = DiscoveryResponse;
+
+    fn node(request: &DiscoveryRequest) -> Option<&Node> {
+        request.node.as_ref()
+    }
+
+    fn request(&mut self, request: DiscoveryRequest) -> Result<Heard, Violation> {
+        let Some(kind) = ResourceType::of_url(&request.type_url) else { return Ok(Heard::Asked) };
+        let is_first = !self.types.contains_key(&kind);
+        let watch = self.types.entry(kind).or_default();
+        if is_first {
+            // What it has from an earlier stream, where it says so.
+            watch.version = Some(request.version_info).filter(|version| !version.is_empty());
+            watch.subscribe(kind, &request.resource_names)?;
+            watch.is_due = watch.version.is_none();
+            return Ok(Heard::Asked);
+        }
+        // It answers to an answer that another has followed since: the one to that is on its way.
+        if watch.nonce.as_ref().is_some_and(|nonce| *nonce != request.response_nonce) {
+            return Ok(Heard::Asked);
+        }
+        let is_new = watch.subscribe(kind, &request.resource_names)?;
+        watch.is_due |= is_new;
+        Ok(match request.error_detail {
+            Some(refusal) => Heard::Nacked(nack(kind, &refusal.message)),
+            None if watch.nonce.is_some() && !is_new => Heard::Acked(kind),
+            None => Heard::Asked,
+        })
+    }
+
+    fn answers(&mut self, view: &View) -> Vec<(ResourceType, DiscoveryResponse)> {
+        let mut answers = Vec::new();
+        for (&kind, watch) in &mut self.types {
+            let wanted = watch.wanted(of(view, kind));
+            // Of types without a wildcard, what goes goes with what names it: nothing says that there is nothing.
+            if !watch.is_open() || (wanted.is_empty() && !kind.has_wildcard()) {
+                continue;
+            }
+            let all = wanted.iter().map(|resource| (resource.name.as_ref(), resource.version));
+            let version = Version::of_all(all).to_string();
+            if !watch.is_due && watch.version.as_ref() == Some(&version) {
+                continue;
+            }
+            let nonce = self.nonces.next();
+            (watch.is_due, watch.nonce, watch.version) = (false, Some(nonce.clone()), Some(version.clone()));
+            let resources = wanted.into_iter().map(packed).collect();
+            let type_url = kind.url().to_owned();
+            answers.push((kind, DiscoveryResponse { version_info: version, resources, type_url, nonce }));
+        }
+        answers
+    }
+
+    fn subscriptions(&self) -> BTreeMap<ResourceType, Option<usize>> {
+        let of = |(kind, watch): (&ResourceType, &Watch)| {
+            (*kind, if watch.wildcard { None } else { Some(watch.names.len()) })
+        };
+        self.types.iter().map(of).collect()
+    }
+}

@@ -1,0 +1,288 @@
+use std::path::Path;
+use std::sync::Arc;
+use std::time::Duration;
+
+use hyper_util::rt::TokioIo;
+use rustls::pki_types::ServerName;
+use tokio::net::{TcpStream, UnixStream};
+use tokio::sync::{mpsc, watch};
+use tokio::time::timeout;
+use tokio_stream::wrappers::ReceiverStream;
+use tokio_util::sync::CancellationToken;
+use tonic::transport::{Channel, Endpoint};
+use tonic::{Code, Streaming};
+
+use super::*;
+use crate::identity::source::IdentitySource;
+use crate::identity::testing::{Domain, authority};
+use crate::model::import::Imported;
+use crate::model::service::{ClientPattern, RemoteService};
+use crate::model::{NamespacedName, ServiceName};
+use crate::observe::metrics::{Lead, Metrics};
+use crate::plan::fixtures::{id, remote_cart, td};
+use crate::plan::xds::testing::{offered, xds_of};
+use crate::plan::xds::{ResourceType, Xds};
+use crate::proto::workload::X509svidResponse;
+use crate::proto::xds::discovery::aggregated_discovery_service_client::AggregatedDiscoveryServiceClient;
+use crate::proto::xds::discovery::{DeltaDiscoveryRequest, DeltaDiscoveryResponse, Refusal};
+
+const SOON: Duration = Duration::from_secs(10);
+const FRONTEND: &str = "spiffe://east.example/ns/web/sa/frontend";
+
+/// Services of west, each for one client.
+fn serving(services: &[(&str, &str)]) -> Option<Arc<Xds>> {
+    let offers = services.iter().map(|(name, client)| {
+        let service = RemoteService {
+            name: ServiceName::new("shop", name).unwrap(),
+            clients: [ClientPattern::parse(client).unwrap()].into(),
+            ..remote_cart()
+        };
+        let host = service.name.host(&td("west.example")).unwrap();
+        let imported = Imported {
+            object: NamespacedName::new("entente-system", host),
+            uid: String::new(),
+            generation: 1,
+            trust_domain: td("west.example"),
+            service: Arc::new(service),
+        };
+        offered(imported, &["127.64.0.1"])
+    });
+    Some(Arc::new(xds_of(offers)))
+}
+
+/// An agent of east that serves by TLS and by a socket for the frontend.
+struct Stand {
+    east: Domain,
+    source: IdentitySource,
+    served: watch::Sender<Option<Arc<Xds>>>,
+    clients: Clients,
+    metrics: Arc<Metrics>,
+    running: Served,
+    folder: tempfile::TempDir,
+    _cancel: tokio_util::sync::DropGuard,
+}
+
+impl Stand {
+    async fn new() -> Self {
+        let east = Domain::new("east.example");
+        let source = east.source(&[]);
+        let folder = tempfile::tempdir().unwrap();
+        let (served, serving) = watch::channel(None);
+        let metrics = Arc::new(Metrics::default());
+        let settings = Settings {
+            listen: Some("127.0.0.1:0".parse().unwrap()),
+            sockets: vec![Socket { path: folder.path().join("run/x.sock"), id: id(FRONTEND) }],
+        };
+        let cancel = CancellationToken::new();
+        let clients = Clients::default();
+        let sources = Sources {
+            identity: source.clone(),
+            served: serving,
+            clients: clients.clone(),
+            metrics: Arc::clone(&metrics),
+        };
+        let running = start(settings, sources, cancel.clone()).await.unwrap();
+        Self { east, source, served, clients, metrics, running, folder, _cancel: cancel.drop_guard() }
+    }
+
+    async fn by_socket(&self) -> Client {
+        let path = self.folder.path().join("run/x.sock");
+        let connector = tower::service_fn(move |_| {
+            let path = path.clone();
+            async move { std::io::Result::Ok(TokioIo::new(UnixStream::connect(path).await?)) }
+        });
+        let endpoint = Endpoint::from_static("http://agent");
+        Client::open(endpoint.connect_with_connector(connector).await.unwrap()).await.unwrap()
+    }
+
+    /// As this workload, whose authority may be another's.
+    async fn by_tls(&self, domain: &Domain, workload: &str) -> Result<Client, String> {
+        let response = X509svidResponse { svids: vec![domain.svid(workload, "")], ..Default::default() };
+        let svids = crate::identity::workload::read(response, None).unwrap();
+        let source = IdentitySource::empty();
+        source.publish(svids);
+        // Whom it takes the agent for is no matter here.
+        let config = crate::identity::peer_tls::dialling_anybody(&source);
+        let connector = tokio_rustls::TlsConnector::from(Arc::new(config));
+        let address = self.running.listen.unwrap();
+        let connect = tower::service_fn(move |_| {
+            let connector = connector.clone();
+            async move {
+                let name = ServerName::try_from("agent").unwrap();
+                let stream = TcpStream::connect(address).await?;
+                std::io::Result::Ok(TokioIo::new(connector.connect(name, stream).await?))
+            }
+        });
+        let endpoint = Endpoint::from_static("http://agent");
+        let channel = endpoint.connect_with_connector(connect).await.map_err(|error| error.to_string())?;
+        Client::open(channel).await.map_err(|status| status.to_string())
+    }
+
+    fn count(&self, metric: &str) -> Option<String> {
+        let text = self.metrics.encode(Lead::default(), true, None).unwrap();
+        text.lines().find_map(|line| line.strip_prefix(metric)?.strip_prefix(' ')).map(str::to_owned)
+    }
+}
+
+struct Client {
+    requests: mpsc::Sender<DeltaDiscoveryRequest>,
+    answers: Streaming<DeltaDiscoveryResponse>,
+}
+
+impl Client {
+    async fn open(channel: Channel) -> Result<Self, tonic::Status> {
+        let (requests, out) = mpsc::channel(8);
+        let mut client = AggregatedDiscoveryServiceClient::new(channel);
+        let answers = client.delta_aggregated_resources(ReceiverStream::new(out)).await?.into_inner();
+        Ok(Self { requests, answers })
+    }
+
+    async fn ask(&self, subscribe: Vec<String>) {
+        let request = DeltaDiscoveryRequest {
+            type_url: ResourceType::Listener.url().to_owned(),
+            resource_names_subscribe: subscribe,
+            ..Default::default()
+        };
+        self.requests.send(request).await.unwrap();
+    }
+
+    /// The first labels of what came and went with the next answer.
+    async fn told(&mut self) -> (Vec<String>, Vec<String>) {
+        let answer = timeout(SOON, self.answers.message()).await.unwrap().unwrap().unwrap();
+        let short = |name: &String| name.split('.').next().unwrap().to_owned();
+        let came = answer.resources.iter().map(|resource| short(&resource.name)).collect();
+        (came, answer.removed_resources.iter().map(short).collect())
+    }
+
+    async fn ended(&mut self) -> Code {
+        loop {
+            match timeout(SOON, self.answers.message()).await.expect("it is not ended") {
+                Ok(None) => return Code::Ok,
+                Ok(Some(_)) => {}
+                Err(status) => return status.code(),
+            }
+        }
+    }
+}
+
+fn names(all: &[&str]) -> Vec<String> {
+    all.iter().map(|&name| name.to_owned()).collect()
+}
+
+#[tokio::test]
+async fn a_client_follows_what_its_id_may_call() {
+    let stand = Stand::new().await;
+    let mut client = stand.by_socket().await;
+    client.ask(Vec::new()).await;
+    // Nothing is said before it is known what there is: an empty answer would take away what the client runs with.
+    let silence = timeout(Duration::from_millis(300), client.answers.message()).await;
+    assert!(silence.is_err(), "{silence:?}");
+    stand.served.send_replace(serving(&[("a", FRONTEND), ("b", "spiffe://east.example/other")]));
+    assert_eq!(client.told().await, (names(&["a"]), names(&[])));
+    stand.served.send_replace(serving(&[("a", FRONTEND), ("b", FRONTEND)]));
+    assert_eq!(client.told().await, (names(&["b"]), names(&[])));
+    stand.served.send_replace(serving(&[("b", FRONTEND)]));
+    assert_eq!(client.told().await, (names(&[]), names(&["a"])));
+    assert_eq!(stand.count("entente_xds_answers_total{type=\"listener\"}").as_deref(), Some("3"));
+}
+
+#[tokio::test]
+async fn a_client_is_who_its_svid_says() {
+    let stand = Stand::new().await;
+    stand.served.send_replace(serving(&[("a", FRONTEND), ("b", "spiffe://east.example/other")]));
+    for (workload, sees) in [(FRONTEND, "a"), ("spiffe://east.example/other", "b")] {
+        let mut client = stand.by_tls(&stand.east, workload).await.unwrap();
+        client.ask(Vec::new()).await;
+        assert_eq!(client.told().await, (names(&[sees]), names(&[])), "{workload}");
+    }
+    let west = Domain::new("west.example");
+    let forged = Domain { td: td("east.example"), ca: authority(), agent: stand.east.agent.clone() };
+    for (domain, workload) in [(&west, "spiffe://west.example/ns/web/sa/frontend"), (&forged, FRONTEND)] {
+        assert!(stand.by_tls(domain, workload).await.is_err(), "{workload} is let in");
+    }
+}
+
+/// A client whose authority is revoked loses its stream, though its connection was made in time.
+#[tokio::test]
+async fn a_client_whose_authority_is_gone_is_served_no_more() {
+    let mut stand = Stand::new().await;
+    stand.served.send_replace(serving(&[("a", FRONTEND)]));
+    let mut client = stand.by_tls(&stand.east, FRONTEND).await.unwrap();
+    client.ask(Vec::new()).await;
+    assert_eq!(client.told().await, (names(&["a"]), names(&[])));
+    stand.east.ca = authority();
+    stand.source.publish(stand.east.svids(&[]));
+    assert_ne!(client.ended().await, Code::ResourceExhausted);
+    stand.served.send_replace(serving(&[("b", FRONTEND)]));
+    assert!(!matches!(client.answers.message().await, Ok(Some(_))));
+}
+
+#[tokio::test]
+async fn who_asks_for_too_much_loses_its_stream_alone() {
+    let stand = Stand::new().await;
+    stand.served.send_replace(serving(&[("a", FRONTEND)]));
+    let (mut greedy, mut modest) = (stand.by_socket().await, stand.by_socket().await);
+    greedy.ask((0..15_000).map(|n| n.to_string()).collect()).await;
+    greedy.ask((15_000..30_000).map(|n| n.to_string()).collect()).await;
+    assert_eq!(greedy.ended().await, Code::ResourceExhausted);
+    assert_eq!(stand.count("entente_xds_violations_total").as_deref(), Some("1"));
+    modest.ask(Vec::new()).await;
+    assert_eq!(modest.told().await, (names(&["a"]), names(&[])));
+}
+
+/// What a client refuses is kept in its words until it takes another answer, and forgotten with its stream.
+#[tokio::test]
+async fn what_a_client_refuses_is_told_while_it_stands() {
+    let stand = Stand::new().await;
+    stand.served.send_replace(serving(&[("a", FRONTEND)]));
+    let mut client = stand.by_socket().await;
+    client.ask(Vec::new()).await;
+    let url = ResourceType::Listener.url().to_owned();
+    let answer = |nonce: String, why: Option<&str>| DeltaDiscoveryRequest {
+        type_url: url.clone(),
+        response_nonce: nonce,
+        error_detail: why.map(|why| Refusal { code: 13, message: why.to_owned() }),
+        ..Default::default()
+    };
+    let first = timeout(SOON, client.answers.message()).await.unwrap().unwrap().unwrap();
+    client.requests.send(answer(first.nonce, Some("cannot bind 127.64.0.1"))).await.unwrap();
+    let refused = |stand: &Stand| -> Vec<String> {
+        let all = stand.clients.now();
+        assert!(all.iter().all(|client| client.spiffe_id == FRONTEND), "{all:?}");
+        all.iter().flat_map(|client| client.refused.values()).map(|one| one.message.clone()).collect()
+    };
+    let until = async |wanted: &[&str]| {
+        let all = async {
+            while refused(&stand) != wanted {
+                tokio::time::sleep(Duration::from_millis(10)).await;
+            }
+        };
+        timeout(SOON, all).await.unwrap_or_else(|_| panic!("{:?}", stand.clients.now()));
+    };
+    until(&["cannot bind 127.64.0.1"]).await;
+    assert_eq!(stand.count("entente_xds_nacks_total{type=\"listener\"}").as_deref(), Some("1"));
+    stand.served.send_replace(serving(&[("b", FRONTEND)]));
+    let second = timeout(SOON, client.answers.message()).await.unwrap().unwrap().unwrap();
+    client.requests.send(answer(second.nonce, None)).await.unwrap();
+    until(&[]).await;
+    assert_eq!(stand.clients.now().len(), 1);
+    drop(client);
+    let gone = async {
+        while !stand.clients.now().is_empty() {
+            tokio::time::sleep(Duration::from_millis(10)).await;
+        }
+    };
+    timeout(SOON, gone).await.unwrap();
+}
+
+#[tokio::test]
+async fn the_socket_is_for_our_user_and_group() {
+    use std::os::unix::fs::PermissionsExt as _;
+    let stand = Stand::new().await;
+    let mode = |path: &Path| std::fs::metadata(path).unwrap().permissions().mode() & 0o777;
+    let path = stand.folder.path().join("run/x.sock");
+    assert_eq!((mode(&path), mode(path.parent().unwrap())), (0o660, 0o710));
+    for wrong in ["/x.sock", "=spiffe://td/a", "/x.sock=spiffe://td", "/x.sock=td/a"] {
+        assert!(wrong.parse::<Socket>().is_err(), "{wrong}");
+    }
+}

@@ -91,6 +91,8 @@ fn named(services: &[&Exported]) -> BTreeSet<String> {
 async fn exported(ring: &Ring, pair: &Pair, mode: &'static str, speaks: Speaks) -> Result<Exported> {
     let service = Exported::new(mode, speaks).await?;
     ring.export(pair, &service).await?;
+    // What has an address in its status is served.
+    service.address(&pair.east).await?;
     Ok(service)
 }
 

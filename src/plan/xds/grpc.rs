@@ -42,6 +42,7 @@ pub(super) fn resources(input: &OfferOf, port: &RemotePort) -> Vec<Resource> {
 
 fn listener(name: &str) -> pb::Listener {
     let manager = pb::HttpConnectionManager {
+        stat_prefix: name.to_owned(),
         route_config: Some(envoy::routes(name)),
         http_filters: vec![envoy::router()],
         ..Default::default()

@@ -1,8 +1,9 @@
 #!/usr/bin/env python3
 """Asks a DNS server, as a client that is not ours (dnspython).
 
-Standard input: {"server": "IP", "port": N, "questions": [{"name": ..., "type": ..., "tcp": true, "edns": N}, ...]}, `tcp` and
-`edns` (the size of a datagram) where they are wanted. Standard output: a list with what each was answered, or {"error": ...}.
+Each line of standard input: {"server": "IP", "port": N, "questions": [{"name": ..., "type": ..., "tcp": true, "edns": N}, ...]},
+`tcp` and `edns` (the size of a datagram) where they are wanted. Each line of standard output: a list with what each was answered, or
+{"error": ...}.
 """
 
 import json
@@ -48,8 +49,10 @@ def ask(server, port, question):
 
 
 def main():
-    wanted = json.load(sys.stdin)
-    json.dump([ask(wanted["server"], wanted["port"], question) for question in wanted["questions"]], sys.stdout)
+    for line in sys.stdin:
+        wanted = json.loads(line)
+        answers = [ask(wanted["server"], wanted["port"], question) for question in wanted["questions"]]
+        print(json.dumps(answers), flush=True)
 
 
 if __name__ == "__main__":

@@ -26,8 +26,7 @@ use crate::observe::metrics::Metrics;
 use crate::observe::seen::Seen;
 use crate::plan::Plan;
 use crate::xds::Clients;
-use leading::{Leave, Standing, lead, replica, spawn_writer};
-use names::spawn_dns;
+use leading::{Standing, lead, replica, spawn_standing, spawn_writer};
 use operators::{Operators, control, desk, enrolment, finish, spawn_control};
 use planning::{Planning, Tries};
 use settings::{federation_config, open_store, settings};
@@ -94,12 +93,9 @@ pub async fn start(args: &AgentArgs, cancel: CancellationToken) -> anyhow::Resul
 
     let (link_sender, links) = watch::channel(Arc::default());
     let (planned_sender, planned_in) = watch::channel(None);
-    let ((acts_sender, acts), (open_sender, open), (serves_sender, serves)) =
-        (watch::channel(false), watch::channel(false), watch::channel(false));
     let standing =
         Standing { leader: leader.clone(), planned_in, ready: ready.clone(), relays: relay_listen.is_some() };
-    let leave = Leave { acts: acts_sender, open: open_sender, serves: serves_sender };
-    tasks.spawn(standing.follow(leave, cancel.clone()));
+    let [acts, open, serves] = spawn_standing(&mut tasks, standing, &cancel);
     let (worlds, asks) = WorldHandle::new();
     let enrolment = enrolment(args, &store, &sources);
     let desk = desk(&enrolment, &sources, &worlds)?;
@@ -114,9 +110,8 @@ pub async fn start(args: &AgentArgs, cancel: CancellationToken) -> anyhow::Resul
         cancel.clone(),
     )
     .await?;
-    let (listen, sessions) = (federation.local_addr, federation.states.clone());
-    let (peers, questions) = (federation.probe, federation.questions);
-    supervise(&mut tasks, federation.join);
+    let Federation { local_addr: listen, states: sessions, probe: peers, questions, join, .. } = federation;
+    supervise(&mut tasks, join);
 
     let planning = Planning {
         store: store.clone(),
@@ -147,8 +142,7 @@ pub async fn start(args: &AgentArgs, cancel: CancellationToken) -> anyhow::Resul
     )?;
     let serving = Serving { identity: sources.identity.clone(), clients, metrics: Arc::clone(&metrics) };
     let (plans, failures) = planning.spawn(&mut tasks, sources, &cancel);
-    let xds = serving.xds(&mut tasks, args, &plans, &cancel).await?;
-    let dns = spawn_dns(&mut tasks, &args.dns, plans.clone(), Arc::clone(&metrics), &cancel).await?;
+    let (xds, dns) = serving.start(&mut tasks, args, &plans, &cancel).await?;
     let watched = Watched {
         ready: serves,
         leading: acts.clone(),

@@ -24,10 +24,10 @@
 mod agent;
 #[path = "services/bare.rs"]
 mod bare;
-#[path = "services/change.rs"]
-mod change;
 #[path = "../cluster/cert_manager.rs"]
 mod cert_manager;
+#[path = "services/change.rs"]
+mod change;
 #[path = "../cluster/crds.rs"]
 mod crds;
 #[path = "services/first.rs"]

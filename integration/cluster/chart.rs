@@ -2,6 +2,7 @@
 //! what the Deployment's pods would be started with.
 
 use crate::agent::{Agent, Place};
+use crate::kubelet;
 use crate::tools::Tools;
 use crate::world::{AGENT_NAMESPACE, Domain};
 use anyhow::{Context, Result, bail, ensure};
@@ -66,6 +67,7 @@ pub(crate) async fn start_pod(domain: &Domain, name: &str) -> Result<Agent> {
     let mut pod = json!({"apiVersion": POD.0, "kind": POD.1, "spec": template["spec"], "metadata": template["metadata"]});
     pod["metadata"]["name"] = json!(name);
     pod["metadata"]["namespace"] = json!(AGENT_NAMESPACE);
+    pod["spec"]["nodeName"] = json!(kubelet::NAME);
     domain.kubernetes.apply(&pod).await.context("the pod is not let in")?;
     let status = json!({"status": {"podIP": POD_IP, "podIPs": [{"ip": POD_IP}]}});
     pods.patch_status(name, &PatchParams::default(), &Patch::Merge(status)).await?;

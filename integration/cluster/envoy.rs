@@ -54,6 +54,10 @@ pub(crate) struct Workload {
     /// The SPIFFE IDs that may call it; empty: whoever has an SVID of a trust domain that it has the bundle of.
     pub(crate) clients: Vec<String>,
     pub(crate) upstreams: Vec<Upstream>,
+    /// Where it ends mTLS; `None`: at a port of its own.
+    pub(crate) listen: Option<SocketAddr>,
+    /// What stands behind it; `None`: an echo.
+    pub(crate) behind: Option<SocketAddr>,
 }
 
 impl Workload {
@@ -67,6 +71,8 @@ impl Workload {
             federates_with: Vec::new(),
             clients: Vec::new(),
             upstreams: Vec::new(),
+            listen: None,
+            behind: None,
         }
     }
 
@@ -108,8 +114,8 @@ impl Envoy {
         let program = own_program(&dir, name)?;
         let id = register(domain, workload, &program).await?;
         let echo = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).await?;
-        let echo_address = echo.local_addr()?;
-        let address = ports::free()?;
+        let behind = workload.behind.unwrap_or(echo.local_addr()?);
+        let address = workload.listen.map_or_else(ports::free, Ok)?;
         let mut doors = BTreeMap::new();
         for upstream in &workload.upstreams {
             doors.insert(upstream.name.clone(), ports::free()?);
@@ -118,7 +124,7 @@ impl Envoy {
         let bootstrap = json!({
             "node": {"id": name, "cluster": domain.trust_domain().to_string()},
             "admin": {"address": {"pipe": {"path": admin.path}}},
-            "static_resources": resources(domain, workload, address, &doors, echo_address),
+            "static_resources": resources(domain, workload, address, &doors, behind),
         });
         let file = dir.join(format!("{name}.json"));
         std::fs::write(&file, serde_json::to_vec_pretty(&bootstrap)?)?;
@@ -158,6 +164,11 @@ impl Envoy {
 
     pub(crate) const fn admin(&self) -> &Admin {
         &self.admin
+    }
+
+    /// Its plain listener that leads to an upstream.
+    pub(crate) fn door(&self, upstream: &str) -> Option<SocketAddr> {
+        self.doors.get(upstream).copied()
     }
 
     /// SIGKILL, and a start with the same configuration and nothing remembered; returns before it has an SVID.

@@ -13,7 +13,8 @@ use serde_json::json;
 use std::net::SocketAddr;
 use std::time::Duration;
 
-const NAME: &str = "node";
+/// The node that pods are on.
+pub(crate) const NAME: &str = "node";
 const UP: Duration = Duration::from_secs(20);
 
 /// The node of a domain, with pods that stand for agents. Killed when dropped: drop it before its domain.

@@ -22,6 +22,8 @@ mod bundle_server;
 mod cert_manager;
 mod chart;
 mod crds;
+#[cfg(target_os = "linux")]
+mod docs;
 mod envoy;
 mod hostile;
 mod http;

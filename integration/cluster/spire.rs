@@ -52,6 +52,8 @@ pub(crate) struct SpireOptions {
     pub(crate) sync_interval: Duration,
     /// How often spire-controller-manager compares SPIRE with the objects.
     pub(crate) gc_interval: Duration,
+    /// Of the objects that spire-controller-manager follows, beside those without one.
+    pub(crate) class_name: &'static str,
     /// What signs the server's authorities.
     pub(crate) upstream: Upstream,
 }
@@ -76,6 +78,7 @@ impl Default for SpireOptions {
             refresh_hint: Duration::from_secs(60),
             sync_interval: Duration::from_secs(1),
             gc_interval: Duration::from_secs(1),
+            class_name: "",
             upstream: Upstream::None,
         }
     }
@@ -195,6 +198,7 @@ impl Spire {
                 ("CLUSTER_NAME", &trust_domain.replace('.', "-")),
                 ("TRUST_DOMAIN", &trust_domain),
                 ("SERVER_SOCKET", &text(&self.server_socket)),
+                ("CLASS_NAME", options.class_name),
                 ("GC_INTERVAL_NS", &options.gc_interval.as_nanos().to_string()),
                 ("HEALTH_PORT", &self.health.port().to_string()),
             ],

@@ -22,7 +22,7 @@ fn ask(server: SocketAddr, questions: &[Value]) -> anyhow::Result<Vec<Value>> {
         .spawn()
         .context("python3 cannot be run")?;
     let asked = json!({"server": server.ip(), "port": server.port(), "questions": questions});
-    python.stdin.take().context("no stdin")?.write_all(asked.to_string().as_bytes())?;
+    python.stdin.take().context("no stdin")?.write_all(format!("{asked}\n").as_bytes())?;
     let output = python.wait_with_output()?;
     ensure!(output.status.success(), "integration/ask.py failed; what it said is above");
     Ok(serde_json::from_slice(&output.stdout)?)

@@ -88,6 +88,18 @@ fn tell(sender: &watch::Sender<bool>, now: bool) {
     sender.send_if_modified(|last| std::mem::replace(last, now) != now);
 }
 
+/// Follows what this replica may do; answers with the three of [`Leave`], in their order.
+pub(super) fn spawn_standing(
+    tasks: &mut JoinSet<anyhow::Result<()>>,
+    standing: Standing,
+    cancel: &CancellationToken,
+) -> [watch::Receiver<bool>; 3] {
+    let ((acts, may_act), (open, may_talk), (serves, may_be_dialled)) =
+        (watch::channel(false), watch::channel(false), watch::channel(false));
+    tasks.spawn(standing.follow(Leave { acts, open, serves }, cancel.clone()));
+    [may_act, may_talk, may_be_dialled]
+}
+
 /// The leader writes; it gives its Lease up when the agent stops.
 pub(super) fn spawn_writer(
     tasks: &mut JoinSet<anyhow::Result<()>>,

@@ -7,6 +7,7 @@ use tokio::sync::watch;
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 
+use super::names::spawn_dns;
 use crate::config::AgentArgs;
 use crate::identity::source::IdentitySource;
 use crate::observe::metrics::Metrics;
@@ -22,8 +23,20 @@ pub(super) struct Serving {
 }
 
 impl Serving {
+    /// Serves xDS, and answers DNS, each where that is asked for; answers with where.
+    pub(super) async fn start(
+        self,
+        tasks: &mut JoinSet<anyhow::Result<()>>,
+        args: &AgentArgs,
+        plans: &watch::Receiver<Arc<Plan>>,
+        cancel: &CancellationToken,
+    ) -> anyhow::Result<(Option<SocketAddr>, Option<SocketAddr>)> {
+        let dns = spawn_dns(tasks, &args.dns, plans.clone(), Arc::clone(&self.metrics), cancel).await?;
+        Ok((self.xds(tasks, args, plans, cancel).await?, dns))
+    }
+
     /// Serves xDS where that is asked for; answers with where it listens.
-    pub(super) async fn xds(
+    async fn xds(
         self,
         tasks: &mut JoinSet<anyhow::Result<()>>,
         args: &AgentArgs,

@@ -21,7 +21,7 @@ use crate::federation::catalogue::ServiceHash;
 use crate::model::import::Imported;
 use crate::model::service::RemoteService;
 use crate::model::session::{Catalogue, Outcomes};
-use crate::model::{NamespacedName, Object, ObjectKey, Peer, SpiffeId, TrustDomain, World};
+use crate::model::{Bundle, NamespacedName, Object, ObjectKey, Peer, SpiffeId, TrustDomain, World};
 
 /// What is remembered of the last plan.
 #[derive(Debug, Default)]
@@ -30,6 +30,12 @@ pub struct Memo {
     pub(super) observed: Observed,
     /// What becomes of each service that is to be exported.
     pub(super) decided: super::exports::Decisions,
+    /// The relationships' objects.
+    pub(super) relationships: Kept<ObjectKey, Object, Arc<Object>>,
+    /// The bundles in them.
+    pub(super) persisted: Kept<TrustDomain, Arc<Object>, Option<Arc<Bundle>>>,
+    /// The addresses of our pods and their nodes, as of a turn in which pods changed.
+    pub(super) pod_addresses: Option<(u64, Arc<BTreeSet<IpAddr>>)>,
     /// What is generated for an export, and what its peers are offered.
     pub(super) exports: Kept<NamespacedName, Arc<Export>, Arc<Exported>>,
     /// By namespace, the selectors of others' policies that allow.
@@ -112,6 +118,8 @@ impl Memo {
     /// Forgets what the plan that was just made did not need.
     pub(super) fn turn(&mut self) {
         self.peers_alone.retain(|_, (whole, _)| Arc::strong_count(whole) > 1);
+        self.relationships.turn();
+        self.persisted.turn();
         self.exports.turn();
         self.allowing.retain(|_, selectors| Arc::strong_count(selectors) > 1);
         self.imported.turn();

@@ -43,8 +43,8 @@ fn drain(world: &World, peer: &Peer, memory: &mut PeerMemory) {
     let readable = world.spire.as_ref().filter(|spire| spire.failure.is_none() && peer.deletion.is_some());
     let federates = readable.map(|spire| spire.federating_with(&peer.trust_domain).next().is_some());
     memory.drained_since = (federates == Some(false)).then(|| memory.drained_since.unwrap_or(world.now));
-    let named = world.registrations.values().any(|registration| registration.names(&peer.trust_domain));
-    let lingers = federates == Some(true) && !named;
+    let named = || world.registrations.values().any(|registration| registration.names(&peer.trust_domain));
+    let lingers = federates == Some(true) && !named();
     memory.lingering_since = lingers.then(|| memory.lingering_since.unwrap_or(world.now));
 }
 

@@ -139,7 +139,10 @@ pub fn plan_anew(world: &World, memo: &mut Memo) -> Plan {
     let (relationships, blocked) = relationships(world);
     let links = links::links(world, &services, &troubles(world, &services, &blocked), memo);
     let mut objects = std::mem::take(&mut services.objects);
-    objects.extend(relationships.into_iter().map(|(key, object)| (key, diff::seal(object))));
+    for (key, object) in relationships {
+        let object = memo.relationships.get(&key, &object, |object| diff::seal(object.clone()));
+        objects.insert(key, object);
+    }
     if !world.is_read() || world.identity.is_none() {
         objects.clear();
     }
@@ -159,13 +162,14 @@ pub fn plan_anew(world: &World, memo: &mut Memo) -> Plan {
     }
     let statuses = statuses(world, &services, &links, &blocked, memo);
     let zone = dns::zone(world, &ending, &services, memo);
+    let monitors = monitors::monitors_anew(world, memo);
     memo.turn();
     Plan {
         writes,
         prune,
         patches,
         spire,
-        monitors: monitors::monitors(world),
+        monitors,
         statuses,
         wake_at: wake_at(world, &services),
         ask_again: ask_again(world),

@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Duration;
 
+use super::memo::Memo;
 use super::{poison, relationship};
 use crate::model::endpoint::{EndpointProfile, HeldBySpire, MonitorTarget};
 use crate::model::{Bundle, Peer, TrustDomain, World};
@@ -14,6 +15,11 @@ const SUSPENDED: Duration = Duration::from_secs(20);
 /// A target for each peer that is neither ending nor suspended.
 #[must_use]
 pub fn monitors(world: &World) -> BTreeMap<TrustDomain, MonitorTarget> {
+    monitors_anew(world, &mut Memo::default())
+}
+
+/// As [`monitors`], with what is remembered of the plan before.
+pub(super) fn monitors_anew(world: &World, memo: &mut Memo) -> BTreeMap<TrustDomain, MonitorTarget> {
     let mut monitors = BTreeMap::new();
     // Before the relationships have been read, what an earlier life verified is not known.
     if !world.is_read() {
@@ -21,8 +27,14 @@ pub fn monitors(world: &World) -> BTreeMap<TrustDomain, MonitorTarget> {
     }
     let watched = |peer: &&Arc<Peer>| peer.deletion.is_none() && !peer.suspend;
     for peer in world.peers.values().filter(watched) {
+        let trust_domain = &peer.trust_domain;
+        let persisted = relationship::persisted_in(world, peer);
+        let persisted = persisted.and_then(|object| {
+            memo.persisted
+                .get(trust_domain, object, |object| relationship::read_persisted(trust_domain, object))
+        });
         // A bootstrap bundle that could not be read yet is not the same as none.
-        if relationship::awaits_bootstrap(world, peer) && relationship::persisted(world, peer).is_none() {
+        if relationship::awaits_bootstrap(world, peer) && persisted.is_none() {
             continue;
         }
         let memory = world.memory.get(&peer.trust_domain);
@@ -31,7 +43,7 @@ pub fn monitors(world: &World) -> BTreeMap<TrustDomain, MonitorTarget> {
             trust_domain: peer.trust_domain.clone(),
             endpoint: peer.endpoint.clone(),
             bootstrap: relationship::bootstrap(world, peer),
-            persisted: relationship::persisted(world, peer),
+            persisted,
             verify_with: verify_with(world, peer),
             held: held(world, peer),
             at_most: is_poisoned.then_some(SUSPENDED),

@@ -50,13 +50,14 @@ impl Placed for Pod {
 pub(super) struct Pulse<T> {
     last: Vec<Arc<T>>,
     turn: u64,
+    changed_in: u64,
     /// By namespace, the turn in which something last came, went or became another.
     changed: HashMap<String, u64>,
 }
 
 impl<T> Default for Pulse<T> {
     fn default() -> Self {
-        Self { last: Vec::new(), turn: 0, changed: HashMap::new() }
+        Self { last: Vec::new(), turn: 0, changed_in: 0, changed: HashMap::new() }
     }
 }
 
@@ -98,12 +99,22 @@ impl<T: Placed> Pulse<T> {
             }
         }
         before.for_each(&mut told);
-        self.last = if is_same { last } else { now.cloned().collect() };
+        if is_same {
+            self.last = last;
+        } else {
+            self.changed_in = self.turn;
+            self.last = now.cloned().collect();
+        }
     }
 
     /// The turn that it is now.
     pub(super) const fn turn(&self) -> u64 {
         self.turn
+    }
+
+    /// The last turn in which anything differed.
+    pub(super) const fn changed(&self) -> u64 {
+        self.changed_in
     }
 
     /// Whether all in this namespace are as they were in that turn.

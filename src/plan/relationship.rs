@@ -88,16 +88,23 @@ pub fn bootstrap(world: &World, peer: &Peer) -> Option<Arc<Bundle>> {
 /// from the bootstrap bundle that stands in the TrustDomainPeer now, or it is not used.
 #[must_use]
 pub fn persisted(world: &World, peer: &Peer) -> Option<Arc<Bundle>> {
+    read_persisted(&peer.trust_domain, persisted_in(world, peer)?)
+}
+
+/// The relationship's object, where the bundle in it may be used.
+pub(super) fn persisted_in<'a>(world: &'a World, peer: &Peer) -> Option<&'a Arc<Object>> {
     let object = world.objects.get(&key(&peer.trust_domain))?;
     if !object.is_generated_by(&world.settings.instance) {
         return None;
     }
     let descends_from = object.meta.annotations.get(ANNOTATION_BOOTSTRAP).map(String::as_str);
-    if descends_from.unwrap_or_default() != bootstrap_digest(world, peer) {
-        return None;
-    }
+    (descends_from.unwrap_or_default() == bootstrap_digest(world, peer)).then_some(object)
+}
+
+/// The bundle in a relationship's object.
+pub(super) fn read_persisted(trust_domain: &TrustDomain, object: &Object) -> Option<Arc<Bundle>> {
     let text = object.spec()?.get("trustDomainBundle")?.as_str()?;
-    document::parse(&peer.trust_domain, text.as_bytes()).ok().map(|parsed| Arc::new(parsed.bundle))
+    document::parse(trust_domain, text.as_bytes()).ok().map(|parsed| Arc::new(parsed.bundle))
 }
 
 /// Whether the bootstrap bundle is named in another object, and is not known: not read yet, or not there. Nothing is

@@ -38,7 +38,7 @@ const REPEATED: Duration = Duration::from_secs(31);
 
 /// What differs from the chart's own values in these domains: ports that no other domain of this machine has, and short times. In
 /// east SPIRE is reached as SPIRE's Helm charts have it, by the CSI driver and over TCP; in west by sockets of the node.
-fn values(domain: &Domain) -> Result<Value> {
+pub(super) fn values(domain: &Domain) -> Result<Value> {
     let file = |path: &std::path::Path| path.file_name().map(|name| name.to_string_lossy().into_owned());
     let dir = domain.spire.agent_socket().parent().context("no folder")?;
     let socket = file(domain.spire.agent_socket());
@@ -71,7 +71,7 @@ fn values(domain: &Domain) -> Result<Value> {
 
 /// A cluster without anything of ours: the chart brings the CustomResourceDefinitions. Pods in east's namespace of the agent must be
 /// `restricted`.
-async fn prepare(domain: &Domain) -> Result<()> {
+pub(super) async fn prepare(domain: &Domain) -> Result<()> {
     for namespace in ["istio-system", "shop", "web"] {
         domain.kubernetes.namespace(namespace).await?;
     }

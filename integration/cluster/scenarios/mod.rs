@@ -8,6 +8,8 @@ mod definitions;
 mod diagnose;
 mod disconnection;
 mod dns;
+#[cfg(target_os = "linux")]
+mod docs;
 mod ending;
 mod enrol;
 mod examples;

@@ -72,13 +72,14 @@ pub struct Surroundings {
 }
 
 impl Surroundings {
+    /// `pods` gives what [`addresses_of_pods`] does; it is not always asked.
     #[must_use]
-    pub fn new(world: &World) -> Self {
+    pub fn new(world: &World, pods: impl FnOnce() -> Arc<BTreeSet<IpAddr>>) -> Self {
         let trust_domains = world.peers.keys().chain(world.own_trust_domain());
         Self {
             trust_domains: trust_domains.map(ToString::to_string).collect(),
             cluster_domain: world.settings.cluster_domain.clone(),
-            own: OwnAddresses::new(world),
+            own: OwnAddresses::new(world, pods),
             gateways: own_gateways(world),
             namespaces: world.namespaces.keys().cloned().collect(),
         }
@@ -91,17 +92,23 @@ fn own_gateways(world: &World) -> BTreeSet<GatewayAddress> {
     given.chain(Gateways::discover(world).addresses()).cloned().collect()
 }
 
+/// The addresses of our own pods, and of the nodes on which they are.
+pub(super) fn addresses_of_pods(world: &World) -> BTreeSet<IpAddr> {
+    let all = world.pods.values().flat_map(|pod| pod.ip.into_iter().chain(pod.host_ip));
+    all.map(|ip| ip.to_canonical()).collect()
+}
+
 /// The addresses of our own pods, nodes and Services, where a peer names addresses at all. An index, made once a plan.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 struct OwnAddresses {
     /// Pods, and the nodes on which they are.
-    pods: BTreeSet<IpAddr>,
+    pods: Arc<BTreeSet<IpAddr>>,
     /// The cluster IPs of Services.
     services: BTreeSet<IpAddr>,
 }
 
 impl OwnAddresses {
-    fn new(world: &World) -> Self {
+    fn new(world: &World, pods: impl FnOnce() -> Arc<BTreeSet<IpAddr>>) -> Self {
         let heard = world.sessions.values().filter_map(|session| session.catalogue.as_deref());
         let heard = heard.flat_map(|catalogue| catalogue.services.values());
         let mut known = heard.chain(world.imported.values().map(|imported| &imported.service));
@@ -109,12 +116,8 @@ impl OwnAddresses {
         if !known.any(|service| !service.endpoints.is_empty() || service.gateways.iter().any(is_ip)) {
             return Self::default();
         }
-        let pods = world.pods.values().flat_map(|pod| pod.ip.into_iter().chain(pod.host_ip));
         let services = world.cluster_services.values().flat_map(|service| &service.cluster_ips).copied();
-        Self {
-            pods: pods.map(|ip| ip.to_canonical()).collect(),
-            services: services.map(|ip| ip.to_canonical()).collect(),
-        }
+        Self { pods: pods(), services: services.map(|ip| ip.to_canonical()).collect() }
     }
 
     fn contains(&self, ip: IpAddr) -> bool {

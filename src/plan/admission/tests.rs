@@ -11,7 +11,7 @@ fn judge(peer: Peer, service: &RemoteService) -> Result<String, &'static str> {
 
 fn judge_in(world: World, peer: Peer, service: &RemoteService) -> Result<String, &'static str> {
     let world = world.with_peer(peer.clone());
-    let around = Arc::new(Surroundings::new(&world));
+    let around = Arc::new(Surroundings::new(&world, || Arc::new(addresses_of_pods(&world))));
     Admission::new(Arc::new(peer), around).admit(service).map_err(|refusal| {
         assert!(refusal.message.contains(&service.name.to_string()), "{}", refusal.message);
         refusal.reason.as_str()

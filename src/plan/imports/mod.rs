@@ -28,7 +28,7 @@ use crate::model::session::{GoodbyeReason, LinkState, Offers, Outcomes, SessionS
 use crate::model::world::Settings;
 use crate::model::{NamespacedName, Peer, ServiceName, TrustDomain, World};
 
-use super::admission::{Admission, Refusal, Surroundings};
+use super::admission::{Admission, Refusal, Surroundings, addresses_of_pods};
 use super::memo::Memo;
 use super::verdict::SETTLE;
 use super::{diff, generated, istio};
@@ -96,7 +96,7 @@ pub fn imports(world: &World, ending: &BTreeSet<TrustDomain>, memo: &mut Memo) -
             }
         }
     }
-    let around = memo.surroundings.share(Surroundings::new(world));
+    let around = surroundings(world, memo);
     memo.decisions.retain(|td| world.peers.contains_key(td));
     for (td, peer) in world.peers.iter().filter(|(td, _)| !ending.contains(*td)) {
         let standing = standing.remove(td).unwrap_or_default();
@@ -123,6 +123,19 @@ pub fn imports(world: &World, ending: &BTreeSet<TrustDomain>, memo: &mut Memo) -
         );
     }
     plan
+}
+
+/// What all peers are judged by. The pods of a large cluster are looked at when they have changed.
+fn surroundings(world: &World, memo: &mut Memo) -> Arc<Surroundings> {
+    let turn = memo.observed.pods.changed();
+    let mut known = memo.pod_addresses.take().filter(|(of, _)| *of == turn && turn > 0);
+    let pods = || {
+        let (_, all) = known.get_or_insert_with(|| (turn, Arc::new(addresses_of_pods(world))));
+        Arc::clone(all)
+    };
+    let around = memo.surroundings.share(Surroundings::new(world, pods));
+    memo.pod_addresses = known;
+    around
 }
 
 /// The ImportedServices of which nobody knows now what they say, or what their peer admits.

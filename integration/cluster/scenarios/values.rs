@@ -79,8 +79,7 @@ fn matrix() -> Vec<(&'static str, Value, &'static [&'static str])> {
             json!({
                 "replicas": 2,
                 "dns": {
-                    "enabled": true, "port": 7053, "upstream": ["192.0.2.53", "[2001:db8::53]:5353"], "rate": 1_000_000,
-                    "service": {"annotations": {"a": "b"}},
+                    "enabled": true, "port": 7053, "upstream": ["192.0.2.53", "[2001:db8::53]:5353"], "rate": 1_000_000, "service": {"annotations": {"a": "b"}},
                 },
                 "networkPolicy": {
                     "enabled": true, "peers": from, "admin": from, "dns": from,

@@ -108,12 +108,12 @@ pub async fn run(
     let mut wake_at = None;
     let taking = Taking::default();
     let mut planner = Planner { index, outputs, memo: Memo::default(), taking, led: None };
-    let mut rested = Instant::now();
+    let (mut rested, mut planned_at) = (Instant::now(), Instant::now());
     loop {
         let woken = tokio::select! {
             () = cancel.cancelled() => return Ok(()),
             news = take(&mut planner.index, &mut inputs) => news,
-            () = sleep_until(wake_at, clock) => Ok(News::ToPlanFor),
+            () = sleep_until(wake_at, planned_at + LEAST_OFTEN, clock) => Ok(News::ToPlanFor),
         };
         let mut news = match while_running(woken, &cancel)? {
             None => return Ok(()),
@@ -149,8 +149,9 @@ pub async fn run(
             Err(ended) if ended.is_cancelled() => return Ok(()),
             Err(panicked) => std::panic::resume_unwind(panicked.into_panic()),
         };
+        planned_at = Instant::now();
         planner.outputs.metrics.took(Step::Plan, began.elapsed());
-        rested = Instant::now() + (began.elapsed() * 4).min(GATHER_MOST);
+        rested = planned_at + (began.elapsed() * 4).min(GATHER_MOST);
         answer(&planner.index, &mut inputs.asked, clock());
     }
 }
@@ -298,9 +299,11 @@ fn ended(source: &str) -> anyhow::Error {
     anyhow::anyhow!("{source} ended though the agent runs")
 }
 
-async fn sleep_until(at: Option<Timestamp>, clock: fn() -> Timestamp) {
+/// Waits for the time, but never past `latest`.
+async fn sleep_until(at: Option<Timestamp>, latest: Instant, clock: fn() -> Timestamp) {
     let wait = |at: Timestamp| Duration::try_from(at.duration_since(clock())).unwrap_or_default();
-    tokio::time::sleep(at.map_or(LEAST_OFTEN, wait).clamp(GATHER, LEAST_OFTEN)).await;
+    let until = at.map_or(latest, |at| latest.min(Instant::now() + wait(at).max(GATHER)));
+    tokio::time::sleep_until(until).await;
 }
 
 fn publish(index: &Index, plan: Plan, outputs: &Outputs) {

@@ -282,7 +282,9 @@ fn wake_at(world: &World, services: &services::ServicesPlan) -> Option<Timestamp
         .chain(notices)
         .chain(told::wake_at(world))
         .chain(rotation::wake_at(world));
-    all.filter(|at| *at > world.moment).min()
+    // What is judged by whole seconds may not have come about within the second of its moment: it is looked at again in the next.
+    let next = after(world.now);
+    all.filter(|at| *at > world.now).map(|at| if at > world.moment { at } else { next }).min()
 }
 
 /// The endpoints of which more has to be known than they were last asked.
@@ -291,4 +293,31 @@ fn ask_again(world: &World) -> BTreeMap<TrustDomain, Timestamp> {
     let asked =
         |peer: &Arc<Peer>| Some((peer.trust_domain.clone(), relationship::to_be_asked_after(world, peer)?));
     peers.filter_map(asked).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::model::world::PeerMemory;
+    use fixtures::{at, td, world};
+
+    #[test]
+    fn a_moment_within_the_present_second_is_not_lost() {
+        let mut world = world("west.example");
+        let wake_at = |world: &World| plan(world).wake_at;
+        world.now = at(100);
+        let until = |millis| at(100).saturating_add(Duration::from_millis(millis)).ok();
+        for (quiet_until, moment, expected) in [
+            (until(500), until(200), until(500)),
+            // The whole seconds that were judged by have not come to it.
+            (until(500), until(600), until(1_000)),
+            (until(500), until(500), until(1_000)),
+            (until(0), until(600), None),
+        ] {
+            let memory = PeerMemory { quiet_until, ..PeerMemory::default() };
+            world.memory.insert(td("east.example"), memory);
+            world.moment = moment.unwrap();
+            assert_eq!(wake_at(&world), expected, "{quiet_until:?} {moment:?}");
+        }
+    }
 }

@@ -293,8 +293,8 @@ impl PeerImports<'_> {
                 ),
             ));
         }
-        // One more, since the time must have passed.
-        let wake = due.checked_add(SignedDuration::from_millis(1)).unwrap_or(due);
+        // The time must have passed, and is known in whole seconds.
+        let wake = due.checked_add(SignedDuration::from_secs(1)).unwrap_or(due);
         plan.wake_at = Some(plan.wake_at.map_or(wake, |at| at.min(wake)));
         None
     }

@@ -146,7 +146,8 @@ fn withdrawal_waits_for_its_time_and_asks_to_be_woken() {
     world.now = at(160);
     let plan = decide(&world);
     assert_eq!(kinds(&plan), BOTH, "not before");
-    world.now = plan.wake_at.expect("a time at which to decide again");
+    assert_eq!(plan.wake_at, Some(at(161)), "a time by which it is past, in whole seconds");
+    world.now = at(161);
     let plan = decide(&world);
     assert!(plan.objects.is_empty(), "after");
     assert_eq!(plan.wake_at, None);

@@ -14,32 +14,7 @@
 )]
 #![allow(dead_code, reason = "the harness of the cluster ring has more than this needs")]
 
-#[path = "../cluster/agent.rs"]
-mod agent;
-#[path = "../cluster/cert_manager.rs"]
-mod cert_manager;
-#[path = "../cluster/crds.rs"]
-mod crds;
-#[path = "../cluster/http.rs"]
-mod http;
-#[path = "../cluster/kubernetes.rs"]
-mod kubernetes;
-#[path = "../cluster/ports.rs"]
-mod ports;
-#[path = "../cluster/process.rs"]
-mod process;
-#[path = "../cluster/scratch.rs"]
-mod scratch;
-#[path = "../cluster/spire.rs"]
-mod spire;
-#[path = "../cluster/template.rs"]
-mod template;
-#[path = "../cluster/tools.rs"]
-mod tools;
-#[path = "../cluster/wait.rs"]
-mod wait;
-#[path = "../cluster/world.rs"]
-mod world;
+include!("../cluster/harness.rs");
 
 use std::collections::BTreeSet;
 use std::path::Path;

@@ -20,44 +20,20 @@
 )]
 #![allow(dead_code, reason = "the harness of the cluster ring has more than this needs")]
 
-#[path = "../cluster/agent.rs"]
-mod agent;
+include!("../cluster/harness.rs");
+
 #[path = "services/bare.rs"]
 mod bare;
-#[path = "../cluster/cert_manager.rs"]
-mod cert_manager;
 #[path = "services/change.rs"]
 mod change;
-#[path = "../cluster/crds.rs"]
-mod crds;
 #[path = "services/first.rs"]
 mod first;
 #[path = "../cluster/hostile.rs"]
 mod hostile;
-#[path = "../cluster/http.rs"]
-mod http;
-#[path = "../cluster/kubernetes.rs"]
-mod kubernetes;
-#[path = "../cluster/ports.rs"]
-mod ports;
-#[path = "../cluster/process.rs"]
-mod process;
 #[path = "services/rest.rs"]
 mod rest;
-#[path = "../cluster/scratch.rs"]
-mod scratch;
 #[path = "services/sides.rs"]
 mod sides;
-#[path = "../cluster/spire.rs"]
-mod spire;
-#[path = "../cluster/template.rs"]
-mod template;
-#[path = "../cluster/tools.rs"]
-mod tools;
-#[path = "../cluster/wait.rs"]
-mod wait;
-#[path = "../cluster/world.rs"]
-mod world;
 
 use anyhow::{Context as _, Result};
 

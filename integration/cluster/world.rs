@@ -14,13 +14,15 @@ use entente::proto::spire::server::bundle::v1::BatchDeleteFederatedBundleRequest
 use entente::proto::spire::server::bundle::v1::batch_delete_federated_bundle_request::Mode;
 use entente::proto::spire::server::bundle::v1::bundle_client::BundleClient;
 use kube::api::{DeleteParams, ListParams, Patch, PatchParams};
-use serde_json::json;
+use serde_json::{Value, json};
 use spiffe::TrustDomain;
 use std::net::SocketAddr;
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
+/// The label of the registrations that a [`peer`] selects, with the value `true`.
+pub(crate) const FEDERATE: &str = "federate";
 /// The namespace of the agent.
 pub(crate) const AGENT_NAMESPACE: &str = "entente-system";
 /// The ClusterStaticEntry that registers the agent; see `spire/agent-registration.yaml.tmpl`.
@@ -406,4 +408,25 @@ fn link_program(dir: &Path) -> Result<PathBuf> {
 /// The user that the tests, and so all programs, run as.
 fn own_uid() -> Result<u32> {
     Ok(std::fs::metadata("/proc/self")?.uid())
+}
+
+/// The TrustDomainPeer for `there`: its real bundle endpoint and bundle, its agent, every import admitted, and the
+/// registrations labelled `federate: "true"` selected.
+pub(crate) async fn peer(there: &Domain) -> Result<Value> {
+    Ok(json!({
+        "apiVersion": "entente.dev/v1alpha1",
+        "kind": "TrustDomainPeer",
+        "metadata": {"name": there.trust_domain().to_string()},
+        "spec": {
+            "trustDomain": there.trust_domain().to_string(),
+            "bundleEndpoint": {
+                "url": there.bundle_endpoint_url(),
+                "profile": {"type": "https_spiffe", "endpointSPIFFEID": there.spire.bundle_endpoint_id()},
+            },
+            "bootstrapBundle": {"inline": there.spire.bundle_document().await?},
+            "agent": {"addresses": [there.agent_address().to_string()], "spiffeIDs": [there.agent_id()]},
+            "federatesWith": {"selector": {"matchLabels": {FEDERATE: "true"}}},
+            "imports": {"services": [{"namespace": "*", "name": "*"}]},
+        },
+    }))
 }

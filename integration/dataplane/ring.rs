@@ -6,7 +6,7 @@ use crate::pair::Pair;
 use crate::ports;
 use crate::proxy::{From, Proxy};
 use crate::wait::eventually;
-use crate::world::Domain;
+use crate::world::{Domain, peer};
 use anyhow::{Context, Result, bail, ensure};
 use kube::api::{DeleteParams, DynamicObject, Patch, PatchParams};
 use serde_json::{Value, json};
@@ -165,25 +165,6 @@ pub(crate) fn own_address() -> Result<IpAddr> {
     let address = socket.local_addr()?.ip();
     ensure!(!address.is_loopback(), "this machine has no address but {address}");
     Ok(address)
-}
-
-async fn peer(there: &Domain) -> Result<Value> {
-    Ok(json!({
-        "apiVersion": API,
-        "kind": "TrustDomainPeer",
-        "metadata": {"name": there.trust_domain().to_string()},
-        "spec": {
-            "trustDomain": there.trust_domain().to_string(),
-            "bundleEndpoint": {
-                "url": there.bundle_endpoint_url(),
-                "profile": {"type": "https_spiffe", "endpointSPIFFEID": there.spire.bundle_endpoint_id()},
-            },
-            "bootstrapBundle": {"inline": there.spire.bundle_document().await?},
-            "agent": {"addresses": [there.agent_address().to_string()], "spiffeIDs": [there.agent_id()]},
-            "federatesWith": {"selector": {"matchLabels": {"federate": "true"}}},
-            "imports": {"services": [{"namespace": "*", "name": "*"}]},
-        },
-    }))
 }
 
 /// Waits until a condition of an object of ours is True.

@@ -4,8 +4,8 @@
 use crate::envoy::{Admin, grpc_at, own_program, proxy_to, tls, with_type};
 use crate::network::Member;
 use crate::process::{Process, Spec};
-use crate::workload::{FEDERATE, serve_at};
-use crate::world::Domain;
+use crate::workload::serve_at;
+use crate::world::{Domain, FEDERATE};
 use anyhow::Result;
 use serde_json::{Value, json};
 use std::net::{Ipv4Addr, SocketAddr, SocketAddrV4};

@@ -3,8 +3,7 @@
 use crate::agent::{Agent, AgentOptions};
 use crate::process::Signal;
 use crate::wait::eventually;
-use crate::workload::FEDERATE;
-use crate::world::Domain;
+use crate::world::{Domain, peer};
 use anyhow::{Context, Result, bail, ensure};
 use kube::api::{DeleteParams, DynamicObject};
 use serde_json::{Value, json};
@@ -137,25 +136,6 @@ pub(crate) async fn begin_again(east: &Domain, west: &Domain) -> Result<()> {
         says(here, "TrustDomainPeer", None, there.trust_domain().as_str(), "Ready").await?;
     }
     Ok(())
-}
-
-pub(crate) async fn peer(there: &Domain) -> Result<Value> {
-    Ok(json!({
-        "apiVersion": API,
-        "kind": "TrustDomainPeer",
-        "metadata": {"name": there.trust_domain().to_string()},
-        "spec": {
-            "trustDomain": there.trust_domain().to_string(),
-            "bundleEndpoint": {
-                "url": there.bundle_endpoint_url(),
-                "profile": {"type": "https_spiffe", "endpointSPIFFEID": there.spire.bundle_endpoint_id()},
-            },
-            "bootstrapBundle": {"inline": there.spire.bundle_document().await?},
-            "agent": {"addresses": [there.agent_address().to_string()], "spiffeIDs": [there.agent_id()]},
-            "federatesWith": {"selector": {"matchLabels": {FEDERATE: "true"}}},
-            "imports": {"services": [{"namespace": "*", "name": "*"}]},
-        },
-    }))
 }
 
 /// Exports a service of west through the gateway, and waits until west says that east has imported it.

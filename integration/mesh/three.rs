@@ -2,7 +2,7 @@
 //! call of the others is reached there, by the address and by the name of their gateways, and nothing else is.
 
 use crate::agent::{Agent, AgentOptions};
-use crate::federation::{SOON, TIMING, found, peer, says};
+use crate::federation::{SOON, TIMING, found, says};
 use crate::istiod::{Istiod, ROOT_NAMESPACE};
 use crate::network::{Member, Network, which};
 use crate::process::{Process, Spec};
@@ -10,7 +10,7 @@ use crate::proxy::Door;
 use crate::wait::eventually;
 use crate::web;
 use crate::workload::{Interception, POD, Role, Workload};
-use crate::world::{Domain, Options};
+use crate::world::{Domain, Options, peer};
 use anyhow::{Context, Result, bail, ensure};
 use kube::api::{DeleteParams, Patch, PatchParams};
 use serde_json::{Value, json};

@@ -21,14 +21,14 @@
 
 use crate::agent::{Agent, AgentOptions};
 use crate::application::{Application, Callee};
-use crate::federation::{SOON, TIMING, found, peer, says};
+use crate::federation::{SOON, TIMING, found, says};
 use crate::istiod::{set_status, trust};
 use crate::meshes::{CART, GATEWAY, GATEWAY_PORT, Meshes, with_meshes};
 use crate::network::Member;
 use crate::process::Process;
 use crate::wait::eventually;
 use crate::workload::{Interception, Role, Workload, hears_from, serve_at};
-use crate::world::{Domain, Options};
+use crate::world::{Domain, Options, peer};
 use anyhow::{Context, Result, ensure};
 use kube::api::{DeleteParams, Patch, PatchParams};
 use serde_json::{Value, json};

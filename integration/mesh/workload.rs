@@ -7,7 +7,7 @@ use crate::network::{MARK, Member, Network, which};
 use crate::process::{Process, Spec};
 use crate::proxy::{Door, Identity, Proxy};
 use crate::wait::eventually;
-use crate::world::Domain;
+use crate::world::{Domain, FEDERATE};
 use anyhow::{Context, Result, ensure};
 use serde_json::{Value, json};
 use std::net::Ipv4Addr;
@@ -18,8 +18,6 @@ use std::time::Duration;
 
 const REGISTERED_DEADLINE: Duration = Duration::from_secs(30);
 const ANSWER_DEADLINE: Duration = Duration::from_secs(10);
-/// The label of registrations that are to federate.
-pub(crate) const FEDERATE: &str = "federate";
 /// The label that no two Pods share.
 pub(crate) const POD: &str = "pod";
 /// Says its name to everyone who connects, whenever they say something.

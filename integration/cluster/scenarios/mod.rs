@@ -43,11 +43,11 @@ mod verdict;
 use crate::agent::{Agent, AgentOptions};
 use crate::pair::Pair;
 use crate::wait::eventually;
-use crate::world::Domain;
+use crate::world::{Domain, peer};
 use anyhow::{Context, Result, bail, ensure};
 use entente::proto::spire::types::Bundle;
 use kube::api::{DeleteParams, DynamicObject, Patch, PatchParams};
-use serde_json::{Value, json};
+use serde_json::Value;
 use std::time::Duration;
 
 /// How long the agents, SPIRE and spire-controller-manager may take for what is a matter of seconds.
@@ -93,27 +93,6 @@ impl Agents {
         tokio::try_join!(agents.east.ready(READY), agents.west.ready(READY))?;
         Ok(agents)
     }
-}
-
-/// The TrustDomainPeer for `there`: its real bundle endpoint and bundle, its agent, every import admitted, and the
-/// registrations labelled `federate: "true"` selected.
-async fn peer(there: &Domain) -> Result<Value> {
-    Ok(json!({
-        "apiVersion": PEER.0,
-        "kind": PEER.1,
-        "metadata": {"name": there.trust_domain().to_string()},
-        "spec": {
-            "trustDomain": there.trust_domain().to_string(),
-            "bundleEndpoint": {
-                "url": there.bundle_endpoint_url(),
-                "profile": {"type": "https_spiffe", "endpointSPIFFEID": there.spire.bundle_endpoint_id()},
-            },
-            "bootstrapBundle": {"inline": there.spire.bundle_document().await?},
-            "agent": {"addresses": [there.agent_address().to_string()], "spiffeIDs": [there.agent_id()]},
-            "federatesWith": {"selector": {"matchLabels": {"federate": "true"}}},
-            "imports": {"services": [{"namespace": "*", "name": "*"}]},
-        },
-    }))
 }
 
 /// A change to one place of an object, by JSON pointer.

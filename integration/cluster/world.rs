@@ -13,7 +13,7 @@ use anyhow::{Context, Result, bail};
 use entente::proto::spire::server::bundle::v1::BatchDeleteFederatedBundleRequest;
 use entente::proto::spire::server::bundle::v1::batch_delete_federated_bundle_request::Mode;
 use entente::proto::spire::server::bundle::v1::bundle_client::BundleClient;
-use kube::api::{DeleteParams, ListParams, Patch, PatchParams};
+use kube::api::{DeleteParams, DynamicObject, ListParams, Patch, PatchParams};
 use serde_json::{Value, json};
 use spiffe::TrustDomain;
 use std::net::SocketAddr;
@@ -21,6 +21,8 @@ use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
+/// How long agents, SPIRE and istiod may take for what is a matter of seconds.
+pub(crate) const SOON: Duration = Duration::from_secs(40);
 /// The label of the registrations that a [`peer`] selects, with the value `true`.
 pub(crate) const FEDERATE: &str = "federate";
 /// The namespace of the agent.
@@ -429,4 +431,37 @@ pub(crate) async fn peer(there: &Domain) -> Result<Value> {
             "imports": {"services": [{"namespace": "*", "name": "*"}]},
         },
     }))
+}
+
+/// Waits until a condition of an object of ours is True.
+pub(crate) async fn says(
+    domain: &Domain,
+    kind: &str,
+    namespace: Option<&str>,
+    name: &str,
+    condition: &str,
+) -> Result<()> {
+    let what = format!("{kind} {name} of {} says {condition}", domain.trust_domain());
+    eventually(&what, SOON, || async {
+        let object = found(domain, "entente.dev/v1alpha1", kind, namespace, name).await?;
+        let conditions = object.data.pointer("/status/conditions").and_then(Value::as_array);
+        let is = |one: &Value| one["type"] == condition && one["status"] == "True";
+        if conditions.into_iter().flatten().any(is) {
+            return Ok(());
+        }
+        bail!("status {}", object.data["status"])
+    })
+    .await
+}
+
+/// An object that must be there.
+pub(crate) async fn found(
+    domain: &Domain,
+    api_version: &str,
+    kind: &str,
+    namespace: Option<&str>,
+    name: &str,
+) -> Result<DynamicObject> {
+    let object = domain.kubernetes.api(api_version, kind, namespace).await?.get_opt(name).await?;
+    object.with_context(|| format!("{} has no {kind} {name}", domain.trust_domain()))
 }

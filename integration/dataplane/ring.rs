@@ -6,16 +6,15 @@ use crate::pair::Pair;
 use crate::ports;
 use crate::proxy::{From, Proxy};
 use crate::wait::eventually;
-use crate::world::{Domain, peer};
-use anyhow::{Context, Result, bail, ensure};
-use kube::api::{DeleteParams, DynamicObject, Patch, PatchParams};
+pub(crate) use crate::world::SOON;
+use crate::world::{Domain, found, peer, says};
+use anyhow::{Context, Result, ensure};
+use kube::api::{DeleteParams, Patch, PatchParams};
 use serde_json::{Value, json};
 use std::net::{IpAddr, SocketAddr, UdpSocket};
 use std::path::PathBuf;
-use std::time::Duration;
 
 const API: &str = "entente.dev/v1alpha1";
-pub(crate) const SOON: Duration = Duration::from_secs(40);
 pub(crate) const FRONTEND: &str = "/ns/web/sa/frontend";
 pub(crate) const BATCH: &str = "/ns/web/sa/batch";
 const CART: &str = "/ns/shop/sa/cart";
@@ -145,7 +144,7 @@ impl Exported {
     /// Where clients of east call it.
     pub(crate) async fn address(&self, east: &Domain) -> Result<SocketAddr> {
         eventually(&format!("{} has an address", self.name), SOON, || async {
-            let import = found(east, "ImportedService", Some("entente-system"), &self.host()).await?;
+            let import = found(east, API, "ImportedService", Some("entente-system"), &self.host()).await?;
             let address = import.data["status"]["addresses"][0].as_str().map(str::to_owned);
             Ok(SocketAddr::new(address.context("none")?.parse()?, PORT))
         })
@@ -165,37 +164,6 @@ pub(crate) fn own_address() -> Result<IpAddr> {
     let address = socket.local_addr()?.ip();
     ensure!(!address.is_loopback(), "this machine has no address but {address}");
     Ok(address)
-}
-
-/// Waits until a condition of an object of ours is True.
-pub(crate) async fn says(
-    domain: &Domain,
-    kind: &str,
-    namespace: Option<&str>,
-    name: &str,
-    condition: &str,
-) -> Result<()> {
-    let what = format!("{kind} {name} of {} says {condition}", domain.trust_domain());
-    eventually(&what, SOON, || async {
-        let object = found(domain, kind, namespace, name).await?;
-        let conditions = object.data.pointer("/status/conditions").and_then(Value::as_array);
-        let is = |one: &Value| one["type"] == condition && one["status"] == "True";
-        if conditions.into_iter().flatten().any(is) {
-            return Ok(());
-        }
-        bail!("status {}", object.data["status"])
-    })
-    .await
-}
-
-pub(crate) async fn found(
-    domain: &Domain,
-    kind: &str,
-    namespace: Option<&str>,
-    name: &str,
-) -> Result<DynamicObject> {
-    let object = domain.kubernetes.api(API, kind, namespace).await?.get_opt(name).await?;
-    object.with_context(|| format!("{} has no {kind} {name}", domain.trust_domain()))
 }
 
 /// Changes a FederatedService of west.

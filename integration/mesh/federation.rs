@@ -4,16 +4,14 @@ use crate::agent::{Agent, AgentOptions};
 use crate::process::Signal;
 use crate::wait::eventually;
 use crate::world::{Domain, peer};
-use anyhow::{Context, Result, bail, ensure};
-use kube::api::{DeleteParams, DynamicObject};
+pub(crate) use crate::world::{SOON, found, says};
+use anyhow::{Context, Result, ensure};
+use kube::api::DeleteParams;
 use serde_json::{Value, json};
 use std::net::Ipv4Addr;
 use std::sync::{Mutex, PoisonError};
-use std::time::Duration;
 
 const API: &str = "entente.dev/v1alpha1";
-/// How long agents, SPIRE and istiod may take for what is a matter of seconds.
-pub(crate) const SOON: Duration = Duration::from_secs(40);
 /// Short times for all that an agent waits for, and one gateway for all.
 pub(crate) const TIMING: [&str; 8] = [
     // One gateway carries both modes.
@@ -169,43 +167,10 @@ pub(crate) async fn withdraw(west: &Domain, service: Exported) -> Result<()> {
     .await
 }
 
-/// Waits until a condition of an object of ours is True.
-pub(crate) async fn says(
-    domain: &Domain,
-    kind: &str,
-    namespace: Option<&str>,
-    name: &str,
-    condition: &str,
-) -> Result<()> {
-    let what = format!("{kind} {name} of {} says {condition}", domain.trust_domain());
-    eventually(&what, SOON, || async {
-        let object = found(domain, API, kind, namespace, name).await?;
-        let conditions = object.data.pointer("/status/conditions").and_then(Value::as_array);
-        let is = |one: &Value| one["type"] == condition && one["status"] == "True";
-        if conditions.into_iter().flatten().any(is) {
-            return Ok(());
-        }
-        bail!("status {}", object.data["status"])
-    })
-    .await
-}
-
 /// A condition of a TrustDomainPeer.
 pub(crate) async fn of_peer(domain: &Domain, peer: &str, condition: &str) -> Result<Value> {
     let object = found(domain, API, "TrustDomainPeer", None, peer).await?;
     let conditions = object.data.pointer("/status/conditions").and_then(Value::as_array);
     let found = conditions.into_iter().flatten().find(|one| one["type"] == condition);
     found.cloned().with_context(|| format!("no {condition}: {}", object.data["status"]))
-}
-
-/// An object that must be there.
-pub(crate) async fn found(
-    domain: &Domain,
-    api_version: &str,
-    kind: &str,
-    namespace: Option<&str>,
-    name: &str,
-) -> Result<DynamicObject> {
-    let object = domain.kubernetes.api(api_version, kind, namespace).await?.get_opt(name).await?;
-    object.with_context(|| format!("{} has no {kind} {name}", domain.trust_domain()))
 }

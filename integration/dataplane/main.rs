@@ -25,6 +25,8 @@ mod turn;
 
 mod application;
 mod flows;
+mod library;
 mod protocol;
 mod proxy;
+mod proxyless;
 mod ring;

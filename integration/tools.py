@@ -121,6 +121,11 @@ TOOLS = {
         "programs": {"xds-client": (".", False, "")},
         "files": {},
     },
+    # Ours: a server of go-control-plane's, which ours is measured beside.
+    "control-plane": {
+        "programs": {"control-plane": (".", False, "")},
+        "files": {},
+    },
     # Ours: a client of proxyless gRPC, and servers for it.
     "grpc": {
         "programs": {"grpc-peer": (".", False, "")},

@@ -50,7 +50,12 @@ impl Drop for Application {
 
 impl Application {
     pub(crate) async fn start(speaks: Speaks) -> Result<Self> {
-        let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).await?;
+        Self::start_at(Ipv4Addr::LOCALHOST, speaks).await
+    }
+
+    /// At another address of this machine.
+    pub(crate) async fn start_at(address: Ipv4Addr, speaks: Speaks) -> Result<Self> {
+        let listener = TcpListener::bind((address, 0)).await?;
         let port = listener.local_addr()?.port();
         Ok(Self { port, task: tokio::spawn(serve(listener, speaks)) })
     }

@@ -26,6 +26,8 @@ mod turn;
 mod application;
 mod flows;
 mod library;
+mod machine;
+mod machines;
 mod protocol;
 mod proxy;
 mod proxyless;

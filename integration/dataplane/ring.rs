@@ -17,10 +17,10 @@ use std::path::PathBuf;
 const API: &str = "entente.dev/v1alpha1";
 pub(crate) const FRONTEND: &str = "/ns/web/sa/frontend";
 pub(crate) const BATCH: &str = "/ns/web/sa/batch";
-const CART: &str = "/ns/shop/sa/cart";
+pub(crate) const CART: &str = "/ns/shop/sa/cart";
 /// What importers see of every service.
 pub(crate) const PORT: u16 = 18_080;
-const TIMING: [&str; 8] = [
+pub(crate) const TIMING: [&str; 8] = [
     "--drain-seconds=2",
     "--agent-follow-seconds=2",
     "--bundle-poll-min-seconds=1",

@@ -19,7 +19,7 @@ named by its conditions.
 ";
 
 /// What it is called, which file pins it, by which name, and where it runs.
-const PINNED: [(&str, &str, &str, &str); 11] = [
+const PINNED: [(&str, &str, &str, &str); 16] = [
     (
         "Kubernetes (kube-apiserver, kube-controller-manager)",
         "kubernetes/go.mod",
@@ -50,6 +50,31 @@ const PINNED: [(&str, &str, &str, &str); 11] = [
         "promtool/go.mod",
         "github.com/prometheus/prometheus",
         "cluster",
+    ),
+    (
+        "prometheus-operator's CustomResourceDefinitions",
+        "prometheus-operator/go.mod",
+        "github.com/prometheus-operator/prometheus-operator",
+        "cluster",
+    ),
+    (
+        "cert-manager's CustomResourceDefinitions",
+        "cert-manager/go.mod",
+        "github.com/cert-manager/cert-manager",
+        "cluster",
+    ),
+    ("MetalLB's CustomResourceDefinitions", "metallb/go.mod", "go.universe.tf/metallb", "cluster"),
+    (
+        "dnspython, the client of our DNS that is not ours",
+        "dnspython/requirements.txt",
+        "dnspython",
+        "pair, cluster",
+    ),
+    (
+        "go-control-plane, the client of our xDS that is not ours",
+        "xds/go.mod",
+        "github.com/envoyproxy/go-control-plane/envoy",
+        "dataplane",
     ),
 ];
 

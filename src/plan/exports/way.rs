@@ -13,11 +13,11 @@ use crate::plan::gateways::{Gateways, Looked};
 use super::{ExportProblem, policy};
 
 /// The gateway that carries an export, as Gateway objects mean it.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Through {
     /// Where its pods are: what only they need is shown to that namespace alone.
     pub namespace: String,
-    /// The labels of its pods; never empty.
+    /// The labels of its pods; never empty, but where there is no Gateway object.
     pub selector: BTreeMap<String, String>,
     /// The ports, as its Service numbers them, that importers come by.
     pub listening: BTreeSet<u16>,
@@ -78,7 +78,7 @@ fn carries(service: &Service, gateway: &Gateway) -> bool {
 }
 
 /// Those of `spec.gateways` that carry the mode; the others are passed over.
-fn given(service: &Service, warnings: &mut Vec<ExportProblem>) -> BTreeSet<GatewayAddress> {
+pub(super) fn given(service: &Service, warnings: &mut Vec<ExportProblem>) -> BTreeSet<GatewayAddress> {
     let carrying = service.tls_mode.gateway();
     let (right, wrong): (Vec<_>, Vec<_>) =
         service.gateways.iter().partition(|gateway| carries(service, gateway));
@@ -114,7 +114,7 @@ fn missing(service: &Service, why: Option<&String>, looked: &Looked, stays: bool
     let stays = if stays { "; what importers were told stays until there is a gateway" } else { "" };
     if let (None, Ok(carrier)) = (why, &looked.found) {
         let message = format!(
-            "{service}: Service {}, by which importers come for tlsMode {mode}, has no address yet: see to its \
+            "{service}: Service {}, by which importers come for tlsMode {mode}, has no address that a peer can use yet (an IP address, or a host name of two labels at least): see to its \
              load balancer, set externalIPs, have the agent take node ports, or give spec.gateways an {kind}{stays}",
             carrier.service
         );

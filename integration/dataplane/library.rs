@@ -7,7 +7,10 @@ use crate::tools::Tools;
 use crate::wait::eventually;
 use crate::world::Domain;
 use anyhow::{Context, Result, ensure};
+use rustls::pki_types::CertificateDer;
+use rustls::pki_types::pem::PemObject as _;
 use serde_json::Value;
+use sha2::{Digest as _, Sha256};
 use std::ffi::OsString;
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
@@ -74,9 +77,11 @@ impl Keeper {
         Ok(keeper)
     }
 
-    /// What the library presents now.
-    pub(crate) fn certificate(&self) -> Result<Vec<u8>> {
-        Ok(std::fs::read(self.directory.join("current/svid.pem"))?)
+    /// The SHA-256 of the certificate that the library is to present now, as servers say it.
+    pub(crate) fn certificate(&self) -> Result<String> {
+        let leaf = CertificateDer::from_pem_file(self.directory.join("current/svid.pem"));
+        let leaf = leaf.map_err(|error| anyhow::anyhow!("{error:?}"))?;
+        Ok(hex::encode(Sha256::digest(&leaf)))
     }
 
     fn bootstrap(&self) -> PathBuf {

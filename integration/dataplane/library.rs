@@ -84,6 +84,25 @@ impl Keeper {
         Ok(hex::encode(Sha256::digest(&leaf)))
     }
 
+    /// A configuration that has each of two trust domains' roots under the other's name.
+    pub(crate) fn with_roots_swapped(&self, (one, other): (&str, &str)) -> Result<PathBuf> {
+        let read = |path: PathBuf| anyhow::Ok(serde_json::from_slice::<Value>(&std::fs::read(path)?)?);
+        let mut bundles = read(self.directory.join("current/bundles.json"))?;
+        let map = &mut bundles["trust_domains"];
+        let taken = map[one].take();
+        map[one] = map[other].take();
+        map[other] = taken;
+        let mut bootstrap = read(self.bootstrap())?;
+        let (file, path) =
+            (self.directory.join("swapped.json"), self.directory.join("bootstrap-swapped.json"));
+        std::fs::write(&file, bundles.to_string())?;
+        for name in ["spiffe_trust_bundle_map_file", "spiffe_bundle_map_file"] {
+            bootstrap["certificate_providers"]["spiffe"]["config"][name] = file.display().to_string().into();
+        }
+        std::fs::write(&path, bootstrap.to_string())?;
+        Ok(path)
+    }
+
     fn bootstrap(&self) -> PathBuf {
         self.directory.join("bootstrap.json")
     }

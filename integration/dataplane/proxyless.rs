@@ -74,7 +74,8 @@ fn fails(library: Library, what: &str, error: &str, words: &str) -> Result<()> {
 
 /// Calls by `xds:///HOST:PORT` go through: at an Envoy of ours that goes by SNI, where the library sends it, and at a server that
 /// ends mutual TLS itself, whatever it sends. Another client has no such listener; a server with another ID is refused; a library
-/// that has not been told of bundle maps trusts nobody; what is withdrawn is gone.
+/// that has not been told of bundle maps trusts nobody, nor is a server trusted for another trust domain's roots; what is withdrawn
+/// is gone.
 #[test]
 fn libraries_call_servers_across_trust_domains() {
     with_pair(async |pair| {
@@ -113,6 +114,7 @@ fn libraries_call_servers_across_trust_domains() {
         )?;
         ensure!(frontend.id == client, "{}", frontend.id);
 
+        let swapped = frontend.with_roots_swapped(("east.example", "west.example"))?;
         let mut strangers = Vec::new();
         for library in LIBRARIES {
             let mut stranger = Client::start(library, &batch, &direct.host(), &WHOLE)?;
@@ -140,6 +142,11 @@ fn libraries_call_servers_across_trust_domains() {
             let mut calling = start(&direct.host(), &[SENDS_SNI])?;
             let words = ["signed by unknown authority", "Failed to create security handshaker"];
             fails(library, "without bundle maps", &calling.refused().await?, words[library as usize])?;
+            // One trust domain's roots verify nobody of another.
+            let flags = [BY_BUNDLES, SENDS_SNI, ("GRPC_XDS_BOOTSTRAP", &swapped.display().to_string())];
+            let words = ["signed by unknown authority", "UNAVAILABLE"];
+            let mut calling = start(&direct.host(), &flags)?;
+            fails(library, "another's roots", &calling.refused().await?, words[library as usize])?;
         }
         ensure!(proxy.refused().await? == 0, "{}", proxy.process.log_tail());
         for (library, stranger) in &mut strangers {

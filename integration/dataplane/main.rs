@@ -25,8 +25,10 @@ mod turn;
 
 mod application;
 mod flows;
+mod library;
 mod machine;
 mod machines;
 mod protocol;
 mod proxy;
+mod proxyless;
 mod ring;

@@ -28,7 +28,7 @@ use super::imports::ImportReport;
 use super::memo::Memo;
 pub use inbound::Inbound;
 pub(super) use inbound::InboundOf;
-pub use tls::{SPIRE_CLUSTER, SVID_NAME};
+pub use tls::{PROVIDER, SPIRE_CLUSTER, SVID_NAME};
 pub use types::{Resource, ResourceType, TypeMap, Version};
 
 /// Everything that is served, whoever asks.

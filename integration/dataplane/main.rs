@@ -16,6 +16,8 @@
 
 include!("../cluster/harness.rs");
 
+#[path = "../cluster/ask.rs"]
+mod ask;
 #[path = "../cluster/envoy.rs"]
 mod envoy;
 #[path = "../cluster/pair.rs"]
@@ -25,6 +27,8 @@ mod turn;
 
 mod application;
 mod flows;
+mod foreign;
+mod local;
 mod protocol;
 mod proxy;
 mod ring;

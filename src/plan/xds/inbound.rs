@@ -175,7 +175,7 @@ fn application(port: u16) -> Resource {
     let name = target(port);
     let endpoint = pb::LbEndpoint {
         endpoint: Some(pb::Endpoint { address: Some(envoy::address("127.0.0.1", port)) }),
-        health_status: 0,
+        ..Default::default()
     };
     let locality = pb::LocalityLbEndpoints { lb_endpoints: vec![endpoint], ..Default::default() };
     Resource::cluster(&pb::Cluster {
@@ -184,6 +184,7 @@ fn application(port: u16) -> Resource {
         load_assignment: Some(pb::ClusterLoadAssignment {
             cluster_name: name.clone(),
             endpoints: vec![locality],
+            ..Default::default()
         }),
         name,
         ..Default::default()

@@ -6,7 +6,6 @@ use std::sync::Arc;
 use super::types::{Resource, ResourceType, TypeMap};
 use super::{Offer, PortOffer, Xds};
 use crate::model::SpiffeId;
-use crate::model::service::ClientPattern;
 
 /// What sort of client it is: one set of resources cannot serve both.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -53,8 +52,8 @@ impl View {
             };
             map.insert(Arc::clone(&resource.name), resource.clone());
         };
-        let open = xds.offers.values().filter(|offer| offer.audience.holds(client));
-        for port in open.flat_map(|offer: &Arc<Offer>| &offer.ports).filter(|port| may_call(port, &text)) {
+        let all = xds.offers.values().flat_map(|offer: &Arc<Offer>| &offer.ports);
+        for port in all.filter(|port| may_call(port, client, &text)) {
             match kind {
                 ClientKind::Envoy => port.envoy.iter().for_each(&mut add),
                 ClientKind::Grpc => port.grpc.iter().for_each(&mut add),
@@ -76,6 +75,6 @@ impl View {
     }
 }
 
-fn may_call(port: &PortOffer, client: &str) -> bool {
-    port.clients.iter().any(|pattern: &ClientPattern| pattern.matches_text(client))
+fn may_call(port: &PortOffer, client: &SpiffeId, text: &str) -> bool {
+    port.whom.holds(client, text)
 }

@@ -137,9 +137,9 @@ pub(crate) async fn call(speaks: Speaks, at: SocketAddr, host: &str) -> Result<(
 pub(crate) async fn who(at: SocketAddr, host: &str) -> Result<String> {
     let asked = async {
         let answer = http1(TcpStream::connect(at).await?, host).await?;
-        let name = answer.headers().get(NAME).context("it does not say its name")?.to_str()?.to_owned();
+        let name = answer.headers().get(NAME).cloned();
         text(answer).await?;
-        Ok(name)
+        Ok(name.context("it does not say its name")?.to_str()?.to_owned())
     };
     tokio::time::timeout(CALL, asked).await.with_context(|| format!("{host} at {at} does not answer"))?
 }

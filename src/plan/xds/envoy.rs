@@ -22,6 +22,8 @@ const CONNECT: Duration = Duration::from_secs(5);
 const EJECTION: Duration = Duration::from_secs(10);
 /// After so many connections in a row that fail.
 const FAILURES: u32 = 3;
+/// What the pause before another try is made of.
+const BACKOFF: prost_types::Duration = prost_types::Duration { seconds: 0, nanos: 100_000_000 };
 /// Below how many percent of its endpoints the ill ones are tried as well: where there is no other left.
 const PANIC: f64 = 1.0;
 
@@ -90,9 +92,11 @@ pub(super) fn tcp(cluster: &str) -> pb::Filter {
     let proxy = pb::TcpProxy {
         stat_prefix: cluster.to_owned(),
         cluster: cluster.to_owned(),
-        // Enough for an endpoint that is down to be passed over by the first connection that comes to it.
+        // Enough for an endpoint that is down to be passed over for the first connection that comes to it, each after a while,
+        // since Envoy does not pass it over at once.
         max_connect_attempts: Some(FAILURES + 1),
         idle_timeout: Some(no_limit()),
+        backoff_options: Some(pb::BackoffStrategy { base_interval: Some(BACKOFF) }),
     };
     let kind = "envoy.extensions.filters.network.tcp_proxy.v3.TcpProxy";
     filter("envoy.filters.network.tcp_proxy", kind, &proxy)
@@ -122,15 +126,28 @@ pub(super) fn routes(cluster: &str) -> pb::RouteConfiguration {
         route: Some(pb::RouteAction {
             cluster: cluster.to_owned(),
             timeout: Some(no_limit()),
-            retry_policy: Some(pb::RetryPolicy {
-                retry_on: "connect-failure,refused-stream".to_owned(),
-                num_retries: Some(FAILURES),
-            }),
+            retry_policy: Some(retries()),
         }),
     };
     let host =
         pb::VirtualHost { name: cluster.to_owned(), domains: vec!["*".to_owned()], routes: vec![route] };
     pb::RouteConfiguration { name: cluster.to_owned(), virtual_hosts: vec![host] }
+}
+
+/// Each try goes to another endpoint, and to those that come later once the first have been tried.
+fn retries() -> pb::RetryPolicy {
+    let plugin = |name: &str, config| pb::RetryPlugin { name: name.to_owned(), typed_config: Some(config) };
+    let priorities = "envoy.extensions.retry.priority.previous_priorities.v3.PreviousPrioritiesConfig";
+    let hosts = "envoy.extensions.retry.host.previous_hosts.v3.PreviousHostsPredicate";
+    let priorities = packed(priorities, &pb::PreviousPriorities { update_frequency: 1 });
+    let hosts = packed(hosts, &pb::PreviousHosts {});
+    pb::RetryPolicy {
+        retry_on: "connect-failure,refused-stream".to_owned(),
+        num_retries: Some(FAILURES),
+        retry_priority: Some(plugin("envoy.retry_priorities.previous_priorities", priorities)),
+        retry_host_predicate: vec![plugin("envoy.retry_host_predicates.previous_hosts", hosts)],
+        host_selection_retry_max_attempts: 8,
+    }
 }
 
 #[must_use]

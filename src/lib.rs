@@ -44,6 +44,7 @@ pub mod model;
 pub mod observe;
 pub mod plan;
 pub mod proto;
+pub mod proxyless;
 pub mod reach;
 #[cfg(test)]
 mod reference;

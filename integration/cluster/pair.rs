@@ -1,6 +1,6 @@
 //! Pairs of trust domains that scenarios share: bringing one up is paid once for each that is used at a time, as long as nothing fails.
 
-use crate::turn::Turn;
+use crate::turn::{Turn, conclude};
 use crate::world::{Domain, Options};
 use anyhow::Result;
 use std::sync::{Mutex, MutexGuard, OnceLock, PoisonError};
@@ -59,7 +59,7 @@ pub(crate) fn with_set_pair(
     static SHARED: Mutex<Vec<Pair>> = Mutex::new(Vec::new());
     let _turn = Turn::of_pair();
     let before = locked(&SHARED).pop();
-    let failed = runtime().block_on(async {
+    let done = runtime().block_on(async {
         let mut pair = reused(before, east, west).await?;
         let done = scenario(&mut pair).await;
         if done.is_ok() {
@@ -69,9 +69,7 @@ pub(crate) fn with_set_pair(
         }
         done
     });
-    if let Err(error) = failed {
-        panic!("{error:#}");
-    }
+    conclude(done);
 }
 
 /// The pair of a scenario before, brought back to how it stood at first, and set; a new one if there is none, or if that
@@ -101,7 +99,7 @@ pub(crate) fn with_own_pair(
     scenario: impl AsyncFnOnce(&mut Pair) -> Result<()>,
 ) {
     let _turn = Turn::of_pair();
-    let failed = runtime().block_on(async {
+    let done = runtime().block_on(async {
         let mut pair = Pair::start(east, west).await?;
         let done = scenario(&mut pair).await;
         if done.is_err() {
@@ -109,7 +107,5 @@ pub(crate) fn with_own_pair(
         }
         done
     });
-    if let Err(error) = failed {
-        panic!("{error:#}");
-    }
+    conclude(done);
 }

@@ -455,6 +455,16 @@ impl Spire {
         Ok(())
     }
 
+    /// Lets sign what is prepared, if anything is.
+    pub(crate) async fn activate_what_is_prepared(&self) -> Result<()> {
+        let mut client = LocalAuthorityClient::new(self.api().await?);
+        let state = client.get_x509_authority_state(GetX509AuthorityStateRequest {}).await?.into_inner();
+        match state.prepared {
+            Some(prepared) => self.activate_authority(&prepared.authority_id).await,
+            None => Ok(()),
+        }
+    }
+
     /// What the Workload API gives the test process now. See `Domain::register_test_process`.
     pub(crate) async fn workload(&self) -> Result<X509svidResponse> {
         let channel = unix_channel(&self.agent_socket).await?;

@@ -1,6 +1,7 @@
 //! Whose turn it is: how many scenarios run beside each other, which first, and which alone. All tests of the ring may be
 //! started at once: those whose turn has not come wait here.
 
+use anyhow::Result;
 use std::collections::BTreeSet;
 use std::io::Write as _;
 use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
@@ -112,5 +113,15 @@ impl Drop for Turn {
         drop(turns);
         let took = self.since.elapsed().as_secs_f64();
         let _ = writeln!(std::io::stderr(), "{} took {took:.0} s", self.name);
+    }
+}
+
+/// Fails the test if its scenario did, and says at once why: what a failed test printed is shown by the test runner only
+/// when all others have ended.
+pub(crate) fn conclude(done: Result<()>) {
+    if let Err(error) = done {
+        let name = std::thread::current().name().unwrap_or_default().to_owned();
+        let _ = writeln!(std::io::stderr(), "{name} failed: {error:#}");
+        panic!("{error:#}");
     }
 }

@@ -330,7 +330,7 @@ impl Domain {
     }
 
     /// Brings the domain back to how it stood at first, for the next scenario: none of our objects, Leases and Events, of
-    /// Istio's objects, and of SPIRE's but the agent's registration; no relationship, no foreign bundle. What SPIRE has rotated stays so. Agents must have been ended before:
+    /// Istio's objects, and of SPIRE's but the agent's registration; no relationship, no foreign bundle. What SPIRE has rotated stays so; nothing stays prepared. Agents must have been ended before:
     /// finalizers are taken off by force.
     pub(crate) async fn reset(&self) -> Result<()> {
         for (api_version, kind) in OBJECTS {
@@ -358,7 +358,8 @@ impl Domain {
         let trust_domains = self.spire.federated_bundles().await?.into_keys().collect();
         let request = BatchDeleteFederatedBundleRequest { trust_domains, mode: Mode::Dissociate.into() };
         BundleClient::new(self.spire.api().await?).batch_delete_federated_bundle(request).await?;
-        Ok(())
+        // A rotation would take it as it is, and nobody would be waited for: peers are told of it from the start.
+        self.spire.activate_what_is_prepared().await
     }
 
     async fn delete_all(&self, api_version: &str, kind: &str, except: Option<&str>) -> Result<()> {

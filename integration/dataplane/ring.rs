@@ -14,6 +14,7 @@ use kube::api::{DeleteParams, Patch, PatchParams};
 use serde_json::{Value, json};
 use std::net::{IpAddr, SocketAddr, UdpSocket};
 use std::path::PathBuf;
+use std::sync::atomic::{AtomicU32, Ordering};
 
 const API: &str = "entente.dev/v1alpha1";
 pub(crate) const FRONTEND: &str = "/ns/web/sa/frontend";
@@ -72,7 +73,7 @@ impl Ring {
             format!("--xds-listen={xds_east}"),
             format!("--xds-socket={}", sockets.join(",")),
             format!("--dns-listen={dns}"),
-            "--import-address-range=127.64.0.0/10".to_owned(),
+            format!("--import-address-range={}", own_range()),
         ];
         of_east.extend(more.iter().map(|one| (*one).to_owned()));
         let of_west = [format!("--xds-listen={xds_west}"), "--xds-all-bundles=ROOTCA".to_owned()];
@@ -179,6 +180,14 @@ impl Exported {
     pub(crate) async fn call(&self, at: SocketAddr) -> Result<()> {
         crate::application::call(self.speaks, at, &self.host()).await
     }
+}
+
+/// Addresses of the loopback interface for the imports of one ring alone. An import has its address by its name; Envoys of two
+/// rings that run beside each other would listen on it together, and each take some of the other's connections.
+fn own_range() -> String {
+    static RINGS: AtomicU32 = AtomicU32::new(0);
+    let (process, ring) = (std::process::id() % 64, RINGS.fetch_add(1, Ordering::Relaxed) % 16);
+    format!("127.{}.{}.0/20", 64 + process, 16 * ring)
 }
 
 /// An address of this machine that is none of loopback: a peer's gateway may not be there.

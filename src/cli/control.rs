@@ -16,15 +16,19 @@ use serde::de::DeserializeOwned;
 use serde_json::Value;
 use tokio::net::UnixStream;
 use tokio::sync::Mutex;
+use tokio::time::Instant;
 
 use super::exit::NotAsked;
-use super::output::noticed;
+use super::output::{noticed, tell};
 use super::reach::{self, Remote, Stream};
 use super::store::{ClusterFlags, WHICH};
 use crate::config::CONTROL_SOCKET;
 
 /// Beyond what any single request of the control API takes: long work is asked for in steps.
 const PATIENCE: Duration = Duration::from_secs(60);
+/// What a replica may take to lead, and to read everything, as far as a command waits for that.
+const SETTLING: Duration = Duration::from_secs(10);
+const ASK_AGAIN: Duration = Duration::from_millis(500);
 /// The most bytes of an answer.
 const MOST: usize = 64 * 1024 * 1024;
 
@@ -153,6 +157,32 @@ impl ControlClient {
     /// [`Refusal`] has the agent's own words; [`NotAsked`] and [`Unanswered`] tell whether it may have been asked.
     pub(super) async fn get<T: DeserializeOwned>(&self, path: &str) -> anyhow::Result<T> {
         self.send(Method::GET, path, Vec::new()).await
+    }
+
+    /// `GET path` of an agent that may be taking over or still reading: it is asked again for [`SETTLING`], and what is waited for
+    /// is said.
+    ///
+    /// # Errors
+    /// As [`Self::get`]; the last refusal where that time was not enough.
+    pub(super) async fn get_settled<T: DeserializeOwned>(&self, path: &str) -> anyhow::Result<T> {
+        let until = Instant::now() + SETTLING;
+        let mut said = String::new();
+        loop {
+            let error = match self.get(path).await {
+                Ok(answer) => return Ok(answer),
+                Err(error) => error,
+            };
+            let may_pass = error.downcast_ref::<Refusal>().is_some_and(Refusal::may_pass);
+            if !may_pass || Instant::now() >= until {
+                return Err(error);
+            }
+            let words = format!("waiting: {error:#}");
+            if words != said {
+                tell(&words);
+                said = words;
+            }
+            tokio::time::sleep(ASK_AGAIN).await;
+        }
     }
 
     /// `POST path` with a body.
@@ -337,5 +367,35 @@ mod tests {
         assert!(given_up.is_err());
         assert_eq!(client.get::<String>("/c").await.unwrap(), "/c");
         assert_eq!(connections.load(Ordering::SeqCst), 2);
+    }
+
+    /// One that leads a moment later is waited for; what stays as it is, or may not be done at all, is said.
+    #[tokio::test(start_paused = true)]
+    async fn an_agent_that_is_taking_over_is_waited_for() {
+        let folder = tempfile::tempdir().unwrap();
+        let socket = folder.path().join("control.sock");
+        let listener = tokio::net::UnixListener::bind(&socket).unwrap();
+        tokio::spawn(async move {
+            let asked = std::sync::atomic::AtomicUsize::new(0);
+            let (stream, _) = listener.accept().await.unwrap();
+            let service = hyper::service::service_fn(move |request: Request<hyper::body::Incoming>| {
+                let before = asked.fetch_add(1, std::sync::atomic::Ordering::SeqCst);
+                let (status, body) = match request.uri().path() {
+                    "/soon" if before > 2 => (200, r#""it leads""#),
+                    "/never" => (404, r#"{"error": "there is none"}"#),
+                    _ => (409, r#"{"error": "it does not lead"}"#),
+                };
+                let answer = http::Response::builder().status(status).body(Full::<Bytes>::from(body));
+                std::future::ready(answer)
+            });
+            hyper::server::conn::http1::Builder::new().serve_connection(TokioIo::new(stream), service).await
+        });
+        let client = ControlClient::new(Way::Socket(socket), Duration::from_secs(60));
+        assert_eq!(client.get_settled::<String>("/soon").await.unwrap(), "it leads");
+        let began = Instant::now();
+        let never = client.get_settled::<String>("/never").await.unwrap_err();
+        assert!(never.to_string() == "there is none" && began.elapsed() < ASK_AGAIN, "{never:#}");
+        let stays = client.get_settled::<String>("/other").await.unwrap_err();
+        assert!(stays.to_string() == "it does not lead" && began.elapsed() >= SETTLING, "{stays:#}");
     }
 }

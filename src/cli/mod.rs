@@ -177,7 +177,7 @@ async fn run(cli: Cli) -> anyhow::Result<ExitCode> {
         Command::Join(args) => join::run(&args).await,
         Command::Adopt(args) => adopt::run(&args).await,
         Command::Crds => crds::run(),
-        Command::Bootstrap(command) => bootstrap::run(&command),
+        Command::Bootstrap(command) => bootstrap::run(&command).await,
         Command::Completions(args) => completions::run(&args),
         Command::Demo(args) => demo::run(args).await,
         Command::DialStdio(socket) => dial::run(socket.path()).await,
@@ -188,7 +188,7 @@ async fn run(cli: Cli) -> anyhow::Result<ExitCode> {
 /// Sets up what is logged, and what is traced where a collector is named.
 fn log(cli: &Cli) -> anyhow::Result<Option<traces::Exporter>> {
     let default = match cli.command {
-        Command::Agent(_) => "info",
+        Command::Agent(_) | Command::Bootstrap(_) => "info",
         // It speaks for itself; its agents' logs are for who asks.
         Command::Demo(_) => "error,entente::devkit=warn",
         _ => "error",

@@ -193,14 +193,19 @@ pub(super) fn span(seconds: i64) -> String {
     }
 }
 
+/// Says on standard error how far a command is.
+pub(super) fn tell(what: &str) {
+    // Who has closed standard error does not want to know.
+    let _ = writeln!(std::io::stderr(), "{what}");
+}
+
 /// Waits; after a second, says on standard error what for.
 pub(super) async fn noticed<T>(what: impl FnOnce() -> String, waiting: impl Future<Output = T>) -> T {
     tokio::pin!(waiting);
     if let Ok(done) = tokio::time::timeout(QUIET, &mut waiting).await {
         return done;
     }
-    // Who has closed standard error does not want to know.
-    let _ = writeln!(std::io::stderr(), "{} ...", what());
+    tell(&format!("{} ...", what()));
     waiting.await
 }
 

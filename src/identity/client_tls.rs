@@ -2,10 +2,10 @@
 
 use std::sync::Arc;
 
-use rustls::ServerConfig;
 use rustls::pki_types::{CertificateDer, UnixTime};
+use rustls::{CertificateError, ClientConfig, ServerConfig};
 
-use super::peer_tls::{ALPN_HTTP2, PeerRefusal, serving};
+use super::peer_tls::{ALPN_HTTP2, PeerRefusal, dialling, serving};
 use super::source::IdentitySource;
 use super::verify::{Role, verify_svid};
 use crate::model::SpiffeId;
@@ -22,6 +22,21 @@ pub fn server_config(source: &IdentitySource) -> Result<ServerConfig, rustls::Er
     serving(source, check, ALPN_HTTP2)
 }
 
+/// For a client: the agent with this ID alone, of our own trust domain.
+///
+/// # Errors
+/// Where the provider does not offer TLS 1.3.
+pub fn client_config(source: &IdentitySource, agent: SpiffeId) -> Result<ClientConfig, rustls::Error> {
+    let judging = source.clone();
+    let check = Arc::new(move |chain: &[CertificateDer<'_>], _: Role, now: UnixTime| {
+        match judge_as(&judging, chain, Role::Server, now)? {
+            id if id == agent => Ok(()),
+            _ => Err(CertificateError::ApplicationVerificationFailure.into()),
+        }
+    });
+    dialling(source, check, ALPN_HTTP2)
+}
+
 /// Who presents this chain, by our own bundle as it is now.
 ///
 /// # Errors
@@ -31,8 +46,17 @@ pub fn judge(
     chain: &[CertificateDer<'_>],
     now: UnixTime,
 ) -> Result<SpiffeId, PeerRefusal> {
+    judge_as(source, chain, Role::Client, now)
+}
+
+fn judge_as(
+    source: &IdentitySource,
+    chain: &[CertificateDer<'_>],
+    role: Role,
+    now: UnixTime,
+) -> Result<SpiffeId, PeerRefusal> {
     let svids = source.current().ok_or(PeerRefusal::NoIdentity)?;
     let own = &svids.identity;
     let bundle = |trust_domain: &_| (*trust_domain == own.trust_domain).then(|| Arc::clone(&own.bundle));
-    Ok(verify_svid(chain, &bundle, Role::Client, now)?)
+    Ok(verify_svid(chain, &bundle, role, now)?)
 }

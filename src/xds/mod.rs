@@ -3,6 +3,7 @@
 
 mod caller;
 mod clients;
+mod discovery;
 mod door;
 mod server;
 pub mod session;
@@ -10,6 +11,7 @@ mod stream;
 #[cfg(test)]
 mod tests;
 mod views;
+mod wire;
 
 pub use clients::{ClientState, Clients, RefusedAnswer};
 pub use server::{Served, Settings, Socket, Sources, StartError, start};

@@ -3,7 +3,6 @@
 use std::io;
 use std::net::SocketAddr;
 use std::path::PathBuf;
-use std::pin::Pin;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
@@ -14,33 +13,19 @@ use tokio_stream::StreamExt as _;
 use tokio_stream::wrappers::ReceiverStream;
 use tokio_util::sync::CancellationToken;
 use tonic::transport::Server;
-use tonic::{Request, Response, Status, Streaming};
 
 use super::caller::Caller;
 use super::clients::Clients;
+use super::discovery::Discovery;
 use super::door::{Places, TlsDoor, unix};
-use super::session::Session;
-use super::session::delta::Delta;
-use super::session::sotw::Sotw;
-use super::stream::Stream;
 use super::views::Views;
 use crate::identity::client_tls;
 use crate::identity::source::IdentitySource;
 use crate::model::SpiffeId;
 use crate::observe::metrics::Metrics;
 use crate::plan::xds::Xds;
-use crate::proto::xds::discovery::aggregated_discovery_service_server::{
-    AggregatedDiscoveryService, AggregatedDiscoveryServiceServer,
-};
-use crate::proto::xds::discovery::{
-    DeltaDiscoveryRequest, DeltaDiscoveryResponse, DiscoveryRequest, DiscoveryResponse,
-};
 use crate::socket;
 
-/// The most bytes of one request: 20,000 names with their versions.
-const MOST_BYTES: usize = 8 * 1024 * 1024;
-/// Answers of one stream that wait to be read.
-const QUEUE: usize = 2;
 /// Streams of one connection.
 const STREAMS: u32 = 16;
 const KEEPALIVE: Duration = Duration::from_secs(30);
@@ -144,12 +129,11 @@ pub async fn start(
     let here = Arc::new(Here::default());
     tasks.spawn(until(cancel.clone(), Arc::clone(&here).watch_over(source)));
     let discovery = Discovery { views: Views::new(served), clients, metrics, here, cancel: cancel.clone() };
-    let service = AggregatedDiscoveryServiceServer::new(discovery).max_decoding_message_size(MOST_BYTES);
     let serving = Server::builder()
         .http2_keepalive_interval(Some(KEEPALIVE))
         .http2_keepalive_timeout(Some(KEEPALIVE))
         .max_concurrent_streams(STREAMS)
-        .add_service(service)
+        .add_service(discovery)
         .serve_with_incoming(ReceiverStream::new(connections).map(Ok::<_, io::Error>));
     tasks.spawn(until(cancel, async move {
         if let Err(error) = serving.await {
@@ -168,10 +152,10 @@ async fn until(cancel: CancellationToken, task: impl Future<Output = ()>) {
 
 /// The clients that are connected by TLS.
 #[derive(Debug, Default)]
-struct Here(Mutex<Vec<Caller>>);
+pub(super) struct Here(Mutex<Vec<Caller>>);
 
 impl Here {
-    fn add(&self, caller: &Caller) {
+    pub(super) fn add(&self, caller: &Caller) {
         let mut here = self.0.lock().unwrap_or_else(PoisonError::into_inner);
         here.retain(|caller| !caller.end.is_cancelled());
         here.push(caller.clone());
@@ -194,66 +178,5 @@ impl Here {
                 !caller.end.is_cancelled()
             });
         }
-    }
-}
-
-/// The gRPC service.
-struct Discovery {
-    views: Views,
-    clients: Clients,
-    metrics: Arc<Metrics>,
-    here: Arc<Here>,
-    cancel: CancellationToken,
-}
-
-type Answers<T> = Pin<Box<dyn tokio_stream::Stream<Item = Result<T, Status>> + Send + 'static>>;
-
-impl Discovery {
-    fn open<S: Session>(
-        &self,
-        request: Request<Streaming<S::Request>>,
-    ) -> Result<Response<Answers<S::Response>>, Status> {
-        let caller = request.extensions().get::<Caller>().cloned();
-        let caller = caller.ok_or_else(|| Status::internal("no caller"))?;
-        self.here.add(&caller);
-        let (answers, out) = mpsc::channel(QUEUE);
-        let end = caller.end.child_token();
-        let stopping = self.cancel.clone();
-        let stream = Stream::<S> {
-            open: self.clients.open(&caller.id),
-            client: caller.id,
-            requests: request.into_inner(),
-            answers,
-            views: self.views.clone(),
-            metrics: Arc::clone(&self.metrics),
-            cancel: end.clone(),
-        };
-        tokio::spawn(async move {
-            tokio::select! {
-                () = stream.run() => {}
-                () = stopping.cancelled() => {}
-            }
-        });
-        Ok(Response::new(Box::pin(ReceiverStream::new(out))))
-    }
-}
-
-#[tonic::async_trait]
-impl AggregatedDiscoveryService for Discovery {
-    type StreamAggregatedResourcesStream = Answers<DiscoveryResponse>;
-    type DeltaAggregatedResourcesStream = Answers<DeltaDiscoveryResponse>;
-
-    async fn stream_aggregated_resources(
-        &self,
-        request: Request<Streaming<DiscoveryRequest>>,
-    ) -> Result<Response<Self::StreamAggregatedResourcesStream>, Status> {
-        self.open::<Sotw>(request)
-    }
-
-    async fn delta_aggregated_resources(
-        &self,
-        request: Request<Streaming<DeltaDiscoveryRequest>>,
-    ) -> Result<Response<Self::DeltaAggregatedResourcesStream>, Status> {
-        self.open::<Delta>(request)
     }
 }

@@ -10,15 +10,17 @@ use tokio_util::sync::CancellationToken;
 use tonic::{Status, Streaming};
 
 use super::clients::OpenClient;
-use super::session::{Heard, Introduction, Session};
+use super::session::{Answer, Heard, Introduction, Session};
 use super::views::Views;
+use super::wire::Progress;
 use crate::federation::rate::TokenBucket;
 use crate::model::SpiffeId;
 use crate::observe::metrics::Metrics;
 use crate::plan::xds::view::{ClientKind, View};
 
-/// How long a client may take to read one answer.
+/// How long a client that has answers to read may go without reading [`LEAST`] bytes or one of them to its end.
 const PATIENCE: Duration = Duration::from_secs(30);
+const LEAST: u64 = 64 * 1024;
 /// How many requests of a stream are taken at once, and each second: more wait.
 const BURST: u32 = 2_000;
 const EACH_SECOND: u32 = 200;
@@ -31,24 +33,43 @@ pub(super) struct Stream<S: Session> {
     /// Where it is kept what the client says.
     pub(super) open: OpenClient,
     pub(super) requests: Streaming<S::Request>,
-    pub(super) answers: mpsc::Sender<Result<S::Response, Status>>,
+    pub(super) answers: mpsc::Sender<Result<Answer, Status>>,
+    /// How far the client has come with reading them.
+    pub(super) progress: Arc<Progress>,
     pub(super) views: Views,
     pub(super) metrics: Arc<Metrics>,
     /// Ends it.
     pub(super) cancel: CancellationToken,
+    /// Ends the connection: a client that does not read leaves no other way.
+    pub(super) connection: CancellationToken,
 }
 
 impl<S: Session> Stream<S> {
-    /// Serves it to its end; the client is told why where the end is its own doing.
+    /// Serves it to its end; the client is told why where the end is its own doing and it reads.
     pub(super) async fn run(mut self) {
         let mut who = Introduction::default();
-        let ended = self.serve(&mut who).await;
+        let progress = Arc::clone(&self.progress);
+        let ended = tokio::select! {
+            ended = self.serve(&mut who) => ended,
+            () = progress.stalled(PATIENCE, LEAST) => {
+                self.metrics.xds_violation();
+                self.connection.cancel();
+                Err(Status::deadline_exceeded(format!("what was sent was not read within {} s", PATIENCE.as_secs())))
+            }
+        };
         if let Err(status) = ended {
             tracing::info!(
                 client = %self.client, node = who.node, cause = status.message(),
                 "a stream of an xDS client was ended"
             );
-            let _ = timeout(PATIENCE, self.answers.send(Err(status))).await;
+            let Self { answers, connection, .. } = self;
+            let told = async {
+                let _ = answers.send(Err(status)).await;
+                answers.closed().await;
+            };
+            if timeout(PATIENCE, told).await.is_err() {
+                connection.cancel();
+            }
         }
     }
 
@@ -110,16 +131,13 @@ impl<S: Session> Stream<S> {
     /// is there still.
     async fn answer(&self, session: &mut S, who: &Introduction) -> Result<bool, Status> {
         let Some(view) = self.view(who) else { return Ok(true) };
-        for (kind, answer) in session.answers(&view) {
-            match timeout(PATIENCE, self.answers.send(Ok(answer))).await {
-                Ok(Ok(())) => self.metrics.xds_answer(kind),
-                Ok(Err(_)) => return Ok(false),
-                Err(_) => {
-                    let seconds = PATIENCE.as_secs();
-                    let message = format!("an answer was not read within {seconds} s");
-                    return Err(Status::deadline_exceeded(message));
-                }
+        for answer in session.answers(&view) {
+            let kind = answer.kind;
+            self.progress.give();
+            if self.answers.send(Ok(answer)).await.is_err() {
+                return Ok(false);
             }
+            self.metrics.xds_answer(kind);
         }
         Ok(true)
     }

@@ -98,6 +98,10 @@ ENTENTE_DNS_RATE: {{ .Values.dns.rate | int64 | toString | quote }}
 ENTENTE_DNS_UPSTREAM: {{ join "," . | quote }}
 {{- end }}
 {{- end }}
+{{- if .Values.xds.enabled }}
+ENTENTE_XDS_LISTEN: {{ include "entente.listen" (list . .Values.xds.port) }}
+ENTENTE_XDS_ALL_BUNDLES: {{ .Values.xds.allBundles | quote }}
+{{- end }}
 {{- if .Values.view.enabled }}
 ENTENTE_VIEW: "true"
 {{- end }}

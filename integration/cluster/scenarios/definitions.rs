@@ -4,7 +4,7 @@ use super::{gone, object};
 use crate::chart::{CHART, RELEASE, helm};
 use crate::kubernetes::documents;
 use crate::pair::runtime;
-use crate::turn::Turn;
+use crate::turn::{Turn, conclude};
 use crate::wait::eventually;
 use crate::world::{AGENT_NAMESPACE, Domain, Options};
 use anyhow::{Context, Result, ensure};
@@ -34,7 +34,7 @@ fn objects_outlive_an_upgrade_of_their_definitions() {
         }
         done
     });
-    done.unwrap_or_else(|error| panic!("{error:#}"));
+    conclude(done);
 }
 
 async fn upgrade(domain: &Domain) -> Result<()> {

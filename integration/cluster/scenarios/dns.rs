@@ -9,7 +9,7 @@ use crate::ask::Client;
 use crate::pair::with_pair;
 use crate::ports;
 use crate::world::AGENT_NAMESPACE;
-use anyhow::{Context, Result, ensure};
+use anyhow::{Context as _, ensure};
 use serde_json::{Value, json};
 use std::net::SocketAddr;
 use std::time::Duration;

@@ -6,7 +6,7 @@ use super::{IMPORTED, PEER, READY, SERVICE_ENTRY, SOON, found, peer, peer_says, 
 use crate::agent::Agent;
 use crate::hostile::{Hostile, Line, Outcomes};
 use crate::pair::runtime;
-use crate::turn::Turn;
+use crate::turn::{Turn, conclude};
 use crate::wait::{always, eventually};
 use crate::world::{AGENT_NAMESPACE, Domain, Options};
 use anyhow::{Context, Result, ensure};
@@ -309,7 +309,7 @@ pub(super) fn with_trio(scenario: impl AsyncFnOnce(&mut Trio, Line) -> Result<()
     static SHARED: Mutex<Option<Trio>> = Mutex::new(None);
     let _turn = Turn::of_trio();
     let mut shared = SHARED.lock().unwrap_or_else(PoisonError::into_inner);
-    let failed = runtime().block_on(async {
+    let done = runtime().block_on(async {
         let mut trio = match shared.take() {
             Some(trio) => trio,
             None => Trio::start().await?,
@@ -331,7 +331,5 @@ pub(super) fn with_trio(scenario: impl AsyncFnOnce(&mut Trio, Line) -> Result<()
         done
     });
     drop(shared);
-    if let Err(error) = failed {
-        panic!("{error:#}");
-    }
+    conclude(done);
 }

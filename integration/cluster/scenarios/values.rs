@@ -81,8 +81,15 @@ fn matrix() -> Vec<(&'static str, Value, &'static [&'static str])> {
                 "dns": {
                     "enabled": true, "port": 7053, "upstream": ["192.0.2.53", "[2001:db8::53]:5353"], "rate": 1_000_000, "service": {"annotations": {"a": "b"}},
                 },
+                "xds": {
+                    "enabled": true, "port": 8445, "allBundles": "EVERYTHING",
+                    "service": {
+                        "type": "LoadBalancer", "port": 443, "annotations": {"a": "b"}, "loadBalancerClass": "example.com/internal",
+                        "loadBalancerSourceRanges": ["10.0.0.0/8"], "externalTrafficPolicy": "Local",
+                    },
+                },
                 "networkPolicy": {
-                    "enabled": true, "peers": from, "admin": from, "dns": from,
+                    "enabled": true, "peers": from, "admin": from, "dns": from, "xds": from,
                     "egress": [{"ports": [{"port": 443, "protocol": "TCP"}]}],
                 },
                 "metrics": {
@@ -142,6 +149,8 @@ fn values_that_cannot_be_are_refused() {
         ("peer.advertise={entente.west.example}".to_owned(), "advertise"),
         ("timing.drian=3".to_owned(), "drian"),
         ("dns.enabled=true,dns.port=53".to_owned(), "1,024"),
+        ("xds.enabled=true,xds.port=445".to_owned(), "1,024"),
+        ("xds.service.type=ExternalName".to_owned(), "/xds/service/type"),
         ("dns.upstream={dns.example}".to_owned(), "upstream"),
         ("image.digest=latest".to_owned(), "digest"),
         ("bundleEndpoint.url=http://spire".to_owned(), "/bundleEndpoint/url"),

@@ -7,6 +7,7 @@ use std::path::PathBuf;
 use clap::{ArgGroup, Args};
 use serde_json::{Value, json};
 
+use super::host_and_port;
 use crate::model::SpiffeId;
 use crate::plan::xds::{SPIRE_CLUSTER, SVID_NAME};
 
@@ -90,11 +91,7 @@ fn agent(args: &EnvoyArgs) -> anyhow::Result<Value> {
     let (Some(address), Some(id)) = (&args.xds, &args.agent_id) else {
         anyhow::bail!("--xds HOST:PORT with --agent-id, or --xds-socket PATH, says where the agent is");
     };
-    let port = address.rsplit_once(':').and_then(|(host, port)| Some((host, port.parse().ok()?)));
-    let Some((host, port)) = port.filter(|(host, port)| !host.is_empty() && *port != 0) else {
-        anyhow::bail!("--xds {address}: it is not HOST:PORT");
-    };
-    let host = host.trim_start_matches('[').trim_end_matches(']');
+    let (host, port) = host_and_port(address)?;
     let kind = if host.parse::<std::net::IpAddr>().is_ok() { "STATIC" } else { "STRICT_DNS" };
     let mut cluster = grpc(AGENT_CLUSTER, kind, &socket(host, port));
     if let Some(fields) = cluster.as_object_mut() {

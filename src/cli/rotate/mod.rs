@@ -84,7 +84,7 @@ fn trust_domain(text: &str) -> Result<TrustDomain, String> {
 pub(super) async fn run(args: &RotateArgs) -> anyhow::Result<ExitCode> {
     let What::X509(args) = &args.what;
     let client = args.control.client();
-    let before: RotationState = client.get("/v1/rotation").await?;
+    let before: RotationState = client.get_settled("/v1/rotation").await?;
     if args.finish && !args.taint && !args.revoke {
         anyhow::bail!("--finish does what --taint or --revoke asks for: give one of them");
     }

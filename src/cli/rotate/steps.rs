@@ -9,6 +9,7 @@ use super::X509Args;
 use super::report::{Outcome, Report, ServerReport};
 use super::words;
 use crate::cli::control::{ControlClient, Refusal};
+use crate::cli::output::tell;
 use crate::control::rotation::{AuthorityState, RotationState, ServerState, StepDone, StepRequest};
 
 /// How often the agent is asked.
@@ -328,9 +329,4 @@ fn passing(error: anyhow::Error) -> anyhow::Result<String> {
         Some(refusal) if !refusal.may_pass() => Err(error),
         _ => Ok(format!("{error:#}")),
     }
-}
-
-#[allow(clippy::print_stderr, reason = "progress of a command, beside what it prints")]
-fn tell(what: &str) {
-    eprintln!("{what}");
 }

@@ -114,7 +114,7 @@ fn missing(service: &Service, why: Option<&String>, looked: &Looked, stays: bool
     let stays = if stays { "; what importers were told stays until there is a gateway" } else { "" };
     if let (None, Ok(carrier)) = (why, &looked.found) {
         let message = format!(
-            "{service}: Service {}, by which importers come for tlsMode {mode}, has no address yet: see to its \
+            "{service}: Service {}, by which importers come for tlsMode {mode}, has no address that a peer can use yet (an IP address, or a host name of two labels at least): see to its \
              load balancer, set externalIPs, have the agent take node ports, or give spec.gateways an {kind}{stays}",
             carrier.service
         );

@@ -131,7 +131,7 @@ fn a_gateway_that_never_was_is_waited_for() {
     let other_type = with_told(pending.clone(), &[("istio-ingressgateway", "192.0.2.9", 443)]);
     for (world, reason, words) in [
         (pending, ExportedReason::GatewayPending, "istio-system/istio-eastwestgateway"),
-        (other_type, ExportedReason::GatewayPending, "has no address yet"),
+        (other_type, ExportedReason::GatewayPending, "has no address that a peer can use yet"),
         (base(), ExportedReason::NoGateway, "there is no Service istio-system/istio-eastwestgateway"),
     ] {
         let (exports, plan) = decide(&world);

@@ -99,7 +99,7 @@ fn of_local(xds: &Xds) -> Xds {
 /// The places that a client is led to at a port of the local name, by priority: each endpoint with how it is chosen.
 fn led(xds: &Xds, client: &str, port: u16) -> BTreeMap<String, Vec<String>> {
     let view = View::of(xds, &id(client), ClientKind::Envoy);
-    let Some(resource) = view.of_type(ResourceType::Endpoints).get(format!("{LOCAL}:{port}").as_str()) else {
+    let Some(resource) = view.get(ResourceType::Endpoints, &format!("{LOCAL}:{port}")) else {
         return BTreeMap::new();
     };
     let assignment = pb::ClusterLoadAssignment::decode(resource.body.clone()).unwrap();

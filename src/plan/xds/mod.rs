@@ -33,7 +33,7 @@ use super::memo::Memo;
 pub use inbound::Inbound;
 pub(super) use inbound::InboundOf;
 pub(super) use local::LocalOf;
-pub use tls::{SPIRE_CLUSTER, SVID_NAME};
+pub use tls::{PROVIDER, SPIRE_CLUSTER, SVID_NAME};
 pub use types::{Resource, ResourceType, TypeMap, Version};
 pub use whom::{Audience, Clients, Whom};
 

@@ -49,7 +49,7 @@ pub(super) const FRONTEND: &str = "spiffe://east.example/ns/shop/sa/client";
 pub(super) fn names(xds: &Xds, client: &str, kind: ClientKind) -> Vec<String> {
     let view = View::of(xds, &id(client), kind);
     let all = ResourceType::ALL.into_iter();
-    all.flat_map(|kind| view.of_type(kind).keys().map(move |name| format!("{} {name}", kind.as_str())))
+    all.flat_map(|kind| view.of_type(kind).into_keys().map(move |name| format!("{} {name}", kind.as_str())))
         .collect()
 }
 
@@ -57,7 +57,7 @@ pub(super) fn names(xds: &Xds, client: &str, kind: ClientKind) -> Vec<String> {
 pub(super) fn text(xds: &Xds, client: &str, kind: ClientKind) -> String {
     let view = View::of(xds, &id(client), kind);
     let mut text = String::new();
-    for resource in ResourceType::ALL.into_iter().flat_map(|kind| view.of_type(kind).values()) {
+    for resource in ResourceType::ALL.into_iter().flat_map(|kind| view.of_type(kind).into_values()) {
         let body = resource.body.clone();
         let decoded = match resource.kind {
             ResourceType::Cluster => {
@@ -175,7 +175,7 @@ fn tls_is_begun_as_the_exporters_gateway_wants_it() {
     ] {
         let xds = importing(vec![of(mode, protocol)], |_, _| {});
         let view = View::of(&xds, &id(FRONTEND), ClientKind::Envoy);
-        let cluster = view.of_type(ResourceType::Cluster).values().next().unwrap();
+        let cluster = view.of_type(ResourceType::Cluster).into_values().next().unwrap();
         let cluster = pb::Cluster::decode(cluster.body.clone()).unwrap();
         let socket = cluster.transport_socket.and_then(|socket| socket.typed_config);
         let found = socket.map(|socket| {
@@ -266,7 +266,11 @@ fn a_version_is_of_the_content() {
         View::of(&importing(services, |_, _| {}), &id(FRONTEND), ClientKind::Envoy)
     };
     let both = view(vec![remote_cart(), other.clone()]);
-    assert_eq!(both, view(vec![remote_cart(), other.clone()]));
+    let again = view(vec![remote_cart(), other.clone()]);
+    for kind in ResourceType::ALL {
+        assert_eq!(both.all(kind), again.all(kind));
+        assert!(again.since(&both, kind).is_empty());
+    }
     let mut moved = remote_cart();
     moved.server_ids.insert(id("spiffe://west.example/ns/shop/sa/cart2"));
     let changed = view(vec![moved, other]);

@@ -14,8 +14,8 @@ use super::types::packed;
 pub const SPIRE_CLUSTER: &str = "spire_agent";
 /// The name under which SPIRE's agent serves the workload's own SVID.
 pub const SVID_NAME: &str = "default";
-/// The certificate provider of a gRPC bootstrap.
-pub(super) const PROVIDER: &str = "spiffe";
+/// The certificate provider of a gRPC bootstrap, of its own certificate and of all roots.
+pub const PROVIDER: &str = "spiffe";
 
 const SOCKET: &str = "envoy.transport_sockets.tls";
 const V3: i32 = 2;

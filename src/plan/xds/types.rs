@@ -2,10 +2,12 @@
 
 use std::collections::BTreeMap;
 use std::fmt;
+use std::ops::Deref;
 use std::sync::Arc;
 
 use prost::Message;
 use prost::bytes::Bytes;
+use prost::encoding::{WireType, encode_key, encode_varint, encoded_len_varint, key_len};
 use prost_types::Any;
 use sha2::{Digest, Sha256};
 
@@ -93,22 +95,69 @@ impl fmt::Debug for Version {
 
 /// One resource. Clones share it.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Resource {
+pub struct Resource(Arc<Encoded>);
+
+/// A resource as it is served.
+#[derive(Debug, PartialEq, Eq)]
+pub struct Encoded {
     pub kind: ResourceType,
     pub name: Arc<str>,
     pub version: Version,
     pub body: Bytes,
+    /// As an entry of an incremental answer: name, version, and last what one of the state of the world is. `body` is a part of it.
+    entry: Bytes,
+    /// Where that last part begins.
+    bare: usize,
+}
+
+impl Deref for Resource {
+    type Target = Encoded;
+
+    fn deref(&self) -> &Encoded {
+        &self.0
+    }
 }
 
 /// The resources of one type that one client sees, by name.
 pub type TypeMap = BTreeMap<Arc<str>, Resource>;
 
+/// The number of the field that holds the resources, in an answer of either variant; and of that in an entry of an incremental
+/// one which holds the resource itself.
+const RESOURCES: u32 = 2;
+
 impl Resource {
-    fn new(kind: ResourceType, name: &str, message: &impl Message) -> Self {
-        let body = Bytes::from(message.encode_to_vec());
+    pub(super) fn new(kind: ResourceType, name: &str, message: &impl Message) -> Self {
+        let message = message.encode_to_vec();
         let mut digest = Sha256::new();
-        digest.update(&body);
-        Self { kind, name: name.into(), version: Version::of(digest), body }
+        digest.update(&message);
+        let version = Version::of(digest);
+        // google.protobuf.Any
+        let mut packed = Vec::with_capacity(message.len() + 128);
+        put(&mut packed, 1, kind.url().as_bytes());
+        put(&mut packed, 2, &message);
+        let mut parts = Vec::with_capacity(packed.len() + name.len() + 64);
+        put(&mut parts, 3, name.as_bytes());
+        put(&mut parts, 1, version.to_string().as_bytes());
+        put(&mut parts, RESOURCES, &packed);
+        let mut entry = Vec::with_capacity(parts.len() + 8);
+        put(&mut entry, RESOURCES, &parts);
+        let bare =
+            entry.len() - (key_len(RESOURCES) + encoded_len_varint(packed.len() as u64) + packed.len());
+        let entry = Bytes::from(entry);
+        let body = entry.slice(entry.len() - message.len()..);
+        Self(Arc::new(Encoded { kind, name: name.into(), version, body, entry, bare }))
+    }
+
+    /// Its bytes as one entry of `resources` in an incremental answer (DeltaDiscoveryResponse), with the field's number.
+    #[must_use]
+    pub fn incremental(&self) -> &[u8] {
+        &self.entry
+    }
+
+    /// Its bytes as one entry of `resources` in an answer with the state of the world (DiscoveryResponse), likewise.
+    #[must_use]
+    pub fn bare(&self) -> &[u8] {
+        self.entry.get(self.bare..).unwrap_or_default()
     }
 
     pub(super) fn listener(listener: &pb::Listener) -> Self {
@@ -122,6 +171,13 @@ impl Resource {
     pub(super) fn endpoints(endpoints: &pb::ClusterLoadAssignment) -> Self {
         Self::new(ResourceType::Endpoints, &endpoints.cluster_name, endpoints)
     }
+}
+
+/// Appends a field that has a length.
+fn put(buffer: &mut Vec<u8>, field: u32, bytes: &[u8]) {
+    encode_key(field, WireType::LengthDelimited, buffer);
+    encode_varint(bytes.len() as u64, buffer);
+    buffer.extend_from_slice(bytes);
 }
 
 /// A part of a resource that names its type itself.

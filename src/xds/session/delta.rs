@@ -1,13 +1,13 @@
-//! Incremental: each answer has what changed. What the client has is known by name and version; of a client that takes
-//! everything, by the one view that it was sent last, which all such clients share.
+//! Incremental: each answer has what changed. What a client has is known by the view that it was sent last, which it shares with
+//! all others; and, where that does not say it, by name.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
-use super::{Heard, MOST_NAMES, Nonces, Session, Violation, checked, nack, of, packed};
-use crate::plan::xds::view::View;
-use crate::plan::xds::{Resource as Served, ResourceType, TypeMap};
-use crate::proto::xds::discovery::{DeltaDiscoveryRequest, DeltaDiscoveryResponse, Node, Resource};
+use super::{Answer, Heard, MOST_NAMES, Nonces, Session, Variant, Violation, checked, nack};
+use crate::plan::xds::ResourceType;
+use crate::plan::xds::view::{Changes, View};
+use crate::proto::xds::discovery::{DeltaDiscoveryRequest, Node};
 
 /// The most bytes of resources in one answer, but for one that is larger by itself: clients read 4 MiB at a time by default.
 const MOST_BYTES: usize = 1024 * 1024;
@@ -19,47 +19,15 @@ pub struct Delta {
     nonces: Nonces,
 }
 
-/// What a client has of one type.
-#[derive(Debug, Default)]
-struct Held {
-    /// Exactly these; nothing: what `names` says.
-    all: Option<Arc<TypeMap>>,
-    /// Each name with its version, which another agent may have given; without, it was told that there is none.
-    names: BTreeMap<Arc<str>, Option<String>>,
-}
-
-impl Held {
-    /// By name, to be changed.
-    fn names(&mut self) -> &mut BTreeMap<Arc<str>, Option<String>> {
-        if let Some(all) = self.all.take() {
-            let version = |held: &Served| Some(held.version.to_string());
-            self.names = all.iter().map(|(name, held)| (Arc::clone(name), version(held))).collect();
-        }
-        &mut self.names
-    }
-
-    /// Whether the client has just this.
-    fn is(&self, served: &Served) -> bool {
-        match &self.all {
-            Some(all) => all.get(&served.name).is_some_and(|held| held.version == served.version),
-            None => {
-                self.names.get(&served.name).is_some_and(|held| *held == Some(served.version.to_string()))
-            }
-        }
-    }
-
-    /// Whether the client was told that there is none.
-    fn is_absent(&self, name: &Arc<str>) -> bool {
-        self.all.is_none() && matches!(self.names.get(name), Some(None))
-    }
-
-    /// Names that the client has something of.
-    fn there(&self) -> Vec<&Arc<str>> {
-        match &self.all {
-            Some(all) => all.keys().collect(),
-            None => self.names.iter().filter(|(_, held)| held.is_some()).map(|(name, _)| name).collect(),
-        }
-    }
+/// What a client has of one name, where its last view does not say it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+enum Held {
+    /// This version, which another agent may have given.
+    Version(String),
+    /// It was told that there is none.
+    Absent,
+    /// It is to be told, whatever it has.
+    Unknown,
 }
 
 /// A subscription to one type.
@@ -67,18 +35,11 @@ impl Held {
 struct Watch {
     names: BTreeSet<Arc<str>>,
     wildcard: bool,
-    held: Held,
+    /// What the client was sent last: what it is subscribed to it has as it is here, but for what is apart.
+    last: Option<View>,
+    apart: BTreeMap<Arc<str>, Held>,
     /// The client waits to hear that there is nothing, where there is.
     is_due: bool,
-    /// Names that it gave up while it takes everything: it is to hear whether that holds them.
-    given_up: BTreeSet<Arc<str>>,
-}
-
-/// What a client is to be told.
-#[derive(Debug, Default)]
-struct Changes {
-    changed: Vec<Served>,
-    removed: Vec<Arc<str>>,
 }
 
 impl Watch {
@@ -88,87 +49,115 @@ impl Watch {
         if request.initial_resource_versions.len() > MOST_NAMES {
             return Err(Violation::TooManyNames);
         }
-        for (name, version) in &request.initial_resource_versions {
-            checked(version)?;
-            watch.held.names.insert(checked(name)?, Some(version.clone()));
-        }
         watch.names = names(&request.resource_names_subscribe)?;
         let star = watch.names.remove("*");
         watch.wildcard = star || (kind.has_wildcard() && request.resource_names_subscribe.is_empty());
         watch.is_due = watch.wildcard;
-        if !watch.wildcard {
-            let Self { names, held, .. } = &mut watch;
-            held.names.retain(|name, _| names.contains(name));
+        for (name, version) in &request.initial_resource_versions {
+            checked(version)?;
+            let name = checked(name)?;
+            if watch.wildcard || watch.names.contains(&name) {
+                watch.apart.insert(name, Held::Version(version.clone()));
+            }
         }
         Ok(watch)
     }
 
     /// A later one; whether it changes what is subscribed to.
-    fn change(&mut self, request: &DeltaDiscoveryRequest) -> Result<bool, Violation> {
+    fn change(&mut self, kind: ResourceType, request: &DeltaDiscoveryRequest) -> Result<bool, Violation> {
         let subscribe = names(&request.resource_names_subscribe)?;
         let unsubscribe = names(&request.resource_names_unsubscribe)?;
         let changes = !subscribe.is_empty() || !unsubscribe.is_empty();
         for name in subscribe {
             if name.as_ref() == "*" {
-                self.is_due |= !self.wildcard;
-                self.wildcard = true;
+                self.open(kind);
                 continue;
             }
             // It is sent even to who has it: that one may have dropped it.
-            self.held.names().remove(&name);
+            self.apart.insert(Arc::clone(&name), Held::Unknown);
             self.names.insert(name);
         }
         for name in unsubscribe {
             if name.as_ref() == "*" {
                 self.wildcard = false;
-                let Self { names, held, .. } = self;
-                held.names().retain(|name, _| names.contains(name));
+                let Self { names, apart, .. } = self;
+                apart.retain(|name, _| names.contains(name));
             } else if self.names.remove(&name) {
-                self.held.names().remove(&name);
+                self.apart.remove(&name);
                 if self.wildcard {
-                    self.given_up.insert(name);
+                    // It is to hear whether everything has it.
+                    self.apart.insert(name, Held::Unknown);
                 }
             }
         }
-        if self.names.len() > MOST_NAMES { Err(Violation::TooManyNames) } else { Ok(changes) }
+        let is_too_many = self.names.len() > MOST_NAMES || self.apart.len() > 2 * MOST_NAMES;
+        if is_too_many { Err(Violation::TooManyNames) } else { Ok(changes) }
     }
 
-    /// What of these the client lacks, and what it has that is gone; then it has it.
-    fn changes(&mut self, all: &Arc<TypeMap>) -> Changes {
-        let mut changes = Changes::default();
-        if self.wildcard && self.held.all.as_ref().is_some_and(|held| Arc::ptr_eq(held, all)) {
-            return changes;
-        }
-        let gone = |name: &&Arc<str>| !all.contains_key(*name);
+    /// From now on it takes everything: of what is not named, the last view does not say that the client has it.
+    fn open(&mut self, kind: ResourceType) {
         if self.wildcard {
-            changes.changed.extend(all.values().filter(|served| !self.held.is(served)).cloned());
-            changes.removed.extend(self.held.there().into_iter().filter(gone).cloned());
-        } else {
-            let wanted = self.names.iter().filter_map(|name| all.get(name));
-            changes.changed.extend(wanted.filter(|served| !self.held.is(served)).cloned());
-        }
-        let told: BTreeSet<Arc<str>> = changes.removed.iter().cloned().collect();
-        let absent = self.names.iter().chain(&self.given_up).filter(gone);
-        changes
-            .removed
-            .extend(absent.filter(|name| !self.held.is_absent(name) && !told.contains(*name)).cloned());
-        self.given_up.clear();
-        self.hold(all);
-        changes
-    }
-
-    fn hold(&mut self, all: &Arc<TypeMap>) {
-        if self.wildcard && self.names.iter().all(|name| all.contains_key(name)) {
-            self.held = Held { all: Some(Arc::clone(all)), names: BTreeMap::new() };
             return;
         }
-        let version =
-            |name: &Arc<str>| (Arc::clone(name), all.get(name).map(|served| served.version.to_string()));
-        let mut held: BTreeMap<_, _> = self.names.iter().map(version).collect();
-        if self.wildcard {
-            held.extend(all.keys().map(version));
+        self.wildcard = true;
+        self.is_due = true;
+        let Some(last) = self.last.take() else { return };
+        for name in &self.names {
+            let held =
+                last.get(kind, name).map_or(Held::Absent, |held| Held::Version(held.version.to_string()));
+            self.apart.entry(Arc::clone(name)).or_insert(held);
         }
-        self.held = Held { all: None, names: held };
+    }
+
+    /// What of this the client lacks, and what it has that is gone; then it has it.
+    fn changes(&mut self, view: &View, kind: ResourceType) -> Changes {
+        let before = self.last.replace(view.clone());
+        let mut changes = match &before {
+            Some(before) => view.since(before, kind),
+            None if self.wildcard => Changes { changed: view.all(kind), removed: Vec::new() },
+            None => Changes::default(),
+        };
+        let apart = std::mem::take(&mut self.apart);
+        let is_plain = |name: &Arc<str>| {
+            (self.wildcard || self.names.contains(name)) && (apart.is_empty() || !apart.contains_key(name))
+        };
+        changes.changed.retain(|resource| is_plain(&resource.name));
+        changes.removed.retain(is_plain);
+        if before.is_none() {
+            for name in self.names.clone().iter().filter(|name| !apart.contains_key(*name)) {
+                self.tell(&mut changes, view, kind, (name, &Held::Unknown), self.wildcard);
+            }
+        }
+        for one in &apart {
+            self.tell(&mut changes, view, kind, one, false);
+        }
+        changes.sort();
+        changes
+    }
+
+    /// Adds what the client is to hear of a name by itself; where that is there, nothing if it is `told` already.
+    fn tell(
+        &mut self,
+        changes: &mut Changes,
+        view: &View,
+        kind: ResourceType,
+        (name, held): (&Arc<str>, &Held),
+        told: bool,
+    ) {
+        let Some(resource) = view.get(kind, name) else {
+            if *held != Held::Absent {
+                changes.removed.push(Arc::clone(name));
+            }
+            return;
+        };
+        if self.names.contains(name) {
+            // One name for all who ask for it.
+            self.names.replace(Arc::clone(&resource.name));
+        }
+        let has_it = matches!(held, Held::Version(version) if *version == resource.version.to_string());
+        if !told && !has_it {
+            changes.changed.push(resource);
+        }
     }
 }
 
@@ -180,8 +169,8 @@ fn names(all: &[String]) -> Result<BTreeSet<Arc<str>>, Violation> {
 }
 
 impl Session for Delta {
+    const VARIANT: Variant = Variant::Incremental;
     type Request = DeltaDiscoveryRequest;
-    type Response = DeltaDiscoveryResponse;
 
     fn node(request: &DeltaDiscoveryRequest) -> Option<&Node> {
         request.node.as_ref()
@@ -193,7 +182,7 @@ impl Session for Delta {
             self.types.insert(kind, Watch::first(kind, &request)?);
             return Ok(Heard::Asked);
         };
-        let changes = watch.change(&request)?;
+        let changes = watch.change(kind, &request)?;
         Ok(match &request.error_detail {
             Some(refusal) => Heard::Nacked(nack(kind, &refusal.message)),
             None if !request.response_nonce.is_empty() && !changes => Heard::Acked(kind),
@@ -201,16 +190,16 @@ impl Session for Delta {
         })
     }
 
-    fn answers(&mut self, view: &View) -> Vec<(ResourceType, DeltaDiscoveryResponse)> {
+    fn answers(&mut self, view: &View) -> Vec<Answer> {
         let mut answers = Vec::new();
         for (&kind, watch) in &mut self.types {
-            let changes = watch.changes(of(view, kind));
+            let changes = watch.changes(view, kind);
             let is_due = std::mem::take(&mut watch.is_due);
-            if !is_due && changes.changed.is_empty() && changes.removed.is_empty() {
+            if !is_due && changes.is_empty() {
                 continue;
             }
             for answer in in_parts(kind, changes) {
-                answers.push((kind, DeltaDiscoveryResponse { nonce: self.nonces.next(), ..answer }));
+                answers.push(Answer { nonce: self.nonces.next(), ..answer });
             }
         }
         answers
@@ -225,22 +214,18 @@ impl Session for Delta {
 }
 
 /// Answers that each can be read; at least one. What is gone is in the last.
-fn in_parts(kind: ResourceType, changes: Changes) -> Vec<DeltaDiscoveryResponse> {
-    let empty = || DeltaDiscoveryResponse { type_url: kind.url().to_owned(), ..Default::default() };
-    let (mut parts, mut part, mut bytes) = (Vec::new(), empty(), 0);
+fn in_parts(kind: ResourceType, changes: Changes) -> Vec<Answer> {
+    let (mut parts, mut part, mut bytes) = (Vec::new(), Answer::of(kind), 0);
     for served in changes.changed {
-        if bytes + served.body.len() > MOST_BYTES && bytes > 0 {
-            parts.push(std::mem::replace(&mut part, empty()));
+        let length = served.incremental().len();
+        if bytes + length > MOST_BYTES && bytes > 0 {
+            parts.push(std::mem::replace(&mut part, Answer::of(kind)));
             bytes = 0;
         }
-        bytes += served.body.len();
-        part.resources.push(Resource {
-            name: served.name.to_string(),
-            version: served.version.to_string(),
-            resource: Some(packed(&served)),
-        });
+        bytes += length;
+        part.resources.push(served);
     }
-    part.removed_resources = changes.removed.iter().map(ToString::to_string).collect();
+    part.removed = changes.removed;
     parts.push(part);
     parts
 }

@@ -13,8 +13,8 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use crate::plan::xds::view::{ClientKind, View};
-use crate::plan::xds::{ResourceType, TypeMap};
-use crate::proto::xds::discovery::{Node, Packed};
+use crate::plan::xds::{Resource, ResourceType};
+use crate::proto::xds::discovery::Node;
 
 /// Most names that a stream may be subscribed to, of one type; and that it may say that it has.
 pub const MOST_NAMES: usize = 20_000;
@@ -58,10 +58,42 @@ impl Introduction {
     }
 }
 
+/// The two variants of the protocol.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Variant {
+    StateOfTheWorld,
+    Incremental,
+}
+
+/// An answer to a client, to be written as its variant has it. Resources are shared with all other answers.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Answer {
+    pub kind: ResourceType,
+    /// With the state of the world: its version; otherwise empty.
+    pub version: String,
+    pub nonce: String,
+    pub resources: Vec<Resource>,
+    /// Incremental: names of what is gone.
+    pub removed: Vec<Arc<str>>,
+}
+
+impl Answer {
+    /// One with nothing.
+    const fn of(kind: ResourceType) -> Self {
+        Self {
+            kind,
+            version: String::new(),
+            nonce: String::new(),
+            resources: Vec::new(),
+            removed: Vec::new(),
+        }
+    }
+}
+
 /// A variant of the protocol, on one stream.
 pub trait Session: Default + Send + 'static {
-    type Request: Send + 'static;
-    type Response: Send + 'static;
+    const VARIANT: Variant;
+    type Request: prost::Message + Default + Send + 'static;
 
     /// The node of a request, where it has one.
     fn node(request: &Self::Request) -> Option<&Node>;
@@ -73,7 +105,7 @@ pub trait Session: Default + Send + 'static {
     fn request(&mut self, request: Self::Request) -> Result<Heard, Violation>;
 
     /// What the client is to be sent now, in order.
-    fn answers(&mut self, view: &View) -> Vec<(ResourceType, Self::Response)>;
+    fn answers(&mut self, view: &View) -> Vec<Answer>;
 
     /// How many names it is subscribed to, of each type; `None` where it takes all.
     fn subscriptions(&self) -> BTreeMap<ResourceType, Option<usize>>;
@@ -110,13 +142,4 @@ fn cut(text: &str) -> String {
 
 fn checked(name: &str) -> Result<Arc<str>, Violation> {
     if name.len() > LONGEST_NAME { Err(Violation::LongName(name.len())) } else { Ok(name.into()) }
-}
-
-fn packed(resource: &crate::plan::xds::Resource) -> Packed {
-    Packed { type_url: resource.kind.url().to_owned(), value: resource.body.clone() }
-}
-
-/// All resources of a type that the client may have.
-fn of(view: &View, kind: ResourceType) -> &Arc<TypeMap> {
-    view.of_type(kind)
 }

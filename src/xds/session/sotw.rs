@@ -3,10 +3,10 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
-use super::{Heard, MOST_NAMES, Nonces, Session, Violation, checked, nack, of, packed};
-use crate::plan::xds::view::View;
-use crate::plan::xds::{Resource, ResourceType, TypeMap, Version};
-use crate::proto::xds::discovery::{DiscoveryRequest, DiscoveryResponse, Node};
+use super::{Answer, Heard, MOST_NAMES, Nonces, Session, Variant, Violation, checked, nack};
+use crate::plan::xds::view::{Changes, View};
+use crate::plan::xds::{Resource, ResourceType, Version};
+use crate::proto::xds::discovery::{DiscoveryRequest, Node};
 
 /// One stream.
 #[derive(Debug, Default)]
@@ -29,6 +29,8 @@ struct Watch {
     version: Option<String>,
     /// Something is due whatever its version.
     is_due: bool,
+    /// What `version` was found in last; nothing where it is subscribed to something else since.
+    last: Option<View>,
 }
 
 impl Watch {
@@ -42,15 +44,31 @@ impl Watch {
         self.has_named |= !named.is_empty() || star;
         let wildcard = star || (kind.has_wildcard() && !self.has_named);
         let is_new = (wildcard && !self.wildcard) || named.iter().any(|name| !self.names.contains(name));
-        (self.names, self.wildcard) = (named, wildcard);
+        if named != self.names || wildcard != self.wildcard {
+            (self.names, self.wildcard, self.last) = (named, wildcard, None);
+        }
         Ok(is_new)
     }
 
-    fn wanted<'v>(&self, all: &'v TypeMap) -> Vec<&'v Resource> {
+    /// What of this it asks for.
+    fn wanted(&mut self, view: &View, kind: ResourceType) -> Vec<Resource> {
         if self.wildcard {
-            return all.values().collect();
+            return view.all(kind);
         }
-        self.names.iter().filter_map(|name| all.get(name)).collect()
+        let wanted: Vec<Resource> = self.names.iter().filter_map(|name| view.get(kind, name)).collect();
+        for resource in &wanted {
+            // One name for all who ask for it.
+            self.names.replace(Arc::clone(&resource.name));
+        }
+        wanted
+    }
+
+    /// Whether nothing of what it asks for is other than it was when it was last looked at.
+    fn is_as_it_was(&self, view: &View, kind: ResourceType) -> bool {
+        let Some(last) = &self.last else { return false };
+        let Changes { changed, removed } = view.since(last, kind);
+        let is_wanted = |name: &Arc<str>| self.wildcard || self.names.contains(name);
+        !changed.iter().any(|resource| is_wanted(&resource.name)) && !removed.iter().any(is_wanted)
     }
 
     /// Whether it asks for anything.
@@ -60,8 +78,8 @@ impl Watch {
 }
 
 impl Session for Sotw {
+    const VARIANT: Variant = Variant::StateOfTheWorld;
     type Request = DiscoveryRequest;
-    type Response = DiscoveryResponse;
 
     fn node(request: &DiscoveryRequest) -> Option<&Node> {
         request.node.as_ref()
@@ -91,24 +109,30 @@ impl Session for Sotw {
         })
     }
 
-    fn answers(&mut self, view: &View) -> Vec<(ResourceType, DiscoveryResponse)> {
+    fn answers(&mut self, view: &View) -> Vec<Answer> {
         let mut answers = Vec::new();
         for (&kind, watch) in &mut self.types {
-            let wanted = watch.wanted(of(view, kind));
-            // Of types without a wildcard, what goes goes with what names it: nothing says that there is nothing.
-            if !watch.is_open() || (wanted.is_empty() && !kind.has_wildcard()) {
+            if !watch.is_open() {
                 continue;
             }
-            let all = wanted.iter().map(|resource| (resource.name.as_ref(), resource.version));
+            let is_as_it_was = watch.is_as_it_was(view, kind);
+            watch.last = Some(view.clone());
+            if is_as_it_was && !watch.is_due {
+                continue;
+            }
+            let resources = watch.wanted(view, kind);
+            // Of types without a wildcard, what goes goes with what names it: nothing says that there is nothing.
+            if resources.is_empty() && !kind.has_wildcard() {
+                continue;
+            }
+            let all = resources.iter().map(|resource| (resource.name.as_ref(), resource.version));
             let version = Version::of_all(all).to_string();
             if !watch.is_due && watch.version.as_ref() == Some(&version) {
                 continue;
             }
             let nonce = self.nonces.next();
             (watch.is_due, watch.nonce, watch.version) = (false, Some(nonce.clone()), Some(version.clone()));
-            let resources = wanted.into_iter().map(packed).collect();
-            let type_url = kind.url().to_owned();
-            answers.push((kind, DiscoveryResponse { version_info: version, resources, type_url, nonce }));
+            answers.push(Answer { version, nonce, resources, ..Answer::of(kind) });
         }
         answers
     }

@@ -9,9 +9,7 @@ use crate::model::service::{AppProtocol, RemoteService};
 use crate::model::{NamespacedName, ServiceName, SpiffeId};
 use crate::plan::fixtures::{id, remote_cart, td};
 use crate::plan::xds::testing::{offered, xds_of};
-use crate::proto::xds::discovery::{
-    DeltaDiscoveryRequest, DeltaDiscoveryResponse, DiscoveryRequest, DiscoveryResponse, Refusal,
-};
+use crate::proto::xds::discovery::{DeltaDiscoveryRequest, DiscoveryRequest, Refusal};
 
 fn client() -> SpiffeId {
     id("spiffe://east.example/ns/shop/sa/client")
@@ -55,16 +53,13 @@ fn sotw(kind: ResourceType) -> DiscoveryRequest {
 }
 
 /// What each answer of one type has: names that came, and names that went.
-fn told(
-    answers: &[(ResourceType, DeltaDiscoveryResponse)],
-    kind: ResourceType,
-) -> Vec<(Vec<String>, Vec<String>)> {
-    let short = |name: &String| name.split('.').next().unwrap().to_owned();
-    let of = |answer: &DeltaDiscoveryResponse| {
+fn told(answers: &[Answer], kind: ResourceType) -> Vec<(Vec<String>, Vec<String>)> {
+    let short = |name: &Arc<str>| name.split('.').next().unwrap().to_owned();
+    let of = |answer: &Answer| {
         let came = answer.resources.iter().map(|resource| short(&resource.name)).collect();
-        (came, answer.removed_resources.iter().map(short).collect())
+        (came, answer.removed.iter().map(short).collect())
     };
-    answers.iter().filter(|(of, _)| *of == kind).map(|(_, answer)| of(answer)).collect()
+    answers.iter().filter(|answer| answer.kind == kind).map(of).collect()
 }
 
 fn came(names: &[&str]) -> (Vec<String>, Vec<String>) {
@@ -82,10 +77,10 @@ fn who_takes_everything_is_sent_what_changed_and_what_went() {
     session.request(delta(CLUSTERS)).unwrap();
     session.request(delta(LISTENERS)).unwrap();
     let answers = session.answers(&first);
-    let order: Vec<ResourceType> = answers.iter().map(|(kind, _)| *kind).collect();
+    let order: Vec<ResourceType> = answers.iter().map(|answer| answer.kind).collect();
     assert_eq!(order, [CLUSTERS, LISTENERS], "clusters before the listeners that lead to them");
     assert_eq!(told(&answers, CLUSTERS), [came(&["a", "b"])]);
-    let nonces: BTreeSet<&String> = answers.iter().map(|(_, answer)| &answer.nonce).collect();
+    let nonces: BTreeSet<&String> = answers.iter().map(|answer| &answer.nonce).collect();
     assert_eq!(nonces.len(), 2);
     let subscribe = vec![names("a"), names("b")];
     session
@@ -111,12 +106,12 @@ fn who_takes_everything_is_sent_what_changed_and_what_went() {
 fn who_waits_for_everything_is_told_that_there_is_nothing() {
     let mut session = Delta::default();
     session.request(delta(LISTENERS)).unwrap();
-    assert_eq!(told(&session.answers(&View::default()), LISTENERS), [came(&[])]);
-    assert!(session.answers(&View::default()).is_empty());
+    assert_eq!(told(&session.answers(&view(&[])), LISTENERS), [came(&[])]);
+    assert!(session.answers(&view(&[])).is_empty());
     let mut session = Sotw::default();
     session.request(sotw(LISTENERS)).unwrap();
-    assert_eq!(session.answers(&View::default()).len(), 1);
-    assert!(session.answers(&View::default()).is_empty());
+    assert_eq!(session.answers(&view(&[])).len(), 1);
+    assert!(session.answers(&view(&[])).is_empty());
 }
 
 #[test]
@@ -168,8 +163,9 @@ fn who_comes_again_is_sent_what_it_lacks() {
     let mut before = Delta::default();
     before.request(delta(LISTENERS)).unwrap();
     let mut held: BTreeMap<String, String> = BTreeMap::new();
-    for (_, answer) in before.answers(&all) {
-        held.extend(answer.resources.into_iter().map(|resource| (resource.name, resource.version)));
+    for answer in before.answers(&all) {
+        let of = |resource: &Resource| (resource.name.to_string(), resource.version.to_string());
+        held.extend(answer.resources.iter().map(of));
     }
     assert_eq!(held.len(), 2);
     let versions = |held: &BTreeMap<String, String>| held.clone().into_iter().collect();
@@ -194,25 +190,26 @@ fn large_answers_come_in_parts_that_can_be_read() {
     let mut session = Delta::default();
     session.request(delta(CLUSTERS)).unwrap();
     let answers = session.answers(&all);
-    let sizes: Vec<usize> = answers.iter().map(|(_, answer)| prost::Message::encoded_len(answer)).collect();
-    assert!(sizes.len() > 1 && sizes.iter().all(|size| *size < 2 << 20), "{sizes:?}");
-    let sent: usize = answers.iter().map(|(_, answer)| answer.resources.len()).sum();
+    let size = |answer: &Answer| answer.resources.iter().map(|one| one.incremental().len()).sum();
+    let sizes: Vec<usize> = answers.iter().map(size).collect();
+    assert!(sizes.len() > 1 && sizes.iter().all(|size| *size <= 1 << 20), "{sizes:?}");
+    let sent: usize = answers.iter().map(|answer| answer.resources.len()).sum();
     assert_eq!(sent, 3_000);
 }
 
-fn ack(answer: &DiscoveryResponse, names: &[String]) -> DiscoveryRequest {
+fn ack(answer: &Answer, names: &[String]) -> DiscoveryRequest {
     DiscoveryRequest {
-        version_info: answer.version_info.clone(),
+        version_info: answer.version.clone(),
         response_nonce: answer.nonce.clone(),
-        type_url: answer.type_url.clone(),
+        type_url: answer.kind.url().to_owned(),
         resource_names: names.to_vec(),
         ..Default::default()
     }
 }
 
-fn one(answers: Vec<(ResourceType, DiscoveryResponse)>) -> DiscoveryResponse {
+fn one(answers: Vec<Answer>) -> Answer {
     assert_eq!(answers.len(), 1, "{answers:?}");
-    answers.into_iter().next().unwrap().1
+    answers.into_iter().next().unwrap()
 }
 
 #[test]
@@ -226,7 +223,7 @@ fn the_state_of_the_world_is_sent_whole_when_any_of_it_changes() {
     assert!(session.answers(&first).is_empty(), "an ACK is not answered");
     let more = one(session.answers(&view(&[("a", 1), ("b", 1), ("c", 1)])));
     assert_eq!(more.resources.len(), 3);
-    assert_ne!((&more.version_info, &more.nonce), (&answer.version_info, &answer.nonce));
+    assert_ne!((&more.version, &more.nonce), (&answer.version, &answer.nonce));
     // It answers to the first one only now.
     let stale = DiscoveryRequest { resource_names: vec![names("a")], ..ack(&answer, &[]) };
     assert_eq!(session.request(stale).unwrap(), Heard::Asked);
@@ -251,7 +248,7 @@ fn a_refusal_is_heard_and_nothing_is_sent_until_something_changes() {
 
     let mut session = Delta::default();
     session.request(delta(LISTENERS)).unwrap();
-    let (_, answer) = session.answers(&first).remove(0);
+    let answer = session.answers(&first).remove(0);
     let request =
         DeltaDiscoveryRequest { response_nonce: answer.nonce, error_detail: refusal, ..delta(LISTENERS) };
     assert!(matches!(session.request(request).unwrap(), Heard::Nacked(_)));
@@ -272,14 +269,14 @@ fn named_resources_are_sent_when_they_are_asked_for() {
     session.request(ack(&answer, &[names("b")])).unwrap();
     let answers = session.answers(&all);
     assert!(answers.len() <= 1, "{answers:?}");
-    session.request(ack(answers.first().map_or(&answer, |(_, answer)| answer), &[])).unwrap();
+    session.request(ack(answers.first().unwrap_or(&answer), &[])).unwrap();
     assert!(session.answers(&view(&[("a", 2)])).is_empty(), "nothing is asked for any more");
     // Listeners by name, as gRPC asks for them; once named, no name is nothing.
     session.request(DiscoveryRequest { resource_names: vec![names("a")], ..sotw(LISTENERS) }).unwrap();
     let answer = one(session.answers(&all));
     assert_eq!(answer.resources.len(), 1);
     session.request(ack(&answer, &[])).unwrap();
-    assert!(session.answers(&view(&[("c", 1)])).iter().all(|(kind, _)| *kind != LISTENERS));
+    assert!(session.answers(&view(&[("c", 1)])).iter().all(|answer| answer.kind != LISTENERS));
 }
 
 #[test]
@@ -287,14 +284,14 @@ fn who_comes_again_with_what_is_served_is_sent_nothing() {
     let all = view(&[("a", 1)]);
     let mut before = Sotw::default();
     before.request(sotw(CLUSTERS)).unwrap();
-    let version_info = one(before.answers(&all)).version_info;
+    let version_info = one(before.answers(&all)).version;
     let mut again = Sotw::default();
     again.request(DiscoveryRequest { version_info: version_info.clone(), ..sotw(CLUSTERS) }).unwrap();
     assert!(again.answers(&all).is_empty());
     assert_eq!(again.answers(&view(&[("b", 1)])).len(), 1);
     let mut behind = Sotw::default();
     behind.request(DiscoveryRequest { version_info: "old".to_owned(), ..sotw(CLUSTERS) }).unwrap();
-    assert_eq!(one(behind.answers(&all)).version_info, version_info);
+    assert_eq!(one(behind.answers(&all)).version, version_info);
 }
 
 #[test]
@@ -316,4 +313,118 @@ fn what_is_not_served_and_what_is_too_much_is_bounded() {
     let names = (0..20_001).map(|n| n.to_string()).collect();
     let many = DiscoveryRequest { resource_names: names, ..sotw(ENDPOINTS) };
     assert_eq!(Sotw::default().request(many), Err(Violation::TooManyNames));
+}
+
+/// Names that are asked for and given up again, while nobody knows yet what there is, are not kept for ever.
+#[test]
+fn names_that_nobody_answers_are_bounded() {
+    let mut session = Delta::default();
+    session.request(delta(LISTENERS)).unwrap();
+    let flood = (0..10).try_for_each(|round| {
+        let some: Vec<String> = (0..10_000).map(|n| format!("{round}-{n}")).collect();
+        let asked = DeltaDiscoveryRequest { resource_names_subscribe: some.clone(), ..delta(LISTENERS) };
+        session.request(asked)?;
+        session.request(DeltaDiscoveryRequest { resource_names_unsubscribe: some, ..delta(LISTENERS) })?;
+        Ok(())
+    });
+    assert_eq!(flood, Err(Violation::TooManyNames));
+}
+
+/// Many names that are served cost each stream no more than a pointer each: all have the same.
+#[test]
+fn names_that_are_served_are_kept_once() {
+    let all = view(&[("a", 1)]);
+    let held = all.get(ENDPOINTS, &names("a")).unwrap();
+    let before = Arc::strong_count(&held.name);
+    let mut session = Delta::default();
+    let asked = DeltaDiscoveryRequest { resource_names_subscribe: vec![names("a")], ..delta(ENDPOINTS) };
+    session.request(asked).unwrap();
+    session.answers(&all);
+    assert_eq!(Arc::strong_count(&held.name), before + 1);
+    let mut session = Sotw::default();
+    session.request(DiscoveryRequest { resource_names: vec![names("a")], ..sotw(ENDPOINTS) }).unwrap();
+    session.answers(&all);
+    assert_eq!(Arc::strong_count(&held.name), before + 2);
+}
+
+/// Whatever happens to services and to who may call them, a client that follows has in the end what one has that comes anew: of
+/// clients of both variants, that take everything or ask by name.
+#[test]
+fn who_follows_has_what_who_comes_anew_has() {
+    let mut random = 0x2545_f491_4f6c_dd1d_u64;
+    let mut draw = |below: u64| {
+        random ^= random << 13;
+        random ^= random >> 7;
+        random ^= random << 17;
+        random % below
+    };
+    let name = |n: u64| format!("s{n}");
+    let (mut delta_session, mut sotw_session) = (Delta::default(), Sotw::default());
+    let (mut by_delta, mut by_sotw) = (Holding::default(), Holding::default());
+    for kind in [CLUSTERS, LISTENERS] {
+        delta_session.request(delta(kind)).unwrap();
+        sotw_session.request(sotw(kind)).unwrap();
+    }
+    let asked: Vec<String> = (0..6).map(|n| names(&name(n))).collect();
+    let request = DeltaDiscoveryRequest { resource_names_subscribe: asked.clone(), ..delta(ENDPOINTS) };
+    delta_session.request(request).unwrap();
+    sotw_session.request(DiscoveryRequest { resource_names: asked.clone(), ..sotw(ENDPOINTS) }).unwrap();
+    for _ in 0..200 {
+        let drawn: Vec<u64> = (0..8).map(|_| draw(6)).collect();
+        // Of each, a third of the time nothing, and otherwise one of two.
+        let there = (0..).zip(drawn).filter(|(_, drawn)| *drawn > 1);
+        let services: Vec<(String, u16)> =
+            there.map(|(n, drawn)| (name(n), u16::try_from(drawn % 2).unwrap() + 1)).collect();
+        let services: Vec<(&str, u16)> = services.iter().map(|(name, port)| (name.as_str(), *port)).collect();
+        let now = view(&services);
+        if draw(4) == 0 {
+            let again = vec![names(&name(draw(6)))];
+            let request = DeltaDiscoveryRequest { resource_names_subscribe: again, ..delta(ENDPOINTS) };
+            delta_session.request(request).unwrap();
+        }
+        for answer in delta_session.answers(&now) {
+            by_delta.take(&answer);
+        }
+        for answer in sotw_session.answers(&now) {
+            if answer.kind.has_wildcard() {
+                by_sotw.0.retain(|(kind, _), _| *kind != answer.kind);
+            }
+            by_sotw.take(&answer);
+            let of: &[String] = if answer.kind == ENDPOINTS { &asked } else { &[] };
+            sotw_session.request(ack(&answer, of)).unwrap();
+        }
+        for kind in ResourceType::ALL {
+            let all = now.of_type(kind);
+            let wanted: BTreeMap<String, String> = all
+                .values()
+                .filter(|one| kind != ENDPOINTS || asked.contains(&one.name.to_string()))
+                .map(|one| (one.name.to_string(), one.version.to_string()))
+                .collect();
+            assert_eq!(by_delta.of(kind), wanted);
+            // Of endpoints nothing says that there are none any more: these go with their cluster.
+            let mut held = by_sotw.of(kind);
+            held.retain(|name, _| kind != ENDPOINTS || wanted.contains_key(name));
+            assert_eq!(held, wanted);
+        }
+    }
+}
+
+/// What a client has by what it was sent.
+#[derive(Default)]
+struct Holding(BTreeMap<(ResourceType, String), String>);
+
+impl Holding {
+    fn take(&mut self, answer: &Answer) {
+        for name in &answer.removed {
+            self.0.remove(&(answer.kind, name.to_string()));
+        }
+        for one in &answer.resources {
+            self.0.insert((answer.kind, one.name.to_string()), one.version.to_string());
+        }
+    }
+
+    fn of(&self, kind: ResourceType) -> BTreeMap<String, String> {
+        let of = self.0.iter().filter(|((of, _), _)| *of == kind);
+        of.map(|((_, name), version)| (name.clone(), version.clone())).collect()
+    }
 }

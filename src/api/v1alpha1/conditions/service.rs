@@ -80,7 +80,7 @@ reasons! {
         /// No gateway is known: install the one that carries this `tlsMode`, name its Service to the agent, or give `gateways`.
         /// Importers would have nowhere to connect to. What they were told before stays.
         NoGateway,
-        /// Unknown: the Service of the gateway has no address yet. What importers were told before stays.
+        /// Unknown: the Service of the gateway has no address that a peer can use yet. What importers were told before stays.
         GatewayPending,
         /// A trust domain is to come to the pods themselves, and there are none that can be told of.
         NoEndpoints,

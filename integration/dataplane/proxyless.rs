@@ -1,0 +1,220 @@
+//! Proxyless gRPC: what two libraries do with what our agent serves them, with real SPIRE on both sides, and what they do not.
+
+use crate::library::{Agent, BY_BUNDLES, Client, Keeper, Library, SENDS_SNI, Server};
+use crate::pair::{Pair, with_pair};
+use crate::ports;
+use crate::ring::{BATCH, FRONTEND, PORT, Ring, own_address};
+use crate::world::says;
+use anyhow::{Context, Result, ensure};
+use kube::api::DeleteParams;
+use serde_json::{Value, json};
+use std::net::SocketAddr;
+use std::time::Duration;
+
+const API: &str = "entente.dev/v1alpha1";
+const CART: &str = "/ns/shop/sa/cart";
+const DIRECT: &str = "/ns/shop/sa/direct";
+/// Within this a change at the exporter must have reached every client.
+const TAKEN_AWAY: Duration = Duration::from_secs(5);
+/// All that a library has to be told.
+const WHOLE: [(&str, &str); 2] = [BY_BUNDLES, SENDS_SNI];
+
+/// A gRPC service that west exports to the frontend of east.
+struct Grpc {
+    name: &'static str,
+    mode: &'static str,
+    server: &'static str,
+    gateway: SocketAddr,
+    /// Where the application is, behind an Envoy.
+    target_port: u16,
+}
+
+impl Grpc {
+    fn host(&self) -> String {
+        format!("{}.shop.west.example", self.name)
+    }
+
+    async fn export(&self, pair: &Pair) -> Result<()> {
+        let gateway = if self.mode == "Mtls" { "istio-ingressgateway" } else { "istio-eastwestgateway" };
+        let object = json!({
+            "apiVersion": API,
+            "kind": "FederatedService",
+            "metadata": {"name": self.name, "namespace": "shop"},
+            "spec": {
+                "workloadLabels": {"app": self.name},
+                "ports": [{"name": "grpc", "port": PORT, "targetPort": self.target_port}],
+                "tlsMode": self.mode,
+                "exportedTrustDomains": ["east.example"],
+                "clients": {"spiffeIDs": [format!("spiffe://east.example{FRONTEND}")]},
+                "serverSPIFFEIDs": [format!("spiffe://west.example{}", self.server)],
+                "gateways": [{"type": gateway, "port": self.gateway.port(), "ip": self.gateway.ip()}],
+            },
+        });
+        pair.west.kubernetes.apply(&object).await?;
+        says(&pair.west, "FederatedService", Some("shop"), self.name, "Exported").await
+    }
+}
+
+/// Who answered, and as whom the client was seen.
+fn ensure_seen(said: &Value, library: Library, server: &str, caller: &str) -> Result<()> {
+    // The C core shows Python nothing of the server's certificate.
+    ensure!(library != Library::Go || said["server"] == server, "{said}");
+    ensure!(said["caller"] == caller, "{said}");
+    Ok(())
+}
+
+/// Calls by `xds:///HOST:PORT` go through: at an Envoy of ours that goes by SNI, where the library sends it, and at a server that
+/// ends mutual TLS itself, whatever it sends. Another client has no such listener; a server with another ID is refused; a library
+/// that has not been told of bundle maps trusts nobody; what is withdrawn is gone.
+#[test]
+fn libraries_call_servers_across_trust_domains() {
+    with_pair(async |pair| {
+        let ring = Ring::start(pair).await?;
+        let (east, west) = (&pair.east, &pair.west);
+        let application = Server::plain().await?;
+        let direct_at = SocketAddr::new(own_address()?, ports::free()?.port());
+        let behind = |name, mode| Grpc {
+            name,
+            mode,
+            server: CART,
+            gateway: ring.gateway,
+            target_port: application.address.port(),
+        };
+        let services = [
+            behind("cart", "Mtls"),
+            behind("istio", "IstioMtls"),
+            Grpc {
+                name: "direct",
+                mode: "Mtls",
+                server: DIRECT,
+                gateway: direct_at,
+                target_port: direct_at.port(),
+            },
+        ];
+        for service in &services {
+            service.export(pair).await?;
+        }
+        let [cart, istio, direct] = &services;
+        let client = format!("spiffe://east.example{FRONTEND}");
+        let (proxy, server, frontend, batch) = tokio::try_join!(
+            ring.server(west),
+            Server::mutual(west, ("direct", DIRECT), direct_at, std::slice::from_ref(&client)),
+            Keeper::start(east, "frontend", FRONTEND, Agent::Listener(ring.xds_east)),
+            Keeper::start(east, "batch", BATCH, Agent::Socket(&ring.socket_of_batch)),
+        )?;
+        ensure!(frontend.id == client, "{}", frontend.id);
+
+        for library in [Library::Go, Library::Python] {
+            let start = |host: &str, flags: &[(&str, &str)]| Client::start(library, &frontend, host, flags);
+            let say = |what: &str, error: &str| eprintln!("{library:?}, {what}: {error}");
+            for (service, caller) in [(cart, ""), (istio, ""), (direct, client.as_str())] {
+                let mut calling = start(&service.host(), &WHOLE)?;
+                let said =
+                    calling.answered().await.with_context(|| format!("{library:?}: {}", service.name))?;
+                ensure_seen(&said, library, &format!("spiffe://west.example{}", service.server), caller)?;
+            }
+            // Without SNI: whoever ends TLS itself does not need it.
+            let mut calling = start(&direct.host(), &[BY_BUNDLES])?;
+            ensure_seen(
+                &calling.answered().await?,
+                library,
+                &format!("spiffe://west.example{DIRECT}"),
+                &client,
+            )?;
+            let mut calling = start(&cart.host(), &[BY_BUNDLES])?;
+            say("an Envoy without SNI", &calling.call().await?.to_string());
+            // A library that is not told of bundle maps has nobody's roots.
+            let mut calling = start(&direct.host(), &[SENDS_SNI])?;
+            say("no bundle map", &calling.refused().await?);
+            let mut stranger = Client::start(library, &batch, &direct.host(), &WHOLE)?;
+            say("another client", &stranger.refused().await?);
+        }
+        ensure!(proxy.refused().await? == 0, "{}", proxy.process.log_tail());
+
+        // Another workload of west in the server's place.
+        drop(server);
+        let impostor = ("impostor", "/ns/shop/sa/impostor");
+        let impostor = Server::mutual(west, impostor, direct_at, std::slice::from_ref(&client)).await?;
+        for library in [Library::Go, Library::Python] {
+            let mut calling = Client::start(library, &frontend, &direct.host(), &WHOLE)?;
+            let error = calling.refused().await?;
+            eprintln!("{library:?}, a server with another ID: {error}");
+        }
+        drop(impostor);
+
+        let mut held = Vec::new();
+        for library in [Library::Go, Library::Python] {
+            let mut calling = Client::start(library, &frontend, &cart.host(), &WHOLE)?;
+            calling.answered().await?;
+            held.push((library, calling));
+        }
+        let api = west.kubernetes.api(API, "FederatedService", Some("shop")).await?;
+        api.delete(cart.name, &DeleteParams::background()).await?;
+        for (library, mut calling) in held {
+            let since = std::time::Instant::now();
+            let mut error = calling.call().await?;
+            while error["status"] == "SERVING" {
+                ensure!(since.elapsed() < TAKEN_AWAY, "{library:?} is answered still");
+                error = calling.call().await?;
+            }
+            eprintln!("{library:?}, withdrawn, after {} ms: {error}", since.elapsed().as_millis());
+        }
+        Ok(())
+    });
+}
+
+/// Authorities of both sides rotate, each old one tainted, so that every SVID is replaced at once; calls on connections of their own
+/// go on, and none fails: what is kept for a library is as new as what SPIRE gives, and of one moment.
+#[test]
+fn rotation_fails_no_call_of_a_library() {
+    with_pair(async |pair| {
+        let ring = Ring::start(pair).await?;
+        let direct_at = SocketAddr::new(own_address()?, ports::free()?.port());
+        let port = direct_at.port();
+        let direct =
+            Grpc { name: "direct", mode: "Mtls", server: DIRECT, gateway: direct_at, target_port: port };
+        direct.export(pair).await?;
+        let client = format!("spiffe://east.example{FRONTEND}");
+        let (_server, frontend) = tokio::try_join!(
+            Server::mutual(&pair.west, ("direct", DIRECT), direct_at, std::slice::from_ref(&client)),
+            Keeper::start(&pair.east, "frontend", FRONTEND, Agent::Listener(ring.xds_east)),
+        )?;
+        let mut libraries = Vec::new();
+        for library in [Library::Go, Library::Python] {
+            let mut calling = Client::start(library, &frontend, &direct.host(), &WHOLE)?;
+            calling.answered().await?;
+            libraries.push(calling);
+        }
+        let before = frontend.certificate()?;
+        let (mut calls, mut failures) = (0_u64, Vec::new());
+        let mut rotations = std::pin::pin!(async {
+            for agent in [&ring.of_west, &ring.of_east] {
+                let args = ["rotate", "x509", "-o", "json", "--taint", "--timeout", "2m"];
+                let (code, said, progress) = agent.command(&args).await?;
+                ensure!(code == 0, "{said}{progress}");
+            }
+            anyhow::Ok(())
+        });
+        loop {
+            let round = async {
+                for calling in &mut libraries {
+                    calls += 1;
+                    let said = calling.fresh().await?;
+                    if said["status"] != "SERVING" {
+                        failures.push(said.to_string());
+                    }
+                }
+                tokio::time::sleep(Duration::from_millis(20)).await;
+                anyhow::Ok(())
+            };
+            tokio::select! {
+                done = &mut rotations => { done?; break }
+                called = round => called?,
+            }
+        }
+        eprintln!("2 rotations: {calls} calls of libraries, {} failed", failures.len());
+        ensure!(failures.is_empty() && calls > 50, "{calls} calls, {failures:?}");
+        ensure!(frontend.certificate()? != before, "the workload's certificate is the same still");
+        Ok(())
+    });
+}

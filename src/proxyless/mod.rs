@@ -1,0 +1,165 @@
+//! What a workload with a gRPC library has beside it: certificate, key and bundles as files that its certificate providers watch
+//! (gRFC A29, A87), kept as the Workload API has them, and a way to the agent's xDS by a socket. gRPC libraries speak neither the
+//! Workload API nor SDS, and pin no SPIFFE ID of the server that configures them: what runs here does both in their place.
+
+mod bundles;
+mod files;
+mod relay;
+#[cfg(test)]
+mod tests;
+
+use std::io;
+use std::path::{Path, PathBuf};
+
+use tokio_util::sync::CancellationToken;
+
+use crate::identity::source::{IdentitySource, follow};
+use crate::identity::workload::{Svids, WorkloadEndpoint, read};
+use crate::model::SpiffeId;
+use crate::proto::workload::{X509svid, X509svidResponse};
+use crate::socket::SocketError;
+use files::Files;
+pub use relay::Agent;
+use relay::Relay;
+
+/// The folder, in the directory, that always holds certificate, key and bundles of one moment.
+pub const CURRENT: &str = "current";
+/// The workload's certificate with its chain, leaf first, in PEM.
+pub const CERTIFICATE: &str = "svid.pem";
+/// Its key, PKCS#8 in PEM.
+pub const KEY: &str = "svid_key.pem";
+/// Each trust domain's authorities (SPIFFE Trust Domain and Bundle, section 5).
+pub const BUNDLES: &str = "bundles.json";
+/// Where the agent is reached, in the directory.
+pub const SOCKET: &str = "xds.sock";
+/// The configuration of the gRPC library, in the directory.
+pub const BOOTSTRAP: &str = "bootstrap.json";
+
+/// What is kept, and where.
+#[derive(Clone, Debug)]
+pub struct Settings {
+    pub workload_api: WorkloadEndpoint,
+    /// Which of the workload's SVIDs; by default the first, as the Workload API has it.
+    pub id: Option<SpiffeId>,
+    pub directory: PathBuf,
+    /// An agent that is reached by TLS, which the socket in the directory leads to.
+    pub agent: Option<Agent>,
+    /// What is written to [`BOOTSTRAP`] once all that it names is there.
+    pub bootstrap: String,
+}
+
+/// Why nothing can be kept.
+#[derive(Debug, thiserror::Error)]
+pub enum KeepError {
+    #[error("{path} cannot be written: {1}; give a --directory that this user may write", path = .0.display())]
+    Directory(PathBuf, io::Error),
+    #[error(transparent)]
+    Socket(#[from] SocketError),
+    #[error("TLS cannot be set up: {0}")]
+    Tls(#[from] rustls::Error),
+}
+
+/// Keeps the files as the Workload API has them, and the way to the agent open, until `cancel`. What was written last stays.
+///
+/// # Errors
+/// [`KeepError`], at the start alone: what fails later is logged and tried again with the next change.
+pub async fn keep(settings: Settings, cancel: CancellationToken) -> Result<(), KeepError> {
+    let directory = &settings.directory;
+    files::prepare(directory).map_err(|error| KeepError::Directory(directory.clone(), error))?;
+    let source = IdentitySource::empty();
+    let relay = match &settings.agent {
+        Some(agent) => Some(Relay::open(&directory.join(SOCKET), agent.clone(), &source).await?),
+        None => None,
+    };
+    let mut keeper = Keeper { settings: &settings, source, is_announced: false };
+    let following = follow(&settings.workload_api, |answer| match answer {
+        Ok(response) => keeper.take(response),
+        Err(_) => false,
+    });
+    let relaying = async {
+        match relay {
+            Some(relay) => relay.run().await,
+            None => std::future::pending().await,
+        }
+    };
+    tokio::select! {
+        () = cancel.cancelled() => {}
+        () = following => {}
+        () = relaying => {}
+    }
+    Ok(())
+}
+
+struct Keeper<'a> {
+    settings: &'a Settings,
+    source: IdentitySource,
+    is_announced: bool,
+}
+
+impl Keeper<'_> {
+    /// Takes a message of the Workload API; whether it has what the workload needs.
+    fn take(&mut self, response: X509svidResponse) -> bool {
+        match chosen(response, self.settings.id.as_ref()) {
+            Ok((svids, files)) => {
+                self.source.publish(svids);
+                self.write(&files);
+                true
+            }
+            Err(cause) => {
+                tracing::error!(%cause, "the Workload API has no SVID to write; the last one is kept");
+                false
+            }
+        }
+    }
+
+    fn write(&mut self, files: &Files) {
+        let directory = &self.settings.directory;
+        let written = files.put(directory).and_then(|is_new| {
+            if !self.is_announced {
+                files::replace(&directory.join(BOOTSTRAP), self.settings.bootstrap.as_bytes())?;
+                self.is_announced = true;
+            }
+            Ok(is_new)
+        });
+        match written {
+            Ok(true) => {
+                tracing::info!(directory = %directory.display(), "certificate, key and bundles are new")
+            }
+            Ok(false) => {}
+            Err(error) => {
+                tracing::error!(
+                    directory = %directory.display(), %error,
+                    "what the Workload API has cannot be written, and is with its next change: free the disk, or mend the rights"
+                );
+            }
+        }
+    }
+}
+
+/// The SVID that is wanted, as we use it and as files.
+fn chosen(response: X509svidResponse, id: Option<&SpiffeId>) -> Result<(Svids, Files), String> {
+    let is_wanted = |svid: &X509svid| id.is_none_or(|id| svid.spiffe_id == id.to_string());
+    let Some(svid) = response.svids.into_iter().find(is_wanted) else {
+        return Err(id.map_or_else(
+            || "it gives this process none: register it in SPIRE".to_owned(),
+            |id| {
+                format!(
+                    "it does not give this process {id}: register it in SPIRE, or give another --spiffe-id"
+                )
+            },
+        ));
+    };
+    // Hints tell an agent its SVIDs apart; a workload's own may have any.
+    let svid = X509svid { hint: String::new(), ..svid };
+    let key = svid.x509_svid_key.clone();
+    let only = X509svidResponse { svids: vec![svid], federated_bundles: response.federated_bundles };
+    let svids = read(only, None).map_err(|error| error.to_string())?;
+    let files = Files::new(&svids.peer_facing.cert, &key, &svids.identity);
+    Ok((svids, files))
+}
+
+/// The path of a file of this moment.
+#[must_use]
+pub fn path_of(directory: &Path, file: &str) -> PathBuf {
+    directory.join(CURRENT).join(file)
+}

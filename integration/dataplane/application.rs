@@ -9,7 +9,7 @@ use hyper::service::service_fn;
 use hyper::{Request, Response, Version};
 use hyper_util::rt::{TokioExecutor, TokioIo};
 use std::convert::Infallible;
-use std::net::{IpAddr, Ipv4Addr, SocketAddr};
+use std::net::{Ipv4Addr, SocketAddr};
 use std::sync::Arc;
 use std::time::Duration;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
@@ -58,11 +58,16 @@ impl Drop for Application {
 impl Application {
     /// On a port of 127.0.0.1.
     pub(crate) async fn start(speaks: Speaks) -> Result<Self> {
-        Self::named("", speaks, Ipv4Addr::LOCALHOST.into()).await
+        Self::start_at(Ipv4Addr::LOCALHOST, speaks).await
+    }
+
+    /// At another address of this machine.
+    pub(crate) async fn start_at(address: Ipv4Addr, speaks: Speaks) -> Result<Self> {
+        Self::named("", speaks, address).await
     }
 
     /// One that says its name to who asks by HTTP.
-    pub(crate) async fn named(name: &str, speaks: Speaks, at: IpAddr) -> Result<Self> {
+    pub(crate) async fn named(name: &str, speaks: Speaks, at: Ipv4Addr) -> Result<Self> {
         let listener = TcpListener::bind((at, 0)).await?;
         let port = listener.local_addr()?.port();
         Ok(Self { port, task: tokio::spawn(serve(listener, speaks, name.into())) })

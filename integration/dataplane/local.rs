@@ -11,13 +11,13 @@ use anyhow::{Context, Result, ensure};
 use kube::api::{DeleteParams, Patch, PatchParams};
 use serde_json::{Value, json};
 use std::collections::BTreeMap;
-use std::net::{IpAddr, Ipv4Addr, SocketAddr};
+use std::net::{Ipv4Addr, SocketAddr};
 use tokio::net::TcpStream;
 
 const EAST: &str = "east";
 const WEST: &str = "west";
 /// Of the pod; the machine's own is the peer's gateway's, which may be at none of our pods.
-const POD: IpAddr = IpAddr::V4(Ipv4Addr::new(127, 7, 7, 7));
+const POD: Ipv4Addr = Ipv4Addr::new(127, 7, 7, 7);
 
 /// A Service of east and west's service of its name are one to an Envoy, spread evenly, or ours first: then west's answers for
 /// what of ours has gone, and no call fails. Whom west does not name is answered by ours alone. The name keeps its address.
@@ -56,7 +56,7 @@ fn a_local_name_leads_to_our_endpoints_and_the_peers() {
 
         as_local(&pair.east, &service, Some(true)).await?;
         local.only(EAST, "ours have all").await?;
-        let of_pod = SocketAddr::new(POD, near.port);
+        let of_pod = SocketAddr::new(POD.into(), near.port);
         drop(near);
         eventually("nothing listens at the pod", SOON, || async {
             ensure!(TcpStream::connect(of_pod).await.is_err(), "it takes connections");

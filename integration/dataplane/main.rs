@@ -30,6 +30,8 @@ mod flows;
 mod foreign;
 mod library;
 mod local;
+mod machine;
+mod machines;
 mod protocol;
 mod proxy;
 mod proxyless;

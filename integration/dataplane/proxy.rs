@@ -24,6 +24,14 @@ pub(crate) enum From {
     Socket(PathBuf),
 }
 
+/// What an Envoy finds on its machine, and who the agent is that it asks.
+#[derive(Clone, Debug)]
+pub(crate) struct Beside {
+    /// The socket of spire-agent.
+    pub(crate) spire_agent: PathBuf,
+    pub(crate) agent_id: String,
+}
+
 /// An Envoy that runs, or has run. Killed when dropped: drop it before its domain.
 pub(crate) struct Proxy {
     pub(crate) process: Process,
@@ -40,9 +48,23 @@ impl Proxy {
         let program = own_program(&dir, name)?;
         let workload = Workload { path: path.to_owned(), ..Workload::named(name) };
         let id = register(domain, &workload, &program).await?;
+        let beside =
+            Beside { spire_agent: domain.spire.agent_socket().to_owned(), agent_id: domain.agent_id() };
+        Self::launch(&beside, program, name, id, from).await
+    }
+
+    /// Starts the Envoy of a workload that is registered by its program, in the folder of that.
+    pub(crate) async fn launch(
+        beside: &Beside,
+        program: PathBuf,
+        name: &str,
+        id: String,
+        from: &From,
+    ) -> Result<Self> {
+        let dir = program.parent().context("a program without a folder")?.to_owned();
         let admin = dir.join(format!("{name}.sock"));
         let file = dir.join(format!("{name}.json"));
-        std::fs::write(&file, bootstrap(domain, name, from, &admin).await?)?;
+        std::fs::write(&file, bootstrap(beside, name, from, &admin).await?)?;
         let args = [
             "--config-path",
             &file.display().to_string(),
@@ -95,14 +117,14 @@ impl Proxy {
     }
 }
 
-async fn bootstrap(domain: &Domain, name: &str, from: &From, admin: &std::path::Path) -> Result<Vec<u8>> {
+async fn bootstrap(beside: &Beside, name: &str, from: &From, admin: &std::path::Path) -> Result<Vec<u8>> {
     let mut command = tokio::process::Command::new(env!("CARGO_BIN_EXE_entente"));
     command.args(["bootstrap", "envoy", "--node-id", name]);
     command.arg("--admin-socket").arg(admin);
-    command.arg("--spire-agent-socket").arg(domain.spire.agent_socket());
+    command.arg("--spire-agent-socket").arg(&beside.spire_agent);
     match from {
         From::Listener(address) | From::WholeFromListener(address) => {
-            command.args(["--xds", &address.to_string(), "--agent-id", &domain.agent_id()]);
+            command.args(["--xds", &address.to_string(), "--agent-id", &beside.agent_id]);
         }
         From::Socket(path) => {
             command.arg("--xds-socket").arg(path);

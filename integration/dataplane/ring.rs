@@ -19,10 +19,10 @@ use std::sync::atomic::{AtomicU32, Ordering};
 const API: &str = "entente.dev/v1alpha1";
 pub(crate) const FRONTEND: &str = "/ns/web/sa/frontend";
 pub(crate) const BATCH: &str = "/ns/web/sa/batch";
-const CART: &str = "/ns/shop/sa/cart";
+pub(crate) const CART: &str = "/ns/shop/sa/cart";
 /// What importers see of every service.
 pub(crate) const PORT: u16 = 18_080;
-const TIMING: [&str; 8] = [
+pub(crate) const TIMING: [&str; 8] = [
     "--drain-seconds=2",
     "--agent-follow-seconds=2",
     "--bundle-poll-min-seconds=1",
@@ -158,7 +158,7 @@ pub(crate) struct Exported {
 impl Exported {
     pub(crate) async fn new(mode: &'static str, speaks: Speaks) -> Result<Self> {
         let name = format!("{}-{}", speaks.protocol(), mode.to_lowercase());
-        let application = Application::named("west", speaks, std::net::Ipv4Addr::LOCALHOST.into()).await?;
+        let application = Application::named("west", speaks, std::net::Ipv4Addr::LOCALHOST).await?;
         Ok(Self { name, mode, speaks, application })
     }
 

@@ -9,6 +9,7 @@ use anyhow::{Context, Result, ensure};
 use kube::api::DeleteParams;
 use serde_json::{Value, json};
 use std::net::Ipv4Addr;
+use std::path::PathBuf;
 use std::sync::{Mutex, PoisonError};
 
 const API: &str = "entente.dev/v1alpha1";
@@ -79,8 +80,18 @@ pub(crate) struct Agents {
 impl Agents {
     /// Starts them, makes each the peer of the other, and waits until both are Ready.
     pub(crate) async fn start(east: &Domain, west: &Domain) -> Result<Self> {
-        let options = || AgentOptions { args: TIMING.map(str::to_owned).to_vec(), ..AgentOptions::default() };
-        let (mut of_east, mut of_west) = (Agent::start(east, options())?, Agent::start(west, options())?);
+        let options = |more: Vec<String>| AgentOptions {
+            args: TIMING.map(str::to_owned).into_iter().chain(more).collect(),
+            ..AgentOptions::default()
+        };
+        let sockets = ["frontend", "stranger"].map(|name| {
+            format!(
+                "--xds-socket={}=spiffe://east.example/ns/web/sa/{name}",
+                xds_socket(east, name).display()
+            )
+        });
+        let mut of_east = Agent::start(east, options(sockets.to_vec()))?;
+        let mut of_west = Agent::start(west, options(Vec::new()))?;
         tokio::try_join!(of_east.ready(SOON), of_west.ready(SOON))?;
         let agents = Self { east: Mutex::new(of_east), west: tokio::sync::Mutex::new(of_west) };
         for (here, there) in [(east, west), (west, east)] {
@@ -117,6 +128,11 @@ impl Agents {
     pub(crate) fn signal_east(&self, signal: Signal) -> Result<()> {
         self.east.lock().unwrap_or_else(PoisonError::into_inner).process.signal(signal)
     }
+}
+
+/// Where east's agent serves by xDS whoever is this service account of `web`.
+pub(crate) fn xds_socket(east: &Domain, name: &str) -> PathBuf {
+    east.dir().join(format!("xds-{name}.sock"))
 }
 
 /// Ends west's relationship with east by the command; what it said.

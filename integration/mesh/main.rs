@@ -31,6 +31,7 @@ mod meshes;
 mod mtls;
 mod network;
 mod one_port;
+mod plain;
 mod proxy;
 mod setup;
 mod three;

@@ -100,6 +100,11 @@ impl Member {
         Ok(())
     }
 
+    /// Has all addresses of a range be those of this namespace, so that what is bound to one of them is called there.
+    pub(crate) fn own(&self, range: &str) -> Result<()> {
+        ip(&self.holder, &format!("route add local {range} dev lo"))
+    }
+
     /// The program and arguments by which a program runs inside.
     pub(crate) fn inside(&self, program: &Path, args: &[String]) -> Result<(PathBuf, Vec<OsString>)> {
         let mut all = entering(self.holder.pid().context("the namespace has ended")?)?;

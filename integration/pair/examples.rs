@@ -16,6 +16,12 @@ fn text(path: &str) -> String {
     std::fs::read_to_string(&path).unwrap_or_else(|error| panic!("{}: {error}", path.display()))
 }
 
+/// What a machine exports needs no object of anybody's.
+#[test]
+fn virtual_machines_render() {
+    assert_eq!(kinds(&render("virtual-machines", "east.example")), Vec::<&str>::new());
+}
+
 fn render(folder: &str, trust_domain: &str) -> String {
     let path = repository("examples").join(folder);
     let done = Command::new(env!("CARGO_BIN_EXE_entente"))
@@ -87,7 +93,7 @@ fn unit(name: &str) -> BTreeMap<String, Vec<String>> {
 fn the_units_are_what_systemd_takes() {
     let dir = tempfile::tempdir().unwrap();
     let mut units = Vec::new();
-    for name in ["entente", "spire-agent"] {
+    for name in ["entente", "spire-agent", "envoy"] {
         let settings = unit(name);
         for needed in ["Unit.Description", "Service.ExecStart", "Install.WantedBy", "Service.NoNewPrivileges"]
         {

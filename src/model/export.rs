@@ -8,7 +8,7 @@ use jiff::Timestamp;
 
 use super::cluster::TargetPort;
 use super::peer::LabelSelector;
-use super::service::{AppProtocol, ClientPattern, Gateway, TlsMode};
+use super::service::{Address, AppProtocol, ClientPattern, Gateway, TlsMode};
 use super::{NamespacedName, Service, ServiceName, SpiffeId, TrustDomain};
 use crate::api::v1alpha1::conditions::ExportedReason;
 
@@ -33,13 +33,15 @@ pub struct DeclaredService {
     pub gateways: Vec<Gateway>,
 }
 
-/// Which pods back a service.
+/// What backs a service.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Backing {
-    /// Those with these labels, of which there is at least one.
+    /// The pods with these labels, of which there is at least one.
     Labels(BTreeMap<String, String>),
-    /// Those that the Service of this name, in the same namespace, selects.
+    /// The pods that the Service of this name, in the same namespace, selects.
     Service(String),
+    /// What listens at these addresses, outside of every mesh; never empty.
+    Endpoints(BTreeSet<Address>),
 }
 
 /// A port of a FederatedService.

@@ -391,8 +391,10 @@ pub struct Service {
     /// Since when it is to be exported: of two that contend, the older wins.
     pub created: Option<jiff::Timestamp>,
     pub name: ServiceName,
-    /// Which pods back it; never empty.
+    /// Which pods back it; empty where it [`is_outside`](Self::is_outside), and only there.
     pub workload_labels: BTreeMap<String, String>,
+    /// Where the Envoy in front of it reaches what backs it; empty: it is backed by pods.
+    pub endpoints: BTreeSet<Address>,
     pub ports: Vec<ExportedPort>,
     pub tls_mode: TlsMode,
     pub exported_to: BTreeSet<TrustDomain>,
@@ -435,6 +437,12 @@ impl Service {
             ExportedBy::Rule { name, .. } => Some(ObjectKey::cluster(Kind::ServiceExportRule, name)),
         };
         rule.into_iter().chain([self.key()]).collect()
+    }
+
+    /// Whether no pod backs it, but what listens at given addresses: nothing of a mesh stands before it.
+    #[must_use]
+    pub fn is_outside(&self) -> bool {
+        !self.endpoints.is_empty()
     }
 
     /// Who may call a port of it.

@@ -409,6 +409,19 @@ impl World {
         }
     }
 
+    /// Whether any kind of Istio's may be served here.
+    #[must_use]
+    pub fn has_istio(&self) -> bool {
+        let mut kinds = Kind::WATCHED.into_iter().filter(|kind| kind.is_istio());
+        kinds.any(|kind| !self.absent.contains(&kind))
+    }
+
+    /// Whether there is no Istio, and imports are called by what the agent itself serves.
+    #[must_use]
+    pub fn serves_without_istio(&self) -> bool {
+        !self.has_istio() && (self.settings.serves_xds || self.settings.dns)
+    }
+
     /// The observed objects of one kind, without a look at the others.
     pub fn of_kind(&self, kind: Kind) -> impl Iterator<Item = (&ObjectKey, &Arc<Object>)> {
         // Keys are ordered by kind first.

@@ -145,6 +145,7 @@ pub(crate) fn service(namespace: &str, name: &str, to: &str) -> Service {
         created: Some(at(-50)),
         name: ServiceName::new(namespace, name).unwrap(),
         workload_labels: labels(&[("app", name)]),
+        endpoints: BTreeSet::new(),
         ports: vec![ExportedPort {
             name: "tcp".to_owned(),
             port: 18_080,

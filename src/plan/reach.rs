@@ -70,8 +70,7 @@ pub fn carriers(
         return BTreeMap::new();
     }
     let mut found: BTreeMap<&TrustDomain, Found<'_>> = BTreeMap::new();
-    let is_called = |report: &ImportReport| report.admitted.is_ok() && report.generated.is_ok();
-    for (name, _) in reports.iter().filter(|(_, report)| is_called(report)) {
+    for (name, _) in reports.iter().filter(|(_, report)| report.is_called()) {
         let Some(imported) = world.imported.get(name) else { continue };
         let peer = world.peers.get(&imported.trust_domain);
         if peer.is_some_and(|peer| !peer.suspend && peer.deletion.is_none()) {

@@ -11,7 +11,8 @@ use std::process::Command;
 
 const EXAMPLES: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/examples");
 /// Folders that the agent works on, and whose they are.
-const RENDERED: [(&str, &str); 5] = [
+const RENDERED: [(&str, &str); 6] = [
+    ("virtual-machines", "east.example"),
     ("two-domains-istio/east", "east.example"),
     ("two-domains-istio/west", "west.example"),
     ("two-domains-directory/east", "east.example"),

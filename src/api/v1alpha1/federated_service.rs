@@ -32,8 +32,8 @@ use super::{Condition, TlsMode, limits};
 )]
 #[serde(rename_all = "camelCase")]
 #[x_kube(
-    validation = Rule::new("has(self.workloadLabels) != has(self.serviceRef)")
-        .message("exactly one of workloadLabels and serviceRef must be given"),
+    validation = Rule::new("[has(self.workloadLabels), has(self.serviceRef), has(self.endpoints)].exists_one(given, given)")
+        .message("exactly one of workloadLabels, serviceRef and endpoints must be given"),
     validation = Rule::new("has(self.ports) || has(self.serviceRef)")
         .message("ports must be given, unless serviceRef is")
 )]
@@ -42,14 +42,20 @@ pub struct FederatedServiceSpec {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(length(min = 1, max = 63), regex(pattern = r"^[a-z0-9]([-a-z0-9]*[a-z0-9])?$"))]
     pub name: Option<String>,
-    /// The labels of the pods that back the service, 1 to 64. Either this or `serviceRef`.
+    /// The labels of the pods that back the service, 1 to 64. Either this, `serviceRef` or `endpoints`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(schema_with = "workload_labels")]
     pub workload_labels: Option<BTreeMap<String, String>>,
-    /// The Service of this namespace whose pods back it: those that its selector chooses. Either this or `workloadLabels`. While the
-    /// Service is not there, nothing is exported.
+    /// The Service of this namespace whose pods back it: those that its selector chooses. Either this, `workloadLabels` or
+    /// `endpoints`. While the Service is not there, nothing is exported.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub service_ref: Option<ServiceRef>,
+    /// Where the application is that backs it, outside of every mesh: 1 to 64 addresses, as the Envoy in front of it reaches them; on
+    /// one machine with it `127.0.0.1`. That Envoy takes its configuration from the agent (xDS), has one of `serverSPIFFEIDs`, ends
+    /// mutual TLS in both modes, and is what `gateways` names. Either this, `workloadLabels` or `serviceRef`.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    #[schemars(length(min = 1, max = limits::SERVICE_ENDPOINTS))]
+    pub endpoints: Vec<Endpoint>,
     /// The ports that are exported, 1 to 64, with distinct numbers and names. Without any, and with `serviceRef`: all TCP ports of
     /// the Service.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
@@ -93,6 +99,23 @@ pub struct ServiceRef {
     /// Its name.
     #[schemars(length(min = 1, max = 63))]
     pub name: String,
+}
+
+/// An address of the application. It listens on `targetPort` of each port.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, KubeSchema)]
+#[serde(rename_all = "camelCase")]
+#[x_kube(
+    validation = Rule::new("has(self.hostname) != has(self.ip)").message("exactly one of hostname and ip must be given")
+)]
+pub struct Endpoint {
+    /// Its DNS name, of at least two labels, which the Envoy in front of it resolves. Either this or `ip`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(length(min = 3, max = 253))]
+    pub hostname: Option<String>,
+    /// Its IP address, v4 or v6. Either this or `hostname`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(length(min = 2, max = 45))]
+    pub ip: Option<String>,
 }
 
 /// A port that is exported. TCP, or a protocol over it; never UDP.

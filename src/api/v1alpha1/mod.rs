@@ -43,6 +43,8 @@ pub mod limits {
     pub const CLIENTS: usize = 1_000;
     /// SPIFFE IDs of the servers of one service.
     pub const SERVER_IDS: usize = 64;
+    /// Addresses of the application of one service.
+    pub const SERVICE_ENDPOINTS: usize = 64;
     /// Gateways of one service.
     pub const GATEWAYS: usize = 64;
     /// Trust domains that one service is exported to.

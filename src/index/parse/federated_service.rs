@@ -5,7 +5,7 @@ use std::collections::BTreeSet;
 use super::field::{self, Problem};
 use super::{names, reject, selector, spec};
 use crate::api::v1alpha1::federated_service::{
-    Clients, FederatedServiceSpec, Gateway as GivenGateway, GatewayType as GivenType, Port,
+    Clients, Endpoint, FederatedServiceSpec, Gateway as GivenGateway, GatewayType as GivenType, Port,
     TargetPort as GivenTarget,
 };
 use crate::api::v1alpha1::limits;
@@ -85,20 +85,37 @@ fn service_name(
 
 fn backing(spec: &FederatedServiceSpec) -> Result<Backing, Problem> {
     let path = "spec.workloadLabels";
-    match (&spec.workload_labels, &spec.service_ref) {
-        (Some(labels), None) if labels.is_empty() => {
+    match (&spec.workload_labels, &spec.service_ref, spec.endpoints.as_slice()) {
+        (Some(labels), None, []) if labels.is_empty() => {
             Err(Problem::new(path, "it is empty, and would select every pod: give at least one label"))
         }
-        (Some(labels), None) => selector::labels(path, labels).map(Backing::Labels),
-        (None, Some(given)) => {
+        (Some(labels), None, []) => selector::labels(path, labels).map(Backing::Labels),
+        (None, Some(given), []) => {
             field::dns_label("spec.serviceRef.name", &given.name)?;
             Ok(Backing::Service(given.name.clone()))
         }
-        (Some(_), Some(_)) => Err(Problem::new(path, "give either workloadLabels or serviceRef, not both")),
-        (None, None) => {
-            Err(Problem::new(path, "it is missing: give the labels of the pods that back the service"))
-        }
+        (None, None, []) => Err(Problem::new(
+            path,
+            "it is missing: give the labels of the pods that back the service, or outside of a cluster its endpoints",
+        )),
+        (None, None, given) => endpoints(given).map(Backing::Endpoints),
+        _ => Err(Problem::new(path, "give one of workloadLabels, serviceRef and endpoints, and not two")),
     }
+}
+
+fn endpoints(given: &[Endpoint]) -> Result<BTreeSet<Address>, Problem> {
+    field::at_most("spec.endpoints", given.len(), limits::SERVICE_ENDPOINTS)?;
+    let endpoint = |(i, given): (usize, &Endpoint)| {
+        let path = format!("spec.endpoints[{i}]");
+        let address = address(&path, given.hostname.as_deref(), given.ip.as_deref())?;
+        match &address {
+            Address::Ip(ip) if ip.is_unspecified() || ip.is_multicast() => {
+                Err(Problem::of(&format!("{path}.ip"), &ip.to_string(), "nobody can be called there"))
+            }
+            _ => Ok(address),
+        }
+    };
+    given.iter().enumerate().map(endpoint).collect()
 }
 
 pub(super) fn exported_to(
@@ -143,7 +160,9 @@ fn ports(
     exported_to: &BTreeSet<TrustDomain>,
 ) -> Result<Vec<DeclaredPort>, Problem> {
     match backing {
-        Backing::Labels(_) => field::some_of("spec.ports", given.len(), limits::PORTS)?,
+        Backing::Labels(_) | Backing::Endpoints(_) => {
+            field::some_of("spec.ports", given.len(), limits::PORTS)?
+        }
         Backing::Service(_) => field::at_most("spec.ports", given.len(), limits::PORTS)?,
     }
     let (mut numbers, mut port_names) = (BTreeSet::new(), BTreeSet::new());
@@ -224,21 +243,24 @@ fn gateway(path: &str, given: &GivenGateway) -> Result<Gateway, Problem> {
         GivenType::IngressGateway => GatewayType::IngressGateway,
         GivenType::EastWestGateway => GatewayType::EastWestGateway,
     };
-    let address = match (&given.hostname, &given.ip) {
+    let address = address(path, given.hostname.as_deref(), given.ip.as_deref())?;
+    let port = field::port(&format!("{path}.port"), given.port)?;
+    Ok(Gateway { gateway_type, at: GatewayAddress { address, port } })
+}
+
+/// What is given as a name or as an IP address.
+fn address(path: &str, hostname: Option<&str>, ip: Option<&str>) -> Result<Address, Problem> {
+    match (hostname, ip) {
         (Some(hostname), None) => {
             let path = format!("{path}.hostname");
             match field::address(&path, hostname)? {
-                Address::Ip(_) => {
-                    return Err(Problem::of(&path, hostname, "it is an IP address: give it as ip"));
-                }
-                name @ Address::Dns(_) => name,
+                Address::Ip(_) => Err(Problem::of(&path, hostname, "it is an IP address: give it as ip")),
+                name @ Address::Dns(_) => Ok(name),
             }
         }
-        (None, Some(ip)) => Address::Ip(field::ip(&format!("{path}.ip"), ip)?),
-        _ => return Err(Problem::new(path, "give exactly one of hostname and ip")),
-    };
-    let port = field::port(&format!("{path}.port"), given.port)?;
-    Ok(Gateway { gateway_type, at: GatewayAddress { address, port } })
+        (None, Some(ip)) => Ok(Address::Ip(field::ip(&format!("{path}.ip"), ip)?)),
+        _ => Err(Problem::new(path, "give exactly one of hostname and ip")),
+    }
 }
 
 #[cfg(test)]

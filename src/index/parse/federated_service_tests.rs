@@ -99,6 +99,39 @@ fn a_service_stands_for_labels_and_ports() {
 }
 
 #[test]
+fn an_application_outside_of_a_mesh_is_where_it_is_said_to_be() {
+    let given = |endpoints: Value| {
+        parse_spec(with(with(good(), "/workloadLabels", None), "/endpoints", Some(endpoints)))
+    };
+    let parsed =
+        given(json!([{ "ip": "127.0.0.1" }, { "hostname": "cart.shop.svc.cluster.local" }])).unwrap();
+    let all = ["127.0.0.1", "cart.shop.svc.cluster.local"].map(|one| Address::parse(one).unwrap());
+    assert_eq!(parsed.backing, Backing::Endpoints(all.into()));
+    for (endpoints, expected) in [
+        (json!([]), "it is missing"),
+        (json!([{}]), "exactly one"),
+        (json!([{ "ip": "127.0.0.1", "hostname": "a.b" }]), "exactly one"),
+        (json!([{ "ip": "a.b" }]), "not an IP address"),
+        (json!([{ "ip": "0.0.0.0" }]), "nobody can be called"),
+        (json!([{ "ip": "ff02::1" }]), "nobody can be called"),
+        (json!([{ "hostname": "127.0.0.1" }]), "give it as ip"),
+        (json!([{ "hostname": "localhost" }]), "two labels"),
+        (json!(vec![json!({ "ip": "192.0.2.1" }); 65]), "64"),
+    ] {
+        let message = given(endpoints.clone()).unwrap_err().message;
+        assert!(message.contains(expected), "{endpoints}: {message}");
+    }
+    let both = with(good(), "/endpoints", Some(json!([{ "ip": "127.0.0.1" }])));
+    assert!(parse_spec(both).unwrap_err().message.contains("not two"));
+    let bare = with(given_spec(), "/ports", None);
+    assert!(parse_spec(bare).unwrap_err().message.contains("at least one"));
+}
+
+fn given_spec() -> Value {
+    with(with(good(), "/workloadLabels", None), "/endpoints", Some(json!([{ "ip": "127.0.0.1" }])))
+}
+
+#[test]
 fn a_target_port_may_be_a_name() {
     let target = |name: Value| {
         let parsed = parse_spec(with(good(), "/ports/0/targetPort", Some(name)));
@@ -125,7 +158,7 @@ fn refuses_what_breaks_a_rule() {
             ("/workloadLabels", Some(json!({})), labels, "every pod"),
             ("/workloadLabels", Some(json!({ "a b": "c" })), labels, "a label key is"),
             ("/workloadLabels", Some(json!({ "a": 1 })), "spec.workloadLabels.a", "invalid type"),
-            ("/serviceRef", Some(json!({ "name": "orders" })), labels, "not both"),
+            ("/serviceRef", Some(json!({ "name": "orders" })), labels, "not two"),
             ("/tlsMode", None, "spec", "missing field `tlsMode`"),
             ("/tlsMode", Some(json!("mTLS")), "spec.tlsMode", "unknown variant"),
             ("/exportedTrustDomains", Some(json!([])), "spec.exportedTrustDomains", "at least one"),

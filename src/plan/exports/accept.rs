@@ -141,6 +141,10 @@ impl<'a> Accepted<'a> {
                 .to_owned();
             return Err((ServiceAcceptedReason::OneTargetPort, cause));
         }
+        if service.is_outside() {
+            // It selects no pods, and no policy holds its clients.
+            return Ok(());
+        }
         let workloads = (service.object.namespace.as_str(), &service.workload_labels);
         if let Some(policy) = self.policies.get(&workloads) {
             let taken = targets.iter().find_map(|target| Some((*target, *policy.ports.get(target)?)));

@@ -64,6 +64,15 @@ pub(super) fn unclaimed(
 }
 
 pub(super) fn with_server_ids(service: &Service, own: &TrustDomain) -> Result<(), ExportProblem> {
+    if service.server_ids.is_empty() && service.is_outside() {
+        return Err(ExportProblem::new(
+            ExportedReason::NoServerIds,
+            format!(
+                "{service}: importers pin the server's SPIFFE IDs and none is known: list that of the Envoy in front of it in \
+                 spec.serverSPIFFEIDs"
+            ),
+        ));
+    }
     if service.server_ids.is_empty() {
         return Err(ExportProblem::new(
             ExportedReason::NoServerIds,

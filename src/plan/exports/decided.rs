@@ -247,7 +247,7 @@ impl Namespace {
     fn tell(&self, exports: &mut Exports) {
         for Known { sight, decided } in &self.services {
             let name = &sight.service.object;
-            if sight.accepted.is_ok() {
+            if sight.accepted.is_ok() && !sight.service.is_outside() {
                 exports.accepted.insert(name.clone(), Arc::clone(&sight.service));
             }
             if let Some(export) = &decided.export {

@@ -10,6 +10,7 @@ mod claims;
 mod decided;
 pub mod held;
 mod offer;
+mod plain;
 mod policy;
 mod policy_size;
 mod problem;
@@ -69,6 +70,8 @@ pub struct Export {
     pub endpoints: Vec<DirectEndpoint>,
     /// Its application ends TLS, and pods of it have sidecars, which are to pass that on.
     pub passes_tls: bool,
+    /// Nothing of Istio's stands before it, and nothing is generated for it: it is outside of the mesh, or there is none.
+    pub is_plain: bool,
 }
 
 /// What became of one FederatedService, for its status.
@@ -89,14 +92,29 @@ pub struct ExportReport {
     pub kept: Option<ExportProblem>,
     /// Whether the policy that holds callers to `clients` stands in the store as it should.
     pub enforced: Result<(), ExportProblem<ClientsEnforcedReason>>,
+    /// Who holds callers to `clients`.
+    pub enforcer: Enforcer,
     /// Why that policy is not enough, where the mesh takes foreign callers for local ones.
     pub doubt: Option<ExportProblem<ClientsEnforcedReason>>,
+}
+
+/// Who sees to it that only clients call.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Enforcer {
+    /// The mesh, by a policy, where its sidecar ends TLS; where the application does, that alone.
+    #[default]
+    Mesh,
+    /// The Envoy in front of the application, which this agent serves by xDS.
+    Proxy,
+    /// Whoever ends TLS at the gateways that the FederatedService gives: nothing says who that is.
+    Gateway,
 }
 
 /// What becomes of all of them.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Exports {
     pub exported: BTreeMap<NamespacedName, Arc<Export>>,
+    /// Exported or not; but for those outside of the mesh, which need no policy.
     pub accepted: BTreeMap<NamespacedName, Arc<Service>>,
     /// Accepted services whose policy is not in place: what was generated from them stays as it stands until it is.
     pub held: BTreeSet<NamespacedName>,
@@ -186,6 +204,7 @@ fn report_of(to: &BTreeSet<TrustDomain>, accepted: Acceptance) -> ExportReport {
         host: None,
         gateways: Vec::new(),
         kept: None,
+        enforcer: Enforcer::default(),
         doubt: None,
     }
 }
@@ -201,26 +220,17 @@ fn export(
 ) {
     let Ok(host) = service.name.host(own) else { return };
     report.host = Some(host.clone());
-    let way = way::way(world, around.gateways, service, &mut report.warnings);
-    let blocked = &mut exports.blocked;
-    let possible =
-        needed_kinds(world, service.tls_mode).and_then(|()| unclaimed(world, &policy::key(service), blocked));
-    report.enforced = possible
-        .clone()
-        .map_err(|problem| problem.under(ClientsEnforcedReason::PolicyNotInPlace))
-        .and_then(|()| policy::in_place(world, service));
-    report.doubt = around.doubt.cloned();
-    report.exported = possible.and_then(|()| {
-        with_server_ids(service, own)?;
-        on_spire(around, service)?;
-        if way.gateways.is_empty() {
-            return Ok(());
-        }
-        for key in istio::export::keys(service, &host) {
-            unclaimed(world, &key, blocked)?;
-        }
-        alone(world, around, service, &host, &way.through, &mut report.warnings)
-    });
+    let is_plain = plain::is_plain(world, service);
+    let way = if is_plain {
+        plain::way(service, &mut report.warnings)
+    } else {
+        way::way(world, around.gateways, service, &mut report.warnings)
+    };
+    if is_plain {
+        plain::judge(world, own, service, report);
+    } else {
+        judge(world, own, around, service, &way, report, &mut exports.blocked);
+    }
     let direct = direct(world, service, &way);
     let endpoints = if direct.is_empty() { Vec::new() } else { endpoints(&around.pods, service) };
     let to = |td| {
@@ -270,12 +280,53 @@ fn export(
     if way.is_unknown && !way.gateways.is_empty() {
         exports.held.insert(service.object.clone());
     }
-    let passes_tls =
-        service.tls_mode == TlsMode::Mtls && passes_tls(world, around, service, &mut report.warnings);
+    let passes_tls = !is_plain
+        && service.tls_mode == TlsMode::Mtls
+        && passes_tls(world, around, service, &mut report.warnings);
     let Way { gateways, through, .. } = way;
-    let export =
-        Export { service: Arc::clone(service), host, to, gateways, through, direct, endpoints, passes_tls };
+    let export = Export {
+        service: Arc::clone(service),
+        host,
+        to,
+        gateways,
+        through,
+        direct,
+        endpoints,
+        passes_tls,
+        is_plain,
+    };
     exports.exported.insert(service.object.clone(), Arc::new(export));
+}
+
+/// Whether Istio can serve it, and whether its policy is in place.
+fn judge(
+    world: &World,
+    own: &TrustDomain,
+    around: &Around<'_>,
+    service: &Service,
+    way: &Way,
+    report: &mut ExportReport,
+    blocked: &mut BTreeMap<ObjectKey, String>,
+) {
+    let host = report.host.clone().unwrap_or_default();
+    let possible =
+        needed_kinds(world, service.tls_mode).and_then(|()| unclaimed(world, &policy::key(service), blocked));
+    report.enforced = possible
+        .clone()
+        .map_err(|problem| problem.under(ClientsEnforcedReason::PolicyNotInPlace))
+        .and_then(|()| policy::in_place(world, service));
+    report.doubt = around.doubt.cloned();
+    report.exported = possible.and_then(|()| {
+        with_server_ids(service, own)?;
+        on_spire(around, service)?;
+        if way.gateways.is_empty() {
+            return Ok(());
+        }
+        for key in istio::export::keys(service, &host) {
+            unclaimed(world, &key, blocked)?;
+        }
+        alone(world, around, service, &host, &way.through, &mut report.warnings)
+    });
 }
 
 #[cfg(test)]

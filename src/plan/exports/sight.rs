@@ -104,7 +104,8 @@ impl Sight {
             let there = keys(service, &common.own).into_iter().filter_map(|key| world.objects.get(&key));
             objects.extend(there.cloned());
             let policy = policy::key(service);
-            failure = world.failures.get(&policy).map(|failure| (policy, failure.clone()));
+            let failed = world.failures.get(&policy).filter(|_| !service.is_outside());
+            failure = failed.map(|failure| (policy, failure.clone()));
             if sees_status {
                 let said = match &service.by {
                     ExportedBy::FederatedService => service.key(),
@@ -144,6 +145,9 @@ impl Sight {
 
 /// Where something is generated for a service.
 fn keys(service: &Service, own: &TrustDomain) -> Vec<ObjectKey> {
+    if service.is_outside() {
+        return Vec::new();
+    }
     let mut keys = vec![policy::key(service)];
     if let Ok(host) = service.name.host(own) {
         keys.extend(istio::export::keys(service, &host));

@@ -13,11 +13,11 @@ use crate::plan::gateways::{Gateways, Looked};
 use super::{ExportProblem, policy};
 
 /// The gateway that carries an export, as Gateway objects mean it.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Through {
     /// Where its pods are: what only they need is shown to that namespace alone.
     pub namespace: String,
-    /// The labels of its pods; never empty.
+    /// The labels of its pods; never empty, but where there is no Gateway object.
     pub selector: BTreeMap<String, String>,
     /// The ports, as its Service numbers them, that importers come by.
     pub listening: BTreeSet<u16>,
@@ -78,7 +78,7 @@ fn carries(service: &Service, gateway: &Gateway) -> bool {
 }
 
 /// Those of `spec.gateways` that carry the mode; the others are passed over.
-fn given(service: &Service, warnings: &mut Vec<ExportProblem>) -> BTreeSet<GatewayAddress> {
+pub(super) fn given(service: &Service, warnings: &mut Vec<ExportProblem>) -> BTreeSet<GatewayAddress> {
     let carrying = service.tls_mode.gateway();
     let (right, wrong): (Vec<_>, Vec<_>) =
         service.gateways.iter().partition(|gateway| carries(service, gateway));

@@ -3,18 +3,19 @@
 //! Where clients are served by xDS, the name has an address of its own, on which their Envoys listen: what comes there goes to the
 //! cluster's own endpoints and to the peers'. Ours are the ready pods that the Service selects, on the ports that it targets,
 //! which is what Kubernetes takes for its endpoints; of a Service that selects none, its own address, behind which Kubernetes has
-//! them. Without xDS nothing leads anywhere, and the name has the address of one import; where the cluster has a Service of that name,
+//! them. Where no Service has the name, they are the endpoints of a FederatedService of that name that gives some, as one on machines
+//! does. Without xDS nothing leads anywhere, and the name has the address of one import; where the cluster has a Service of that name,
 //! that is who answers.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::net::{IpAddr, SocketAddr};
+use std::net::IpAddr;
 use std::sync::Arc;
 
 use crate::api::v1alpha1::conditions::LocalReason;
 use crate::model::cluster::{ClusterPort, ClusterService, ClusterServiceKind, TargetPort, Transport};
 use crate::model::import::Imported;
 use crate::model::object::{Kind, ObjectKey};
-use crate::model::service::{AppProtocol, RemotePort};
+use crate::model::service::{Address, AppProtocol, ExportedPort, GatewayAddress, RemotePort, Service};
 use crate::model::{NamespacedName, Peer, ServiceName, TrustDomain, World};
 use crate::plan::admission::Refusal;
 use crate::plan::pods::Pods;
@@ -43,7 +44,7 @@ pub struct LocalNamePort {
     pub name: String,
     pub protocol: AppProtocol,
     /// Our own endpoints.
-    pub near: BTreeSet<SocketAddr>,
+    pub near: BTreeSet<GatewayAddress>,
     /// The imports that answer at it, each with its own port.
     pub to: Vec<(NamespacedName, u16)>,
 }
@@ -83,18 +84,23 @@ pub(super) fn plan(
             }
         }
     }
-    let pods = if world.settings.serves_xds {
-        ready_pods(world, groups.keys().map(|name| name.namespace()))
-    } else {
-        Pods::default()
-    };
+    let (mut pods, mut given) = (Pods::default(), BTreeMap::new());
+    if world.settings.serves_xds && !groups.is_empty() {
+        pods = ready_pods(world, groups.keys().map(|name| name.namespace()));
+        let services = world.services.values().filter(|service| service.is_outside());
+        given = services.map(|service| (&service.name, service)).collect();
+    }
     for (name, mut members) in groups {
         members.sort_by_key(|m| (m.peer.created.is_none(), m.peer.created, &m.peer.trust_domain));
         let service = NamespacedName::new(name.namespace(), name.name());
         let service = world.cluster_services.get(&service).map(|service| &**service);
-        let local = ByName { host: host(&world.settings, name), service, addresses };
+        let ours = match service {
+            Some(service) => Some(Ours::of_cluster(service, &pods)),
+            None => given.get(name).map(|service| Ours::given(service)),
+        };
+        let local = ByName { host: host(&world.settings, name), service, ours, addresses };
         if world.settings.serves_xds {
-            local.share(&members, &pods, &mut plan);
+            local.share(&members, &mut plan);
         } else {
             local.alone(&members, &mut plan);
         }
@@ -106,7 +112,58 @@ pub(super) fn plan(
 struct ByName<'a> {
     host: String,
     service: Option<&'a ClusterService>,
+    ours: Option<Ours>,
     addresses: &'a Addresses,
+}
+
+/// What is called by the name here without any peer.
+struct Ours {
+    /// For messages.
+    object: String,
+    /// Why it cannot be shared.
+    obstacle: Option<&'static str>,
+    /// With our own endpoints alone.
+    ports: Vec<LocalNamePort>,
+}
+
+impl Ours {
+    fn of_cluster(service: &ClusterService, pods: &Pods<'_>) -> Self {
+        let obstacle = if service.is_headless || service.kind == ClusterServiceKind::ExternalName {
+            Some("has no cluster IP, so its callers have the addresses of its endpoints")
+        } else if service.ports.iter().any(|port| port.transport != Transport::Tcp) {
+            Some("has a port that is not TCP, to which nothing would lead any more")
+        } else {
+            None
+        };
+        let port = |port: &ClusterPort| {
+            // What is spoken is bytes, where that is not known here.
+            let protocol = port.protocol().unwrap_or(AppProtocol::Tcp);
+            LocalNamePort::ours(port.number, &port.name, protocol, near(service, port, pods))
+        };
+        let ports = service.ports.iter().map(port).collect();
+        Self { object: format!("{} {}", Kind::Service, service.object), obstacle, ports }
+    }
+
+    /// An endpoint on the machine of the server's own Envoy is none for clients elsewhere.
+    fn given(service: &Service) -> Self {
+        let is_elsewhere = |address: &&Address| !matches!(address, Address::Ip(ip) if ip.is_loopback());
+        let port = |port: &ExportedPort| {
+            let at = service.endpoints.iter().filter(is_elsewhere);
+            let at = at.map(|at| GatewayAddress { address: at.clone(), port: port.target_port });
+            LocalNamePort::ours(port.port, &port.name, port.protocol, at.collect())
+        };
+        let ports = service.ports.iter().map(port).collect();
+        Self { object: service.to_string(), obstacle: None, ports }
+    }
+}
+
+impl LocalNamePort {
+    fn ours(number: u16, name: &str, protocol: AppProtocol, near: BTreeSet<GatewayAddress>) -> Self {
+        // The only port of a Service may have no name, and what DNS answers for has one.
+        let made_up = || format!("{}-{number}", protocol.as_str());
+        let name = if name.is_empty() { made_up() } else { name.to_owned() };
+        Self { number, name, protocol, near, to: Vec::new() }
+    }
 }
 
 impl ByName<'_> {
@@ -149,7 +206,7 @@ impl ByName<'_> {
     }
 
     /// With xDS: imports of several peers share it, with the Service's own endpoints.
-    fn share(&self, members: &[Member<'_>], pods: &Pods<'_>, plan: &mut LocalPlan) {
+    fn share(&self, members: &[Member<'_>], plan: &mut LocalPlan) {
         let refuse_all = |plan: &mut LocalPlan, refusal: &Refusal<LocalReason>| {
             let all = members.iter().map(|member| (member.imported.object.clone(), Err(refusal.clone())));
             plan.reports.extend(all);
@@ -170,7 +227,7 @@ impl ByName<'_> {
         if serving.is_empty() {
             return;
         }
-        let ports = self.ports(&serving, pods);
+        let ports = self.ports(&serving);
         let names: Vec<(u16, String)> = ports.iter().map(|port| (port.number, port.name.clone())).collect();
         for member in &serving {
             let notes = self.left_out(member).into_iter().collect();
@@ -205,18 +262,9 @@ impl ByName<'_> {
     /// Whether anything can answer at the name, whoever is to; at which addresses.
     fn possible(&self) -> Result<Vec<IpAddr>, Refusal<LocalReason>> {
         self.fits()?;
-        if let Some(service) = self.service {
-            let cause = if service.is_headless || service.kind == ClusterServiceKind::ExternalName {
-                Some("has no cluster IP, so its callers have the addresses of its endpoints")
-            } else if service.ports.iter().any(|port| port.transport != Transport::Tcp) {
-                Some("has a port that is not TCP, to which nothing would lead any more")
-            } else {
-                None
-            };
-            if let Some(cause) = cause {
-                let cause = format!("Service {} {cause}; call the federated name", service.object);
-                return Err(self.refuse(LocalReason::ServiceNotSupported, &cause));
-            }
+        if let Some((ours, obstacle)) = self.ours.as_ref().and_then(|ours| Some((ours, ours.obstacle?))) {
+            let cause = format!("{} {obstacle}; call the federated name", ours.object);
+            return Err(self.refuse(LocalReason::ServiceNotSupported, &cause));
         }
         self.addresses(&self.host)
     }
@@ -242,10 +290,10 @@ impl ByName<'_> {
             return Err(self.refuse(LocalReason::ExportToDiffers, &cause));
         }
         if self.led(member).is_empty() {
-            let cause = match self.service {
-                Some(service) => format!(
-                    "none of its ports has the number or the name of one of Service {} that speaks the same, without TLS",
-                    service.object
+            let cause = match &self.ours {
+                Some(ours) => format!(
+                    "none of its ports has the number or the name of one of {} that speaks the same, without TLS",
+                    ours.object
                 ),
                 None => "TLS is spoken on all of its ports".to_owned(),
             };
@@ -258,16 +306,16 @@ impl ByName<'_> {
     fn led(&self, member: &Member<'_>) -> Vec<(u16, u16)> {
         let theirs = member.imported.service.ports.iter().filter(|port| is_legible(port.protocol));
         let theirs: Vec<&RemotePort> = theirs.collect();
-        let Some(service) = self.service else {
+        let Some(ours) = &self.ours else {
             return theirs.into_iter().map(|port| (port.port, port.port)).collect();
         };
-        let of = |ours: &ClusterPort| {
+        let of = |ours: &LocalNamePort| {
             let same = theirs.iter().find(|port| port.port == ours.number);
             let alike = || theirs.iter().find(|port| port.name == ours.name);
             let there = same.or_else(alike)?;
-            speaks_alike(spoken(ours), there.protocol).then_some((ours.number, there.port))
+            speaks_alike(ours.protocol, there.protocol).then_some((ours.number, there.port))
         };
-        service.ports.iter().filter_map(of).collect()
+        ours.ports.iter().filter_map(of).collect()
     }
 
     /// What of an import does not answer there.
@@ -279,25 +327,18 @@ impl ByName<'_> {
         (!left.is_empty()).then(|| format!("not served there: port {}", left.join(", ")))
     }
 
-    fn ports(&self, serving: &[Member<'_>], pods: &Pods<'_>) -> Vec<LocalNamePort> {
-        let port = |number: u16, name: &str, protocol: AppProtocol, near| {
-            // The only port of a Service may have no name, and what DNS answers for has one.
-            let made_up = || format!("{}-{number}", protocol.as_str());
-            let name = if name.is_empty() { made_up() } else { name.to_owned() };
-            (number, LocalNamePort { number, name, protocol, near, to: Vec::new() })
-        };
-        let mut ports: BTreeMap<u16, LocalNamePort> = match self.service {
-            Some(service) => {
-                let of = |ours: &ClusterPort| {
-                    port(ours.number, &ours.name, spoken(ours), near(service, ours, pods))
-                };
-                service.ports.iter().map(of).collect()
-            }
+    fn ports(&self, serving: &[Member<'_>]) -> Vec<LocalNamePort> {
+        let mut ports: BTreeMap<u16, LocalNamePort> = match &self.ours {
+            Some(ours) => ours.ports.iter().map(|port| (port.number, port.clone())).collect(),
             // Of two of one number, the older peer's.
             None => {
                 let all = serving.iter().rev().flat_map(|member| &member.imported.service.ports);
                 let all = all.filter(|theirs| is_legible(theirs.protocol));
-                all.map(|theirs| port(theirs.port, &theirs.name, theirs.protocol, BTreeSet::new())).collect()
+                let port = |port: &RemotePort| {
+                    let none = BTreeSet::new();
+                    (port.port, LocalNamePort::ours(port.port, &port.name, port.protocol, none))
+                };
+                all.map(port).collect()
             }
         };
         for member in serving {
@@ -317,7 +358,7 @@ impl ByName<'_> {
     fn served(&self, addresses: Vec<IpAddr>, ports: Vec<(u16, String)>, notes: Vec<String>) -> Served {
         Served {
             host: self.host.clone(),
-            is_merged: self.service.is_some(),
+            is_merged: self.ours.is_some(),
             by_name: true,
             addresses,
             ports,
@@ -325,11 +366,6 @@ impl ByName<'_> {
             notes,
         }
     }
-}
-
-/// What a port of a Service speaks; where that is not known here, bytes.
-fn spoken(port: &ClusterPort) -> AppProtocol {
-    port.protocol().unwrap_or(AppProtocol::Tcp)
 }
 
 /// Whether it does not begin with TLS of the application's own, which is for the name that is called.
@@ -349,16 +385,17 @@ const fn speaks_alike(here: AppProtocol, there: AppProtocol) -> bool {
 }
 
 /// Our own endpoints behind a port of a Service.
-fn near(service: &ClusterService, port: &ClusterPort, pods: &Pods<'_>) -> BTreeSet<SocketAddr> {
+fn near(service: &ClusterService, port: &ClusterPort, pods: &Pods<'_>) -> BTreeSet<GatewayAddress> {
+    let at = |ip: IpAddr, port: u16| GatewayAddress { address: Address::Ip(ip), port };
     if service.selector.is_empty() {
-        return service.cluster_ips.iter().map(|ip| SocketAddr::new(*ip, port.number)).collect();
+        return service.cluster_ips.iter().map(|ip| at(*ip, port.number)).collect();
     }
     let of = |pod: &Arc<crate::model::cluster::Pod>| {
         let number = match &port.target {
             TargetPort::Number(number) => *number,
             TargetPort::Name(name) => *pod.named_ports.get(name)?,
         };
-        Some(SocketAddr::new(pod.ip?, number))
+        Some(at(pod.ip?, number))
     };
     pods.selected(&service.object.namespace, &service.selector).filter_map(of).collect()
 }

@@ -53,6 +53,15 @@ pub struct ImportReport {
     pub local: Option<LocalReport>,
 }
 
+impl ImportReport {
+    /// Whether clients are given what they need to call it, in a mesh or without one.
+    #[must_use]
+    pub fn is_called(&self) -> bool {
+        let is_served = |refusal: &Refusal<GeneratedReason>| refusal.reason == GeneratedReason::WithoutIstio;
+        self.admitted.is_ok() && self.generated.as_ref().err().is_none_or(is_served)
+    }
+}
+
 /// What becomes of the imports of all peers.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct ImportPlan {
@@ -427,7 +436,7 @@ pub fn generate(
             }
             let outcomes = plan.outcomes.get_mut(td);
             if let Some(outcomes) = outcomes.filter(|all| all.get(name) == Some(&Outcome::Imported))
-                && refusal.reason != GeneratedReason::IstioAbsent
+                && !matches!(refusal.reason, GeneratedReason::IstioAbsent | GeneratedReason::WithoutIstio)
             {
                 Arc::make_mut(outcomes).insert(name.clone(), refusal.clone().into());
             }

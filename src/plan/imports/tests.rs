@@ -267,6 +267,29 @@ fn without_istio_the_import_stands_alone() {
     assert_eq!(outcome(&plan, "cart"), "Imported");
     let report = &plan.import_reports[&NamespacedName::new(NAMESPACE, HOST)];
     assert_eq!(report.generated.as_ref().unwrap_err().reason.as_str(), "IstioAbsent");
+    assert!(!report.is_called());
+}
+
+#[test]
+fn without_any_istio_what_is_served_otherwise_is_enough() {
+    for (serves_xds, dns, expected) in [
+        (true, false, Ok("clients are served by xDS")),
+        (false, true, Ok("by DNS")),
+        (false, false, Err("install Istio")),
+    ] {
+        let mut world = settled(&[remote_cart()]);
+        world.absent.extend(Kind::WATCHED.into_iter().filter(|kind| kind.is_istio()));
+        let settings = Arc::make_mut(&mut world.settings);
+        (settings.serves_xds, settings.dns) = (serves_xds, dns);
+        let plan = decide(&world);
+        assert_eq!(outcome(&plan, "cart"), "Imported");
+        let report = &plan.import_reports[&NamespacedName::new(NAMESPACE, HOST)];
+        let refusal = report.generated.as_ref().unwrap_err();
+        let truth = if expected.is_ok() { Truth::True } else { Truth::False };
+        assert_eq!((refusal.status, report.is_called()), (truth, expected.is_ok()));
+        let (Ok(words) | Err(words)) = expected;
+        assert!(refusal.message.contains(words), "{}", refusal.message);
+    }
 }
 
 #[test]

@@ -10,6 +10,7 @@ use crate::istio::destination_rule::{ClientTls, ClientTlsMode, PortPolicy, Traff
 use crate::istio::service_entry::{Endpoint, LABEL_TLS_MODE, Location, Resolution};
 use crate::istio::virtual_service::PortSelector;
 use crate::istio::{DestinationRuleSpec, Port, ServiceEntrySpec};
+use crate::model::condition::Truth;
 use crate::model::import::Imported;
 use crate::model::object::{Kind, Object, ObjectKey, OwnerRef};
 use crate::model::service::{Address, AppProtocol, DirectEndpoint, GatewayAddress, RemotePort, TlsMode};
@@ -82,6 +83,15 @@ fn free(
     claims: &Claims<'_>,
 ) -> Result<(), Refusal<GeneratedReason>> {
     let (host, kind) = (&imported.object.name, key.kind);
+    if world.absent.contains(&kind) && world.serves_without_istio() {
+        let how = match (world.settings.serves_xds, world.settings.dns) {
+            (true, true) => "clients are served by xDS, and find it by DNS",
+            (true, false) => "clients are served by xDS",
+            _ => "clients find it by DNS",
+        };
+        let message = format!("{host}: there is no Istio here, and nothing to write: {how}");
+        return Err(Refusal { reason: GeneratedReason::WithoutIstio, status: Truth::True, message });
+    }
     if world.absent.contains(&kind) {
         let message =
             format!("{host}: this cluster does not serve {kind} ({}); install Istio", kind.api_version());

@@ -11,10 +11,11 @@ mod tests;
 pub mod workloads;
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
 
 use serde_json::Value;
 
-use super::exports::Exports;
+use super::exports::{Export, Exports};
 use super::status::stored_condition;
 use crate::api::v1alpha1::conditions::{ExportedReason, MeshReadyReason as Reason};
 use crate::model::condition::{Condition, Truth};
@@ -138,7 +139,8 @@ const fn is_read(mesh: &Mesh) -> bool {
 fn exchanges<'a>(world: &World, exports: &'a Exports) -> BTreeMap<TrustDomain, Exchange<'a>> {
     let mut all: BTreeMap<TrustDomain, Exchange<'_>> =
         world.peers.keys().map(|peer| (peer.clone(), Exchange::default())).collect();
-    for export in exports.exported.values().filter(|one| one.service.tls_mode == TlsMode::IstioMtls) {
+    let ends_in_sidecar = |one: &&Arc<Export>| one.service.tls_mode == TlsMode::IstioMtls && !one.is_plain;
+    for export in exports.exported.values().filter(ends_in_sidecar) {
         for peer in &export.to {
             if let Some(exchange) = all.get_mut(peer) {
                 exchange.exports = true;

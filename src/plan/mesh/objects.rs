@@ -90,7 +90,8 @@ impl Allow {
 /// The policies of others that allow by namespaces or service accounts on workloads that are exported.
 pub(super) fn allows(world: &World, exports: &Exports) -> Vec<Allow> {
     let mut in_namespace: BTreeMap<&str, Vec<&Export>> = BTreeMap::new();
-    for export in exports.exported.values().filter(|one| one.service.tls_mode == TlsMode::IstioMtls) {
+    let ends_in_sidecar = |one: &&Arc<Export>| one.service.tls_mode == TlsMode::IstioMtls && !one.is_plain;
+    for export in exports.exported.values().filter(ends_in_sidecar) {
         in_namespace.entry(&export.service.object.namespace).or_default().push(export);
     }
     let everywhere = || in_namespace.values().flatten().copied();

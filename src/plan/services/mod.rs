@@ -65,7 +65,7 @@ pub fn decide(world: &World, ending: &BTreeSet<TrustDomain>, memo: &mut Memo) ->
     let mesh = mesh::report(world, &others, &exports);
     let mut objects = authorization::policies(world, own, &exports, ending, memo);
     let written =
-        |export: &&Arc<Export>| !exports.held.contains(&export.service.object) && !export.gateways.is_empty();
+        |export: &&Arc<Export>| !exports.held.contains(&export.service.object) && is_generated(export);
     let mut of_exports: Vec<(ObjectKey, Arc<Object>)> = Vec::new();
     for export in exports.exported.values().filter(written) {
         let made = exports::exported(&world.settings, export, memo);
@@ -109,6 +109,11 @@ pub fn decide(world: &World, ending: &BTreeSet<TrustDomain>, memo: &mut Memo) ->
         mesh,
         wake_at: imports.wake_at,
     }
+}
+
+/// Whether it is reached through gateways of the mesh, which need objects for it.
+const fn is_generated(export: &Export) -> bool {
+    !export.gateways.is_empty() && !export.is_plain
 }
 
 /// What sidecars need in front of applications that end TLS: one object for each selector.

@@ -10,7 +10,7 @@ use crate::model::condition::{Condition, Truth};
 use crate::model::service::{ExportedBy, GatewayAddress, Outcome, TlsMode};
 use crate::model::session::Offers;
 use crate::model::{NamespacedName, Service, ServiceName, TrustDomain, World};
-use crate::plan::exports::{ExportProblem, ExportReport};
+use crate::plan::exports::{Enforcer, ExportProblem, ExportReport};
 
 /// A FederatedService, whether or not it comes to anything.
 #[derive(Clone, Copy, Debug)]
@@ -211,6 +211,22 @@ fn with_warnings(mut condition: Condition, report: &ExportReport) -> Condition {
 
 fn enforced(service: &Subject<'_>, report: &ExportReport) -> Condition {
     let kind = "ClientsEnforced";
+    match (report.enforcer, &report.enforced) {
+        (Enforcer::Mesh, _) => {}
+        (_, Err(problem)) => return refused(kind, problem),
+        (Enforcer::Proxy, Ok(())) => {
+            let message = "the Envoy in front of the application refuses every foreign SPIFFE ID that spec.clients does not name, \
+                           by what this agent serves it";
+            let reason = ClientsEnforcedReason::ProxyEnforces.as_str();
+            return Condition::new(kind, true, reason, message.to_owned());
+        }
+        (Enforcer::Gateway, Ok(())) => {
+            let message = "whoever ends TLS at spec.gateways has to hold callers to spec.clients: the application, or an Envoy that \
+                           this agent serves, which does; where it is such an Envoy, say so by spec.endpoints";
+            let reason = ClientsEnforcedReason::ApplicationTerminatesTLS.as_str();
+            return Condition::new(kind, false, reason, message.to_owned());
+        }
+    }
     let doubt = report.doubt.as_ref().filter(|_| report.enforced.is_ok());
     if let (Some(doubt), TlsMode::IstioMtls) = (doubt, service.tls_mode) {
         return refused(kind, doubt);

@@ -11,7 +11,7 @@ use crate::proto::xds::resources as pb;
 use super::types::{Resource, filter, packed};
 use super::{OfferOf, endpoints, name, tls};
 
-const STRICT_DNS: i32 = 1;
+pub(super) const STRICT_DNS: i32 = 1;
 const EDS: i32 = 3;
 const LEAST_REQUEST: i32 = 1;
 const OUTBOUND: i32 = 2;
@@ -207,7 +207,8 @@ fn http(protocol: AppProtocol) -> BTreeMap<String, prost_types::Any> {
 }
 
 /// A gateway to which connections fail is passed over for a while, what servers answer is no reason to.
-fn passing_over() -> pb::OutlierDetection {
+#[must_use]
+pub(super) fn passing_over() -> pb::OutlierDetection {
     pb::OutlierDetection {
         base_ejection_time: Some(duration(EJECTION)),
         max_ejection_percent: Some(100),

@@ -1,12 +1,12 @@
 //! What the Envoy in front of a server of ours needs: it has the server's SPIFFE ID, is reached at the gateways that the
 //! FederatedService gives, ends TLS with each peer's clients, lets in whom the service names, and passes on to the
-//! application on its own machine.
+//! application on its own machine, or where the FederatedService says that it is.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::net::IpAddr;
+use std::net::{IpAddr, Ipv4Addr};
 use std::sync::Arc;
 
-use crate::model::service::{Address, ClientPattern, TlsMode};
+use crate::model::service::{Address, ClientPattern, GatewayAddress, TlsMode};
 use crate::model::world::Settings;
 use crate::model::{Service, SpiffeId, TrustDomain};
 use crate::plan::exports::{Export, Exports};
@@ -69,7 +69,34 @@ struct Door {
     alpn: Vec<String>,
     bundle: String,
     clients: BTreeSet<ClientPattern>,
-    target_port: u16,
+    target: Target,
+}
+
+/// A port of an application, as the Envoy in front of it reaches it.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
+struct Target {
+    /// The service whose endpoints are given; `None`: the application is on Envoy's own machine.
+    host: Option<String>,
+    at: BTreeSet<GatewayAddress>,
+    port: u16,
+}
+
+impl Target {
+    fn of(service: &Service, host: &str, port: u16) -> Self {
+        let at = |address: &Address| GatewayAddress { address: address.clone(), port };
+        if service.endpoints.is_empty() {
+            let own = Address::Ip(IpAddr::V4(Ipv4Addr::LOCALHOST));
+            return Self { host: None, at: BTreeSet::from([at(&own)]), port };
+        }
+        Self { host: Some(host.to_owned()), at: service.endpoints.iter().map(at).collect(), port }
+    }
+
+    /// The name of its cluster.
+    fn name(&self) -> String {
+        let Self { host, port, .. } = self;
+        host.as_ref()
+            .map_or_else(|| format!("application:{port}"), |host| format!("application:{host}:{port}"))
+    }
 }
 
 fn inbound(input: &InboundOf) -> Inbound {
@@ -77,14 +104,14 @@ fn inbound(input: &InboundOf) -> Inbound {
     let mut targets = BTreeSet::new();
     for (service, host, to) in &input.services {
         let doors = doors(service, host, to, &input.all_bundles);
-        targets.extend(doors.iter().map(|door| door.target_port));
+        targets.extend(doors.iter().map(|door| door.target.clone()));
         for (port, is_v6) in given(service) {
             let listener = listeners.entry(port).or_default();
             listener.0 |= is_v6;
             listener.1.extend(doors.iter().map(chain));
         }
     }
-    let mut resources: Vec<Resource> = targets.into_iter().map(application).collect();
+    let mut resources: Vec<Resource> = targets.iter().map(application).collect();
     resources.extend(listeners.into_iter().map(|(port, (is_v6, chains))| listener(port, is_v6, chains)));
     Inbound { resources }
 }
@@ -110,7 +137,7 @@ fn doors(service: &Service, host: &str, to: &BTreeSet<TrustDomain>, all_bundles:
             .filter(|client| to.contains(client.trust_domain()))
             .cloned()
             .collect(),
-        target_port: port.target_port,
+        target: Target::of(service, host, port.target_port),
     };
     // Without clients there is nobody to open for.
     ports.iter().map(door).filter(|door| !door.clients.is_empty()).collect()
@@ -127,7 +154,7 @@ fn chain(door: &Door) -> pb::FilterChain {
         }),
     };
     let kind = "envoy.extensions.filters.network.rbac.v3.RBAC";
-    let name = target(door.target_port);
+    let name = door.target.name();
     pb::FilterChain {
         name: door.sni.clone(),
         filter_chain_match: Some(pb::FilterChainMatch { server_names: vec![door.sni.clone()] }),
@@ -166,26 +193,16 @@ fn listener(port: u16, is_v6: bool, filter_chains: Vec<pb::FilterChain>) -> Reso
     })
 }
 
-fn target(port: u16) -> String {
-    format!("application:{port}")
-}
-
-/// The application on Envoy's own machine.
-fn application(port: u16) -> Resource {
-    let name = target(port);
-    let endpoint = pb::LbEndpoint {
-        endpoint: Some(pb::Endpoint { address: Some(envoy::address("127.0.0.1", port)) }),
-        ..Default::default()
-    };
-    let locality = pb::LocalityLbEndpoints { lb_endpoints: vec![endpoint], ..Default::default() };
+/// The application: on Envoy's own machine, or where it is said to be. Names are resolved by Envoy itself.
+fn application(target: &Target) -> Resource {
+    let name = target.name();
+    let is_named = envoy::has_names(&target.at);
     Resource::cluster(&pb::Cluster {
-        r#type: STATIC,
+        r#type: if is_named { envoy::STRICT_DNS } else { STATIC },
+        respect_dns_ttl: is_named,
         connect_timeout: Some(envoy::duration(std::time::Duration::from_secs(5))),
-        load_assignment: Some(pb::ClusterLoadAssignment {
-            cluster_name: name.clone(),
-            endpoints: vec![locality],
-            ..Default::default()
-        }),
+        load_assignment: Some(envoy::assignment(&name, &target.at, &BTreeSet::new())),
+        outlier_detection: (target.at.len() > 1).then(envoy::passing_over),
         name,
         ..Default::default()
     })

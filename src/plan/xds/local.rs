@@ -5,14 +5,13 @@
 //! The name leads every client that finds it to its Envoy. So whom no exporter names gets our own endpoints alone, as before.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::net::SocketAddr;
 use std::sync::Arc;
 
 use prost_types::value::Kind as ValueKind;
 use prost_types::{Struct, Value};
 
 use crate::model::import::Imported;
-use crate::model::service::{Address, GatewayAddress, RemotePort};
+use crate::model::service::{GatewayAddress, RemotePort};
 use crate::model::{NamespacedName, TrustDomain, World};
 use crate::plan::imports::{LocalName, LocalNamePort};
 use crate::proto::xds::resources as pb;
@@ -112,7 +111,7 @@ fn resources(input: &LocalOf, port: &LocalNamePort, theirs: &[&Place<'_>]) -> Ve
     let Some(listener) = listener.filter(|_| !is_nowhere) else { return Vec::new() };
     let mut resources = vec![Resource::listener(&listener)];
     let assignment = assignment(input, port, theirs, &name);
-    if theirs.iter().any(|place| envoy::has_names(&place.at)) {
+    if envoy::has_names(&port.near) || theirs.iter().any(|place| envoy::has_names(&place.at)) {
         resources.push(Resource::cluster(&cluster(name, port, theirs, Some(assignment))));
     } else {
         resources.push(Resource::cluster(&cluster(name, port, theirs, None)));
@@ -158,10 +157,7 @@ fn assignment(
     theirs: &[&Place<'_>],
     name: &str,
 ) -> pb::ClusterLoadAssignment {
-    let near = port.near.iter().map(|at: &SocketAddr| {
-        let at = GatewayAddress { address: Address::Ip(at.ip()), port: at.port() };
-        marked(HERE, envoy::endpoint(&at, false))
-    });
+    let near = port.near.iter().map(|at| marked(HERE, envoy::endpoint(at, false)));
     let near: Vec<pb::LbEndpoint> = near.collect();
     let after = u32::from(input.name.local_first && !near.is_empty());
     let ours = (!near.is_empty()).then(|| locality(&input.own, near, 0));

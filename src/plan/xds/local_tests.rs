@@ -182,6 +182,21 @@ fn local_endpoints_and_a_peers_are_one_name() {
     assert_eq!(led(&served(by_hand, &west), FRONTEND, 80), both);
 }
 
+/// On machines our own endpoints are those that a FederatedService of the name gives; what is on its Envoy's own machine is none.
+#[test]
+fn endpoints_that_are_given_are_ours() {
+    let west = [("west.example", cart_of("west.example"))];
+    let mut cart = crate::plan::fixtures::service("shop", "cart", "west.example");
+    cart.ports[0].port = 80;
+    cart.ports[0].target_port = 8_080;
+    cart.endpoints = ["192.0.2.7", "127.0.0.1"].map(|at| Address::parse(at).unwrap()).into();
+    let world = east().with_peer(as_local("west.example", true)).with_service(cart);
+    let (world, plan) = settled(world, &west);
+    let both = places(&[("0 east.example", &["192.0.2.7:8080"]), ("1 west.example", FAR)]);
+    assert_eq!(led(&plan.xds.unwrap(), FRONTEND, 80), both);
+    assert_eq!(said(&world, "west.example").0, "True Merged");
+}
+
 /// A gateway that takes no connection is said to be ill here as well.
 #[test]
 fn a_peers_gateway_that_refuses_connections_is_ill_at_the_local_name() {

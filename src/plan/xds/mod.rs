@@ -113,7 +113,8 @@ pub(super) fn plan(
 /// no matter here.
 fn is_called(report: &ImportReport) -> bool {
     let is_ours = |reason| matches!(reason, GeneratedReason::IstioAbsent | GeneratedReason::Pending);
-    report.admitted.is_ok() && report.generated.as_ref().err().is_none_or(|refusal| is_ours(refusal.reason))
+    let lacks_istio = || report.generated.as_ref().is_err_and(|refusal| is_ours(refusal.reason));
+    report.is_called() || (report.admitted.is_ok() && lacks_istio())
 }
 
 fn down(imported: &Imported, refused: &BTreeSet<&GatewayAddress>) -> BTreeSet<GatewayAddress> {

@@ -308,6 +308,21 @@ fn the_envoy_of_a_server_lets_in_its_clients_alone() {
     }
 }
 
+/// What is outside of a mesh is reached where it is said to be, by names that Envoy resolves where there are any.
+#[test]
+fn the_envoy_of_a_server_passes_on_to_where_the_application_is() {
+    let (mut near, mut far) = (cart(), service("shop", "web", "east.example"));
+    far.server_ids = near.server_ids.clone();
+    for (service, endpoints) in
+        [(&mut near, &["192.0.2.8", "192.0.2.9"][..]), (&mut far, &["web.west.example"])]
+    {
+        service.workload_labels.clear();
+        service.endpoints = endpoints.iter().map(|one| Address::parse(one).unwrap()).collect();
+    }
+    let xds = exporting(vec![near, far], &["east.example"]);
+    assert_golden("outside", text(&xds, CART, ClientKind::Envoy));
+}
+
 #[test]
 fn services_of_one_server_share_a_listener_and_have_doors_of_their_own() {
     let mut both = cart();

@@ -109,8 +109,11 @@ reasons! {
         /// An object of a name that is needed is there and is not ours; the message names it. Delete it, or hand it over with the
         /// annotation `entente.dev/adopt: "true"`.
         ObjectNotOurs,
-        /// This mesh does not serve a kind that is needed. Install Istio's CustomResourceDefinitions.
+        /// This mesh does not serve a kind that is needed. Install Istio's CustomResourceDefinitions; or, where there is to be no
+        /// Istio, have the agent serve Envoys by xDS.
         IstioAbsent,
+        /// It names `endpoints`, which are called through an Envoy that the agent serves by xDS, and this agent serves none. Turn it on.
+        XdsNotServed,
         /// It waits for the AuthorizationPolicy that holds callers to `clients`. Unknown: it is being written. False: it cannot
         /// be; the message has the cause.
         PolicyNotInPlace,
@@ -128,6 +131,8 @@ reasons! {
     ClientsEnforcedReason of ClientsEnforced {
         /// True: the sidecar of the server refuses them, by an AuthorizationPolicy.
         SidecarEnforces,
+        /// True: the Envoy in front of the application refuses them, by what the agent serves it.
+        ProxyEnforces,
         /// The application ends TLS, and only it can check the client's SPIFFE ID. See to it that it does.
         ApplicationTerminatesTLS,
         /// The mesh configuration has a foreign trust domain among its `trustDomainAliases`: the sidecar takes whoever is of it for a
@@ -197,9 +202,12 @@ reasons! {
         Generated,
         /// See Admitted.
         NotAdmitted,
+        /// True: there is no Istio here, and nothing to write. Clients are served by xDS, or find it by DNS.
+        WithoutIstio,
         /// It is not written yet (Unknown), or cannot be (False); the message has the cause.
         Pending,
-        /// This cluster does not serve Istio's ServiceEntry. Install Istio's CustomResourceDefinitions.
+        /// This cluster does not serve Istio's ServiceEntry. Install Istio's CustomResourceDefinitions; or, where there is to be no
+        /// Istio, have the agent serve clients by xDS or DNS.
         IstioAbsent,
         /// An object of a name that is needed is there and is not ours; the message names it. Delete it, or hand it over with the
         /// annotation `entente.dev/adopt: "true"`.
@@ -215,7 +223,7 @@ reasons! {
     /// Whether it also answers at its local name, where `imports.asLocal` asks for that.
     LocalReason of ServedLocally {
         /// True: together with a Service of the cluster, whose endpoints are used too. Without Istio, for workloads that ask the
-        /// agent's DNS server and whose Envoy is served by xDS.
+        /// agent's DNS server and whose Envoy is served by xDS; there also with a FederatedService of ours that gives `endpoints`.
         Merged,
         /// True: the cluster has no Service of that name. Only workloads with a sidecar that resolves names (Istio's DNS capture)
         /// find it.

@@ -162,6 +162,7 @@ impl<'a> Scope<'a> {
         let fail = |reason, cause: String| Note { reason, message: format!("{who}: {cause}") };
         let (service, workload_labels) = match &declared.backing {
             Backing::Labels(labels) => (None, labels.clone()),
+            Backing::Endpoints(_) => (None, BTreeMap::new()),
             Backing::Service(name) => {
                 let key = NamespacedName::new(&declared.object.namespace, name);
                 let service = self.world.cluster_services.get(&key);
@@ -203,6 +204,10 @@ impl<'a> Scope<'a> {
             created: declared.created,
             name: declared.name.clone(),
             workload_labels,
+            endpoints: match &declared.backing {
+                Backing::Endpoints(all) => all.clone(),
+                Backing::Labels(_) | Backing::Service(_) => BTreeSet::new(),
+            },
             ports,
             tls_mode: declared.tls_mode,
             exported_to: declared.exported_to.clone(),

@@ -51,6 +51,7 @@ fn alias(world: &World, service: Arc<Service>, host: &str) -> crate::model::Obje
         direct: BTreeSet::new(),
         endpoints: Vec::new(),
         passes_tls: false,
+        is_plain: false,
     };
     crate::plan::istio::export::alias(&world.settings, &export)
 }

@@ -11,8 +11,8 @@ use crate::model::{NamespacedName, ObjectKey};
 use crate::plan::admission::Refusal;
 use crate::plan::imports::{ImportReport, LocalReport, in_text};
 
-/// The conditions, and the rest of the status as fields of it: `generated`, `addresses` and `localHost`. `refused` is what clients
-/// of xDS do not take of it.
+/// The conditions, and the rest of the status as fields of it: `generated`, `addresses`, `localHost` and
+/// `localAddresses`. `refused` is what clients of xDS do not take of it.
 #[must_use]
 pub fn status(
     name: &NamespacedName,
@@ -35,6 +35,9 @@ pub fn status(
     let mut rest = json!({"generated": generated, "addresses": in_text(&report.addresses)});
     if let (Some(fields), Some(served)) = (rest.as_object_mut(), served) {
         fields.insert("localHost".to_owned(), json!(served.host));
+        if served.by_name && served.addresses != report.addresses {
+            fields.insert("localAddresses".to_owned(), json!(in_text(&served.addresses)));
+        }
     }
     (conditions, rest)
 }
@@ -57,7 +60,10 @@ fn local(report: &LocalReport) -> Condition {
     const KIND: &str = "ServedLocally";
     match report {
         Ok(served) => {
-            let (reason, how) = if served.is_merged {
+            let (reason, how) = if served.is_merged && served.by_name {
+                let how = "together with the Service of that name, found by workloads that ask the agent's DNS server";
+                (LocalReason::Merged, how)
+            } else if served.is_merged {
                 (LocalReason::Merged, "together with the Service of that name")
             } else if served.by_name {
                 (LocalReason::ByName, "found by workloads that ask the agent's DNS server")

@@ -26,7 +26,7 @@ const CLUSTER: &str = "type.googleapis.com/envoy.config.cluster.v3.Cluster";
 const WINDOW: u32 = 1 << 20;
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Variant {
+pub(crate) enum Variant {
     Incremental,
     StateOfTheWorld,
 }
@@ -37,7 +37,7 @@ impl fmt::Display for Variant {
     }
 }
 
-pub struct Client {
+pub(crate) struct Client {
     bytes: Arc<AtomicU64>,
     /// How many times it has been brought up to date; it begins with all clusters.
     updates: watch::Receiver<usize>,
@@ -47,7 +47,12 @@ pub struct Client {
 
 impl Client {
     /// Connects, and returns once it has all clusters.
-    pub async fn come(socket: &Path, number: usize, variant: Variant, clusters: usize) -> Result<Self> {
+    pub(crate) async fn come(
+        socket: &Path,
+        number: usize,
+        variant: Variant,
+        clusters: usize,
+    ) -> Result<Self> {
         let bytes = Arc::new(AtomicU64::new(0));
         let stream = Counted { stream: UnixStream::connect(socket).await?, bytes: Arc::clone(&bytes) };
         let mut builder = hyper::client::conn::http2::Builder::new(TokioExecutor::new());
@@ -86,12 +91,12 @@ impl Client {
         Ok(Self { bytes, updates, reading: AbortOnDrop(reading) })
     }
 
-    pub fn bytes(&self) -> u64 {
+    pub(crate) fn bytes(&self) -> u64 {
         self.bytes.load(Ordering::Relaxed)
     }
 
     /// Returns once it has had so many changes.
-    pub async fn has(&mut self, changes: usize) -> Result<()> {
+    pub(crate) async fn has(&mut self, changes: usize) -> Result<()> {
         self.updates.wait_for(|updates| *updates > changes).await?;
         Ok(())
     }

@@ -33,7 +33,7 @@ use serde_json::json;
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 
-pub fn socket(folder: &Path, client: usize) -> PathBuf {
+pub(crate) fn socket(folder: &Path, client: usize) -> PathBuf {
     folder.join(format!("{client}.sock"))
 }
 
@@ -46,7 +46,7 @@ fn client(number: usize) -> SpiffeId {
 }
 
 /// What a client with an Envoy is sent, as one answer.
-pub fn clusters(count: usize) -> Result<Vec<u8>> {
+pub(crate) fn clusters(count: usize) -> Result<Vec<u8>> {
     let (_, xds) = Planned::new(count)?;
     let view = View::new(Arc::new(Snapshot::new(xds)), &client(0), ClientKind::Envoy);
     let packed = |resource: &entente::plan::xds::Resource| Packed {
@@ -59,7 +59,7 @@ pub fn clusters(count: usize) -> Result<Vec<u8>> {
 }
 
 /// Serves so many clusters to so many clients, until the end of standard input.
-pub fn serve(folder: &Path, count: usize, clients: usize) -> Result<()> {
+pub(crate) fn serve(folder: &Path, count: usize, clients: usize) -> Result<()> {
     tokio::runtime::Runtime::new()?.block_on(async {
         let (mut planned, xds) = Planned::new(count)?;
         let (served, serving) = watch::channel(Some(xds));

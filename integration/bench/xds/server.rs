@@ -10,7 +10,7 @@ use tokio::process::{Child, ChildStdin, ChildStdout, Command};
 
 use super::ours;
 
-pub struct Server {
+pub(crate) struct Server {
     child: Child,
     input: ChildStdin,
     output: Lines<BufReader<ChildStdout>>,
@@ -19,17 +19,17 @@ pub struct Server {
 }
 
 /// What a process has used so far.
-pub struct Usage {
+pub(crate) struct Usage {
     /// Of all of its threads.
-    pub cpu: Duration,
+    pub(crate) cpu: Duration,
     /// Bytes of memory now, and at most.
-    pub memory: u64,
-    pub most: u64,
+    pub(crate) memory: u64,
+    pub(crate) most: u64,
 }
 
 impl Server {
     /// This program again, which serves each client by a socket of its own.
-    pub async fn ours(folder: &Path, clusters: usize, clients: usize) -> Result<Self> {
+    pub(crate) async fn ours(folder: &Path, clusters: usize, clients: usize) -> Result<Self> {
         let mut command = Command::new(std::env::current_exe()?);
         command.arg("serve").arg(folder).arg(clusters.to_string()).arg(clients.to_string());
         let sockets = (0..clients).map(|number| ours::socket(folder, number)).collect();
@@ -37,7 +37,12 @@ impl Server {
     }
 
     /// go-control-plane, with the clusters that ours serves.
-    pub async fn theirs(program: &Path, folder: &Path, clusters: usize, clients: usize) -> Result<Self> {
+    pub(crate) async fn theirs(
+        program: &Path,
+        folder: &Path,
+        clusters: usize,
+        clients: usize,
+    ) -> Result<Self> {
         let file = folder.join("clusters");
         std::fs::write(&file, ours::clusters(clusters)?)?;
         let socket = folder.join("go.sock");
@@ -61,12 +66,12 @@ impl Server {
         Ok(())
     }
 
-    pub fn socket(&self, client: usize) -> &Path {
+    pub(crate) fn socket(&self, client: usize) -> &Path {
         &self.sockets[client]
     }
 
     /// Has one cluster changed; since when.
-    pub async fn change(&mut self, number: usize) -> Result<Instant> {
+    pub(crate) async fn change(&mut self, number: usize) -> Result<Instant> {
         let told = Instant::now();
         // Timeouts of as many digits each.
         self.input.write_all(format!("{}\n", 1_000 + number).as_bytes()).await?;
@@ -74,7 +79,7 @@ impl Server {
         Ok(told)
     }
 
-    pub fn usage(&self) -> Result<Usage> {
+    pub(crate) fn usage(&self) -> Result<Usage> {
         let process = format!("/proc/{}", self.child.id().context("it has ended")?);
         let mut nanoseconds = 0;
         for thread in std::fs::read_dir(format!("{process}/task"))? {

@@ -76,30 +76,35 @@ fn matrix() -> Vec<(&'static str, Value, &'static [&'static str])> {
         ),
         (
             "who may reach it, and who watches it",
-            json!({
-                "replicas": 2,
-                "dns": {
-                    "enabled": true, "port": 7053, "upstream": ["192.0.2.53", "[2001:db8::53]:5353"], "rate": 1_000_000, "service": {"annotations": {"a": "b"}},
-                },
-                "xds": {
-                    "enabled": true, "port": 8445, "allBundles": "EVERYTHING",
-                    "service": {
-                        "type": "LoadBalancer", "port": 443, "annotations": {"a": "b"}, "loadBalancerClass": "example.com/internal",
-                        "loadBalancerSourceRanges": ["10.0.0.0/8"], "externalTrafficPolicy": "Local",
-                    },
-                },
-                "networkPolicy": {
-                    "enabled": true, "peers": from, "admin": from, "dns": from, "xds": from,
-                    "egress": [{"ports": [{"port": 443, "protocol": "TCP"}]}],
-                },
-                "metrics": {
-                    "serviceMonitor": {"enabled": true, "labels": {"release": "prometheus"}},
-                    "prometheusRule": {"enabled": true}, "dashboard": {"enabled": true, "annotations": {"folder": "SPIFFE"}},
-                },
-            }),
+            watched(&from),
             &["NetworkPolicy", "ServiceMonitor", "PrometheusRule", "ConfigMap"],
         ),
     ]
+}
+
+/// Every port that the chart can open, to whom, and all that watches the agent.
+fn watched(from: &Value) -> Value {
+    json!({
+        "replicas": 2,
+        "dns": {
+            "enabled": true, "port": 7053, "upstream": ["192.0.2.53", "[2001:db8::53]:5353"], "rate": 1_000_000, "service": {"annotations": {"a": "b"}},
+        },
+        "xds": {
+            "enabled": true, "port": 8445, "allBundles": "EVERYTHING",
+            "service": {
+                "type": "LoadBalancer", "port": 443, "annotations": {"a": "b"}, "loadBalancerClass": "example.com/internal",
+                "loadBalancerSourceRanges": ["10.0.0.0/8"], "externalTrafficPolicy": "Local",
+            },
+        },
+        "networkPolicy": {
+            "enabled": true, "peers": from, "admin": from, "dns": from, "xds": from,
+            "egress": [{"ports": [{"port": 443, "protocol": "TCP"}]}],
+        },
+        "metrics": {
+            "serviceMonitor": {"enabled": true, "labels": {"release": "prometheus"}},
+            "prometheusRule": {"enabled": true}, "dashboard": {"enabled": true, "annotations": {"folder": "SPIFFE"}},
+        },
+    })
 }
 
 /// What the chart renders is what the API server knows, field by field, for every switch; and `helm lint` finds nothing.

@@ -41,7 +41,14 @@ pub struct Snapshot {
     /// Which offers have a resource of a name; made when somebody asks for one by its name.
     named: OnceLock<BTreeMap<Arc<str>, Vec<Arc<Offer>>>>,
     /// What has changed since earlier ones that somebody still holds.
-    since: Mutex<Vec<(Weak<Self>, Arc<[Changed]>)>>,
+    since: Mutex<Vec<Since>>,
+}
+
+/// What has changed since an earlier snapshot.
+#[derive(Debug)]
+struct Since {
+    before: Weak<Snapshot>,
+    changed: Arc<[Changed]>,
 }
 
 /// An offer that came, went or became another.
@@ -82,13 +89,14 @@ impl Snapshot {
     /// What has changed since an earlier one.
     fn since(&self, before: &Arc<Self>) -> Arc<[Changed]> {
         let mut known = self.since.lock().unwrap_or_else(PoisonError::into_inner);
-        let is_that = |(of, _): &&(Weak<Self>, _)| std::ptr::eq(of.as_ptr(), Arc::as_ptr(before));
-        if let Some((_, changed)) = known.iter().find(is_that) {
-            return Arc::clone(changed);
+        if let Some(since) =
+            known.iter().find(|since| std::ptr::eq(since.before.as_ptr(), Arc::as_ptr(before)))
+        {
+            return Arc::clone(&since.changed);
         }
         let changed: Arc<[Changed]> = changed(&before.xds, &self.xds).into();
-        known.retain(|(of, _)| of.strong_count() > 0);
-        known.push((Arc::downgrade(before), Arc::clone(&changed)));
+        known.retain(|since| since.before.strong_count() > 0);
+        known.push(Since { before: Arc::downgrade(before), changed: Arc::clone(&changed) });
         changed
     }
 }

@@ -203,6 +203,18 @@ impl Client {
         Ok(error.to_owned())
     }
 
+    /// Calls until the library says this; an error where it is answered.
+    pub(crate) async fn told(&mut self, words: &str) -> Result<String> {
+        let deadline = std::time::Instant::now() + SOON;
+        loop {
+            let error = self.refused().await?;
+            if error.contains(words) {
+                return Ok(error);
+            }
+            ensure!(std::time::Instant::now() < deadline, "{error}\n{}", self.log());
+        }
+    }
+
     /// Calls until it is answered.
     pub(crate) async fn answered(&mut self) -> Result<Value> {
         let deadline = std::time::Instant::now() + SOON;

@@ -144,15 +144,16 @@ fn libraries_call_servers_across_trust_domains() {
             fails(library, "without bundle maps", &calling.refused().await?, words[library as usize])?;
             // One trust domain's roots verify nobody of another.
             let flags = [BY_BUNDLES, SENDS_SNI, ("GRPC_XDS_BOOTSTRAP", &swapped.display().to_string())];
-            let words = ["signed by unknown authority", "UNAVAILABLE"];
+            let words = ["signed by unknown authority", "CERTIFICATE_VERIFY_FAILED"];
             let mut calling = start(&direct.host(), &flags)?;
             fails(library, "another's roots", &calling.refused().await?, words[library as usize])?;
         }
         ensure!(proxy.refused().await? == 0, "{}", proxy.process.log_tail());
         for (library, stranger) in &mut strangers {
-            // Go says after 15 s that there is no such resource; the C core asks on.
-            let words = ["has been removed", "DEADLINE_EXCEEDED"];
-            fails(*library, "another client", &stranger.refused().await?, words[*library as usize])?;
+            // A library waits for a resource before it says that there is none: Go 15 s, the C core longer.
+            let words = ["has been removed", "does not exist"];
+            let said = stranger.told(words[*library as usize]).await?;
+            eprintln!("{library:?}, another client: {said}");
         }
 
         // Another workload of west in the server's place.

@@ -15,6 +15,7 @@
 #![allow(dead_code, reason = "the harness has what scenarios need; not every one is there yet")]
 
 mod agent;
+mod ask;
 mod balancer;
 #[path = "../behaviour/mod.rs"]
 mod behaviour;

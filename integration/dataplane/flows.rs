@@ -1,12 +1,15 @@
 //! What flows between workloads without Istio, and what does not.
 
 use crate::application::{Held, Speaks};
+use crate::ask::Client;
 use crate::envoy::{Envoy, Workload};
+use crate::foreign;
 use crate::pair::with_pair;
 use crate::proxy::{From, Proxy};
 use crate::ring::{BATCH, Exported, FRONTEND, MODES, PORT, Ring, SOON, change, withdraw};
 use crate::wait::{always, eventually};
-use anyhow::{Result, ensure};
+use crate::world::Part;
+use anyhow::{Context as _, Result, ensure};
 use serde_json::json;
 use std::net::SocketAddr;
 use std::time::{Duration, Instant};
@@ -15,8 +18,8 @@ use tokio::net::{TcpListener, TcpStream};
 /// Within this a change at the exporter must have reached every client.
 const TAKEN_AWAY: Duration = Duration::from_secs(5);
 
-/// Plain clients in east call plain servers in west by TCP, HTTP/1.1 and HTTP/2, in both modes of TLS, through Envoys that have
-/// nothing but what our agents serve them. Another client of east has no such listener, by TLS or by socket. What is exported
+/// Plain clients in east resolve names by our DNS, and call plain servers in west by TCP, HTTP/1.1 and gRPC, in both modes of TLS,
+/// through Envoys that have nothing but what our agents serve them. Another client of east has no such listener, by TLS or by socket. What is exported
 /// no more is gone.
 #[test]
 fn plain_clients_call_plain_servers_across_trust_domains() {
@@ -35,8 +38,10 @@ fn plain_clients_call_plain_servers_across_trust_domains() {
         let frontend = ring.client(east, "frontend", FRONTEND).await?;
         let batch = Proxy::start(east, "batch", BATCH, &From::Socket(ring.socket_of_batch.clone())).await?;
         let stranger = ring.client(east, "stranger", "/ns/web/sa/stranger").await?;
+        let mut resolver = Client::start()?;
         for service in &services {
-            let at = service.address(east).await?;
+            let at = ring.resolve(&mut resolver, &service.host()).await?;
+            ensure!(at == service.address(east).await?, "DNS says {at}");
             let what = format!("{} is called in {}", service.speaks.protocol(), service.mode);
             let called = eventually(&what, SOON, || service.call(at)).await;
             called.map_err(|error| {
@@ -66,11 +71,15 @@ fn plain_clients_call_plain_servers_across_trust_domains() {
         })
         .await?;
         eprintln!("an export was gone from its client after {} ms", since.elapsed().as_millis());
+        let name = format!("{}.", gone.host());
+        let is_gone = |said: &serde_json::Value| said["code"] == "NXDOMAIN";
+        let left = TAKEN_AWAY.saturating_sub(since.elapsed());
+        resolver.until("its name is gone", left, (ring.dns, &name), is_gone).await?;
         services[1].call(services[1].address(east).await?).await
     });
 }
 
-/// The server must be who it was said to be, and a client one that the service names: by its own Envoy's word, whatever the
+/// The server must be who it was said to be, by the roots of its own trust domain, and a client one that the service names: by its own Envoy's word, whatever the
 /// client's side still believes.
 #[test]
 fn who_is_not_meant_is_refused() {
@@ -111,11 +120,13 @@ fn who_is_not_meant_is_refused() {
         .await?;
         ensure!(impostor.handshakes().await? == 0, "a handshake was ended well");
         passing.abort();
-        Ok(())
+        drop(impostor);
+        foreign::is_refused(&pair.east, &frontend, ring.gateway, || service.call(at)).await
     });
 }
 
-/// Agents that are killed change nothing for what runs, and nothing when they are back.
+/// Agents that are killed, ours and SPIRE's, change nothing for what runs, and nothing when they are back; how old is what is
+/// served, a metric tells.
 #[test]
 fn agents_that_are_gone_change_nothing_for_traffic() {
     with_pair(async |pair| {
@@ -127,9 +138,19 @@ fn agents_that_are_gone_change_nothing_for_traffic() {
         let at = service.address(&pair.east).await?;
         eventually("the frontend is answered", SOON, || service.call(at)).await?;
         let mut held = Held::open(at).await?;
-        ring.of_east.kill().await?;
         ring.of_west.kill().await?;
+        let as_of = served_as_of(&ring).await?;
+        always("calls go on without the peer's agent", Duration::from_secs(3), || service.call(at)).await?;
+        ensure!(served_as_of(&ring).await? == as_of, "what is served has grown younger");
+        ring.of_east.kill().await?;
+        for domain in [&mut pair.east, &mut pair.west] {
+            domain.kill(Part::SpireAgent).await?;
+        }
         always("calls go on without agents", Duration::from_secs(5), || service.call(at)).await?;
+        held.say().await?;
+        for domain in [&mut pair.east, &mut pair.west] {
+            domain.restart(Part::SpireAgent).await?;
+        }
         held.say().await?;
         let sent = || async {
             anyhow::Ok([
@@ -151,6 +172,14 @@ fn agents_that_are_gone_change_nothing_for_traffic() {
         always("calls go on with agents that are back", Duration::from_secs(5), || service.call(at)).await?;
         held.say().await?;
         ensure!(frontend.listeners().await?.len() == 1 && server.listeners().await?.len() == 1);
+        let as_of = served_as_of(&ring).await?;
+        let more = Exported::new("Mtls", Speaks::Tcp).await?;
+        ring.export(pair, &more).await?;
+        eventually("what is served is younger after a change", SOON, || async {
+            ensure!(served_as_of(&ring).await? > as_of, "as of {as_of}");
+            Ok(())
+        })
+        .await?;
         eprintln!("updates of listeners over a restart: {:?}", sent().await?);
         Ok(())
     });
@@ -206,6 +235,13 @@ fn rotation_fails_no_call() {
         }
         Ok(())
     });
+}
+
+/// The time when what east's agent serves last changed, in seconds, by its metrics.
+async fn served_as_of(ring: &Ring) -> Result<f64> {
+    let (_, text) = ring.of_east.get("/metrics").await?;
+    let line = text.lines().find_map(|line| line.strip_prefix("entente_xds_changed_timestamp_seconds "));
+    Ok(line.with_context(|| text.clone())?.trim().parse()?)
 }
 
 /// Passes connections on, bytes as they are.

@@ -16,6 +16,8 @@
 
 include!("../cluster/harness.rs");
 
+#[path = "../cluster/ask.rs"]
+mod ask;
 #[path = "../cluster/envoy.rs"]
 mod envoy;
 #[path = "../cluster/pair.rs"]
@@ -25,7 +27,9 @@ mod turn;
 
 mod application;
 mod flows;
+mod foreign;
 mod library;
+mod local;
 mod machine;
 mod machines;
 mod protocol;

@@ -2,6 +2,7 @@
 
 use crate::agent::{Agent, AgentOptions};
 use crate::application::{Application, Speaks};
+use crate::ask::Client;
 use crate::pair::Pair;
 use crate::ports;
 use crate::proxy::{From, Proxy};
@@ -13,6 +14,7 @@ use kube::api::{DeleteParams, Patch, PatchParams};
 use serde_json::{Value, json};
 use std::net::{IpAddr, SocketAddr, UdpSocket};
 use std::path::PathBuf;
+use std::sync::atomic::{AtomicU32, Ordering};
 
 const API: &str = "entente.dev/v1alpha1";
 pub(crate) const FRONTEND: &str = "/ns/web/sa/frontend";
@@ -40,6 +42,8 @@ pub(crate) struct Ring {
     pub(crate) of_west: Agent,
     pub(crate) xds_east: SocketAddr,
     pub(crate) xds_west: SocketAddr,
+    /// Where east's agent answers DNS.
+    pub(crate) dns: SocketAddr,
     /// Where east's agent serves as batch, and as frontend.
     pub(crate) socket_of_batch: PathBuf,
     pub(crate) socket_of_frontend: PathBuf,
@@ -50,6 +54,12 @@ pub(crate) struct Ring {
 impl Ring {
     /// Starts both agents, and makes each the peer of the other.
     pub(crate) async fn start(pair: &Pair) -> Result<Self> {
+        Self::start_with(pair, &[]).await
+    }
+
+    /// The same, with more arguments for east's agent.
+    pub(crate) async fn start_with(pair: &Pair, more: &[&str]) -> Result<Self> {
+        let dns = ports::free()?;
         let (xds_east, xds_west) = (ports::free()?, ports::free()?);
         let socket_of_batch = pair.east.dir().join("batch.sock");
         let socket_of_frontend = pair.east.dir().join("frontend.sock");
@@ -59,17 +69,20 @@ impl Ring {
             args: TIMING.iter().map(|one| (*one).to_owned()).chain(args.iter().cloned()).collect(),
             ..AgentOptions::default()
         };
-        let of_east = [
+        let mut of_east = vec![
             format!("--xds-listen={xds_east}"),
             format!("--xds-socket={}", sockets.join(",")),
-            "--import-address-range=127.64.0.0/10".to_owned(),
+            format!("--dns-listen={dns}"),
+            format!("--import-address-range={}", own_range()),
         ];
+        of_east.extend(more.iter().map(|one| (*one).to_owned()));
         let of_west = [format!("--xds-listen={xds_west}"), "--xds-all-bundles=ROOTCA".to_owned()];
         let mut ring = Self {
             of_east: Agent::start(&pair.east, options(&of_east))?,
             of_west: Agent::start(&pair.west, options(&of_west))?,
             xds_east,
             xds_west,
+            dns,
             socket_of_batch,
             socket_of_frontend,
             gateway: SocketAddr::new(own_address()?, ports::free()?.port()),
@@ -112,6 +125,17 @@ impl Ring {
         })
     }
 
+    /// Where a plain client of east calls what it knows by name, as our DNS has it.
+    pub(crate) async fn resolve(&self, client: &mut Client, host: &str) -> Result<SocketAddr> {
+        let name = format!("{host}.");
+        let has_one = |said: &Value| said["answers"].as_array().is_some_and(|all| all.len() == 1);
+        client.until(&format!("{host} has an address"), SOON, (self.dns, &name), has_one).await?;
+        let said = client.ask(self.dns, &name).await?;
+        let record = said["answers"][0].as_str().with_context(|| format!("{host}: {said}"))?;
+        let address = record.split_whitespace().last().context("an empty record")?;
+        Ok(SocketAddr::new(address.parse().with_context(|| record.to_owned())?, PORT))
+    }
+
     /// The Envoy in front of all applications of west. It asks for the state of the world; those of clients for what changed.
     pub(crate) async fn server(&self, west: &Domain) -> Result<Proxy> {
         Proxy::start(west, "cart", CART, &From::WholeFromListener(self.xds_west)).await
@@ -134,7 +158,8 @@ pub(crate) struct Exported {
 impl Exported {
     pub(crate) async fn new(mode: &'static str, speaks: Speaks) -> Result<Self> {
         let name = format!("{}-{}", speaks.protocol(), mode.to_lowercase());
-        Ok(Self { name, mode, speaks, application: Application::start(speaks).await? })
+        let application = Application::named("west", speaks, std::net::Ipv4Addr::LOCALHOST).await?;
+        Ok(Self { name, mode, speaks, application })
     }
 
     pub(crate) fn host(&self) -> String {
@@ -155,6 +180,14 @@ impl Exported {
     pub(crate) async fn call(&self, at: SocketAddr) -> Result<()> {
         crate::application::call(self.speaks, at, &self.host()).await
     }
+}
+
+/// Addresses of the loopback interface for the imports of one ring alone. An import has its address by its name; Envoys of two
+/// rings that run beside each other would listen on it together, and each take some of the other's connections.
+fn own_range() -> String {
+    static RINGS: AtomicU32 = AtomicU32::new(0);
+    let (process, ring) = (std::process::id() % 64, RINGS.fetch_add(1, Ordering::Relaxed) % 16);
+    format!("127.{}.{}.0/20", 64 + process, 16 * ring)
 }
 
 /// An address of this machine that is none of loopback: a peer's gateway may not be there.

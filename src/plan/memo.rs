@@ -16,7 +16,7 @@ use super::exports::Export;
 use super::imports::Decisions;
 use super::observed::Observed;
 use super::status::{Answers, SaidOfExport, SaidOfImport};
-use super::xds::{Inbound, InboundOf, Offer, OfferOf, Xds};
+use super::xds::{Inbound, InboundOf, LocalOf, Offer, OfferOf, Xds};
 use crate::federation::catalogue::ServiceHash;
 use crate::model::import::Imported;
 use crate::model::service::RemoteService;
@@ -60,6 +60,8 @@ pub struct Memo {
     pub(super) entries: Kept<ObjectKey, ImportOf, Vec<Arc<Object>>>,
     /// What clients without Istio are served of an import.
     pub(super) offers: Kept<NamespacedName, OfferOf, Arc<Offer>>,
+    /// The same of a local name, by its host.
+    pub(super) local_offers: Kept<String, LocalOf, Arc<Offer>>,
     /// What the proxies of a server are served.
     pub(super) inbound: Kept<SpiffeId, InboundOf, Arc<Inbound>>,
     /// All that is served.
@@ -126,6 +128,7 @@ impl Memo {
         self.names.turn();
         self.entries.turn();
         self.offers.turn();
+        self.local_offers.turn();
         self.inbound.turn();
         self.exports_said.turn();
         self.imports_said.turn();

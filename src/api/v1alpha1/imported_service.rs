@@ -140,6 +140,10 @@ pub struct ImportedServiceStatus {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(length(max = 253))]
     pub local_host: Option<String>,
+    /// The addresses of the local name, where it has some of its own: without Istio, where clients are served by xDS.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    #[schemars(length(max = 2), inner(length(max = 45)))]
+    pub local_addresses: Vec<String>,
     /// What was generated from it.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     #[schemars(length(max = 64))]

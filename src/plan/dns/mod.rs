@@ -12,7 +12,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 use std::sync::Arc;
 
-use super::imports::{ImportReport, kept};
+use super::imports::{ImportReport, kept, kept_local};
 use super::memo::Memo;
 use super::services::ServicesPlan;
 use crate::model::import::Imported;
@@ -76,10 +76,19 @@ fn add(
         zone.hosts.insert(name, host);
     }
     let served = report.local.iter().flatten().next();
-    // What a Service of the cluster has a part in, the cluster's own DNS answers.
-    if let Some(served) = served.filter(|served| !served.is_merged && !served.addresses.is_empty()) {
-        let host = host(imported, &served.addresses, true);
-        zone.hosts.entry(served.host.as_str().into()).or_insert_with(|| Arc::new(host));
+    // What a Service of the cluster has a part in, the cluster's own DNS answers; but where Envoys listen for it.
+    if let Some(served) = served.filter(|served| served.by_name || !served.is_merged) {
+        let kept = if served.by_name { [kept, kept_local(world, &key)].concat() } else { Vec::new() };
+        let is_kept = |address: &&IpAddr| !served.by_name || kept.contains(*address);
+        let addresses: Vec<IpAddr> = served.addresses.iter().filter(is_kept).copied().collect();
+        if !addresses.is_empty() {
+            let mut host = host(imported, &addresses, true);
+            if !served.ports.is_empty() {
+                let port = |(number, name): &(u16, String)| NamedPort { number: *number, name: name.clone() };
+                host.ports = served.ports.iter().map(port).collect();
+            }
+            zone.hosts.entry(served.host.as_str().into()).or_insert_with(|| Arc::new(host));
+        }
     }
     let gateways = imported.service.gateways.iter();
     let names = gateways.filter_map(|gateway| match &gateway.address {

@@ -71,7 +71,13 @@ pub(super) fn plan(world: &World, standing: &BTreeMap<ObjectKey, (TrustDomain, S
         hosts.insert(key.name.clone(), kept);
         let asks = |td| world.peers.get(td).and_then(|peer| local::asked(peer, &world.settings, name));
         let service = NamespacedName::new(name.namespace(), name.name());
-        // Without Istio a local name has the address of its import.
+        // Without Istio a local name has the address of its import, or one of its own on which Envoys listen for it.
+        if !world.settings.istio && world.settings.serves_xds && asks(td).is_some() {
+            let mine = hosts.entry(local::host(&world.settings, name)).or_default();
+            if mine.is_empty() {
+                *mine = of_local_status(world, key);
+            }
+        }
         let is_asked = world.settings.istio && asks(td).is_some();
         if is_asked && !world.cluster_services.contains_key(&service) {
             let entry = local::entry_key(world, name);
@@ -110,6 +116,11 @@ fn ranges(world: &World) -> Vec<IpNet> {
 /// Those that stand in the status of an ImportedService.
 pub(in crate::plan) fn of_status(world: &World, key: &ObjectKey) -> Vec<IpAddr> {
     world.statuses.get(key).map(|status| parsed(&status["addresses"])).unwrap_or_default()
+}
+
+/// Those of its local name that stand there, where it has some of its own.
+pub(in crate::plan) fn of_local_status(world: &World, key: &ObjectKey) -> Vec<IpAddr> {
+    world.statuses.get(key).map(|status| parsed(&status["localAddresses"])).unwrap_or_default()
 }
 
 fn of_entry(world: &World, key: &ObjectKey) -> Vec<IpAddr> {

@@ -6,6 +6,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
+use std::sync::Arc;
 
 use crate::api::v1alpha1::conditions::{GeneratedReason, LocalReason};
 use crate::model::cluster::{ClusterService, ClusterServiceKind};
@@ -20,6 +21,7 @@ use crate::plan::{generated, imports};
 
 use super::Claims;
 use super::addresses::{Addresses, in_text};
+use super::by_name::LocalName;
 use super::endpoints::{has_any, ready_pods};
 
 /// Whether one import answers at its local name, for its status.
@@ -33,8 +35,10 @@ pub struct Served {
     pub is_merged: bool,
     /// Whether it is answered by DNS alone, without Istio.
     pub by_name: bool,
-    /// At which clients call it, where it is not merged.
+    /// At which clients call it; with Istio, where it is not merged.
     pub addresses: Vec<IpAddr>,
+    /// Its ports, where they are not those of the import.
+    pub ports: Vec<(u16, String)>,
     /// What stands in the store for it.
     pub generated: Vec<ObjectKey>,
     /// What of it is not served there, and why.
@@ -56,6 +60,8 @@ pub(super) struct LocalPlan {
     /// By ImportedService.
     pub reports: BTreeMap<NamespacedName, LocalReport>,
     pub blocked: BTreeMap<ObjectKey, String>,
+    /// By host, what clients of xDS call.
+    pub names: BTreeMap<String, Arc<LocalName>>,
 }
 
 /// Whether a service of the peer is to answer at its local name: `None` where nothing asks for that, else whether the cluster's
@@ -187,6 +193,7 @@ impl Local<'_> {
                 is_merged: self.service.is_some(),
                 by_name: false,
                 addresses: self.own_addresses(),
+                ports: Vec::new(),
                 generated,
                 notes: notes.remove(&member.imported.object).unwrap_or_default(),
             });

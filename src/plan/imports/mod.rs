@@ -32,8 +32,9 @@ use super::admission::{Admission, Refusal, Surroundings, addresses_of_pods};
 use super::memo::Memo;
 use super::verdict::SETTLE;
 use super::{diff, generated, istio};
-pub(super) use addresses::of_status as kept;
 pub use addresses::{Addresses, in_text};
+pub(super) use addresses::{of_local_status as kept_local, of_status as kept};
+pub use by_name::{LocalName, LocalNamePort};
 pub use claims::Claims;
 pub(super) use decided::Decisions;
 use decided::{Decided, Offered};
@@ -75,6 +76,8 @@ pub struct ImportPlan {
     /// Peers that have not said what they export: an object of theirs is not to be taken away because it cannot be read.
     pub silent: BTreeSet<TrustDomain>,
     pub blocked: BTreeMap<ObjectKey, String>,
+    /// By host, the local names that clients of xDS call.
+    pub local_names: BTreeMap<String, Arc<LocalName>>,
     /// ImportedServices that cannot be read now, or whose TrustDomainPeer cannot, as a source annotation names them.
     pub unread: BTreeSet<String>,
     /// When the next withdrawal is due.
@@ -451,12 +454,14 @@ pub fn generate(
         let addresses = addresses.of(&key.name).unwrap_or_default().to_vec();
         reports.insert(key.clone(), ImportReport { admitted: Ok(()), generated, addresses, local: None });
     }
-    let local = if world.settings.dns && !world.settings.istio {
+    let settings = &world.settings;
+    let local = if (settings.dns || settings.serves_xds) && !settings.istio {
         by_name::plan(world, &plan.standing, &addresses)
     } else {
         as_local.plan(world, &claims, &addresses, &plan.unread)
     };
     plan.blocked.extend(local.blocked);
+    plan.local_names = local.names;
     objects.extend(local.objects.into_iter().map(|object| (object.key.clone(), diff::seal(object))));
     for (name, local) in local.reports {
         let key = ObjectKey::namespaced(Kind::ImportedService, name.namespace, name.name);

@@ -94,7 +94,7 @@ pub fn decide(world: &World, ending: &BTreeSet<TrustDomain>, memo: &mut Memo) ->
         .into_iter()
         .filter_map(|(key, report)| Some((NamespacedName::new(key.namespace?, key.name), report)))
         .collect();
-    let xds = xds::plan(world, &exports, &import_reports, memo);
+    let xds = xds::plan(world, &exports, &import_reports, &imports.local_names, memo);
     ServicesPlan {
         complete: true,
         objects,

@@ -8,7 +8,8 @@ use crate::model::{NamespacedName, ObjectKey};
 use crate::plan::admission::Refusal;
 use crate::plan::imports::{ImportReport, LocalReport, in_text};
 
-/// The conditions, and the rest of the status as fields of it: `generated`, `addresses` and `localHost`.
+/// The conditions, and the rest of the status as fields of it: `generated`, `addresses`, `localHost` and
+/// `localAddresses`.
 #[must_use]
 pub fn status(name: &NamespacedName, report: &ImportReport) -> (Vec<Condition>, Value) {
     let mut conditions = vec![
@@ -26,6 +27,9 @@ pub fn status(name: &NamespacedName, report: &ImportReport) -> (Vec<Condition>, 
     let mut rest = json!({"generated": generated, "addresses": in_text(&report.addresses)});
     if let (Some(fields), Some(served)) = (rest.as_object_mut(), served) {
         fields.insert("localHost".to_owned(), json!(served.host));
+        if served.by_name && served.addresses != report.addresses {
+            fields.insert("localAddresses".to_owned(), json!(in_text(&served.addresses)));
+        }
     }
     (conditions, rest)
 }
@@ -34,7 +38,10 @@ fn local(report: &LocalReport) -> Condition {
     const KIND: &str = "ServedLocally";
     match report {
         Ok(served) => {
-            let (reason, how) = if served.is_merged {
+            let (reason, how) = if served.is_merged && served.by_name {
+                let how = "together with the Service of that name, found by workloads that ask the agent's DNS server";
+                (LocalReason::Merged, how)
+            } else if served.is_merged {
                 (LocalReason::Merged, "together with the Service of that name")
             } else if served.by_name {
                 (LocalReason::ByName, "found by workloads that ask the agent's DNS server")

@@ -20,13 +20,20 @@ const UNHEALTHY: i32 = 2;
 const CONNECT: Duration = Duration::from_secs(5);
 /// How long an endpoint to which connections fail is passed over.
 const EJECTION: Duration = Duration::from_secs(10);
+/// After so many connections in a row that fail.
+const FAILURES: u32 = 3;
+/// What the pause before another try is made of.
+const BACKOFF: prost_types::Duration = prost_types::Duration { seconds: 0, nanos: 100_000_000 };
+/// Below how many percent of its endpoints the ill ones are tried as well: where there is no other left.
+const PANIC: f64 = 1.0;
 
 /// Nothing, where it has no address or no endpoint.
 #[must_use]
 pub(super) fn resources(input: &OfferOf, port: &RemotePort) -> Vec<Resource> {
-    let all = endpoints(&input.imported, port);
-    let Some(listener) = listener(input, port).filter(|_| !all.is_empty()) else { return Vec::new() };
-    let assignment = assignment(&name(input, port), &all, &input.down);
+    let (name, all) = (name(input, port), endpoints(&input.imported, port));
+    let listener = listener(&name, &input.addresses, port.port, port.protocol);
+    let Some(listener) = listener.filter(|_| !all.is_empty()) else { return Vec::new() };
+    let assignment = assignment(&name, &all, &input.down);
     let mut resources = vec![Resource::listener(&listener)];
     if has_names(&all) {
         resources.push(Resource::cluster(&cluster(input, port, Some(assignment))));
@@ -43,30 +50,36 @@ pub(super) fn has_names(all: &BTreeSet<GatewayAddress>) -> bool {
     all.iter().any(|at| matches!(at.address, Address::Dns(_)))
 }
 
-fn listener(input: &OfferOf, port: &RemotePort) -> Option<pb::Listener> {
-    let (first, others) = input.addresses.split_first()?;
-    let at = |ip: &IpAddr| address(&ip.to_string(), port.port);
+/// Where clients call a port; it leads to the cluster of its own name. Nothing, where there is no address.
+#[must_use]
+pub(super) fn listener(
+    name: &str,
+    addresses: &[IpAddr],
+    port: u16,
+    protocol: AppProtocol,
+) -> Option<pb::Listener> {
+    let (first, others) = addresses.split_first()?;
+    let at = |ip: &IpAddr| address(&ip.to_string(), port);
     let additional = |ip| pb::AdditionalAddress { address: Some(at(ip)) };
-    let name = name(input, port);
     Some(pb::Listener {
         address: Some(at(first)),
         additional_addresses: others.iter().map(additional).collect(),
-        filter_chains: vec![pb::FilterChain { filters: vec![proxy(&name, port)], ..Default::default() }],
+        filter_chains: vec![pb::FilterChain { filters: vec![proxy(name, protocol)], ..Default::default() }],
         // An address of the mesh's range is on no interface of a machine outside: a route that makes it local leads to it.
-        freebind: (!input.addresses.iter().all(IpAddr::is_loopback)).then_some(true),
+        freebind: (!addresses.iter().all(IpAddr::is_loopback)).then_some(true),
         traffic_direction: OUTBOUND,
-        stat_prefix: name.clone(),
-        name,
+        stat_prefix: name.to_owned(),
+        name: name.to_owned(),
         ..Default::default()
     })
 }
 
 /// What passes on to the cluster of the same name.
-fn proxy(name: &str, port: &RemotePort) -> pb::Filter {
-    match port.protocol {
+fn proxy(name: &str, protocol: AppProtocol) -> pb::Filter {
+    match protocol {
         AppProtocol::Http | AppProtocol::Http2 | AppProtocol::Grpc => {
             let websocket = pb::UpgradeConfig { upgrade_type: "websocket".to_owned() };
-            let upgrades = if port.protocol == AppProtocol::Http { vec![websocket] } else { Vec::new() };
+            let upgrades = if protocol == AppProtocol::Http { vec![websocket] } else { Vec::new() };
             manager(name, upgrades)
         }
         AppProtocol::Tcp | AppProtocol::Tls | AppProtocol::Https => tcp(name),
@@ -79,7 +92,11 @@ pub(super) fn tcp(cluster: &str) -> pb::Filter {
     let proxy = pb::TcpProxy {
         stat_prefix: cluster.to_owned(),
         cluster: cluster.to_owned(),
+        // Enough for an endpoint that is down to be passed over for the first connection that comes to it, each after a while,
+        // since Envoy does not pass it over at once.
+        max_connect_attempts: Some(FAILURES + 1),
         idle_timeout: Some(no_limit()),
+        backoff_options: Some(pb::BackoffStrategy { base_interval: Some(BACKOFF) }),
     };
     let kind = "envoy.extensions.filters.network.tcp_proxy.v3.TcpProxy";
     filter("envoy.filters.network.tcp_proxy", kind, &proxy)
@@ -99,17 +116,38 @@ fn manager(name: &str, upgrade_configs: Vec<pb::UpgradeConfig>) -> pb::Filter {
     filter("envoy.filters.network.http_connection_manager", kind, &manager)
 }
 
-/// Every request to one cluster, for as long as it takes: timeouts are the client's own.
+/// Every request to one cluster, for as long as it takes: timeouts are the client's own. One that reached no server is sent
+/// again, to another endpoint in the end.
 #[must_use]
 pub(super) fn routes(cluster: &str) -> pb::RouteConfiguration {
     let prefix = pb::route_match::PathSpecifier::Prefix(String::new());
     let route = pb::Route {
         r#match: Some(pb::RouteMatch { path_specifier: Some(prefix) }),
-        route: Some(pb::RouteAction { cluster: cluster.to_owned(), timeout: Some(no_limit()) }),
+        route: Some(pb::RouteAction {
+            cluster: cluster.to_owned(),
+            timeout: Some(no_limit()),
+            retry_policy: Some(retries()),
+        }),
     };
     let host =
         pb::VirtualHost { name: cluster.to_owned(), domains: vec!["*".to_owned()], routes: vec![route] };
     pb::RouteConfiguration { name: cluster.to_owned(), virtual_hosts: vec![host] }
+}
+
+/// Each try goes to another endpoint, and to those that come later once the first have been tried.
+fn retries() -> pb::RetryPolicy {
+    let plugin = |name: &str, config| pb::RetryPlugin { name: name.to_owned(), typed_config: Some(config) };
+    let priorities = "envoy.extensions.retry.priority.previous_priorities.v3.PreviousPrioritiesConfig";
+    let hosts = "envoy.extensions.retry.host.previous_hosts.v3.PreviousHostsPredicate";
+    let priorities = packed(priorities, &pb::PreviousPriorities { update_frequency: 1 });
+    let hosts = packed(hosts, &pb::PreviousHosts {});
+    pb::RetryPolicy {
+        retry_on: "connect-failure,refused-stream".to_owned(),
+        num_retries: Some(FAILURES),
+        retry_priority: Some(plugin("envoy.retry_priorities.previous_priorities", priorities)),
+        retry_host_predicate: vec![plugin("envoy.retry_host_predicates.previous_hosts", hosts)],
+        host_selection_retry_max_attempts: 8,
+    }
 }
 
 #[must_use]
@@ -118,7 +156,22 @@ pub(super) fn router() -> pb::Filter {
 }
 
 fn cluster(input: &OfferOf, port: &RemotePort, named: Option<pb::ClusterLoadAssignment>) -> pb::Cluster {
-    let (imported, name) = (&input.imported, name(input, port));
+    let imported = &input.imported;
+    pb::Cluster {
+        // Where the application brings its own TLS, its bytes are passed on as they are.
+        transport_socket: (!passes_through(imported.service.tls_mode, port))
+            .then(|| tls::upstream(imported, port)),
+        ..bare(name(input, port), port.protocol, named)
+    }
+}
+
+/// A cluster without TLS. Its endpoints are `named`, of which Envoy resolves the names itself, or else come by EDS.
+#[must_use]
+pub(super) fn bare(
+    name: String,
+    protocol: AppProtocol,
+    named: Option<pb::ClusterLoadAssignment>,
+) -> pb::Cluster {
     let is_named = named.is_some();
     let eds = pb::EdsClusterConfig { eds_config: Some(tls::by_ads()), service_name: String::new() };
     pb::Cluster {
@@ -129,10 +182,11 @@ fn cluster(input: &OfferOf, port: &RemotePort, named: Option<pb::ClusterLoadAssi
         connect_timeout: Some(duration(CONNECT)),
         lb_policy: LEAST_REQUEST,
         outlier_detection: Some(passing_over()),
-        // Where the application brings its own TLS, its bytes are passed on as they are.
-        transport_socket: (!passes_through(imported.service.tls_mode, port))
-            .then(|| tls::upstream(imported, port)),
-        typed_extension_protocol_options: http(port.protocol),
+        common_lb_config: Some(pb::CommonLbConfig {
+            healthy_panic_threshold: Some(pb::Percent { value: PANIC }),
+            locality_weighted_lb_config: None,
+        }),
+        typed_extension_protocol_options: http(protocol),
         name,
         ..Default::default()
     }
@@ -162,7 +216,7 @@ pub(super) fn passing_over() -> pb::OutlierDetection {
         enforcing_success_rate: Some(0),
         enforcing_consecutive_gateway_failure: Some(0),
         split_external_local_origin_errors: true,
-        consecutive_local_origin_failure: Some(3),
+        consecutive_local_origin_failure: Some(FAILURES),
     }
 }
 
@@ -173,24 +227,32 @@ pub(super) fn assignment(
     all: &BTreeSet<GatewayAddress>,
     down: &BTreeSet<GatewayAddress>,
 ) -> pb::ClusterLoadAssignment {
-    let endpoint = |at: &GatewayAddress| {
-        let host = match &at.address {
-            Address::Ip(ip) => ip.to_canonical().to_string(),
-            Address::Dns(name) => name.clone(),
-        };
-        let health_status = if down.contains(at) { UNHEALTHY } else { 0 };
-        pb::LbEndpoint {
-            endpoint: Some(pb::Endpoint { address: Some(address(&host, at.port)) }),
-            health_status,
-        }
-    };
     let locality = pb::LocalityLbEndpoints {
         // gRPC refuses a locality that is not there, and passes over one without weight (gRFC A27).
         locality: Some(pb::Locality::default()),
         load_balancing_weight: Some(1),
-        lb_endpoints: all.iter().map(endpoint).collect(),
+        lb_endpoints: all.iter().map(|at| endpoint(at, down.contains(at))).collect(),
+        ..Default::default()
     };
-    pb::ClusterLoadAssignment { cluster_name: name.to_owned(), endpoints: vec![locality] }
+    pb::ClusterLoadAssignment {
+        cluster_name: name.to_owned(),
+        endpoints: vec![locality],
+        ..Default::default()
+    }
+}
+
+/// An endpoint, which may have taken no connection when it was last tried.
+#[must_use]
+pub(super) fn endpoint(at: &GatewayAddress, is_down: bool) -> pb::LbEndpoint {
+    let host = match &at.address {
+        Address::Ip(ip) => ip.to_canonical().to_string(),
+        Address::Dns(name) => name.clone(),
+    };
+    pb::LbEndpoint {
+        endpoint: Some(pb::Endpoint { address: Some(address(&host, at.port)) }),
+        health_status: if is_down { UNHEALTHY } else { 0 },
+        metadata: None,
+    }
 }
 
 #[must_use]

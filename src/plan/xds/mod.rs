@@ -5,6 +5,9 @@
 mod envoy;
 mod grpc;
 mod inbound;
+mod local;
+#[cfg(test)]
+mod local_tests;
 #[cfg(test)]
 pub(crate) mod testing;
 #[cfg(test)]
@@ -12,6 +15,7 @@ mod tests;
 mod tls;
 mod types;
 pub mod view;
+mod whom;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
@@ -20,76 +24,42 @@ use std::sync::Arc;
 use crate::api::v1alpha1::conditions::GeneratedReason;
 use crate::model::import::Imported;
 use crate::model::reach::Attempt;
-use crate::model::service::{Address, ClientPattern, GatewayAddress, RemotePort};
-use crate::model::{NamespacedName, Peer, SpiffeId, World};
+use crate::model::service::{Address, GatewayAddress, RemotePort};
+use crate::model::{NamespacedName, SpiffeId, World};
 
 use super::exports::Exports;
-use super::imports::ImportReport;
+use super::imports::{ImportReport, LocalName};
 use super::memo::Memo;
 pub use inbound::Inbound;
 pub(super) use inbound::InboundOf;
+pub(super) use local::LocalOf;
 pub use tls::{PROVIDER, SPIRE_CLUSTER, SVID_NAME};
 pub use types::{Resource, ResourceType, TypeMap, Version};
+pub use whom::{Audience, Clients, Whom};
 
 /// Everything that is served, whoever asks.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Xds {
-    /// What is imported, by host.
+    /// What is imported, by host, and the local names that answer without Istio.
     pub offers: BTreeMap<String, Arc<Offer>>,
     /// What the proxies of our servers need, by the SPIFFE ID that the server has.
     pub inbound: BTreeMap<SpiffeId, Arc<Inbound>>,
 }
 
-/// An imported service as clients reach it.
+/// An imported service as clients reach it, or a local name.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Offer {
-    pub audience: Audience,
     pub ports: Vec<PortOffer>,
 }
 
-/// One port of it: whoever may call it gets all of it, and nobody else any.
+/// One port of it: whom it is for gets all of it, and nobody else any. Of several for one port of a local name, a client gets one
+/// at most.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct PortOffer {
-    /// Who may call it by the exporter's word; never empty.
-    pub clients: BTreeSet<ClientPattern>,
+    pub whom: Whom,
     pub envoy: Vec<Resource>,
     /// Empty for what no gRPC client calls.
     pub grpc: Vec<Resource>,
-}
-
-/// Which of our workloads an import is for, by `spec.imports.exportTo` of its TrustDomainPeer. Istio means namespaces by it; a
-/// client of xDS is of the namespace that its SPIFFE ID names, by the convention `/ns/NAMESPACE/...`.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Audience {
-    Everybody,
-    /// Of these namespaces; a client whose ID names none is of none.
-    Namespaces(BTreeSet<String>),
-}
-
-impl Audience {
-    /// `namespace` is what `.` stands for: where the ImportedServices are.
-    #[must_use]
-    fn of(peer: &Peer, namespace: &str) -> Self {
-        let all = &peer.imports.export_to;
-        if all.iter().any(|one| one == "*") {
-            return Self::Everybody;
-        }
-        let named = all.iter().filter(|one| *one != "~");
-        let named = named.map(|one| if one == "." { namespace.to_owned() } else { one.clone() });
-        Self::Namespaces(named.collect())
-    }
-
-    /// Whether it is for this client.
-    #[must_use]
-    pub fn holds(&self, client: &SpiffeId) -> bool {
-        match self {
-            Self::Everybody => true,
-            Self::Namespaces(namespaces) => {
-                let mut parts = client.path().split('/').skip(1);
-                parts.next() == Some("ns") && parts.next().is_some_and(|name| namespaces.contains(name))
-            }
-        }
-    }
 }
 
 /// What an offer is made of.
@@ -109,6 +79,7 @@ pub(super) fn plan(
     world: &World,
     exports: &Exports,
     reports: &BTreeMap<NamespacedName, ImportReport>,
+    local_names: &BTreeMap<String, Arc<LocalName>>,
     memo: &mut Memo,
 ) -> Option<Arc<Xds>> {
     if !world.settings.serves_xds {
@@ -124,10 +95,15 @@ pub(super) fn plan(
             imported: Arc::clone(imported),
             addresses: report.addresses.clone(),
             audience: Audience::of(peer, &world.settings.namespace),
-            down: if refused.is_empty() { BTreeSet::new() } else { down(imported, &refused) },
+            down: down(imported, &refused),
         };
         let offer = memo.offers.get(name, &input, |input| Arc::new(offer(input)));
         xds.offers.insert(name.name.clone(), offer);
+    }
+    for (host, name) in local_names {
+        let Some(input) = local::input(world, name, |imported| down(imported, &refused)) else { continue };
+        let offer = memo.local_offers.get(host, &input, |input| Arc::new(local::offer(input)));
+        xds.offers.insert(host.clone(), offer);
     }
     xds.inbound = inbound::plan(exports, &world.settings, memo);
     Some(memo.xds.share(xds))
@@ -142,6 +118,9 @@ fn is_called(report: &ImportReport) -> bool {
 }
 
 fn down(imported: &Imported, refused: &BTreeSet<&GatewayAddress>) -> BTreeSet<GatewayAddress> {
+    if refused.is_empty() {
+        return BTreeSet::new();
+    }
     let service = &imported.service;
     let ports: Vec<&RemotePort> = service.ports.iter().collect();
     let all = ports.iter().flat_map(|port| endpoints(imported, port));
@@ -164,11 +143,11 @@ fn endpoints(imported: &Imported, port: &RemotePort) -> BTreeSet<GatewayAddress>
 fn offer(input: &OfferOf) -> Offer {
     let service = &input.imported.service;
     let port = |port: &RemotePort| PortOffer {
-        clients: if port.clients.is_empty() { service.clients.clone() } else { port.clients.clone() },
+        whom: Whom::clients(input.audience.clone(), whom::clients_of(service, port).clone()),
         envoy: envoy::resources(input, port),
         grpc: grpc::resources(input, port),
     };
-    Offer { audience: input.audience.clone(), ports: service.ports.iter().map(port).collect() }
+    Offer { ports: service.ports.iter().map(port).collect() }
 }
 
 /// The name of every resource of a port: what a gRPC client calls `xds:///NAME`.

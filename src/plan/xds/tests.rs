@@ -5,10 +5,10 @@ use prost::Message as _;
 
 use super::view::{ClientKind, View};
 use super::*;
-use crate::model::ServiceName;
 use crate::model::reach::Tried;
 use crate::model::service::{AppProtocol, Gateway, GatewayType, RemotePort, RemoteService, TlsMode};
 use crate::model::session::LinkState;
+use crate::model::{Peer, ServiceName};
 use crate::plan::exports::testing::with_policies;
 use crate::plan::fixtures::{
     WorldExt as _, cart, client, gateway, id, peer, remote_cart, service, session, td, world,
@@ -44,9 +44,9 @@ fn of(mode: TlsMode, protocol: AppProtocol) -> RemoteService {
     service
 }
 
-const FRONTEND: &str = "spiffe://east.example/ns/shop/sa/client";
+pub(super) const FRONTEND: &str = "spiffe://east.example/ns/shop/sa/client";
 
-fn names(xds: &Xds, client: &str, kind: ClientKind) -> Vec<String> {
+pub(super) fn names(xds: &Xds, client: &str, kind: ClientKind) -> Vec<String> {
     let view = View::of(xds, &id(client), kind);
     let all = ResourceType::ALL.into_iter();
     all.flat_map(|kind| view.of_type(kind).into_keys().map(move |name| format!("{} {name}", kind.as_str())))
@@ -54,7 +54,7 @@ fn names(xds: &Xds, client: &str, kind: ClientKind) -> Vec<String> {
 }
 
 /// What a client is sent, as text: messages that are packed are unpacked by the types that they name.
-fn text(xds: &Xds, client: &str, kind: ClientKind) -> String {
+pub(super) fn text(xds: &Xds, client: &str, kind: ClientKind) -> String {
     let view = View::of(xds, &id(client), kind);
     let mut text = String::new();
     for resource in ResourceType::ALL.into_iter().flat_map(|kind| view.of_type(kind).into_values()) {
@@ -67,12 +67,14 @@ fn text(xds: &Xds, client: &str, kind: ClientKind) -> String {
                 let socket =
                     cluster.transport_socket.as_ref().and_then(|socket| socket.typed_config.as_ref());
                 let socket = socket.map(unpacked).unwrap_or_default();
+                let choices: String = cluster.transport_socket_matches.iter().map(choice).collect();
                 let bare = pb::Cluster {
                     transport_socket: None,
+                    transport_socket_matches: Vec::new(),
                     typed_extension_protocol_options: BTreeMap::new(),
                     ..cluster
                 };
-                format!("{bare:#?}\nTLS: {socket}\noptions: {}", options.join("\n"))
+                format!("{bare:#?}\nTLS: {socket}\n{choices}options: {}", options.join("\n"))
             }
             ResourceType::Endpoints => format!("{:#?}", pb::ClusterLoadAssignment::decode(body).unwrap()),
             ResourceType::Listener => {
@@ -86,6 +88,12 @@ fn text(xds: &Xds, client: &str, kind: ClientKind) -> String {
         writeln!(text, "== {} {}\n{decoded}", resource.kind.as_str(), resource.name).unwrap();
     }
     text
+}
+
+fn choice(choice: &pb::TransportSocketMatch) -> String {
+    let socket = choice.transport_socket.as_ref().and_then(|socket| socket.typed_config.as_ref());
+    let socket = socket.map(unpacked).unwrap_or_default();
+    format!("TLS of {} where {:?}: {socket}\n", choice.name, choice.r#match)
 }
 
 fn chain(mut chain: pb::FilterChain) -> String {
@@ -107,6 +115,7 @@ fn unpacked(any: &prost_types::Any) -> String {
     let decoded = match name {
         "UpstreamTlsContext" => format!("{:#?}", pb::UpstreamTlsContext::decode(body).unwrap()),
         "DownstreamTlsContext" => format!("{:#?}", pb::DownstreamTlsContext::decode(body).unwrap()),
+        "RawBuffer" => String::new(),
         "TcpProxy" => format!("{:#?}", pb::TcpProxy::decode(body).unwrap()),
         "HttpProtocolOptions" => format!("{:#?}", pb::HttpProtocolOptions::decode(body).unwrap()),
         "RBAC" => format!("{:#?}", pb::RbacFilter::decode(body).unwrap()),
@@ -120,7 +129,7 @@ fn unpacked(any: &prost_types::Any) -> String {
     format!("{}\n{decoded}", any.type_url)
 }
 
-fn assert_golden(name: &str, text: String) {
+pub(super) fn assert_golden(name: &str, text: String) {
     insta::with_settings!({ snapshot_path => "golden", prepend_module_to_snapshot => false, omit_expression => true }, {
         insta::assert_snapshot!(name, text);
     });

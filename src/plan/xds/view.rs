@@ -10,7 +10,6 @@ use std::sync::{Arc, Mutex, OnceLock, PoisonError, Weak};
 use super::types::{Resource, ResourceType, TypeMap};
 use super::{Offer, PortOffer, Xds};
 use crate::model::SpiffeId;
-use crate::model::service::ClientPattern;
 
 /// What sort of client it is: one set of resources cannot serve both.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -217,8 +216,7 @@ impl View {
 impl Looker {
     /// What it sees of an offer.
     fn sees<'o>(&self, offer: &'o Arc<Offer>, kind: ResourceType) -> impl Iterator<Item = &'o Resource> {
-        let open = Some(offer).filter(|offer| offer.audience.holds(&self.id));
-        let ports = open.into_iter().flat_map(|offer| &offer.ports).filter(|port| may_call(port, &self.text));
+        let ports = offer.ports.iter().filter(|port| may_call(port, &self.id, &self.text));
         let of = self.kind;
         let resources = ports.flat_map(move |port| match of {
             ClientKind::Envoy => &port.envoy,
@@ -232,6 +230,6 @@ fn by_name<'r>(all: impl Iterator<Item = &'r Resource>) -> TypeMap {
     all.map(|resource| (Arc::clone(&resource.name), resource.clone())).collect()
 }
 
-fn may_call(port: &PortOffer, client: &str) -> bool {
-    port.clients.iter().any(|pattern: &ClientPattern| pattern.matches_text(client))
+fn may_call(port: &PortOffer, client: &SpiffeId, text: &str) -> bool {
+    port.whom.holds(client, text)
 }

@@ -222,24 +222,26 @@ reasons! {
 reasons! {
     /// Whether it also answers at its local name, where `imports.asLocal` asks for that.
     LocalReason of ServedLocally {
-        /// True: together with a Service of the cluster, whose endpoints are used too.
+        /// True: together with a Service of the cluster, whose endpoints are used too. Without Istio, for workloads that ask the
+        /// agent's DNS server and whose Envoy is served by xDS; there also with a FederatedService of ours that gives `endpoints`.
         Merged,
         /// True: the cluster has no Service of that name. Only workloads with a sidecar that resolves names (Istio's DNS capture)
         /// find it.
         Alone,
-        /// True: without Istio, the agent's DNS server answers the name with the address of this import. Only workloads that ask it
-        /// find it.
+        /// True: without Istio, and the cluster has no Service of that name. The agent's DNS server answers it. Only workloads that
+        /// ask it find it.
         ByName,
-        /// Without Istio, and the cluster has a Service of that name, which answers. Call the federated name.
+        /// Without Istio, and the cluster has a Service of that name, which answers. Call the federated name, or have clients served
+        /// by xDS (`--xds-listen`).
         ServiceExists,
-        /// Without Istio, and another peer's import of that name answers: that of the older TrustDomainPeer, which the message
-        /// names. Call the federated name.
+        /// Without Istio, and imports of older TrustDomainPeers answer: one, which the message names, or with xDS four. Call the
+        /// federated name.
         OlderPeerServes,
         /// Only `*` in `imports.asLocal` matches it, and its namespace is `kube-*`, Istio's or the agent's own, or it is
         /// `kubernetes` in `default`. Name it in `imports.asLocal` if that is what you want.
         NamespaceReserved,
         /// The Service of that name is headless or an ExternalName: its callers have the addresses of its endpoints. Give it a
-        /// cluster IP, or call the federated name.
+        /// cluster IP, or call the federated name. Without Istio also: it has a port that is not TCP.
         ServiceNotSupported,
         /// No port can be called there: the Service has none of the same number or name, or TLS is spoken on it, which is told apart
         /// by the name that is called. Call the federated name.

@@ -58,31 +58,13 @@ impl Machine {
         let (xds, dns) = (ports::free()?, ports::free()?);
         let control = scratch.path().join("control.sock");
         let args = [
-            "agent".to_owned(),
-            format!("--store=dir:{}", scratch.path().join("d").display()),
-            "--istio=false".to_owned(),
-            format!("--spire-server=unix://{}", spire.server_socket().display()),
-            format!("--workload-api=unix://{}", spire.agent_socket().display()),
             format!("--listen={listen}"),
             format!("--admin-listen={admin}"),
             format!("--control={}", control.display()),
             format!("--xds-listen={xds}"),
             format!("--dns-listen={dns}"),
-            "--xds-all-bundles=ROOTCA".to_owned(),
-            format!("--import-address-range={}", own_range()),
         ];
-        let args = args.into_iter().chain(TIMING.iter().map(|one| (*one).to_owned()));
-        let agent = Process::new(Spec {
-            name: format!("agent of {trust_domain}"),
-            program,
-            args: args.map(OsString::from).collect(),
-            env: vec![
-                ("RUST_LOG".to_owned(), "info,entente=debug".to_owned()),
-                ("HOME".to_owned(), scratch.path().display().to_string()),
-            ],
-            dir: scratch.path().to_owned(),
-            log: scratch.path().join("agent.log"),
-        });
+        let agent = agent(&trust_domain, scratch.path(), &spire, program, &args);
         let mut machine = Self { agent, spire, trust_domain, listen, admin, xds, dns, control, scratch };
         let ready = async {
             machine.register(&machine.agent_id(), &machine.scratch.path().join("entente")).await?;
@@ -286,6 +268,37 @@ impl Machine {
         process.start()?;
         Ok(process)
     }
+}
+
+/// The agent of a machine, with what is the same for all, and these arguments.
+fn agent(
+    trust_domain: &TrustDomain,
+    dir: &Path,
+    spire: &Spire,
+    program: PathBuf,
+    more: &[String],
+) -> Process {
+    let args = [
+        "agent".to_owned(),
+        format!("--store=dir:{}", dir.join("d").display()),
+        "--istio=false".to_owned(),
+        format!("--spire-server=unix://{}", spire.server_socket().display()),
+        format!("--workload-api=unix://{}", spire.agent_socket().display()),
+        "--xds-all-bundles=ROOTCA".to_owned(),
+        format!("--import-address-range={}", own_range()),
+    ];
+    let timing = TIMING.iter().map(|one| (*one).to_owned());
+    Process::new(Spec {
+        name: format!("agent of {trust_domain}"),
+        program,
+        args: args.into_iter().chain(timing).chain(more.iter().cloned()).map(OsString::from).collect(),
+        env: vec![
+            ("RUST_LOG".to_owned(), "info,entente=debug".to_owned()),
+            ("HOME".to_owned(), dir.display().to_string()),
+        ],
+        dir: dir.to_owned(),
+        log: dir.join("agent.log"),
+    })
 }
 
 /// Addresses of the loopback interface for the imports of one machine alone: an import has its address by its name, and Envoys of

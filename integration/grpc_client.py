@@ -40,7 +40,7 @@ def call(channel):
     trailer = dict(done.trailing_metadata() or ())
     status = "SERVING" if answer == SERVING else answer.hex()
     # The library shows nothing of the server's certificate.
-    return {"status": status, "caller": trailer.get("caller", "")}
+    return {"status": status, "caller": trailer.get("caller", ""), "certificate": trailer.get("certificate", "")}
 
 
 def main():

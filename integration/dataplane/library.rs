@@ -7,7 +7,10 @@ use crate::tools::Tools;
 use crate::wait::eventually;
 use crate::world::Domain;
 use anyhow::{Context, Result, ensure};
+use rustls::pki_types::CertificateDer;
+use rustls::pki_types::pem::PemObject as _;
 use serde_json::Value;
+use sha2::{Digest as _, Sha256};
 use std::ffi::OsString;
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
@@ -74,9 +77,30 @@ impl Keeper {
         Ok(keeper)
     }
 
-    /// What the library presents now.
-    pub(crate) fn certificate(&self) -> Result<Vec<u8>> {
-        Ok(std::fs::read(self.directory.join("current/svid.pem"))?)
+    /// The SHA-256 of the certificate that the library is to present now, as servers say it.
+    pub(crate) fn certificate(&self) -> Result<String> {
+        let leaf = CertificateDer::from_pem_file(self.directory.join("current/svid.pem"));
+        let leaf = leaf.map_err(|error| anyhow::anyhow!("{error:?}"))?;
+        Ok(hex::encode(Sha256::digest(&leaf)))
+    }
+
+    /// A configuration that has each of two trust domains' roots under the other's name.
+    pub(crate) fn with_roots_swapped(&self, (one, other): (&str, &str)) -> Result<PathBuf> {
+        let read = |path: PathBuf| anyhow::Ok(serde_json::from_slice::<Value>(&std::fs::read(path)?)?);
+        let mut bundles = read(self.directory.join("current/bundles.json"))?;
+        let map = &mut bundles["trust_domains"];
+        let taken = map[one].take();
+        map[one] = map[other].take();
+        map[other] = taken;
+        let mut bootstrap = read(self.bootstrap())?;
+        let (file, path) =
+            (self.directory.join("swapped.json"), self.directory.join("bootstrap-swapped.json"));
+        std::fs::write(&file, bundles.to_string())?;
+        for name in ["spiffe_trust_bundle_map_file", "spiffe_bundle_map_file"] {
+            bootstrap["certificate_providers"]["spiffe"]["config"][name] = file.display().to_string().into();
+        }
+        std::fs::write(&path, bootstrap.to_string())?;
+        Ok(path)
     }
 
     fn bootstrap(&self) -> PathBuf {

@@ -24,8 +24,10 @@ pub(super) fn map(identity: &Identity) -> String {
 
 fn keys(bundle: &Bundle) -> Value {
     let document: Value = serde_json::from_str(&document::write(bundle)).unwrap_or_default();
-    let all = document["keys"].as_array().map(Vec::as_slice).unwrap_or_default();
-    let is_read = |key: &&Value| key["use"] == "x509-svid" && KINDS.iter().any(|kind| key["kty"] == *kind);
+    let all = document.get("keys").and_then(Value::as_array).map(Vec::as_slice).unwrap_or_default();
+    let says = |key: &Value, name: &str, value: &str| key.get(name).is_some_and(|there| there == value);
+    let is_read =
+        |key: &&Value| says(key, "use", "x509-svid") && KINDS.iter().any(|kind| says(key, "kty", kind));
     let keys: Vec<Value> = all.iter().filter(is_read).cloned().collect();
     if keys.len() < bundle.len() {
         tracing::warn!(

@@ -62,12 +62,12 @@ impl Files {
 
     /// Puts them into the directory; whether they were not there already.
     pub(super) fn put(&self, directory: &Path) -> io::Result<bool> {
-        let (name, link) = (self.folder(), directory.join(CURRENT));
+        let (name, current) = (self.folder(), directory.join(CURRENT));
         let folder = directory.join(&name);
         let is_there = |file: &str, content: &str| {
             fs::read(folder.join(file)).is_ok_and(|there| there == content.as_bytes())
         };
-        let is_current = fs::read_link(&link).is_ok_and(|there| there == Path::new(&name));
+        let is_current = fs::read_link(&current).is_ok_and(|there| there == Path::new(&name));
         if is_current && self.all().iter().all(|(file, content)| is_there(file, content)) {
             return Ok(false);
         }
@@ -77,14 +77,28 @@ impl Files {
         for (file, content) in self.all() {
             write_new(&folder.join(file), content.as_bytes())?;
         }
-        let new = directory.join(format!(".{CURRENT}.new"));
-        match fs::remove_file(&new) {
-            Err(error) if error.kind() != ErrorKind::NotFound => return Err(error),
-            _ => std::os::unix::fs::symlink(&name, &new)?,
-        }
-        fs::rename(&new, &link)?;
+        link(Path::new(&name), &current)?;
         clean(directory, &name);
         Ok(true)
+    }
+}
+
+/// Turns a link, at once, from wherever it led.
+pub(super) fn link(to: &Path, link: &Path) -> io::Result<()> {
+    let new = link.with_extension("new");
+    match fs::remove_file(&new) {
+        Err(error) if error.kind() != ErrorKind::NotFound => return Err(error),
+        _ => std::os::unix::fs::symlink(to, &new)?,
+    }
+    fs::rename(&new, link)
+}
+
+/// Removes a link, where there is one.
+pub(super) fn unlink(link: &Path) -> io::Result<()> {
+    if fs::symlink_metadata(link).is_ok_and(|there| there.is_symlink()) {
+        fs::remove_file(link)
+    } else {
+        Ok(())
     }
 }
 

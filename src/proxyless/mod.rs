@@ -30,8 +30,9 @@ pub const CERTIFICATE: &str = "svid.pem";
 pub const KEY: &str = "svid_key.pem";
 /// Each trust domain's authorities (SPIFFE Trust Domain and Bundle, section 5).
 pub const BUNDLES: &str = "bundles.json";
-/// Where the agent is reached, in the directory.
-pub const SOCKET: &str = "xds.sock";
+/// Where the agent is reached, in the directory. gRPC's C core names a server that it reaches by a socket after the socket's path,
+/// with `%2F` for each slash, which HTTP takes for a name before an `@` alone (RFC 3986, section 3.2.1).
+pub const SOCKET: &str = "xds@agent";
 /// The configuration of the gRPC library, in the directory.
 pub const BOOTSTRAP: &str = "bootstrap.json";
 
@@ -42,10 +43,19 @@ pub struct Settings {
     /// Which of the workload's SVIDs; by default the first, as the Workload API has it.
     pub id: Option<SpiffeId>,
     pub directory: PathBuf,
-    /// An agent that is reached by TLS, which the socket in the directory leads to.
-    pub agent: Option<Agent>,
+    /// What [`SOCKET`] leads to.
+    pub agent: Reach,
     /// What is written to [`BOOTSTRAP`] once all that it names is there.
     pub bootstrap: String,
+}
+
+/// How the agent is reached.
+#[derive(Clone, Debug)]
+pub enum Reach {
+    /// By TLS, from a socket of ours.
+    Tls(Agent),
+    /// By a socket of its own, which ours is a link to.
+    Socket(PathBuf),
 }
 
 /// Why nothing can be kept.
@@ -65,11 +75,18 @@ pub enum KeepError {
 /// [`KeepError`], at the start alone: what fails later is logged and tried again with the next change.
 pub async fn keep(settings: Settings, cancel: CancellationToken) -> Result<(), KeepError> {
     let directory = &settings.directory;
-    files::prepare(directory).map_err(|error| KeepError::Directory(directory.clone(), error))?;
-    let source = IdentitySource::empty();
+    let unwritable = |error| KeepError::Directory(directory.clone(), error);
+    files::prepare(directory).map_err(unwritable)?;
+    let (source, socket) = (IdentitySource::empty(), directory.join(SOCKET));
     let relay = match &settings.agent {
-        Some(agent) => Some(Relay::open(&directory.join(SOCKET), agent.clone(), &source).await?),
-        None => None,
+        Reach::Tls(agent) => {
+            files::unlink(&socket).map_err(unwritable)?;
+            Some(Relay::open(&socket, agent.clone(), &source).await?)
+        }
+        Reach::Socket(path) => {
+            files::link(path, &socket).map_err(unwritable)?;
+            None
+        }
     };
     let mut keeper = Keeper { settings: &settings, source, is_announced: false };
     let following = follow(&settings.workload_api, |answer| match answer {

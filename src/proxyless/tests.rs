@@ -59,6 +59,22 @@ fn what_is_written_is_of_one_moment_for_its_user_alone_and_written_once() {
 }
 
 #[test]
+fn a_socket_of_the_agents_own_is_led_to() {
+    let directory = tempfile::tempdir().unwrap();
+    let link = directory.path().join(SOCKET);
+    for to in ["/run/one.sock", "/run/other.sock"] {
+        files::link(Path::new(to), &link).unwrap();
+        assert_eq!(std::fs::read_link(&link).unwrap(), Path::new(to));
+    }
+    files::unlink(&link).unwrap();
+    assert!(std::fs::symlink_metadata(&link).is_err());
+    // What is no link is left for who opens a socket there.
+    std::fs::write(&link, "").unwrap();
+    files::unlink(&link).unwrap();
+    assert!(link.exists());
+}
+
+#[test]
 fn a_bundle_map_has_each_trust_domain_by_itself() {
     let (east, west) = (Domain::new("east.test"), Domain::new("west.test"));
     let gone = Bundle::new(crate::bundle::testing::td("gone.test"), []);

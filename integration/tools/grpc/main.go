@@ -12,6 +12,8 @@ package main
 import (
 	"bufio"
 	"context"
+	"crypto/sha256"
+	"encoding/hex"
 	"encoding/json"
 	"fmt"
 	"io"
@@ -37,8 +39,9 @@ import (
 const (
 	// How long one call may take.
 	patience = 5 * time.Second
-	// The trailer by which a server says as whom it sees the client.
-	caller = "caller"
+	// The trailers by which a server says as whom it sees the client, and the hash of the certificate that it was shown.
+	caller      = "caller"
+	certificate = "certificate"
 )
 
 func say(what map[string]string) {
@@ -46,14 +49,19 @@ func say(what map[string]string) {
 	os.Stdout.Write(append(line, '\n'))
 }
 
-// The SPIFFE ID at the other end of a connection; nothing where it is plain.
-func idOf(p *peer.Peer) string {
-	if tls, ok := p.AuthInfo.(credentials.TLSInfo); ok && len(tls.State.PeerCertificates) > 0 {
-		if id, err := x509svid.IDFromCert(tls.State.PeerCertificates[0]); err == nil {
-			return id.String()
-		}
+// The SPIFFE ID at the other end of a connection, and the SHA-256 of its certificate; nothing where it is plain.
+func idOf(p *peer.Peer) (string, string) {
+	tls, ok := p.AuthInfo.(credentials.TLSInfo)
+	if !ok || len(tls.State.PeerCertificates) == 0 {
+		return "", ""
 	}
-	return ""
+	leaf := tls.State.PeerCertificates[0]
+	id, err := x509svid.IDFromCert(leaf)
+	if err != nil {
+		return "", ""
+	}
+	hash := sha256.Sum256(leaf.Raw)
+	return id.String(), hex.EncodeToString(hash[:])
 }
 
 func dial(target string) (*grpc.ClientConn, error) {
@@ -74,9 +82,12 @@ func call(connection *grpc.ClientConn) (map[string]string, error) {
 	if err != nil {
 		return nil, err
 	}
-	said := map[string]string{"status": answer.GetStatus().String(), "server": idOf(&server)}
-	if ids := trailer.Get(caller); len(ids) > 0 {
-		said[caller] = ids[0]
+	id, _ := idOf(&server)
+	said := map[string]string{"status": answer.GetStatus().String(), "server": id}
+	for _, name := range []string{caller, certificate} {
+		if all := trailer.Get(name); len(all) > 0 {
+			said[name] = all[0]
+		}
 	}
 	return said, nil
 }
@@ -119,7 +130,8 @@ func client(target string) error {
 // Says to each caller as whom it is seen.
 func tell(ctx context.Context, request any, _ *grpc.UnaryServerInfo, handle grpc.UnaryHandler) (any, error) {
 	if p, ok := peer.FromContext(ctx); ok {
-		if err := grpc.SetTrailer(ctx, metadata.Pairs(caller, idOf(p))); err != nil {
+		id, hash := idOf(p)
+		if err := grpc.SetTrailer(ctx, metadata.Pairs(caller, id, certificate, hash)); err != nil {
 			return nil, err
 		}
 	}

@@ -13,7 +13,7 @@ use super::host_and_port;
 use crate::identity::workload::WorkloadEndpoint;
 use crate::model::SpiffeId;
 use crate::plan::xds::PROVIDER;
-use crate::proxyless::{Agent, BUNDLES, CERTIFICATE, KEY, SOCKET, Settings, keep, path_of};
+use crate::proxyless::{Agent, BUNDLES, CERTIFICATE, KEY, Reach, SOCKET, Settings, keep, path_of};
 
 /// Print a configuration for a gRPC library that is served by an agent, or keep it with the files that it names
 ///
@@ -24,7 +24,7 @@ use crate::proxyless::{Agent, BUNDLES, CERTIFICATE, KEY, SOCKET, Settings, keep,
 #[command(group(ArgGroup::new("agent").required(true).args(["xds", "xds_socket"])))]
 pub(in crate::cli) struct GrpcArgs {
     /// Where the agent serves xDS (its --xds-listen): HOST:PORT. What --keep runs connects there, with the workload's SVID, and the
-    /// library to DIRECTORY/xds.sock: a gRPC library pins no SPIFFE ID of the agent.
+    /// library to DIRECTORY/xds@agent: a gRPC library pins no SPIFFE ID of the agent.
     #[arg(long, requires_all = ["agent_id", "keep"])]
     xds: Option<String>,
 
@@ -32,7 +32,8 @@ pub(in crate::cli) struct GrpcArgs {
     #[arg(long)]
     agent_id: Option<SpiffeId>,
 
-    /// A Unix socket of the agent (its --xds-socket), in the place of --xds and --agent-id.
+    /// A Unix socket of the agent (its --xds-socket), in the place of --xds and --agent-id. With --keep the library reaches it by
+    /// a link, DIRECTORY/xds@agent; without, gRPC's C core (C++, Python) needs an `@` in the socket's name.
     #[arg(long)]
     xds_socket: Option<PathBuf>,
 
@@ -70,12 +71,13 @@ pub(super) async fn run(args: &GrpcArgs) -> anyhow::Result<()> {
         std::io::stdout().lock().write_all(text.as_bytes())?;
         return Ok(());
     };
-    let agent = match (&args.xds, &args.agent_id) {
-        (Some(address), Some(id)) => {
+    let agent = match (&args.xds_socket, &args.xds, &args.agent_id) {
+        (Some(path), _, _) => Reach::Socket(std::path::absolute(path)?),
+        (None, Some(address), Some(id)) => {
             host_and_port(address)?;
-            Some(Agent { address: address.clone(), id: id.clone() })
+            Reach::Tls(Agent { address: address.clone(), id: id.clone() })
         }
-        _ => None,
+        _ => anyhow::bail!("--xds HOST:PORT with --agent-id, or --xds-socket PATH, says where the agent is"),
     };
     let settings = Settings { workload_api, id: args.spiffe_id.clone(), directory, agent, bootstrap: text };
     let cancel = CancellationToken::new();
@@ -93,8 +95,8 @@ pub(super) async fn run(args: &GrpcArgs) -> anyhow::Result<()> {
 
 fn bootstrap(args: &GrpcArgs, directory: &Path) -> anyhow::Result<Value> {
     let socket = match &args.xds_socket {
-        Some(path) => std::path::absolute(path)?,
-        None => directory.join(SOCKET),
+        Some(path) if !args.keep => std::path::absolute(path)?,
+        _ => directory.join(SOCKET),
     };
     let bundles = path_of(directory, BUNDLES);
     Ok(json!({
@@ -145,7 +147,7 @@ mod tests {
         });
         let by_tls = "grpc --xds entente.example:7445 --agent-id spiffe://east.example/agent --directory /run/cart \
                       --keep --workload-api unix:///run/spire/agent.sock";
-        assert_eq!(of(by_tls).unwrap()["xds_servers"][0]["server_uri"], "unix:///run/cart/xds.sock");
+        assert_eq!(of(by_tls).unwrap()["xds_servers"][0]["server_uri"], "unix:///run/cart/xds@agent");
         for line in [
             "grpc",
             "grpc --xds-socket /a",

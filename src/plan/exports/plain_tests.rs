@@ -2,6 +2,7 @@ use std::sync::Arc;
 
 use super::*;
 use crate::model::NamespacedName;
+use crate::model::object::Kind;
 use crate::model::service::{Address, Gateway, GatewayType};
 use crate::plan::exports::testing::{catalogue, with_policies};
 use crate::plan::exports::{ExportReport, Exports};

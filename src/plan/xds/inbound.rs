@@ -129,7 +129,7 @@ fn doors(service: &Service, host: &str, to: &BTreeSet<TrustDomain>, all_bundles:
     }
     let door = |port: &&crate::model::service::ExportedPort| Door {
         sni: tls::sni(service.tls_mode, host, port.port),
-        alpn: tls::alpn(service.tls_mode, port.protocol),
+        alpn: tls::accepted(service.tls_mode, port.protocol),
         bundle: bundle.clone(),
         clients: service
             .clients_of(port)

@@ -46,6 +46,17 @@ pub(super) fn alpn(mode: TlsMode, protocol: AppProtocol) -> Vec<String> {
     vec![name.to_owned()]
 }
 
+/// The application protocols that a server takes: those that our clients come with, and for HTTP/2 its own name, without which
+/// gRPC libraries end a connection, and beside which they offer no other.
+#[must_use]
+pub(super) fn accepted(mode: TlsMode, protocol: AppProtocol) -> Vec<String> {
+    let mut all = alpn(mode, protocol);
+    if mode == TlsMode::IstioMtls && matches!(protocol, AppProtocol::Http2 | AppProtocol::Grpc) {
+        all.push("h2".to_owned());
+    }
+    all
+}
+
 /// How Envoy begins TLS to a port.
 #[must_use]
 pub(super) fn upstream(imported: &Imported, port: &RemotePort) -> pb::TransportSocket {

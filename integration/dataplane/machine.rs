@@ -16,6 +16,7 @@ use std::net::{IpAddr, SocketAddr};
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::process::Stdio;
+use std::sync::atomic::{AtomicU32, Ordering};
 
 /// Where the agent writes what is imported.
 const AGENT_NAMESPACE: &str = "entente-system";
@@ -68,6 +69,7 @@ impl Machine {
             format!("--xds-listen={xds}"),
             format!("--dns-listen={dns}"),
             "--xds-all-bundles=ROOTCA".to_owned(),
+            format!("--import-address-range={}", own_range()),
         ];
         let args = args.into_iter().chain(TIMING.iter().map(|one| (*one).to_owned()));
         let agent = Process::new(Spec {
@@ -284,4 +286,12 @@ impl Machine {
         process.start()?;
         Ok(process)
     }
+}
+
+/// Addresses of the loopback interface for the imports of one machine alone: an import has its address by its name, and Envoys of
+/// two that run beside each other would take some of each other's connections.
+fn own_range() -> String {
+    static MACHINES: AtomicU32 = AtomicU32::new(0);
+    let (process, machine) = (std::process::id() % 64, MACHINES.fetch_add(1, Ordering::Relaxed) % 16);
+    format!("127.{}.{}.0/20", 128 + process, 16 * machine)
 }

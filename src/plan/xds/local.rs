@@ -137,7 +137,7 @@ fn cluster(
         choice(place.imported.trust_domain.as_str(), tls::upstream(place.imported, place.port))
     };
     let choices = ours.into_iter().chain(theirs.iter().map(theirs_by)).collect();
-    let lb = bare.common_lb_config.clone().unwrap_or_default();
+    let lb = bare.common_lb_config.unwrap_or_default();
     pb::Cluster {
         // Where nobody else is called, ours are called as they are.
         transport_socket: theirs.first().map(|place| tls::upstream(place.imported, place.port)),

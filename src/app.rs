@@ -113,6 +113,7 @@ pub async fn start(args: &AgentArgs, cancel: CancellationToken) -> anyhow::Resul
     let Federation { local_addr: listen, states: sessions, probe: peers, questions, join, .. } = federation;
     supervise(&mut tasks, join);
 
+    let clients = Clients::default();
     let planning = Planning {
         store: store.clone(),
         settings: Arc::clone(&settings),
@@ -124,8 +125,8 @@ pub async fn start(args: &AgentArgs, cancel: CancellationToken) -> anyhow::Resul
         metrics: Arc::clone(&metrics),
         asks,
         tries: Tries::new(&args.timing, acts.clone()),
+        refusals: clients.refusals(),
     };
-    let clients = Clients::default();
     let targets = sources.targets(store.clone(), Arc::clone(&metrics));
     let control = control(
         args,

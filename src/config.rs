@@ -298,7 +298,11 @@ impl XdsArgs {
     /// Where clients come in.
     #[must_use]
     pub fn places(&self) -> xds::Settings {
-        xds::Settings { listen: self.xds_listen, sockets: self.xds_socket.clone() }
+        xds::Settings {
+            listen: self.xds_listen,
+            sockets: self.xds_socket.clone(),
+            ..xds::Settings::default()
+        }
     }
 
     /// Whether anybody is served.

@@ -32,7 +32,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result};
 use client::{Client, Variant};
-use server::{Server, Usage};
+use server::Server;
 use tools::Tools;
 
 const CLUSTERS: usize = 10_000;
@@ -127,6 +127,8 @@ async fn measured(mut server: Server, variant: Variant, clusters: usize, clients
     }
     tokio::time::sleep(Duration::from_secs(1)).await;
     let (end, got_all) = (server.usage()?, read(&all));
+    // They go before their server does.
+    drop(all);
     times.sort();
     let mean = u32::try_from(CHANGES)?;
     Ok(Figures {

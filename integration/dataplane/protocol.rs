@@ -6,6 +6,7 @@ use crate::pair::{Pair, with_pair};
 use crate::ring::{Exported, PORT, Ring, SOON, withdraw};
 use crate::tools::Tools;
 use crate::wait::eventually;
+use crate::world::found;
 use anyhow::{Context, Result, bail, ensure};
 use serde_json::{Value, json};
 use std::collections::BTreeSet;
@@ -15,6 +16,7 @@ use std::time::Duration;
 use tokio::io::{AsyncBufReadExt as _, AsyncWriteExt as _, BufReader, Lines};
 use tokio::process::{Child, ChildStdin, ChildStdout, Command};
 
+const API: &str = "entente.dev/v1alpha1";
 const CLUSTER: &str = "type.googleapis.com/envoy.config.cluster.v3.Cluster";
 const ENDPOINTS: &str = "type.googleapis.com/envoy.config.endpoint.v3.ClusterLoadAssignment";
 const LISTENER: &str = "type.googleapis.com/envoy.config.listener.v3.Listener";
@@ -121,8 +123,9 @@ fn a_client_of_envoys_own_types_follows_what_changes() {
         // It refuses, and is not sent the same again.
         client.ask(LISTENER, json!({})).await?;
         let listeners = client.answer(LISTENER).await?;
+        let words = format!("{}:{PORT}: no room", tcp.host());
         let refusal =
-            json!({"responseNonce": listeners["nonce"], "errorDetail": {"code": 13, "message": "no room"}});
+            json!({"responseNonce": listeners["nonce"], "errorDetail": {"code": 13, "message": words}});
         client.ask(LISTENER, refusal).await?;
         client.is_silent().await?;
         let told = eventually("the agent tells who refused what", SOON, || async {
@@ -132,6 +135,7 @@ fn a_client_of_envoys_own_types_follows_what_changes() {
         });
         let told = told.await?;
         ensure!(told.contains("spiffe://east.example/ns/web/sa/frontend"), "{told}");
+        refusal_is_told(pair, &tcp).await?;
 
         withdraw(&pair.west, &tcp).await?;
         for kind in [CLUSTER, LISTENER] {
@@ -154,6 +158,14 @@ fn a_client_of_envoys_own_types_follows_what_changes() {
         let lacks = again.answer(CLUSTER).await?;
         ensure!(came(&lacks).is_empty() && went(&lacks).len() == 1, "{lacks}");
 
+        // Everything by the name `*`, beside one name, and that one alone from then on.
+        let mut all = Outside::open(&ring.socket_of_frontend, "delta")?;
+        all.ask(ENDPOINTS, json!({"resourceNamesSubscribe": ["*", nowhere]})).await?;
+        let both = all.answer(ENDPOINTS).await?;
+        ensure!(came(&both) == named(&[&grpc]) && went(&both) == [nowhere], "{both}");
+        all.ask(ENDPOINTS, json!({"resourceNamesUnsubscribe": ["*"]})).await?;
+        all.is_silent().await?;
+
         // Another ID is told that there is nothing.
         let mut other = Outside::open(&ring.socket_of_batch, "delta")?;
         other.ask(LISTENER, json!({})).await?;
@@ -166,6 +178,25 @@ fn a_client_of_envoys_own_types_follows_what_changes() {
         ensure!(error.contains("ResourceExhausted"), "{error}");
         Ok(())
     });
+}
+
+/// The ImportedService that a refusal names says so, and what it says is not written again.
+async fn refusal_is_told(pair: &Pair, refused: &Exported) -> Result<()> {
+    let condition = || async {
+        let import =
+            found(&pair.east, API, "ImportedService", Some("entente-system"), &refused.host()).await?;
+        let all = import.data["status"]["conditions"].as_array().cloned().unwrap_or_default();
+        let taken = all.into_iter().find(|one| one["type"] == "TakenByClients").context("it is taken")?;
+        ensure!(taken["status"] == "False" && taken["reason"] == "ClientRefuses", "{taken}");
+        let message = taken["message"].as_str().unwrap_or_default();
+        let whom = "spiffe://east.example/ns/web/sa/frontend refuses a listener";
+        ensure!(message.contains(whom) && message.contains("no room"), "{taken}");
+        Ok(import.metadata.resource_version)
+    };
+    let written = eventually("the import says who refuses it", SOON, condition).await?;
+    tokio::time::sleep(SILENCE).await;
+    ensure!(condition().await? == written, "it is written again");
+    Ok(())
 }
 
 /// The state of the world, for Envoy and for gRPC, which are sent what is theirs.

@@ -13,6 +13,7 @@ use crate::clock;
 use crate::config::TimingArgs;
 use crate::index::run::{Ask, Inputs, Outputs};
 use crate::index::{self, Index};
+use crate::model::refused::Refusals;
 use crate::model::replica::Leader;
 use crate::model::session::{LinkPlan, SessionState};
 use crate::model::world::Settings;
@@ -34,6 +35,8 @@ pub(super) struct Planning {
     pub(super) metrics: Arc<Metrics>,
     pub(super) asks: mpsc::Receiver<Ask>,
     pub(super) tries: Tries,
+    /// What clients that are served by xDS refuse.
+    pub(super) refusals: watch::Receiver<Arc<Refusals>>,
 }
 
 /// How often, and by which replica, gateways are tried.
@@ -75,6 +78,7 @@ impl Planning {
             sessions: self.sessions,
             bootstraps: found,
             reached,
+            refusals: self.refusals,
             mesh,
             failures,
             leader: self.leader,

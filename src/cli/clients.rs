@@ -93,7 +93,10 @@ mod tests {
             refused: refused
                 .iter()
                 .map(|(kind, message)| {
-                    ((*kind).to_owned(), RefusedAnswer { at: at(0), message: (*message).to_owned() })
+                    (
+                        (*kind).to_owned(),
+                        RefusedAnswer { at: at(0), message: (*message).to_owned(), services: [].into() },
+                    )
                 })
                 .collect(),
         };

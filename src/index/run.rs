@@ -15,6 +15,7 @@ use crate::bundle::watch::RefreshHandle;
 use crate::model::endpoint::{EndpointState, MonitorTarget};
 use crate::model::mesh::Mesh;
 use crate::model::own::{Identity, WorkloadFailure};
+use crate::model::refused::Refusals;
 use crate::model::replica::Leader;
 use crate::model::session::{LinkPlan, SessionState};
 use crate::model::trust::SpireState;
@@ -68,6 +69,8 @@ pub struct Inputs {
     pub sessions: watch::Receiver<Arc<BTreeMap<TrustDomain, SessionState>>>,
     pub bootstraps: mpsc::Receiver<Bootstraps>,
     pub reached: watch::Receiver<Reached>,
+    /// What clients that are served by xDS refuse.
+    pub refusals: watch::Receiver<Arc<Refusals>>,
     pub mesh: watch::Receiver<Option<Arc<Mesh>>>,
     pub failures: watch::Receiver<Arc<BTreeMap<ObjectKey, String>>>,
     /// Which replica leads.
@@ -287,6 +290,10 @@ async fn take(index: &mut Index, inputs: &mut Inputs) -> anyhow::Result<News> {
             changed.map_err(|_| ended("the tries of gateways"))?;
             index.world_mut().reached = Arc::clone(&inputs.reached.borrow_and_update());
         }
+        changed = inputs.refusals.changed() => {
+            changed.map_err(|_| ended("the list of xDS clients"))?;
+            index.world_mut().refusals = Arc::clone(&inputs.refusals.borrow_and_update());
+        }
         changed = inputs.failures.changed() => {
             changed.map_err(|_| ended("the writer"))?;
             index.world_mut().failures = Arc::clone(&inputs.failures.borrow_and_update());
@@ -396,6 +403,7 @@ mod tests {
             sessions: watch::channel(Arc::default()).1,
             bootstraps: mpsc::channel(1).1,
             reached: watch::channel(Arc::default()).1,
+            refusals: watch::channel(Arc::default()).1,
             mesh: watch::channel(None).1,
             failures: watch::channel(Arc::default()).1,
             leader: watch::channel(Leader::Nobody).1,

@@ -15,6 +15,7 @@ pub mod object;
 pub mod own;
 pub mod peer;
 pub mod reach;
+pub mod refused;
 pub mod registration;
 pub mod replica;
 pub mod service;

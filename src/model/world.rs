@@ -17,6 +17,7 @@ use super::mesh::Mesh;
 use super::object::Kind;
 use super::own::{Identity, OwnHistory, WorkloadFailure};
 use super::reach::Tried;
+use super::refused::Refusals;
 use super::registration::Registration;
 use super::service::{GatewayAddress, GatewayChoice, GatewayType};
 use super::session::{HeldBundle, SessionState};
@@ -326,6 +327,8 @@ pub struct World {
     pub sessions: Arc<BTreeMap<TrustDomain, SessionState>>,
     /// What came of trying the gateways of peers, as the replica that leads does; of one that was not tried yet, nothing.
     pub reached: Arc<BTreeMap<GatewayAddress, Tried>>,
+    /// What clients that this replica serves by xDS refuse.
+    pub refusals: Arc<Refusals>,
     pub peers: BTreeMap<TrustDomain, Arc<Peer>>,
     /// Bootstrap bundles from ConfigMaps and Secrets, by peer, or why there is none.
     pub bootstraps: BTreeMap<TrustDomain, Result<Arc<Bundle>, String>>,
@@ -384,6 +387,7 @@ impl World {
             endpoints: Arc::default(),
             sessions: Arc::default(),
             reached: Arc::default(),
+            refusals: Arc::default(),
             peers: BTreeMap::new(),
             bootstraps: BTreeMap::new(),
             declared: BTreeMap::new(),

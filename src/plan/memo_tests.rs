@@ -3,6 +3,7 @@ use serde_json::json;
 
 use super::*;
 use crate::model::object::Kind;
+use crate::model::refused::ClientRefusal;
 use crate::model::service::Outcome;
 use crate::model::session::{Acknowledgement, LinkState};
 use crate::model::trust::SpireState;
@@ -37,6 +38,8 @@ enum Step {
     Acknowledged,
     Written,
     StatusesWritten,
+    /// A client of xDS refuses what it is served of this one, or all take everything.
+    Refused(Option<u8>),
     /// Someone changes what was written.
     Drift,
 }
@@ -53,6 +56,7 @@ fn steps() -> impl Strategy<Value = Vec<Step>> {
         1 => Just(Step::Acknowledged),
         4 => Just(Step::Written),
         2 => Just(Step::StatusesWritten),
+        1 => proptest::option::of(0..4_u8).prop_map(Step::Refused),
         1 => Just(Step::Drift),
     ];
     proptest::collection::vec(step, 1..24)
@@ -128,6 +132,14 @@ fn after(world: World, step: &Step, plan: &Plan) -> World {
         Step::StatusesWritten => {
             let statuses = plan.statuses.iter();
             world.statuses.extend(statuses.map(|(key, write)| (key.clone(), Arc::new(write.status.clone()))));
+        }
+        Step::Refused(number) => {
+            let refusal = |number: u8| {
+                let (client, message) = ("spiffe://west.example/a".to_owned(), "no".to_owned());
+                let host = format!("remote-{number}.shop.east.example");
+                (host, [ClientRefusal { client, kind: "listener", message }].into())
+            };
+            world.refusals = Arc::new(number.map(refusal).into_iter().collect());
         }
         Step::Drift => {
             if let Some(object) = world.objects.values_mut().next() {

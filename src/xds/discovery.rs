@@ -5,6 +5,7 @@ use std::convert::Infallible;
 use std::future::{Ready, ready};
 use std::sync::Arc;
 use std::task::{Context, Poll};
+use std::time::Duration;
 
 use http::header::CONTENT_TYPE;
 use http::{HeaderValue, Method, Request, Response};
@@ -17,6 +18,7 @@ use tonic::server::NamedService;
 use tonic_prost::ProstDecoder;
 use tower::Service;
 
+use super::allowance::{Allowances, Counted, Unread};
 use super::caller::Caller;
 use super::clients::Clients;
 use super::server::Here;
@@ -44,6 +46,9 @@ pub(super) struct Discovery {
     pub(super) clients: Clients,
     pub(super) metrics: Arc<Metrics>,
     pub(super) here: Arc<Here>,
+    pub(super) allowances: Allowances,
+    /// How long a client may leave what it is sent unread.
+    pub(super) patience: Duration,
     pub(super) cancel: CancellationToken,
 }
 
@@ -82,12 +87,17 @@ impl Discovery {
         let (answers, out) = mpsc::channel(QUEUE);
         let progress = Arc::new(Progress::default());
         let decoder = ProstDecoder::<S::Request>::default();
+        let unread = Unread::new(self.allowances.of(&caller.id));
+        let requests = Counted { requests: request.into_body(), unread: unread.clone() };
         let stream = Stream::<S> {
             open: self.clients.open(&caller.id),
+            names: self.allowances.of(&caller.id),
             client: caller.id,
-            requests: Streaming::new_request(decoder, request.into_body(), None, Some(MOST_BYTES)),
+            requests: Streaming::new_request(decoder, requests, None, Some(MOST_BYTES)),
+            unread,
             answers,
             progress: Arc::clone(&progress),
+            patience: self.patience,
             views: self.views.clone(),
             metrics: Arc::clone(&self.metrics),
             cancel: caller.end.child_token(),

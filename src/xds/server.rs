@@ -14,6 +14,7 @@ use tokio_stream::wrappers::ReceiverStream;
 use tokio_util::sync::CancellationToken;
 use tonic::transport::Server;
 
+use super::allowance::Allowances;
 use super::caller::Caller;
 use super::clients::Clients;
 use super::discovery::Discovery;
@@ -28,6 +29,8 @@ use crate::socket;
 
 /// Streams of one connection.
 const STREAMS: u32 = 16;
+/// The bytes of requests that a client may send before they are read, on one stream and on a connection.
+const WINDOW: u32 = 256 * 1024;
 const KEEPALIVE: Duration = Duration::from_secs(30);
 
 /// A Unix socket, and whom it stands for.
@@ -53,10 +56,18 @@ impl std::str::FromStr for Socket {
 }
 
 /// Where clients come in.
-#[derive(Clone, Debug, Default)]
+#[derive(Clone, Debug)]
 pub struct Settings {
     pub listen: Option<SocketAddr>,
     pub sockets: Vec<Socket>,
+    /// How long a client may leave what it is sent unread, until its connection is ended.
+    pub patience: Duration,
+}
+
+impl Default for Settings {
+    fn default() -> Self {
+        Self { listen: None, sockets: Vec::new(), patience: Duration::from_secs(30) }
+    }
 }
 
 /// Why it cannot be started.
@@ -126,13 +137,24 @@ pub async fn start(
             drop(left);
         }));
     }
+    tasks.spawn(until(cancel.clone(), clients.clone().tell()));
     let here = Arc::new(Here::default());
     tasks.spawn(until(cancel.clone(), Arc::clone(&here).watch_over(source)));
-    let discovery = Discovery { views: Views::new(served), clients, metrics, here, cancel: cancel.clone() };
+    let discovery = Discovery {
+        views: Views::new(served),
+        clients,
+        metrics,
+        here,
+        allowances: Allowances::default(),
+        patience: settings.patience,
+        cancel: cancel.clone(),
+    };
     let serving = Server::builder()
         .http2_keepalive_interval(Some(KEEPALIVE))
         .http2_keepalive_timeout(Some(KEEPALIVE))
         .max_concurrent_streams(STREAMS)
+        .initial_stream_window_size(WINDOW)
+        .initial_connection_window_size(WINDOW)
         .add_service(discovery)
         .serve_with_incoming(ReceiverStream::new(connections).map(Ok::<_, io::Error>));
     tasks.spawn(until(cancel, async move {

@@ -4,11 +4,12 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use tokio::sync::mpsc;
-use tokio::time::{Instant, sleep, timeout};
+use tokio::time::{Instant, sleep, sleep_until, timeout};
 use tokio_stream::StreamExt as _;
 use tokio_util::sync::CancellationToken;
-use tonic::{Status, Streaming};
+use tonic::{Code, Status, Streaming};
 
+use super::allowance::{Share, Unread};
 use super::clients::OpenClient;
 use super::session::{Answer, Heard, Introduction, Session};
 use super::views::Views;
@@ -18,8 +19,7 @@ use crate::model::SpiffeId;
 use crate::observe::metrics::Metrics;
 use crate::plan::xds::view::{ClientKind, View};
 
-/// How long a client that has answers to read may go without reading [`LEAST`] bytes or one of them to its end.
-const PATIENCE: Duration = Duration::from_secs(30);
+/// What a client that has answers to read must read of them, or one of them to its end, each time that patience is over.
 const LEAST: u64 = 64 * 1024;
 /// How many requests of a stream are taken at once, and each second: more wait.
 const BURST: u32 = 2_000;
@@ -33,9 +33,14 @@ pub(super) struct Stream<S: Session> {
     /// Where it is kept what the client says.
     pub(super) open: OpenClient,
     pub(super) requests: Streaming<S::Request>,
+    /// What has come of a request that is not whole.
+    pub(super) unread: Unread,
+    /// What it asks for and is not served.
+    pub(super) names: Share,
     pub(super) answers: mpsc::Sender<Result<Answer, Status>>,
     /// How far the client has come with reading them.
     pub(super) progress: Arc<Progress>,
+    pub(super) patience: Duration,
     pub(super) views: Views,
     pub(super) metrics: Arc<Metrics>,
     /// Ends it.
@@ -48,13 +53,13 @@ impl<S: Session> Stream<S> {
     /// Serves it to its end; the client is told why where the end is its own doing and it reads.
     pub(super) async fn run(mut self) {
         let mut who = Introduction::default();
-        let progress = Arc::clone(&self.progress);
+        let (progress, patience) = (Arc::clone(&self.progress), self.patience);
         let ended = tokio::select! {
             ended = self.serve(&mut who) => ended,
-            () = progress.stalled(PATIENCE, LEAST) => {
+            () = progress.stalled(patience, LEAST) => {
                 self.metrics.xds_violation();
                 self.connection.cancel();
-                Err(Status::deadline_exceeded(format!("what was sent was not read within {} s", PATIENCE.as_secs())))
+                Err(Status::deadline_exceeded(format!("what was sent was not read within {} s", patience.as_secs())))
             }
         };
         if let Err(status) = ended {
@@ -67,7 +72,7 @@ impl<S: Session> Stream<S> {
                 let _ = answers.send(Err(status)).await;
                 answers.closed().await;
             };
-            if timeout(PATIENCE, told).await.is_err() {
+            if timeout(patience, told).await.is_err() {
                 connection.cancel();
             }
         }
@@ -80,16 +85,17 @@ impl<S: Session> Stream<S> {
         let mut rate = TokenBucket::new(EACH_SECOND, BURST, Duration::ZERO);
         let cancel = self.cancel.clone();
         let mut counted = None;
+        let mut told = origin;
         loop {
             tokio::select! {
                 () = cancel.cancelled() => return Err(Status::unavailable("the agent ends this stream; connect again")),
                 request = self.requests.next() => match request {
                     None => return Ok(()),
                     Some(Err(status)) => {
-                        tracing::debug!(client = %self.client, %status, "a stream of an xDS client broke");
-                        return Ok(());
+                        return self.broken(status);
                     }
                     Some(Ok(request)) => {
+                        self.unread.clear();
                         while !rate.take(origin.elapsed()) {
                             sleep(Duration::from_millis(20)).await;
                         }
@@ -101,14 +107,26 @@ impl<S: Session> Stream<S> {
                 },
                 changed = changes.changed() => {
                     changed.map_err(|_| Status::unavailable("the agent stops"))?;
-                    sleep(GATHER).await;
+                    sleep_until(told + GATHER).await;
                     changes.mark_unchanged();
+                    told = Instant::now();
                 }
             }
             if !self.answer(&mut session, who).await? {
                 return Ok(());
             }
+            self.names.set(session.unserved()).inspect_err(|_| self.metrics.xds_violation())?;
         }
+    }
+
+    /// What to say where requests cannot be read on: what was too much, the client is told.
+    fn broken(&self, status: Status) -> Result<(), Status> {
+        if matches!(status.code(), Code::ResourceExhausted | Code::OutOfRange) {
+            self.metrics.xds_violation();
+            return Err(status);
+        }
+        tracing::debug!(client = %self.client, %status, "a stream of an xDS client broke");
+        Ok(())
     }
 
     fn hear(&self, session: &mut S, request: S::Request, who: &Introduction) -> Result<(), Status> {
@@ -116,7 +134,8 @@ impl<S: Session> Stream<S> {
             self.metrics.xds_violation();
             Status::resource_exhausted(violation.to_string())
         })?;
-        self.open.heard(who, &heard, session.subscriptions());
+        let view = if matches!(heard, Heard::Nacked(_)) { self.view(who) } else { None };
+        self.open.heard(who, &heard, view.as_ref(), session.subscriptions());
         if let Heard::Nacked(nack) = heard {
             self.metrics.xds_nack(nack.kind);
             tracing::warn!(

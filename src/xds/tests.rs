@@ -27,6 +27,8 @@ use crate::proto::xds::discovery::aggregated_discovery_service_client::Aggregate
 use crate::proto::xds::discovery::{DeltaDiscoveryRequest, DeltaDiscoveryResponse, Refusal};
 
 const SOON: Duration = Duration::from_secs(10);
+/// How long a client may leave its answers unread.
+const PATIENCE: Duration = Duration::from_millis(700);
 const FRONTEND: &str = "spiffe://east.example/ns/web/sa/frontend";
 
 /// Services of west, each for one client.
@@ -72,6 +74,7 @@ impl Stand {
         let settings = Settings {
             listen: Some("127.0.0.1:0".parse().unwrap()),
             sockets: vec![Socket { path: folder.path().join("run/x.sock"), id: id(FRONTEND) }],
+            patience: PATIENCE,
         };
         let cancel = CancellationToken::new();
         let clients = Clients::default();
@@ -86,13 +89,28 @@ impl Stand {
     }
 
     async fn by_socket(&self) -> Client {
+        Client::open(self.connection(1 << 20)).await.unwrap()
+    }
+
+    /// A connection by the socket, on which so much is taken that nobody reads.
+    fn connection(&self, window: u32) -> Channel {
         let path = self.folder.path().join("run/x.sock");
         let connector = tower::service_fn(move |_| {
             let path = path.clone();
             async move { std::io::Result::Ok(TokioIo::new(UnixStream::connect(path).await?)) }
         });
-        let endpoint = Endpoint::from_static("http://agent");
-        Client::open(endpoint.connect_with_connector(connector).await.unwrap()).await.unwrap()
+        let endpoint = Endpoint::from_static("http://agent").initial_stream_window_size(window);
+        endpoint.connect_with_connector_lazy(connector)
+    }
+
+    /// Waits until so many streams are open.
+    async fn serves(&self, streams: usize) {
+        let all = async {
+            while self.clients.now().len() != streams {
+                tokio::time::sleep(Duration::from_millis(10)).await;
+            }
+        };
+        timeout(SOON, all).await.unwrap_or_else(|_| panic!("{} streams are open", self.clients.now().len()));
     }
 
     /// As this workload, whose authority may be another's.
@@ -267,12 +285,7 @@ async fn what_a_client_refuses_is_told_while_it_stands() {
     until(&[]).await;
     assert_eq!(stand.clients.now().len(), 1);
     drop(client);
-    let gone = async {
-        while !stand.clients.now().is_empty() {
-            tokio::time::sleep(Duration::from_millis(10)).await;
-        }
-    };
-    timeout(SOON, gone).await.unwrap();
+    stand.serves(0).await;
 }
 
 #[tokio::test]
@@ -285,4 +298,165 @@ async fn the_socket_is_for_our_user_and_group() {
     for wrong in ["/x.sock", "=spiffe://td/a", "/x.sock=spiffe://td", "/x.sock=td/a"] {
         assert!(wrong.parse::<Socket>().is_err(), "{wrong}");
     }
+}
+
+/// Statuses are told what is refused of which service: at once, and then with rests between.
+#[tokio::test]
+async fn what_a_client_refuses_is_told_of_the_service_that_it_names() {
+    let stand = Stand::new().await;
+    let mut refusals = stand.clients.refusals();
+    stand.served.send_replace(serving(&[("a", FRONTEND), ("b", "spiffe://east.example/other")]));
+    let mut client = stand.by_socket().await;
+    client.ask(Vec::new()).await;
+    let first = timeout(SOON, client.answers.message()).await.unwrap().unwrap().unwrap();
+    let refuse = |message: &str| DeltaDiscoveryRequest {
+        type_url: ResourceType::Listener.url().to_owned(),
+        response_nonce: first.nonce.clone(),
+        error_detail: Some(Refusal { code: 13, message: message.to_owned() }),
+        ..Default::default()
+    };
+    // What the client does not see is none of its business.
+    let words = "a.shop.west.example:18080: cannot bind; b.shop.west.example:18080: nor that";
+    client.requests.send(refuse(words)).await.unwrap();
+    timeout(SOON, refusals.changed()).await.unwrap().unwrap();
+    let told = Arc::clone(&refusals.borrow_and_update());
+    assert_eq!(told.keys().collect::<Vec<_>>(), ["a.shop.west.example"]);
+    let refusal = told["a.shop.west.example"].first().unwrap();
+    assert_eq!(
+        (refusal.client.as_str(), refusal.kind, refusal.message.as_str()),
+        (FRONTEND, "listener", words)
+    );
+    for other in ["a.shop.west.example:18080: not again", "a.shop.west.example:18080: and again"] {
+        client.requests.send(refuse(other)).await.unwrap();
+    }
+    let soon = timeout(Duration::from_millis(500), refusals.changed()).await;
+    assert!(soon.is_err(), "what changes soon after is told later");
+}
+
+/// A client that leaves its answers unread loses its connection, and nobody else waits for it.
+#[tokio::test]
+async fn who_does_not_read_is_cut_off_alone() {
+    let stand = Stand::new().await;
+    let many: Vec<String> = (0..3_000).map(|n| format!("s{n:04}")).collect();
+    let many: Vec<(&str, &str)> = many.iter().map(|name| (name.as_str(), FRONTEND)).collect();
+    stand.served.send_replace(serving(&many));
+    let mut modest = stand.by_socket().await;
+    let mut slow = Client::open(stand.connection(65_535)).await.unwrap();
+    slow.ask(Vec::new()).await;
+    stand.serves(2).await;
+    modest.ask(vec!["s0001.shop.west.example:18080".to_owned()]).await;
+    assert_eq!(modest.told().await, (names(&["s0001"]), names(&[])));
+    stand.serves(1).await;
+    assert_eq!(stand.count("entente_xds_violations_total").as_deref(), Some("1"));
+    assert_ne!(slow.ended().await, Code::Ok, "its connection is gone");
+    stand.served.send_replace(serving(&many[2..]));
+    assert_eq!(modest.told().await, (names(&[]), names(&["s0001"])));
+    // Who reads, however little at a time, is no such client.
+    let mut reader = Client::open(stand.connection(65_535)).await.unwrap();
+    reader.ask(Vec::new()).await;
+    let mut came = 0;
+    while came < many.len() - 2 {
+        came += reader.told().await.0.len();
+    }
+}
+
+/// One connection has so many streams and one ID so many connections; others come in all the while.
+#[tokio::test]
+async fn one_client_takes_no_more_than_its_places() {
+    let stand = Stand::new().await;
+    stand.served.send_replace(serving(&[("a", FRONTEND), ("b", "spiffe://east.example/other")]));
+    let channel = stand.connection(65_535);
+    let mut streams = Vec::new();
+    for _ in 0..16 {
+        let mut stream = Client::open(channel.clone()).await.unwrap();
+        stream.ask(Vec::new()).await;
+        assert_eq!(stream.told().await, (names(&["a"]), names(&[])));
+        streams.push(stream);
+    }
+    let one_more = timeout(Duration::from_millis(300), Client::open(channel.clone())).await;
+    assert!(one_more.is_err(), "a seventeenth stream is open");
+    streams.clear();
+    stand.serves(0).await;
+    drop(channel);
+
+    let path = stand.folder.path().join("run/x.sock");
+    let mut idle = Vec::new();
+    for _ in 0..300 {
+        idle.push(UnixStream::connect(&path).await.unwrap());
+        tokio::task::yield_now().await;
+    }
+    // Those beyond its places are closed without a word; the others wait for it to speak.
+    let mut byte = [0];
+    let mut closed = 0;
+    for stream in &mut idle {
+        let read = tokio::io::AsyncReadExt::read(stream, &mut byte);
+        closed += usize::from(matches!(timeout(Duration::from_millis(2), read).await, Ok(Ok(0) | Err(_))));
+    }
+    assert!((44..=60).contains(&closed), "{closed} of 300 connections were refused");
+    let mut other = stand.by_tls(&stand.east, "spiffe://east.example/other").await.unwrap();
+    other.ask(Vec::new()).await;
+    assert_eq!(other.told().await, (names(&["b"]), names(&[])));
+    drop(idle);
+    let again = async {
+        loop {
+            if let Ok(mut client) = Client::open(stand.connection(65_535)).await {
+                client.ask(Vec::new()).await;
+                return client.told().await;
+            }
+        }
+    };
+    assert_eq!(timeout(SOON, again).await.unwrap(), (names(&["a"]), names(&[])));
+}
+
+/// All clients at once, again and again, leave nothing behind.
+#[tokio::test]
+async fn clients_that_come_again_and_again_leave_nothing() {
+    let stand = Stand::new().await;
+    stand.served.send_replace(serving(&[("a", FRONTEND)]));
+    for _ in 0..3 {
+        let storm = (0..60).map(|_| async {
+            let mut client = stand.by_socket().await;
+            client.ask(Vec::new()).await;
+            client.told().await
+        });
+        for told in futures::future::join_all(storm).await {
+            assert_eq!(told, (names(&["a"]), names(&[])));
+        }
+    }
+    stand.serves(0).await;
+}
+
+/// Names that nobody serves, on many streams, are bounded for all of an ID's streams together; and so are requests that never end.
+#[tokio::test]
+async fn endless_names_on_many_streams_are_bounded() {
+    let stand = Stand::new().await;
+    stand.served.send_replace(serving(&[("a", FRONTEND), ("b", "spiffe://east.example/other")]));
+    let (mut streams, mut refused) = (Vec::new(), 0);
+    for stream in 0..12 {
+        let mut greedy = stand.by_socket().await;
+        // 19,000 names of 400 bytes: some nine megabytes a stream.
+        for part in 0..10 {
+            let many = (0..1_900).map(|n| format!("{stream}-{part}-{n:0>380}")).collect();
+            greedy.ask(many).await;
+            match timeout(SOON, greedy.answers.message()).await.unwrap() {
+                Ok(Some(answer)) => assert_eq!(answer.removed_resources.len(), 1_900),
+                ended => {
+                    assert_eq!(ended.unwrap_err().code(), Code::ResourceExhausted);
+                    refused += 1;
+                    break;
+                }
+            }
+        }
+        streams.push(greedy);
+    }
+    assert!((2..8).contains(&refused), "{refused} of 12 streams were ended");
+    let mut other = stand.by_tls(&stand.east, "spiffe://east.example/other").await.unwrap();
+    other.ask(Vec::new()).await;
+    assert_eq!(other.told().await, (names(&["b"]), names(&[])));
+    drop(streams);
+    stand.serves(1).await;
+    let mut modest = stand.by_socket().await;
+    modest.ask((0..1_900).map(|n| format!("{n:0>380}")).collect()).await;
+    let answer = timeout(SOON, modest.answers.message()).await.unwrap().unwrap().unwrap();
+    assert_eq!(answer.removed_resources.len(), 1_900, "what others had is free again");
 }

@@ -19,8 +19,8 @@ use super::session::{Answer, Variant};
 use crate::plan::xds::Resource;
 use crate::proto::xds::discovery::{DeltaDiscoveryResponse, DiscoveryResponse};
 
-/// About how many bytes are handed to HTTP/2 at once: a few of its frames.
-const PIECE: usize = 32 * 1024;
+/// How many bytes are handed to HTTP/2 at once: two of its frames.
+const PIECE: usize = 2 * 16 * 1024;
 /// The flag and the length before each gRPC message.
 const PREFIX: usize = 5;
 
@@ -29,9 +29,9 @@ const PREFIX: usize = 5;
 struct Writing {
     resources: std::vec::IntoIter<Resource>,
     variant: Variant,
-    /// What stands before the resources; then nothing.
-    head: Vec<u8>,
-    /// What stands behind them; nothing once it is written.
+    /// What is to be written next: at first what stands before the resources.
+    next: BytesMut,
+    /// What stands behind them, until they are written.
     tail: Option<Vec<u8>>,
 }
 
@@ -47,40 +47,35 @@ impl Writing {
             }
             Variant::Incremental => {
                 let removed_resources = answer.removed.iter().map(ToString::to_string).collect();
-                let behind = DeltaDiscoveryResponse {
-                    type_url,
-                    nonce: answer.nonce,
-                    removed_resources,
-                    ..Default::default()
-                };
+                let (nonce, rest) = (answer.nonce, Default::default());
+                let behind = DeltaDiscoveryResponse { type_url, nonce, removed_resources, ..rest };
                 (Vec::new(), behind.encode_to_vec())
             }
         };
         let resources: usize = answer.resources.iter().map(|resource| entry(resource, variant).len()).sum();
-        let length = u32::try_from(before.len() + resources + tail.len())
+        let length = before.len() + resources + tail.len();
+        let said = u32::try_from(length)
             .map_err(|_| Status::resource_exhausted("what is served is more than one answer can hold"))?;
-        let mut head = Vec::with_capacity(PREFIX + before.len());
-        head.push(0);
-        head.extend(length.to_be_bytes());
-        head.extend(before);
-        Ok(Self { resources: answer.resources.into_iter(), variant, head, tail: Some(tail) })
+        let mut next = BytesMut::with_capacity((PREFIX + length).min(2 * PIECE));
+        next.put_u8(0);
+        next.put_u32(said);
+        next.put_slice(&before);
+        Ok(Self { resources: answer.resources.into_iter(), variant, next, tail: Some(tail) })
     }
 
     /// The next piece; nothing once all is written.
     fn piece(&mut self) -> Option<Bytes> {
-        let tail_length = self.tail.as_ref()?.len();
-        let left: usize =
-            self.resources.as_slice().iter().take(64).map(|one| entry(one, self.variant).len()).sum();
-        let mut piece = BytesMut::with_capacity((self.head.len() + left + tail_length).min(PIECE + 4096));
-        piece.put_slice(&std::mem::take(&mut self.head));
-        while piece.len() < PIECE {
-            let Some(resource) = self.resources.next() else {
-                piece.put_slice(&self.tail.take()?);
+        while self.next.len() < PIECE {
+            if let Some(resource) = self.resources.next() {
+                self.next.put_slice(entry(&resource, self.variant));
+            } else if let Some(tail) = self.tail.take() {
+                self.next.put_slice(&tail);
+            } else {
                 break;
-            };
-            piece.put_slice(entry(&resource, self.variant));
+            }
         }
-        Some(piece.freeze())
+        let length = self.next.len().min(PIECE);
+        (length > 0).then(|| self.next.split_to(length).freeze())
     }
 }
 
@@ -229,7 +224,7 @@ mod tests {
                     (ResourceType::Cluster.url(), &served.body)
                 );
             }
-            assert!(most < PIECE + 2_048, "{most}");
+            assert!(most <= PIECE, "{most}");
 
             let (bytes, most) = written(answer(all.clone()), Variant::StateOfTheWorld);
             let read = DiscoveryResponse::decode(&bytes[PREFIX..]).unwrap();
@@ -237,7 +232,7 @@ mod tests {
             assert_eq!(read.type_url, ResourceType::Cluster.url());
             let bodies: Vec<&Bytes> = all.iter().map(|served| &served.body).collect();
             assert_eq!(read.resources.iter().map(|packed| &packed.value).collect::<Vec<_>>(), bodies);
-            assert!(most < PIECE + 2_048, "{most}");
+            assert!(most <= PIECE, "{most}");
         }
     }
 }

@@ -14,10 +14,10 @@ use entente::proto::xds::discovery::{DeltaDiscoveryRequest, DiscoveryRequest, No
 use http_body_util::{BodyExt as _, StreamBody};
 use hyper::body::{Bytes, Frame};
 use hyper_util::rt::{TokioExecutor, TokioIo};
-use prost::Message as _;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::UnixStream;
 use tokio::sync::{mpsc, watch};
+use tokio::task::JoinHandle;
 use tokio_stream::StreamExt as _;
 use tokio_stream::wrappers::ReceiverStream;
 
@@ -41,6 +41,8 @@ pub struct Client {
     bytes: Arc<AtomicU64>,
     /// How many times it has been brought up to date; it begins with all clusters.
     updates: watch::Receiver<usize>,
+    /// Reads until it is dropped.
+    reading: AbortOnDrop,
 }
 
 impl Client {
@@ -81,7 +83,7 @@ impl Client {
             reading.await?;
             bail!("client {number} has not got all clusters");
         }
-        Ok(Self { bytes, updates })
+        Ok(Self { bytes, updates, reading: AbortOnDrop(reading) })
     }
 
     pub fn bytes(&self) -> u64 {
@@ -92,6 +94,14 @@ impl Client {
     pub async fn has(&mut self, changes: usize) -> Result<()> {
         self.updates.wait_for(|updates| *updates > changes).await?;
         Ok(())
+    }
+}
+
+struct AbortOnDrop(JoinHandle<()>);
+
+impl Drop for AbortOnDrop {
+    fn drop(&mut self) {
+        self.0.abort();
     }
 }
 

@@ -67,7 +67,7 @@ pub fn serve(folder: &Path, count: usize, clients: usize) -> Result<()> {
         let nowhere = "unix:///nowhere".parse().map_err(|error| anyhow::anyhow!("{error}"))?;
         let (identity, _) = IdentitySource::spawn(nowhere, None, cancel.clone());
         let sockets = (0..clients).map(|number| Socket { path: socket(folder, number), id: client(number) });
-        let settings = xds::Settings { listen: None, sockets: sockets.collect() };
+        let settings = xds::Settings { sockets: sockets.collect(), ..xds::Settings::default() };
         let metrics = Arc::new(Metrics::default());
         let sources = Sources { identity, served: serving, clients: Clients::default(), metrics };
         let _running = xds::start(settings, sources, cancel.clone()).await?;
@@ -113,7 +113,7 @@ impl Planned {
         };
         let mut session = SessionState::idle(clock::now());
         session.catalogue = Some(Arc::new(catalogue));
-        index.world_mut().sessions = BTreeMap::from([(west(), session)]);
+        index.world_mut().sessions = Arc::new(BTreeMap::from([(west(), session)]));
         let mut memo = Memo::default();
         let mut objects = BTreeMap::new();
         let xds = loop {

@@ -10,9 +10,6 @@ use tokio::process::{Child, ChildStdin, ChildStdout, Command};
 
 use super::ours;
 
-/// The kernel's clock ticks a second, as `/proc` counts CPU by.
-const TICKS: u32 = 100;
-
 pub struct Server {
     child: Child,
     input: ChildStdin,
@@ -23,6 +20,7 @@ pub struct Server {
 
 /// What a process has used so far.
 pub struct Usage {
+    /// Of all of its threads.
     pub cpu: Duration,
     /// Bytes of memory now, and at most.
     pub memory: u64,
@@ -78,15 +76,16 @@ impl Server {
 
     pub fn usage(&self) -> Result<Usage> {
         let process = format!("/proc/{}", self.child.id().context("it has ended")?);
-        let stat = std::fs::read_to_string(format!("{process}/stat"))?;
-        let (_, fields) = stat.rsplit_once(") ").context("no fields")?;
-        let fields: Vec<&str> = fields.split(' ').collect();
-        let ticks = fields[11].parse::<u32>()? + fields[12].parse::<u32>()?;
+        let mut nanoseconds = 0;
+        for thread in std::fs::read_dir(format!("{process}/task"))? {
+            let stat = std::fs::read_to_string(thread?.path().join("schedstat"))?;
+            nanoseconds += stat.split(' ').next().context("no time")?.parse::<u64>()?;
+        }
         let status = std::fs::read_to_string(format!("{process}/status"))?;
         let of = |name: &str| -> Result<u64> {
             let line = status.lines().find_map(|line| line.strip_prefix(name)).context("no such line")?;
             Ok(line.trim_matches([':', ' ', '\t', 'k', 'B']).parse::<u64>()? * 1024)
         };
-        Ok(Usage { cpu: Duration::from_secs(1) * ticks / TICKS, memory: of("VmRSS")?, most: of("VmHWM")? })
+        Ok(Usage { cpu: Duration::from_nanos(nanoseconds), memory: of("VmRSS")?, most: of("VmHWM")? })
     }
 }

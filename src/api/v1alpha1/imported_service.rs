@@ -126,7 +126,7 @@ pub struct ImportedServiceStatus {
     /// The `metadata.generation` that this was computed from.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub observed_generation: Option<i64>,
-    /// Admitted and Generated, and ServedLocally where `imports.asLocal` names it.
+    /// Admitted and Generated, and ServedLocally where `imports.asLocal` names it, and TakenByClients while a client of xDS refuses some of it.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     #[schemars(length(max = 32))]
     #[x_kube(merge_strategy = ListMerge::Map(vec!["type".to_owned()]))]

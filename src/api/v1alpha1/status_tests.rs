@@ -211,6 +211,7 @@ fn reasons(kind: Kind, condition: &str) -> Vec<&'static str> {
         (Kind::ImportedService, "Admitted") => words(AdmittedReason::ALL),
         (Kind::ImportedService, "Generated") => words(GeneratedReason::ALL),
         (Kind::ImportedService, "ServedLocally") => words(LocalReason::ALL),
+        (Kind::ImportedService, "TakenByClients") => words(TakenReason::ALL),
         other => panic!("{other:?} is no condition"),
     }
 }

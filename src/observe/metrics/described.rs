@@ -148,9 +148,9 @@ metrics! {
     XDS_STREAMS = Gauge "entente_xds_streams" ["client"];
     /// Answers sent to xDS clients, by what was in them (cluster, endpoints, listener).
     XDS_ANSWERS = Counter "entente_xds_answers_total" ["type"];
-    /// Answers that xDS clients refused; why is in the log.
+    /// Answers that xDS clients refused; why is in `entente clients` and the log.
     XDS_NACKS = Counter "entente_xds_nacks_total" ["type"];
-    /// Streams of xDS clients that were ended since they asked for more than they may.
+    /// Streams of xDS clients that were ended since they asked for more than they may, or left what they were sent unread.
     XDS_VIOLATIONS = Counter "entente_xds_violations_total" [];
     /// How many imported services xDS clients are served, each those that its SPIFFE ID may call. Only where xDS is served.
     XDS_SERVICES = Gauge "entente_xds_services" [];

@@ -1,17 +1,24 @@
 //! The status of an ImportedService: Admitted, Generated, and what was generated.
 
+use std::collections::BTreeSet;
+
 use serde_json::{Value, json};
 
-use crate::api::v1alpha1::conditions::{AdmittedReason, GeneratedReason, LocalReason};
+use crate::api::v1alpha1::conditions::{AdmittedReason, GeneratedReason, LocalReason, TakenReason};
 use crate::model::condition::Condition;
+use crate::model::refused::ClientRefusal;
 use crate::model::{NamespacedName, ObjectKey};
 use crate::plan::admission::Refusal;
 use crate::plan::imports::{ImportReport, LocalReport, in_text};
 
 /// The conditions, and the rest of the status as fields of it: `generated`, `addresses`, `localHost` and
-/// `localAddresses`.
+/// `localAddresses`. `refused` is what clients of xDS do not take of it.
 #[must_use]
-pub fn status(name: &NamespacedName, report: &ImportReport) -> (Vec<Condition>, Value) {
+pub fn status(
+    name: &NamespacedName,
+    report: &ImportReport,
+    refused: Option<&BTreeSet<ClientRefusal>>,
+) -> (Vec<Condition>, Value) {
     let mut conditions = vec![
         condition("Admitted", AdmittedReason::Admitted, &report.admitted, || {
             format!("ImportedService {name}: spec.imports of its TrustDomainPeer admits it")
@@ -22,6 +29,7 @@ pub fn status(name: &NamespacedName, report: &ImportReport) -> (Vec<Condition>, 
     ];
     let served = report.local.iter().flatten().next();
     conditions.extend(report.local.as_ref().map(local));
+    conditions.extend(refused.and_then(taken));
     let here = served.into_iter().flat_map(|served| &served.generated);
     let generated: Vec<Value> = report.generated.iter().flatten().chain(here).map(generated).collect();
     let mut rest = json!({"generated": generated, "addresses": in_text(&report.addresses)});
@@ -32,6 +40,20 @@ pub fn status(name: &NamespacedName, report: &ImportReport) -> (Vec<Condition>, 
         }
     }
     (conditions, rest)
+}
+
+/// Of those who refuse it, one is told in its words.
+fn taken(refused: &BTreeSet<ClientRefusal>) -> Option<Condition> {
+    let ClientRefusal { client, kind, message } = refused.first()?;
+    let clients: BTreeSet<&String> = refused.iter().map(|one| &one.client).collect();
+    let others = match clients.len() {
+        1 => String::new(),
+        more => format!(" (and {} more)", more - 1),
+    };
+    let message = format!(
+        "{client}{others} refuses a {kind} that it is served by xDS, and keeps what it had: {message}"
+    );
+    Some(Condition::new("TakenByClients", false, TakenReason::ClientRefuses.as_str(), message))
 }
 
 fn local(report: &LocalReport) -> Condition {

@@ -29,6 +29,7 @@ use crate::api::v1alpha1::conditions::ReadyReason;
 use crate::model::condition::{Condition, Truth};
 use crate::model::import::Imported;
 use crate::model::object::{Kind, ObjectKey};
+use crate::model::refused::ClientRefusal;
 use crate::model::service::{Outcome, TlsMode};
 use crate::model::session::LinkPlan;
 use crate::model::world::Rejected;
@@ -259,18 +260,23 @@ fn imports(
     for (name, report) in &services.import_reports {
         let Some(imported) = world.imported.get(name) else { continue };
         let stored = all.get(name);
+        let refused = world.refusals.get(&name.name);
         let is_same = |said: &SaidOfImport| {
-            Some(&said.stored) == stored && said.of == *imported && said.report == *report
+            Some(&said.stored) == stored
+                && said.of == *imported
+                && said.report == *report
+                && said.refused.as_ref() == refused
         };
         if memo.imports_said.holds(name, is_same) {
             continue;
         }
         let key = ObjectKey::namespaced(Kind::ImportedService, &name.namespace, &name.name);
-        let computed = imported_service::status(name, report);
+        let computed = imported_service::status(name, report, refused);
         let of = (imported.uid.as_str(), imported.generation);
         if let (None, Some(stored)) = (write(world, writes, &key, of, computed), stored) {
             let of = Arc::clone(imported);
-            let said = SaidOfImport { of, report: report.clone(), stored: Arc::clone(stored) };
+            let (report, stored) = (report.clone(), Arc::clone(stored));
+            let said = SaidOfImport { of, report, refused: refused.cloned(), stored };
             memo.imports_said.put(name, said, ());
         }
     }
@@ -291,6 +297,8 @@ pub(super) struct SaidOfExport {
 pub(super) struct SaidOfImport {
     of: Arc<Imported>,
     report: ImportReport,
+    /// What clients do not take of it.
+    refused: Option<BTreeSet<ClientRefusal>>,
     stored: Arc<Value>,
 }
 

@@ -11,6 +11,7 @@ use crate::plan::exports::testing::with_policies;
 use crate::plan::fixtures::{
     WorldExt as _, at, cart, client, peer, remote_cart, service, session, td, world,
 };
+use crate::plan::plan_anew;
 use crate::plan::services::services;
 
 use super::*;
@@ -180,7 +181,7 @@ fn an_import_says_what_was_generated() {
     world = world.clone().with_written(&services(&world, &BTreeSet::new()).objects, &known);
     let name = NamespacedName::new("entente-system", "cart.shop.west.example");
     let status = |world: &World| {
-        imported_service::status(&name, &services(world, &BTreeSet::new()).import_reports[&name])
+        imported_service::status(&name, &services(world, &BTreeSet::new()).import_reports[&name], None)
     };
     let planned = services(&world, &BTreeSet::new()).objects;
     let entry = planned.keys().find(|key| key.kind == Kind::ServiceEntry).unwrap().clone();
@@ -219,4 +220,47 @@ fn an_import_says_what_was_generated() {
         [("Admitted", Truth::False, "NotAdmitted"), ("Generated", Truth::False, "NotAdmitted")]
     );
     assert_eq!(rest["generated"], serde_json::json!([]));
+}
+
+/// Whom a client of xDS refuses is told of the import alone, the same whoever refused first, and no more of once all take it.
+#[test]
+fn an_import_says_who_refuses_it() {
+    let refusal = |client: &str| ClientRefusal {
+        client: format!("spiffe://east.example/{client}"),
+        kind: "listener",
+        message: "cannot bind 127.64.0.1".to_owned(),
+    };
+    let known = [("west.example", remote_cart())];
+    let mut world = world("east.example")
+        .with_peer(peer("west.example"))
+        .with_session("west.example", session(LinkState::Connected, Some(vec![remote_cart()])));
+    world = world.clone().with_written(&services(&world, &BTreeSet::new()).objects, &known);
+    let host = "cart.shop.west.example";
+    let key = ObjectKey::namespaced(Kind::ImportedService, "entente-system", host);
+    world.spire = Some(Arc::default());
+    let mut memo = Memo::default();
+    let mut said = |world: &mut World, refused: &[&str]| {
+        let refused = refused.iter().map(|client| refusal(client)).collect::<BTreeSet<_>>();
+        let elsewhere = ("other.shop.west.example".to_owned(), [refusal("elsewhere")].into());
+        let here = Some((host.to_owned(), refused)).filter(|(_, refused)| !refused.is_empty());
+        world.refusals = Arc::new(here.into_iter().chain([elsewhere]).collect());
+        let write = plan_anew(world, &mut memo).statuses.remove(&key);
+        if let Some(write) = &write {
+            world.statuses.insert(key.clone(), Arc::new(write.status.clone()));
+        }
+        let condition = |write: StatusWrite| {
+            let conditions = write.status["conditions"].as_array().unwrap().clone();
+            conditions.into_iter().find(|one| one["type"] == "TakenByClients")
+        };
+        write.map(condition)
+    };
+    while said(&mut world, &[]).is_some() {}
+    let condition = said(&mut world, &["b", "a"]).unwrap().unwrap();
+    assert_eq!((&condition["status"], &condition["reason"]), (&json!("False"), &json!("ClientRefuses")));
+    let told = condition["message"].as_str().unwrap();
+    assert!(told.starts_with("spiffe://east.example/a (and 1 more) refuses a listener"), "{told}");
+    assert!(told.ends_with("cannot bind 127.64.0.1"), "{told}");
+    assert_eq!(said(&mut world, &["a", "b"]), None, "nothing is written again");
+    assert_eq!(said(&mut world, &[]), Some(None), "it is taken");
+    assert_eq!(said(&mut world, &[]), None);
 }

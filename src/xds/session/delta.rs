@@ -4,7 +4,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
-use super::{Answer, Heard, MOST_NAMES, Nonces, Session, Variant, Violation, checked, nack};
+use super::{Answer, Heard, MOST_NAMES, NAME, Nonces, Session, Variant, Violation, checked, nack, unserved};
 use crate::plan::xds::ResourceType;
 use crate::plan::xds::view::{Changes, View};
 use crate::proto::xds::discovery::{DeltaDiscoveryRequest, Node};
@@ -203,6 +203,15 @@ impl Session for Delta {
             }
         }
         answers
+    }
+
+    fn unserved(&self) -> usize {
+        let apart = |(name, held): (&Arc<str>, &Held)| match held {
+            Held::Version(version) => name.len() + version.len() + NAME,
+            Held::Absent | Held::Unknown => name.len() + NAME,
+        };
+        let of = |watch: &Watch| unserved(watch.names.iter()) + watch.apart.iter().map(apart).sum::<usize>();
+        self.types.values().map(of).sum()
     }
 
     fn subscriptions(&self) -> BTreeMap<ResourceType, Option<usize>> {

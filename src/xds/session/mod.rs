@@ -9,7 +9,7 @@ pub mod sotw;
 #[cfg(test)]
 mod tests;
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
 use crate::plan::xds::view::{ClientKind, View};
@@ -22,6 +22,9 @@ pub const MOST_NAMES: usize = 20_000;
 pub const LONGEST_NAME: usize = 512;
 /// What is kept of a client's words.
 const WORDS: usize = 500;
+/// How many words of a refusal are looked at for names of resources, and how many names are taken.
+const MOST_WORDS: usize = 10_000;
+const MOST_NAMED: usize = 64;
 
 /// Why a stream ends: what the client did.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
@@ -38,6 +41,8 @@ pub struct Nack {
     pub kind: ResourceType,
     /// In the client's words, cut.
     pub message: String,
+    /// What in them may be the name of a resource.
+    pub names: BTreeSet<String>,
 }
 
 /// Who is at the other end, by its own word.
@@ -107,6 +112,9 @@ pub trait Session: Default + Send + 'static {
     /// What the client is to be sent now, in order.
     fn answers(&mut self, view: &View) -> Vec<Answer>;
 
+    /// About how many bytes it keeps of what the client says, beside names that are served.
+    fn unserved(&self) -> usize;
+
     /// How many names it is subscribed to, of each type; `None` where it takes all.
     fn subscriptions(&self) -> BTreeMap<ResourceType, Option<usize>>;
 }
@@ -133,11 +141,27 @@ impl Nonces {
 }
 
 fn nack(kind: ResourceType, message: &str) -> Nack {
-    Nack { kind, message: cut(message) }
+    Nack { kind, message: cut(message), names: named(message) }
+}
+
+/// What in a text has the form of a resource's name, HOST:PORT, as Envoy and gRPC write it among other words.
+fn named(text: &str) -> BTreeSet<String> {
+    let is_outside = |c: char| !(c.is_ascii_alphanumeric() || matches!(c, '.' | '-' | '_' | ':'));
+    let words = text.split(is_outside).take(MOST_WORDS).map(|word| word.trim_matches([':', '.']));
+    let names = words.filter(|word| word.contains(':') && word.len() <= LONGEST_NAME);
+    names.take(MOST_NAMED).map(str::to_owned).collect()
 }
 
 fn cut(text: &str) -> String {
     text.chars().filter(|c| !c.is_control() || *c == ' ').take(WORDS).collect()
+}
+
+/// What a name costs beside its own bytes.
+const NAME: usize = 64;
+
+/// About the bytes of names that nobody else has.
+fn unserved<'n>(names: impl Iterator<Item = &'n Arc<str>>) -> usize {
+    names.filter(|name| Arc::strong_count(name) == 1).map(|name| name.len() + NAME).sum()
 }
 
 fn checked(name: &str) -> Result<Arc<str>, Violation> {

@@ -3,7 +3,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
-use super::{Answer, Heard, MOST_NAMES, Nonces, Session, Variant, Violation, checked, nack};
+use super::{Answer, Heard, MOST_NAMES, Nonces, Session, Variant, Violation, checked, nack, unserved};
 use crate::plan::xds::view::{Changes, View};
 use crate::plan::xds::{Resource, ResourceType, Version};
 use crate::proto::xds::discovery::{DiscoveryRequest, Node};
@@ -135,6 +135,10 @@ impl Session for Sotw {
             answers.push(Answer { version, nonce, resources, ..Answer::of(kind) });
         }
         answers
+    }
+
+    fn unserved(&self) -> usize {
+        self.types.values().map(|watch| unserved(watch.names.iter())).sum()
     }
 
     fn subscriptions(&self) -> BTreeMap<ResourceType, Option<usize>> {

@@ -1,4 +1,3 @@
-use std::collections::BTreeSet;
 use std::sync::Arc;
 
 use super::delta::Delta;
@@ -345,6 +344,33 @@ fn names_that_are_served_are_kept_once() {
     session.request(DiscoveryRequest { resource_names: vec![names("a")], ..sotw(ENDPOINTS) }).unwrap();
     session.answers(&all);
     assert_eq!(Arc::strong_count(&held.name), before + 2);
+    assert_eq!(session.unserved(), 0);
+}
+
+/// What nobody serves is counted, whether it is known yet what is served or not.
+#[test]
+fn names_that_nobody_serves_are_counted() {
+    let asked = |of: &str| DeltaDiscoveryRequest {
+        resource_names_subscribe: (0..10).map(|n| format!("{of}-{n}")).collect(),
+        initial_resource_versions: [(format!("{of}-0"), "1".repeat(100))].into(),
+        ..delta(ENDPOINTS)
+    };
+    let mut session = Delta::default();
+    session.request(asked("nowhere")).unwrap();
+    assert!(session.unserved() >= 10 * "nowhere-0".len() + 100);
+    session.answers(&view(&[("a", 1)]));
+    assert!(session.unserved() >= 10 * "nowhere-0".len());
+    let give_up = DeltaDiscoveryRequest {
+        resource_names_unsubscribe: asked("nowhere").resource_names_subscribe,
+        ..delta(ENDPOINTS)
+    };
+    session.request(give_up).unwrap();
+    assert_eq!(session.unserved(), 0);
+    let mut session = Sotw::default();
+    let names = asked("nowhere").resource_names_subscribe;
+    session.request(DiscoveryRequest { resource_names: names, ..sotw(ENDPOINTS) }).unwrap();
+    session.answers(&view(&[("a", 1)]));
+    assert!(session.unserved() >= 10 * "nowhere-0".len());
 }
 
 /// Whatever happens to services and to who may call them, a client that follows has in the end what one has that comes anew: of
@@ -427,4 +453,17 @@ impl Holding {
         let of = self.0.iter().filter(|((of, _), _)| *of == kind);
         of.map(|((_, name), version)| (name.clone(), version.clone())).collect()
     }
+}
+
+/// What Envoy and gRPC libraries say when they refuse names what it is about.
+#[test]
+fn a_refusal_says_what_it_is_about() {
+    for text in [
+        "Error adding/updating listener(s) cart.shop.west.example:8080: cannot bind '127.64.0.1:8080': Address already in use\n",
+        "xds: resource \"cart.shop.west.example:8080\" of type listener: no router",
+    ] {
+        assert!(nack(LISTENERS, text).names.contains("cart.shop.west.example:8080"), "{text}");
+    }
+    let many: String = (0..100_000).map(|n| format!("a{n}:1 ")).collect();
+    assert_eq!(nack(LISTENERS, &many).names.len(), 64);
 }

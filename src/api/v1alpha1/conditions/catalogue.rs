@@ -4,7 +4,7 @@ use super::{
     AdmittedReason, BundleDistributedReason, BundleEndpointReason, ClientsEnforcedReason, ConditionType,
     ConnectedReason, ExportedReason, GatewaysReachableReason, GeneratedReason, LocalReason, MeshReadyReason,
     PeerAcceptedReason, ReadyReason, ReciprocalReason, RotationSafeReason, ServiceAcceptedReason,
-    ServicesSyncedReason,
+    ServicesSyncedReason, TakenReason,
 };
 
 /// A condition of a kind of objects, and its reasons.
@@ -37,7 +37,7 @@ const EXPORT: &str = "FederatedService, ServiceExportRule";
 const IMPORT: &str = "ImportedService";
 
 /// Every condition, in the order in which things come to be.
-pub const ALL: [Described; 16] = [
+pub const ALL: [Described; 17] = [
     PeerAcceptedReason::described(PEER),
     BundleEndpointReason::described(PEER),
     BundleDistributedReason::described(PEER),
@@ -54,6 +54,7 @@ pub const ALL: [Described; 16] = [
     AdmittedReason::described(IMPORT),
     GeneratedReason::described(IMPORT),
     LocalReason::described(IMPORT),
+    TakenReason::described(IMPORT),
 ];
 
 #[cfg(test)]

@@ -97,6 +97,8 @@ pub enum ConditionType {
     Generated,
     /// ImportedService: it also answers at its local name. There only where `asLocal` asks for it.
     ServedLocally,
+    /// ImportedService: clients without Istio take what they are served of it by xDS. There only while one refuses some of it.
+    TakenByClients,
 }
 
 impl ConditionType {
@@ -119,6 +121,7 @@ impl ConditionType {
             Self::Admitted => "Admitted",
             Self::Generated => "Generated",
             Self::ServedLocally => "ServedLocally",
+            Self::TakenByClients => "TakenByClients",
         }
     }
 }
@@ -190,6 +193,7 @@ mod tests {
             AdmittedReason::ALL.iter().map(|r| r.as_str()).collect(),
             GeneratedReason::ALL.iter().map(|r| r.as_str()).collect(),
             LocalReason::ALL.iter().map(|r| r.as_str()).collect(),
+            TakenReason::ALL.iter().map(|r| r.as_str()).collect(),
         ];
         for reasons in all {
             for reason in &reasons {

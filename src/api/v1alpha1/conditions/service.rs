@@ -269,3 +269,14 @@ reasons! {
         IstioAbsent,
     }
 }
+
+reasons! {
+    /// Whether clients without Istio take what they are served of it by xDS. There only while one that the leading replica serves
+    /// refuses some of it.
+    TakenReason of TakenByClients {
+        /// False: a client refuses what it is served, and goes on with what it had; the message has whom and its words. Every
+        /// replica says so of its own clients in `entente clients`, its log and `entente_xds_nacks_total`. What to do is in the
+        /// client's words: an address that it cannot bind, say, or a version of it that does not know a field.
+        ClientRefuses,
+    }
+}

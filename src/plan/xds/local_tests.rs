@@ -189,6 +189,7 @@ fn endpoints_that_are_given_are_ours() {
     let mut cart = crate::plan::fixtures::service("shop", "cart", "west.example");
     cart.ports[0].port = 80;
     cart.ports[0].target_port = 8_080;
+    cart.gateways[0].at = gateway("10.77.9.9", 15_443);
     cart.endpoints = ["192.0.2.7", "127.0.0.1"].map(|at| Address::parse(at).unwrap()).into();
     let world = east().with_peer(as_local("west.example", true)).with_service(cart);
     let (world, plan) = settled(world, &west);

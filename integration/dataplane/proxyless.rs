@@ -4,7 +4,7 @@ use crate::library::{Agent, BY_BUNDLES, Client, Keeper, Library, SENDS_SNI, Serv
 use crate::pair::{Pair, with_pair};
 use crate::ports;
 use crate::ring::{BATCH, FRONTEND, PORT, Ring, SOON, own_address};
-use crate::world::says;
+use crate::world::{Domain, says};
 use anyhow::{Context, Result, ensure};
 use kube::api::DeleteParams;
 use serde_json::{Value, json};
@@ -72,6 +72,58 @@ fn fails(library: Library, what: &str, error: &str, words: &str) -> Result<()> {
     Ok(())
 }
 
+/// What the client that is named may, and what it may not for want of being told.
+async fn as_frontend(library: Library, frontend: &Keeper, [cart, istio, direct]: &[Grpc; 3]) -> Result<()> {
+    let swapped = frontend.with_roots_swapped(("east.example", "west.example"))?;
+    let start = |host: &str, flags: &[(&str, &str)]| Client::start(library, frontend, host, flags);
+    for (service, caller) in [(cart, ""), (istio, ""), (direct, frontend.id.as_str())] {
+        let mut calling = start(&service.host(), &WHOLE)?;
+        let said = calling.answered().await.with_context(|| format!("{library:?}: {}", service.name))?;
+        ensure_seen(&said, library, service.server, caller)?;
+    }
+    // Without SNI: whoever ends TLS itself does not need it.
+    let mut calling = start(&direct.host(), &[BY_BUNDLES])?;
+    ensure_seen(&calling.answered().await?, library, DIRECT, &frontend.id)?;
+    let mut calling = start(&cart.host(), &[BY_BUNDLES])?;
+    match library {
+        Library::Go => fails(library, "without SNI", &calling.refused().await?, "handshake failed")?,
+        // The C core sends the host by itself.
+        Library::Python => ensure_seen(&calling.answered().await?, library, CART, "")?,
+    }
+    // A library that is not told of bundle maps has nobody's roots.
+    let mut calling = start(&direct.host(), &[SENDS_SNI])?;
+    let words = ["signed by unknown authority", "Failed to create security handshaker"];
+    fails(library, "without bundle maps", &calling.refused().await?, words[library as usize])?;
+    // One trust domain's roots verify nobody of another.
+    let flags = [BY_BUNDLES, SENDS_SNI, ("GRPC_XDS_BOOTSTRAP", &swapped.display().to_string())];
+    let words = ["signed by unknown authority", "CERTIFICATE_VERIFY_FAILED"];
+    let mut calling = start(&direct.host(), &flags)?;
+    fails(library, "another's roots", &calling.refused().await?, words[library as usize])?;
+    Ok(())
+}
+
+/// Channels of both libraries that are answered until the export is gone.
+async fn withdrawn(west: &Domain, frontend: &Keeper, cart: &Grpc) -> Result<()> {
+    let mut held = Vec::new();
+    for library in LIBRARIES {
+        let mut calling = Client::start(library, frontend, &cart.host(), &WHOLE)?;
+        calling.answered().await?;
+        held.push((library, calling));
+    }
+    let api = west.kubernetes.api(API, "FederatedService", Some("shop")).await?;
+    api.delete(cart.name, &DeleteParams::background()).await?;
+    for (library, mut calling) in held {
+        let since = Instant::now();
+        let mut error = calling.call().await?;
+        while error["status"] == "SERVING" {
+            ensure!(since.elapsed() < TAKEN_AWAY, "{library:?} is answered still");
+            error = calling.call().await?;
+        }
+        eprintln!("{library:?}, withdrawn, after {} ms: {error}", since.elapsed().as_millis());
+    }
+    Ok(())
+}
+
 /// Calls by `xds:///HOST:PORT` go through: at an Envoy of ours that goes by SNI, where the library sends it, and at a server that
 /// ends mutual TLS itself, whatever it sends. Another client has no such listener; a server with another ID is refused; a library
 /// that has not been told of bundle maps trusts nobody, nor is a server trusted for another trust domain's roots; what is withdrawn
@@ -104,7 +156,7 @@ fn libraries_call_servers_across_trust_domains() {
         for service in &services {
             service.export(pair).await?;
         }
-        let [cart, istio, direct] = &services;
+        let [cart, _, direct] = &services;
         let client = format!("spiffe://east.example{FRONTEND}");
         let (proxy, server, frontend, batch) = tokio::try_join!(
             ring.server(west),
@@ -114,7 +166,6 @@ fn libraries_call_servers_across_trust_domains() {
         )?;
         ensure!(frontend.id == client, "{}", frontend.id);
 
-        let swapped = frontend.with_roots_swapped(("east.example", "west.example"))?;
         let mut strangers = Vec::new();
         for library in LIBRARIES {
             let mut stranger = Client::start(library, &batch, &direct.host(), &WHOLE)?;
@@ -122,31 +173,7 @@ fn libraries_call_servers_across_trust_domains() {
             strangers.push((library, stranger));
         }
         for library in LIBRARIES {
-            let start = |host: &str, flags: &[(&str, &str)]| Client::start(library, &frontend, host, flags);
-            for (service, caller) in [(cart, ""), (istio, ""), (direct, client.as_str())] {
-                let mut calling = start(&service.host(), &WHOLE)?;
-                let said =
-                    calling.answered().await.with_context(|| format!("{library:?}: {}", service.name))?;
-                ensure_seen(&said, library, service.server, caller)?;
-            }
-            // Without SNI: whoever ends TLS itself does not need it.
-            let mut calling = start(&direct.host(), &[BY_BUNDLES])?;
-            ensure_seen(&calling.answered().await?, library, DIRECT, &client)?;
-            let mut calling = start(&cart.host(), &[BY_BUNDLES])?;
-            match library {
-                Library::Go => fails(library, "without SNI", &calling.refused().await?, "handshake failed")?,
-                // The C core sends the host by itself.
-                Library::Python => ensure_seen(&calling.answered().await?, library, CART, "")?,
-            }
-            // A library that is not told of bundle maps has nobody's roots.
-            let mut calling = start(&direct.host(), &[SENDS_SNI])?;
-            let words = ["signed by unknown authority", "Failed to create security handshaker"];
-            fails(library, "without bundle maps", &calling.refused().await?, words[library as usize])?;
-            // One trust domain's roots verify nobody of another.
-            let flags = [BY_BUNDLES, SENDS_SNI, ("GRPC_XDS_BOOTSTRAP", &swapped.display().to_string())];
-            let words = ["signed by unknown authority", "CERTIFICATE_VERIFY_FAILED"];
-            let mut calling = start(&direct.host(), &flags)?;
-            fails(library, "another's roots", &calling.refused().await?, words[library as usize])?;
+            as_frontend(library, &frontend, &services).await?;
         }
         ensure!(proxy.refused().await? == 0, "{}", proxy.process.log_tail());
         for (library, stranger) in &mut strangers {
@@ -168,24 +195,7 @@ fn libraries_call_servers_across_trust_domains() {
         }
         drop(impostor);
 
-        let mut held = Vec::new();
-        for library in LIBRARIES {
-            let mut calling = Client::start(library, &frontend, &cart.host(), &WHOLE)?;
-            calling.answered().await?;
-            held.push((library, calling));
-        }
-        let api = west.kubernetes.api(API, "FederatedService", Some("shop")).await?;
-        api.delete(cart.name, &DeleteParams::background()).await?;
-        for (library, mut calling) in held {
-            let since = Instant::now();
-            let mut error = calling.call().await?;
-            while error["status"] == "SERVING" {
-                ensure!(since.elapsed() < TAKEN_AWAY, "{library:?} is answered still");
-                error = calling.call().await?;
-            }
-            eprintln!("{library:?}, withdrawn, after {} ms: {error}", since.elapsed().as_millis());
-        }
-        Ok(())
+        withdrawn(west, &frontend, cart).await
     });
 }
 

@@ -104,7 +104,7 @@ pub(crate) async fn is_refused(
     call: impl AsyncFn() -> Result<()>,
 ) -> Result<()> {
     let authority = Authority::new()?;
-    let held = X509Certificate { asn1: authority.certificate.clone().into(), tainted: false };
+    let held = X509Certificate { asn1: authority.certificate.clone(), tainted: false };
     let bundle = Bundle {
         trust_domain: NAME.to_owned(),
         x509_authorities: vec![held],

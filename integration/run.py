@@ -25,6 +25,8 @@ import time
 REPOSITORY = pathlib.Path(__file__).resolve().parent.parent
 RESULT = re.compile(r"^test result: \w+\. (\d+) passed; (\d+) failed; (\d+) ignored;")
 FAILED = re.compile(r"^test (\S+) \.\.\. FAILED$")
+# Unoptimized agents take half of the processor from the real programs that they are tested with.
+OPTIMIZED = ("--profile", "rings")
 # More than these have a cause in common: they are not run again.
 MOST_AGAIN = 3
 RINGS = ("pure", "pair", "cluster", "dataplane", "mesh", "faults")
@@ -66,7 +68,7 @@ def cargo_test(arguments, minimum=1):
     A run that ends badly without naming a failed test (it did not build, or crashed), or that ran fewer than
     `minimum` tests, is one failure.
     """
-    command = ["cargo", "test", "--locked", "--profile", "rings", *arguments]
+    command = ["cargo", "test", "--locked", *arguments]
     say(" ".join(command))
     count = Count()
     environment = dict(os.environ, CARGO_TERM_COLOR=os.environ.get("CARGO_TERM_COLOR", "never"))
@@ -91,7 +93,8 @@ def cargo_test(arguments, minimum=1):
 
 
 def on_real_programs(arguments):
-    """As `cargo_test`; the few that failed are run once more, one after the other."""
+    """As `cargo_test`, with agents that are optimized a little; the few that failed are run once more, one after the other."""
+    arguments = [*OPTIMIZED, *arguments]
     count = cargo_test(arguments)
     if not 0 < len(count.names) == count.failed <= MOST_AGAIN:
         return count
@@ -99,7 +102,7 @@ def on_real_programs(arguments):
     before = arguments[:arguments.index("--")] if "--" in arguments else arguments
     targets = [word for flag, word in zip(before, before[1:]) if flag == "--test"]
     flags = [word for target in targets for word in ("--test", target)]
-    again = cargo_test([*flags, "--", "--test-threads=1", "--exact", *count.names], len(count.names))
+    again = cargo_test([*OPTIMIZED, *flags, "--", "--test-threads=1", "--exact", *count.names], len(count.names))
     if again.failed == len(again.names):
         count.unsteady = [name for name in count.names if name not in again.names]
     count.passed, count.failed, count.names = count.passed + again.passed, again.failed, again.names
@@ -134,7 +137,7 @@ def run_ring(ring, targets, names):
     if ring == "pure":
         return pure(names)
     if ring == "faults":
-        return cargo_test(["--test", "cluster", "--", "--test-threads=1", "--nocapture", *FAULTS])
+        return cargo_test([*OPTIMIZED, "--test", "cluster", "--", "--test-threads=1", "--nocapture", *FAULTS])
     if ring not in targets:
         say(f"{ring}: there is no test target of this name")
         return Count(failed=1)

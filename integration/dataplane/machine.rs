@@ -16,7 +16,6 @@ use std::net::{IpAddr, SocketAddr};
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::process::Stdio;
-use std::sync::atomic::{AtomicU32, Ordering};
 
 /// Where the agent writes what is imported.
 const AGENT_NAMESPACE: &str = "entente-system";
@@ -285,7 +284,7 @@ fn agent(
         format!("--spire-server=unix://{}", spire.server_socket().display()),
         format!("--workload-api=unix://{}", spire.agent_socket().display()),
         "--xds-all-bundles=ROOTCA".to_owned(),
-        format!("--import-address-range={}", own_range()),
+        format!("--import-address-range={}", crate::ring::own_range()),
     ];
     let timing = TIMING.iter().map(|one| (*one).to_owned());
     Process::new(Spec {
@@ -299,12 +298,4 @@ fn agent(
         dir: dir.to_owned(),
         log: dir.join("agent.log"),
     })
-}
-
-/// Addresses of the loopback interface for the imports of one machine alone: an import has its address by its name, and Envoys of
-/// two that run beside each other would take some of each other's connections.
-fn own_range() -> String {
-    static MACHINES: AtomicU32 = AtomicU32::new(0);
-    let (process, machine) = (std::process::id() % 64, MACHINES.fetch_add(1, Ordering::Relaxed) % 16);
-    format!("127.{}.{}.0/20", 128 + process, 16 * machine)
 }

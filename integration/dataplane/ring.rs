@@ -182,12 +182,12 @@ impl Exported {
     }
 }
 
-/// Addresses of the loopback interface for the imports of one ring alone. An import has its address by its name; Envoys of two
-/// rings that run beside each other would listen on it together, and each take some of the other's connections.
-fn own_range() -> String {
-    static RINGS: AtomicU32 = AtomicU32::new(0);
-    let (process, ring) = (std::process::id() % 64, RINGS.fetch_add(1, Ordering::Relaxed) % 16);
-    format!("127.{}.{}.0/20", 64 + process, 16 * ring)
+/// Addresses of the loopback interface for the imports of one agent alone. An import has its address by its name; Envoys of two
+/// tests that run beside each other would listen on it together, and each take some of the other's connections.
+pub(crate) fn own_range() -> String {
+    static AGENTS: AtomicU32 = AtomicU32::new(0);
+    let (process, agent) = (std::process::id() % 128, AGENTS.fetch_add(1, Ordering::Relaxed) % 16);
+    format!("127.{}.{}.0/20", 64 + process, 16 * agent)
 }
 
 /// An address of this machine that is none of loopback: a peer's gateway may not be there.

@@ -23,7 +23,7 @@ faults: tools
 demo:
 	cargo run --locked --release -- demo
 
-# What planning costs; how soon a new authority is known, on real SPIRE (about eight minutes); and what services cost, on
+# What planning costs; how soon a new authority is known, on real SPIRE (about eight minutes); what services cost, on
 # real API servers (`cargo bench --bench services -- 500 100` for fewer than 5,000 imported and 1,000 exported); and what
 # clients of xDS cost, beside go-control-plane (`cargo bench --bench xds -- 1000 100 10` for fewer than 10,000 clusters and 1,000
 # clients, 100 of which take everything at each change).

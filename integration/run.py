@@ -147,7 +147,7 @@ def run_ring(ring, targets, names):
         skipped = [word for name in FAULTS for word in ("--skip", name)]
         return on_real_programs(["--test", "cluster", *names, "--", ALL_AT_ONCE, *skipped])
     # Of the data plane each test brings up proxies, and what they do is seen as they do it; those of pairs wait most of their time.
-    at_a_time = {"dataplane": 1, "pair": 12}[ring]
+    at_a_time = {"dataplane": 1, "pair": 4}[ring]
     # The embedded authority, on which the pair ring stands, is held to the behaviour of the real one.
     beside = ["--test", "authority"] if ring == "pair" else []
     return on_real_programs(["--test", ring, *beside, *names, "--", f"--test-threads={at_a_time}"])

@@ -126,19 +126,8 @@ impl Envoy {
             "admin": {"address": {"pipe": {"path": admin.path}}},
             "static_resources": resources(domain, workload, address, &doors, behind),
         });
-        let file = dir.join(format!("{name}.json"));
-        std::fs::write(&file, serde_json::to_vec_pretty(&bootstrap)?)?;
-        let args =
-            ["--config-path", &file.display().to_string(), "--disable-hot-restart", "--concurrency", "1"];
-        let mut process = Process::new(Spec {
-            name: format!("envoy {id}"),
-            program,
-            args: args.map(OsString::from).to_vec(),
-            env: Vec::new(),
-            log: dir.join(format!("{name}.log")),
-            dir,
-        });
-        process.start()?;
+        let config = serde_json::to_vec_pretty(&bootstrap)?;
+        let process = start(program, dir, name, &id, &config, &["--concurrency", "1"])?;
         let echo = tokio::spawn(answer(echo));
         Ok(Self { process, admin, name: name.clone(), id, address, doors, echo })
     }
@@ -475,4 +464,29 @@ fn unchunked(mut body: &str) -> Result<String> {
         whole.push_str(rest.get(..size).context("a cut chunk")?);
         body = rest.get(size + 2..).context("a cut chunk")?;
     }
+}
+
+/// Starts a copy of Envoy in its folder, with a configuration and these arguments beside. It is the workload `id`.
+pub(crate) fn start(
+    program: PathBuf,
+    dir: PathBuf,
+    name: &str,
+    id: &str,
+    config: &[u8],
+    more: &[&str],
+) -> Result<Process> {
+    let file = dir.join(format!("{name}.json"));
+    std::fs::write(&file, config)?;
+    let file = file.display().to_string();
+    let args = ["--config-path", &file, "--disable-hot-restart"].into_iter().chain(more.iter().copied());
+    let mut process = Process::new(Spec {
+        name: format!("envoy {id}"),
+        program,
+        args: args.map(OsString::from).collect(),
+        env: Vec::new(),
+        log: dir.join(format!("{name}.log")),
+        dir,
+    });
+    process.start()?;
+    Ok(process)
 }

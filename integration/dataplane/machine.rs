@@ -234,7 +234,6 @@ impl Machine {
     ) -> Result<Process> {
         let (program, id) = self.workload(name, path).await?;
         let dir = self.scratch.folder("x")?;
-        let file = dir.join(format!("{name}.json"));
         let context = json!({"common_tls_context": tls(&[]), "require_client_certificate": true});
         let kind = "envoy.extensions.transport_sockets.tls.v3.DownstreamTlsContext";
         let socket = json!({"name": "envoy.transport_sockets.tls", "typed_config": with_type(kind, context)});
@@ -254,18 +253,8 @@ impl Machine {
                 "clusters": [grpc_at("spire_agent", self.spire.agent_socket()), application],
             },
         });
-        std::fs::write(&file, serde_json::to_vec_pretty(&config)?)?;
-        let args = ["--config-path", &file.display().to_string(), "--disable-hot-restart"];
-        let mut process = Process::new(Spec {
-            name: format!("envoy {id}"),
-            program,
-            args: args.map(OsString::from).to_vec(),
-            env: Vec::new(),
-            log: dir.join(format!("{name}.log")),
-            dir,
-        });
-        process.start()?;
-        Ok(process)
+        let config = serde_json::to_vec_pretty(&config)?;
+        crate::envoy::start(program, dir, name, &id, &config, &[])
     }
 }
 

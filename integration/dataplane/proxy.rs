@@ -1,12 +1,11 @@
 //! An Envoy that is started with what `entente bootstrap envoy` prints, and has everything else from the agent.
 
 use crate::envoy::{Admin, Workload, own_program, register};
-use crate::process::{Process, Spec};
+use crate::process::Process;
 use crate::wait::eventually;
 use crate::world::Domain;
 use anyhow::{Context, Result, ensure};
 use serde_json::Value;
-use std::ffi::OsString;
 use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::time::Duration;
@@ -63,28 +62,9 @@ impl Proxy {
     ) -> Result<Self> {
         let dir = program.parent().context("a program without a folder")?.to_owned();
         let admin = dir.join(format!("{name}.sock"));
-        let file = dir.join(format!("{name}.json"));
-        std::fs::write(&file, bootstrap(beside, name, from, &admin).await?)?;
-        let args = [
-            "--config-path",
-            &file.display().to_string(),
-            "--disable-hot-restart",
-            "--concurrency",
-            "1",
-            "--drain-time-s",
-            "1",
-            "--log-level",
-            "info",
-        ];
-        let mut process = Process::new(Spec {
-            name: format!("envoy {id}"),
-            program,
-            args: args.map(OsString::from).to_vec(),
-            env: Vec::new(),
-            log: dir.join(format!("{name}.log")),
-            dir,
-        });
-        process.start()?;
+        let config = bootstrap(beside, name, from, &admin).await?;
+        let more = ["--concurrency", "1", "--drain-time-s", "1", "--log-level", "info"];
+        let process = crate::envoy::start(program, dir, name, &id, &config, &more)?;
         let proxy = Self { process, admin: Admin::at(admin), id };
         proxy.admin.live(&proxy.process).await?;
         let told = eventually("it has heard of listeners from the agent", SOON, || async {

@@ -11,12 +11,12 @@ check:
 	cargo test --locked --doc
 	@$(MAKE) --no-print-directory deny
 
-# Every ring of tests. The first run builds the programs of the cluster ring into a cache outside target/.
-test: tools
+# Every ring of tests. The first run builds the real programs into a cache outside target/.
+test:
 	$(PYTHON) integration/run.py
 
 # Replicas killed, restarted and cut off again and again, on real parts: on a machine that does nothing else.
-faults: tools
+faults:
 	$(PYTHON) integration/run.py faults
 
 # Two trust domains with embedded authorities on this machine, step by step. Needs Rust alone.

@@ -9,8 +9,11 @@ Prints one line for each ring, `pure: N passed, N failed, N skipped`, and last a
 code is 0 only if nothing failed. A ring whose target or programs are missing has failed; only mesh, which needs an
 istiod that is not built here, may be skipped, and is counted so.
 
-Tests on real programs share the machine with each other. Where no more than three of a ring have failed, each of them runs
-once more, by itself: one that passes then counts as passed, and is named at the end as unsteady.
+What is missing is built first: the programs by `tools.py`, while cargo builds the tests.
+
+Rings on real programs wait for most of their time, so all run side by side, each line with its ring before it. Where no more
+than three tests of one on real programs have failed, each of them runs once more when all rings have ended, by itself: one that passes then
+counts as passed, and is named at the end as unsteady.
 """
 
 import json
@@ -20,6 +23,7 @@ import re
 import shutil
 import subprocess
 import sys
+import threading
 import time
 
 REPOSITORY = pathlib.Path(__file__).resolve().parent.parent
@@ -30,11 +34,15 @@ OPTIMIZED = ("--profile", "rings")
 # More than these have a cause in common: they are not run again.
 MOST_AGAIN = 3
 RINGS = ("pure", "pair", "cluster", "dataplane", "mesh", "faults")
-# What cannot be absent. The others run once there is a test target of that name.
-ALWAYS = ("pure", "pair", "cluster")
-# Scenarios of the cluster ring begin all at once, and wait for their turn: how many run at a time, which first and which
-# alone is decided there (`cluster/turn.rs`).
-ALL_AT_ONCE = "--test-threads=1000"
+PURE = ("--lib", "--bins")
+# How many tests of a ring begin at a time. Scenarios of the cluster ring begin all at once, and wait for their turn: how many run
+# beside each other, which first and which alone is decided there (`cluster/turn.rs`). Of the data plane each test brings up
+# proxies, and what they do is seen as they do it.
+AT_A_TIME = {"pair": 4, "cluster": 1000, "dataplane": 1, "mesh": 1}
+# The cluster ring takes what the processors have left. The tests of the others promise short times, and need little.
+NICENESS = {"cluster": 10}
+# The embedded authority, on which the pair ring stands, is held to the behaviour of the real one.
+BESIDE = {"pair": ("authority",)}
 # Replicas killed, restarted and cut off again and again, on short leases: they need a machine that does nothing else, and run by
 # `make faults` alone.
 FAULTS = ("scenarios::replicas::a_leader_that_is", "scenarios::replicas::a_rolling_restart")
@@ -62,13 +70,16 @@ def say(text):
     print(f"run: {text}", flush=True)
 
 
-def cargo_test(arguments, minimum=1):
+def cargo_test(arguments, minimum=1, label=None, niceness=0):
     """Runs `cargo test`, passing its output on, and reads the counts from it.
 
     A run that ends badly without naming a failed test (it did not build, or crashed), or that ran fewer than
     `minimum` tests, is one failure.
     """
     command = ["cargo", "test", "--locked", *arguments]
+    if niceness:
+        command = ["nice", "-n", str(niceness), *command]
+    before = f"{label} | " if label else ""
     say(" ".join(command))
     count = Count()
     environment = dict(os.environ, CARGO_TERM_COLOR=os.environ.get("CARGO_TERM_COLOR", "never"))
@@ -76,7 +87,9 @@ def cargo_test(arguments, minimum=1):
         command, cwd=REPOSITORY, env=environment, stdout=subprocess.PIPE, text=True, errors="replace"
     ) as process:
         for line in process.stdout:
-            print(line, end="", flush=True)
+            # One write for each line: others write meanwhile.
+            sys.stdout.write(before + line)
+            sys.stdout.flush()
             found = RESULT.match(line)
             if found:
                 count.add(Count(*(int(number) for number in found.groups())))
@@ -92,21 +105,28 @@ def cargo_test(arguments, minimum=1):
     return count
 
 
-def on_real_programs(arguments):
-    """As `cargo_test`, with agents that are optimized a little; the few that failed are run once more, one after the other."""
-    arguments = [*OPTIMIZED, *arguments]
-    count = cargo_test(arguments)
+def flags_of(ring):
+    return [word for target in (ring, *BESIDE.get(ring, ())) for word in ("--test", target)]
+
+
+def on_real_programs(ring, names, label):
+    """One ring, with agents that are optimized a little."""
+    skipped = [word for name in FAULTS for word in ("--skip", name)] if ring == "cluster" else []
+    # One that fails does not keep the one beside it from running.
+    arguments = [*OPTIMIZED, "--no-fail-fast", *flags_of(ring), *names, "--", f"--test-threads={AT_A_TIME[ring]}", *skipped]
+    return cargo_test(arguments, label=label, niceness=NICENESS.get(ring, 0))
+
+
+def once_more(ring, count):
+    """Runs the few tests of a ring that failed once more, one after the other."""
     if not 0 < len(count.names) == count.failed <= MOST_AGAIN:
-        return count
-    say(f"once more, by themselves: {', '.join(count.names)}")
-    before = arguments[:arguments.index("--")] if "--" in arguments else arguments
-    targets = [word for flag, word in zip(before, before[1:]) if flag == "--test"]
-    flags = [word for target in targets for word in ("--test", target)]
-    again = cargo_test([*OPTIMIZED, *flags, "--", "--test-threads=1", "--exact", *count.names], len(count.names))
+        return
+    say(f"{ring}: once more, by themselves: {', '.join(count.names)}")
+    arguments = [*OPTIMIZED, "--no-fail-fast", *flags_of(ring), "--", "--test-threads=1", "--exact", *count.names]
+    again = cargo_test(arguments, len(count.names))
     if again.failed == len(again.names):
         count.unsteady = [name for name in count.names if name not in again.names]
     count.passed, count.failed, count.names = count.passed + again.passed, again.failed, again.names
-    return count
 
 
 def test_targets():
@@ -119,38 +139,82 @@ def test_targets():
     return {target["name"] for target in targets if "test" in target["kind"]}
 
 
-def pure(names):
-    count = cargo_test(["--lib", "--bins", *names])
-    count.add(cargo_test(["--doc", *names], minimum=0))
+def pure(names, label):
+    count = cargo_test([*PURE, *names], label=label)
+    count.add(cargo_test(["--doc", *names], minimum=0, label=label))
     return count
 
 
-def mesh(names):
-    istiod = os.environ.get("ENTENTE_ISTIOD") or shutil.which("istiod") or shutil.which("pilot-discovery")
-    if not istiod:
-        say("mesh: neither istiod nor pilot-discovery is on PATH, and ENTENTE_ISTIOD names none: skipped")
-        return Count(skipped=1)
-    return on_real_programs(["--test", "mesh", *names, "--", "--test-threads=1"])
+def istiod():
+    return os.environ.get("ENTENTE_ISTIOD") or shutil.which("istiod") or shutil.which("pilot-discovery")
 
 
-def run_ring(ring, targets, names):
-    if ring == "pure":
-        return pure(names)
-    if ring == "faults":
-        return cargo_test([*OPTIMIZED, "--test", "cluster", "--", "--test-threads=1", "--nocapture", *FAULTS])
-    if ring not in targets:
-        say(f"{ring}: there is no test target of this name")
-        return Count(failed=1)
-    if ring == "mesh":
-        return mesh(names)
-    if ring == "cluster":
-        skipped = [word for name in FAULTS for word in ("--skip", name)]
-        return on_real_programs(["--test", "cluster", *names, "--", ALL_AT_ONCE, *skipped])
-    # Of the data plane each test brings up proxies, and what they do is seen as they do it; those of pairs wait most of their time.
-    at_a_time = {"dataplane": 1, "pair": 4}[ring]
-    # The embedded authority, on which the pair ring stands, is held to the behaviour of the real one.
-    beside = ["--test", "authority"] if ring == "pair" else []
-    return on_real_programs(["--test", ring, *beside, *names, "--", f"--test-threads={at_a_time}"])
+def is_built(arguments):
+    command = ["cargo", "test", "--locked", *arguments, "--no-run"]
+    say(" ".join(command))
+    return subprocess.run(command, cwd=REPOSITORY).returncode == 0
+
+
+def are_built(builds, with_programs):
+    """Whether all that the rings need is there now. Linkers use one processor: the programs are built beside the tests."""
+    tools = [sys.executable, str(REPOSITORY / "integration" / "tools.py")]
+    if not with_programs:
+        return all(is_built(build) for build in builds)
+    if subprocess.run([*tools, "--check"]).returncode != 0:
+        return False
+    started = time.monotonic()
+    with subprocess.Popen(tools) as programs:
+        built = all(is_built(build) for build in builds)
+        built = programs.wait() == 0 and built
+    say(f"what the rings need was built in {time.monotonic() - started:.0f} s")
+    return built
+
+
+def run_ring(ring, names, label, counts):
+    started = time.monotonic()
+    counts[ring] = pure(names, label) if ring == "pure" else on_real_programs(ring, names, label)
+    say(f"{ring}: took {time.monotonic() - started:.0f} s")
+
+
+def run_side_by_side(rings, names):
+    """The counts of these rings, by name. What they need is built before the first begins."""
+    real = [ring for ring in rings if ring != "pure"]
+    builds = [PURE] if "pure" in rings else []
+    if real:
+        builds.append([*OPTIMIZED, *(flag for ring in real for flag in flags_of(ring))])
+    # One that is missing at the end has not come to it.
+    counts = {ring: Count(failed=1) for ring in rings}
+    if not are_built(builds, with_programs=bool(real)):
+        return counts
+    threads = [
+        threading.Thread(target=run_ring, args=(ring, names, ring if len(rings) > 1 else None, counts)) for ring in rings
+    ]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    for ring in real:
+        once_more(ring, counts[ring])
+    return counts
+
+
+def run_rings(rings, names):
+    """The counts of the rings, by name."""
+    counts, targets = {}, test_targets()
+    for ring in rings:
+        if ring in AT_A_TIME and ring not in targets:
+            say(f"{ring}: there is no test target of this name")
+            counts[ring] = Count(failed=1)
+        elif ring == "mesh" and not istiod():
+            say("mesh: neither istiod nor pilot-discovery is on PATH, and ENTENTE_ISTIOD names none: skipped")
+            counts[ring] = Count(skipped=1)
+    counts.update(run_side_by_side([ring for ring in rings if ring not in counts and ring != "faults"], names))
+    if "faults" in rings:
+        target = [*OPTIMIZED, "--test", "cluster"]
+        counts["faults"] = Count(failed=1)
+        if are_built([target], with_programs=True):
+            counts["faults"] = cargo_test([*target, "--", "--test-threads=1", "--nocapture", *FAULTS])
+    return {ring: counts[ring] for ring in rings}
 
 
 def main():
@@ -161,13 +225,7 @@ def main():
     unknown = [ring for ring in arguments if ring not in RINGS]
     if unknown or len(names) > 1:
         sys.exit(f"run: {unknown or names}: expected rings of {', '.join(RINGS)}, then at most `-- NAME`")
-    targets = test_targets()
-    rings = arguments or [ring for ring in RINGS if ring in ALWAYS or ring in targets]
-    counts = {}
-    for ring in rings:
-        started = time.monotonic()
-        counts[ring] = run_ring(ring, targets, names)
-        say(f"{ring}: took {time.monotonic() - started:.0f} s")
+    counts = run_rings(arguments or [ring for ring in RINGS if ring != "faults"], names)
     total = Count()
     for ring, count in counts.items():
         for name in count.unsteady:

@@ -436,6 +436,8 @@ def print_environment():
     if missing:
         say(f"not built: {', '.join(missing)}; run `make tools`")
         sys.exit(1)
+    # The interpreter itself: what is first on PATH may be a script that looks for one, and that takes its time.
+    programs["python3"] = sys.executable
     print(json.dumps({"programs": programs, "files": files}, indent=2, sort_keys=True))
 
 

@@ -2,7 +2,6 @@
 
 fn main() -> Result<(), Box<dyn std::error::Error>> {
     let files = [
-        "proto/federation.proto",
         "proto/enrol.proto",
         "proto/workload.proto",
         "proto/spire/types.proto",
@@ -14,6 +13,10 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
         "proto/xds/resources.proto",
     ];
     println!("cargo::rerun-if-changed=proto");
+    // What peers send is counted before anything is built of it.
+    tonic_prost_build::configure()
+        .codec_path("crate::bounded::Codec")
+        .compile_fds(protox::compile(["proto/federation.proto"], ["proto"])?)?;
     let descriptors = protox::compile(files, ["proto"])?;
     tonic_prost_build::configure()
         // Equal resources are equal bytes, and are handed to many clients without a copy.

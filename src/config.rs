@@ -382,7 +382,8 @@ pub struct TimingArgs {
     #[arg(long, env = "ENTENTE_BUNDLE_POLL_MIN_SECONDS", default_value_t = 5)]
     pub bundle_poll_min_seconds: u64,
 
-    /// How long a peer's report may name a superseded bundle of ours: two of these.
+    /// The interval at which SPIRE polls a bundle endpoint, at most: a quarter of a refresh hint of 300 s. A peer that still names a
+    /// bundle of ours which another one replaced longer than two of these ago is said to hold a stale one.
     #[arg(long, env = "ENTENTE_SPIRE_POLL_SECONDS", default_value_t = 75)]
     pub spire_poll_seconds: u64,
 

@@ -12,10 +12,10 @@
 //!                                    |
 //!                      plan(&World) -> Plan   pure, total, deterministic                     plan/
 //!                                    |
-//!       +---------------+------------+-------------+----------------+--------------+
-//!    objects and     SPIRE's        peers' gRPC     status and     names
-//!    patches         own API        streams         metrics        of imports
-//!    apply/          apply/, spire/ federation/     apply/, observe/ dns/
+//!       +---------------+------------+-------------+----------------+--------------+--------------+
+//!    objects and     SPIRE's        peers' gRPC     status and       names          Envoys and
+//!    patches         own API        streams         metrics          of imports     gRPC libraries
+//!    apply/          apply/, spire/ federation/     apply/, observe/ dns/           xds/
 //! ```
 //!
 //! Nothing below `model/` and `plan/` names a client, a runtime, a clock or the environment; `plan/purity.rs`
@@ -24,6 +24,7 @@
 pub mod api;
 pub mod app;
 pub mod apply;
+pub mod bounded;
 pub mod bundle;
 #[cfg(test)]
 mod chart_tests;
@@ -45,6 +46,7 @@ pub mod observe;
 pub mod plan;
 pub mod proto;
 pub mod proxyless;
+pub(crate) mod rate;
 pub mod reach;
 #[cfg(test)]
 mod reference;

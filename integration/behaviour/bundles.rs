@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use entente::devkit::{Fault, FetchRequest, WebRoots, as_spire};
+use entente::devkit::{Authority, Fault, FetchRequest, Settings, WebRoots, as_spire};
 use entente::model::trust::{BundleRemoval, SpireAction};
 use entente::model::{Bundle, SpiffeId, TrustDomain};
 use tonic::Code;
@@ -11,9 +11,10 @@ use super::{Case, Spire, Workload};
 
 pub(crate) async fn federating_needs_the_bundle_first(case: &Case<'_, impl Spire>) {
     let peer = case.peer_domain();
-    let action = SpireAction::SetFederatesWith {
+    let action = SpireAction::ChangeFederatesWith {
         entry: case.spire.workload_entry().to_owned(),
-        federates_with: [peer.clone()].into(),
+        add: [peer.clone()].into(),
+        remove: [].into(),
     };
     let error = case.server.act(case.own(), &action).await.unwrap_err();
     let words = format!("failed to update entry: unable to find federated bundle \"{}\"", peer.id_string());
@@ -23,6 +24,31 @@ pub(crate) async fn federating_needs_the_bundle_first(case: &Case<'_, impl Spire
     case.relate().await;
     case.act(action).await;
     assert_eq!(case.state().await.federating_with(&peer).count(), 1);
+}
+
+/// What is planned may be seconds old: what an operator wrote into the entry since stays.
+pub(crate) async fn a_change_leaves_what_someone_else_wrote(case: &Case<'_, impl Spire>) {
+    let peer = case.peer_domain();
+    let other =
+        Authority::new(TrustDomain::new("other.example").unwrap(), Settings::new(entente::clock::now()))
+            .unwrap();
+    let other = (other.bundle().trust_domain().clone(), Arc::clone(other.bundle()));
+    case.relate().await;
+    case.act(SpireAction::SetBundle(other.1)).await;
+    let entry = || case.spire.workload_entry().to_owned();
+    let planned =
+        SpireAction::ChangeFederatesWith { entry: entry(), add: [peer.clone()].into(), remove: [].into() };
+    case.federate(&[&other.0]).await;
+    case.act(planned.clone()).await;
+    let names = async || case.state().await.entries[&entry()].federates_with.clone();
+    assert_eq!(names().await, [other.0.clone(), peer.clone()].into());
+    // Not even an update where it is so already.
+    case.act(planned).await;
+    case.act(SpireAction::ChangeFederatesWith { entry: entry(), add: [].into(), remove: [peer].into() })
+        .await;
+    assert_eq!(names().await, [other.0.clone()].into());
+    case.federate(&[]).await;
+    case.act(SpireAction::DeleteBundle(other.0, BundleRemoval::Restrict)).await;
 }
 
 pub(crate) async fn a_bundle_in_use_is_not_deleted(case: &Case<'_, impl Spire>) {

@@ -18,6 +18,7 @@ mod relationships;
 mod rotation;
 mod workload;
 
+use std::collections::BTreeSet;
 use std::path::Path;
 use std::time::Duration;
 
@@ -67,6 +68,7 @@ pub(crate) async fn all(spire: &impl Spire) {
         relationships::an_update_overwrites_the_bundle_only_if_it_brings_one,
         relationships::an_unknown_relationship_is_neither_updated_nor_refreshed,
         bundles::federating_needs_the_bundle_first,
+        bundles::a_change_leaves_what_someone_else_wrote,
         bundles::a_bundle_in_use_is_not_deleted,
         bundles::an_empty_bundle_is_stored_and_delivered_empty,
         bundles::an_older_bundle_is_taken,
@@ -158,9 +160,11 @@ impl<'a, S: Spire> Case<'a, S> {
 
     /// Sets what the workload's entry federates with.
     async fn federate(&self, with: &[&TrustDomain]) {
-        let federates_with = with.iter().map(|td| (*td).clone()).collect();
+        let add: BTreeSet<TrustDomain> = with.iter().map(|td| (*td).clone()).collect();
         let entry = self.spire.workload_entry().to_owned();
-        self.act(SpireAction::SetFederatesWith { entry, federates_with }).await;
+        let stands = self.state().await.entries.get(&entry).map(|entry| entry.federates_with.clone());
+        let remove = stands.unwrap_or_default().difference(&add).cloned().collect();
+        self.act(SpireAction::ChangeFederatesWith { entry, add, remove }).await;
     }
 
     async fn state(&self) -> SpireState {

@@ -156,7 +156,7 @@ impl Alone {
         };
         let request =
             BatchCreateFederationRelationshipRequest { federation_relationships: vec![relationship] };
-        let mut client = TrustDomainClient::new(spire.api().await?);
+        let mut client = TrustDomainClient::new(spire.api());
         let answer = client.batch_create_federation_relationship(request).await?.into_inner();
         match answer.results.first().and_then(|result| result.status.as_ref()) {
             Some(status) if status.code == 0 => Ok(Self { spire, _scratch: scratch }),
@@ -192,7 +192,7 @@ async fn follow(
     mut heard: watch::Receiver<Prepared>,
     is_push: bool,
 ) -> Result<(bool, Vec<Duration>)> {
-    let mut client = BundleClient::new(spire::unix_channel(&socket).await?);
+    let mut client = BundleClient::new(spire::unix_channel(&socket));
     let mut samples: Vec<Duration> = Vec::new();
     let mut waiting: Vec<New> = Vec::new();
     let mut taken = 0;

@@ -4,7 +4,7 @@ use crate::tools::Tools;
 use crate::wait::eventually;
 use anyhow::{Context, Result, bail};
 use k8s_openapi::apiextensions_apiserver::pkg::apis::apiextensions::v1::CustomResourceDefinition;
-use kube::api::{Api, Patch, PatchParams};
+use kube::api::{Api, ListParams, Patch, PatchParams};
 use serde_json::Value;
 use std::process::Command;
 use std::time::Duration;
@@ -51,6 +51,24 @@ pub(crate) async fn install(client: &kube::Client) -> Result<()> {
         bail!("the CRD file of Istio has only {:?}", istio.iter().map(name_of).collect::<Vec<_>>());
     }
     put(client, [of_files("crds-spire")?, istio, ours()?].concat()).await
+}
+
+/// Waits until an API server that was started on these CRDs serves a kind of each group.
+pub(crate) async fn served(kubernetes: &crate::kubernetes::Kubernetes) -> Result<()> {
+    let kinds = [
+        ("entente.dev/v1alpha1", "TrustDomainPeer"),
+        ("networking.istio.io/v1", "ServiceEntry"),
+        ("security.istio.io/v1", "AuthorizationPolicy"),
+        ("spire.spiffe.io/v1alpha1", "ClusterFederatedTrustDomain"),
+    ];
+    for (api_version, kind) in kinds {
+        eventually(&format!("{kind} is served"), ESTABLISHED_DEADLINE, || async {
+            kubernetes.api(api_version, kind, None).await?.list(&ListParams::default().limit(1)).await?;
+            Ok(())
+        })
+        .await?;
+    }
+    Ok(())
 }
 
 /// Applies the CRDs of what watches: ServiceMonitor and PrometheusRule. Their names.

@@ -9,6 +9,7 @@ mod kubernetes;
 mod ports;
 mod process;
 mod scratch;
+mod seed;
 mod spire;
 mod template;
 mod tools;

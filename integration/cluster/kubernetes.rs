@@ -10,7 +10,8 @@ use k8s_openapi::api::authentication::v1::{TokenRequest, TokenRequestSpec};
 use k8s_openapi::api::core::v1::{Namespace, ServiceAccount};
 use kube::api::{Api, DynamicObject, ListParams, Patch, PatchParams, PostParams};
 use kube::config::{KubeConfigOptions, Kubeconfig};
-use kube::core::GroupVersionKind;
+use kube::core::{ApiResource, GroupVersionKind};
+use kube::discovery::Scope;
 use kube::{Client, Config};
 use rcgen::{BasicConstraints, CertificateParams, IsCa, Issuer, KeyPair, KeyUsagePurpose};
 use serde_json::{Value, json};
@@ -18,6 +19,7 @@ use std::collections::BTreeMap;
 use std::ffi::OsString;
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
+use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
 
 /// The name under which tests apply objects.
@@ -44,6 +46,8 @@ rules:
 - {level: None, verbs: [get, list, watch]}
 - {level: Metadata}
 ";
+/// Where etcd has its data, in the folder of a control plane.
+pub(crate) const ETCD_DATA: &str = "etcd";
 /// What stands after seconds may take minutes where the machine does much else.
 const READY_DEADLINE: Duration = Duration::from_secs(180);
 /// No node, no scheduler: these are the controllers whose work tests see.
@@ -59,10 +63,13 @@ pub(crate) struct Kubernetes {
     pub(crate) client: Client,
     address: SocketAddr,
     dir: PathBuf,
+    /// By API version and kind.
+    kinds: Mutex<BTreeMap<(String, String), (ApiResource, Scope)>>,
 }
 
 impl Kubernetes {
-    /// Starts etcd and the API server in `dir`, which must be empty; returns once the API server is ready.
+    /// Starts etcd and the API server in `dir`, on the data in its folder `ETCD_DATA` if it has one (see `seed.rs`); returns
+    /// once the API server is ready.
     /// The controller manager is left to be started once the CRDs are there: garbage collection looks for new kinds
     /// only every 30 seconds.
     pub(crate) async fn start(name: &str, dir: &Path) -> Result<Self> {
@@ -89,6 +96,7 @@ impl Kubernetes {
             client: client_of(&kubeconfig_of(dir, ADMIN)).await?,
             address,
             dir: dir.to_owned(),
+            kinds: Mutex::default(),
         };
         kubernetes.etcd.start()?;
         kubernetes.api_server.start()?;
@@ -157,11 +165,7 @@ impl Kubernetes {
         kind: &str,
         namespace: Option<&str>,
     ) -> Result<Api<DynamicObject>> {
-        let (group, version) = api_version.rsplit_once('/').unwrap_or(("", api_version));
-        let gvk = GroupVersionKind::gvk(group, version, kind);
-        let (resource, _) = kube::discovery::pinned_kind(&self.client, &gvk)
-            .await
-            .with_context(|| format!("the API server has no {kind} of {api_version}"))?;
+        let (resource, _) = self.kind(api_version, kind).await?;
         Ok(match namespace {
             Some(namespace) => Api::namespaced_with(self.client.clone(), namespace, &resource),
             None => Api::all_with(self.client.clone(), &resource),
@@ -174,18 +178,31 @@ impl Kubernetes {
         let name = text("/metadata/name").context("an object without metadata.name")?;
         let (api_version, kind) =
             (text("/apiVersion").context("no apiVersion")?, text("/kind").context("no kind")?);
-        let (group, version) = api_version.rsplit_once('/').unwrap_or(("", api_version));
-        let gvk = GroupVersionKind::gvk(group, version, kind);
-        let (resource, capabilities) = kube::discovery::pinned_kind(&self.client, &gvk)
-            .await
-            .with_context(|| format!("the API server has no {kind} of {api_version}"))?;
-        let api = match (capabilities.scope, text("/metadata/namespace")) {
-            (kube::discovery::Scope::Cluster, _) => Api::all_with(self.client.clone(), &resource),
-            (kube::discovery::Scope::Namespaced, namespace) => {
+        let (resource, scope) = self.kind(api_version, kind).await?;
+        let api = match (scope, text("/metadata/namespace")) {
+            (Scope::Cluster, _) => Api::all_with(self.client.clone(), &resource),
+            (Scope::Namespaced, namespace) => {
                 Api::namespaced_with(self.client.clone(), namespace.unwrap_or("default"), &resource)
             }
         };
         Ok((api, name.to_owned()))
+    }
+
+    /// A kind that the API server has. It is asked once: tests look at objects again and again, and a kind stays.
+    async fn kind(&self, api_version: &str, kind: &str) -> Result<(ApiResource, Scope)> {
+        let name = (api_version.to_owned(), kind.to_owned());
+        let known = self.kinds.lock().unwrap_or_else(PoisonError::into_inner).get(&name).cloned();
+        if let Some(known) = known {
+            return Ok(known);
+        }
+        let (group, version) = api_version.rsplit_once('/').unwrap_or(("", api_version));
+        let (resource, capabilities) =
+            kube::discovery::pinned_kind(&self.client, &GroupVersionKind::gvk(group, version, kind))
+                .await
+                .with_context(|| format!("the API server has no {kind} of {api_version}"))?;
+        let found = (resource, capabilities.scope);
+        self.kinds.lock().unwrap_or_else(PoisonError::into_inner).insert(name, found.clone());
+        Ok(found)
     }
 
     /// Where the API server listens.
@@ -354,7 +371,7 @@ fn write_kubeconfig(dir: &Path, address: SocketAddr, token: &str, path: &Path) -
 }
 
 fn etcd_args(dir: &Path, client: SocketAddr, peer: SocketAddr) -> Vec<String> {
-    let data = dir.join("etcd");
+    let data = dir.join(ETCD_DATA);
     vec![
         format!("--data-dir={}", data.display()),
         format!("--listen-client-urls=http://{client}"),

@@ -39,6 +39,7 @@ mod relay;
 mod rights;
 mod scenarios;
 mod scratch;
+mod seed;
 mod sni;
 mod spire;
 mod template;

@@ -1,6 +1,6 @@
 //! Pairs of trust domains that scenarios share: bringing one up is paid once for each that is used at a time, as long as nothing fails.
 
-use crate::turn::{Turn, conclude};
+use crate::turn::{Of, Turn, conclude};
 use crate::world::{Domain, Options};
 use anyhow::Result;
 use std::sync::{Mutex, MutexGuard, OnceLock, PoisonError};
@@ -44,6 +44,9 @@ fn locked<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
+/// Those that no scenario uses just now.
+static SHARED: Mutex<Vec<Pair>> = Mutex::new(Vec::new());
+
 /// Runs a scenario on a shared pair, which it finds as it stood at first, however the one before left it. A scenario
 /// must drop its agents before it ends. If it fails, the domains' logs are kept, and the next one gets new domains.
 pub(crate) fn with_pair(scenario: impl AsyncFnOnce(&mut Pair) -> Result<()>) {
@@ -56,16 +59,37 @@ pub(crate) fn with_set_pair(
     west: Options,
     scenario: impl AsyncFnOnce(&mut Pair) -> Result<()>,
 ) {
-    static SHARED: Mutex<Vec<Pair>> = Mutex::new(Vec::new());
-    let _turn = Turn::of_pair();
-    let before = locked(&SHARED).pop();
+    with(Of::Shared, east, west, scenario);
+}
+
+/// As [`with_set_pair`], for a scenario that leaves a pair as nobody can use it again.
+pub(crate) fn with_spent_pair(
+    east: Options,
+    west: Options,
+    scenario: impl AsyncFnOnce(&mut Pair) -> Result<()>,
+) {
+    with(Of::Spent, east, west, scenario);
+}
+
+/// Runs a scenario on a pair of its own, set as it needs from the start.
+pub(crate) fn with_own_pair(
+    east: Options,
+    west: Options,
+    scenario: impl AsyncFnOnce(&mut Pair) -> Result<()>,
+) {
+    with(Of::Own, east, west, scenario);
+}
+
+fn with(of: Of, east: Options, west: Options, scenario: impl AsyncFnOnce(&mut Pair) -> Result<()>) {
+    let _turn = Turn::of_pair(of);
+    let before = if of == Of::Own { None } else { locked(&SHARED).pop() };
     let done = runtime().block_on(async {
         let mut pair = reused(before, east, west).await?;
         let done = scenario(&mut pair).await;
-        if done.is_ok() {
-            locked(&SHARED).push(pair);
-        } else {
-            pair.keep();
+        match &done {
+            Ok(()) if of == Of::Shared => locked(&SHARED).push(pair),
+            Ok(()) => {}
+            Err(_) => pair.keep(),
         }
         done
     });
@@ -90,22 +114,4 @@ async fn again(pair: &mut Pair, east: &Options, west: &Options) -> Result<()> {
     pair.reset().await?;
     tokio::try_join!(pair.east.set(east), pair.west.set(west))?;
     Ok(())
-}
-
-/// Runs a scenario on a pair of its own, set as it needs.
-pub(crate) fn with_own_pair(
-    east: Options,
-    west: Options,
-    scenario: impl AsyncFnOnce(&mut Pair) -> Result<()>,
-) {
-    let _turn = Turn::of_pair();
-    let done = runtime().block_on(async {
-        let mut pair = Pair::start(east, west).await?;
-        let done = scenario(&mut pair).await;
-        if done.is_err() {
-            pair.keep();
-        }
-        done
-    });
-    conclude(done);
 }

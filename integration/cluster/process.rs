@@ -1,5 +1,6 @@
 //! Programs run as children of the test process, and ended with it however it ends: see `supervise.py`.
 
+use crate::tools::Tools;
 use anyhow::{Context, Result, bail};
 use std::ffi::OsString;
 use std::io::{BufRead, BufReader, Write};
@@ -66,6 +67,21 @@ struct Running {
     pid: u32,
 }
 
+impl Running {
+    /// Waits until the program is seen to have stopped, where that can be seen: it answers until the signal has reached it.
+    fn stands_still(&self) {
+        let deadline = Instant::now() + KILL_DEADLINE;
+        while Instant::now() < deadline {
+            let status = std::fs::read_to_string(format!("/proc/{}/stat", self.pid)).unwrap_or_default();
+            // The state comes after the name, which is in parentheses.
+            if status.rsplit_once(") ").is_none_or(|(_, rest)| rest.starts_with('T')) {
+                return;
+            }
+            std::thread::sleep(LOOK);
+        }
+    }
+}
+
 impl Process {
     /// A program that does not run yet.
     pub(crate) const fn new(spec: Spec) -> Self {
@@ -88,7 +104,9 @@ impl Process {
         }
         let spec = &self.spec;
         let script = concat!(env!("CARGO_MANIFEST_DIR"), "/integration/cluster/supervise.py");
-        let mut supervisor = Command::new("python3")
+        let mut supervisor = Command::new(Tools::get()?.program("python3")?)
+            // Nothing beyond the standard library, which is found at once so.
+            .args(["-I", "-S"])
             .arg(script)
             .arg(&spec.log)
             .arg(&spec.program)
@@ -104,7 +122,7 @@ impl Process {
             .stderr(Stdio::inherit())
             .process_group(0)
             .spawn()
-            .with_context(|| format!("starting python3 to supervise {}", spec.name))?;
+            .with_context(|| format!("starting Python to supervise {}", spec.name))?;
         let control = supervisor.stdin.take();
         let mut line = String::new();
         let output = supervisor.stdout.take().context("the supervisor has no standard output")?;
@@ -137,7 +155,11 @@ impl Process {
         let running = self.running.as_mut().with_context(|| format!("{name} does not run"))?;
         let control = running.control.as_mut().with_context(|| format!("{name} is being ended"))?;
         writeln!(control, "{}", signal.name())?;
-        control.flush().with_context(|| format!("signalling {name}"))
+        control.flush().with_context(|| format!("signalling {name}"))?;
+        if signal == Signal::Stop {
+            running.stands_still();
+        }
+        Ok(())
     }
 
     /// Asks the program to end; its exit code. An error if it has not ended in `within`: it is killed then.

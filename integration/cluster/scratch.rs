@@ -1,6 +1,7 @@
 //! The folder of one trust domain's processes: short, since it holds sockets, and removed when the test process is
 //! gone, however it went.
 
+use crate::tools::Tools;
 use anyhow::{Context, Result, bail};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
@@ -35,13 +36,13 @@ impl Scratch {
         if path.as_os_str().len() > LONGEST_FOLDER {
             bail!("{} is too long for the sockets that go there", path.display());
         }
-        let janitor = Command::new("python3")
-            .args(["-c", JANITOR])
+        let janitor = Command::new(Tools::get()?.program("python3")?)
+            .args(["-I", "-S", "-c", JANITOR])
             .arg(&path)
             .arg(KEEP)
             .stdin(Stdio::piped())
             .spawn()
-            .context("starting python3")?;
+            .context("starting Python")?;
         Ok(Self { path, janitor })
     }
 

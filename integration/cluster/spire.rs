@@ -30,6 +30,7 @@ use std::collections::BTreeMap;
 use std::ffi::OsString;
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
+use std::sync::{Mutex, OnceLock, PoisonError};
 use std::time::Duration;
 use tokio::net::UnixStream;
 use tonic::transport::{Channel, Endpoint};
@@ -77,7 +78,7 @@ impl Default for SpireOptions {
             svid_ttl: Duration::from_secs(3600),
             refresh_hint: Duration::from_secs(60),
             sync_interval: Duration::from_secs(1),
-            gc_interval: Duration::from_secs(1),
+            gc_interval: Duration::from_secs(2),
             class_name: "",
             upstream: Upstream::None,
         }
@@ -100,6 +101,9 @@ pub(crate) struct Spire {
     health: SocketAddr,
     dir: PathBuf,
     kubeconfig: PathBuf,
+    server_api: OnceLock<Channel>,
+    /// What [`Self::bundle_document`] returned last, and the bundle that it is of.
+    document: Mutex<Option<(Bundle, String)>>,
 }
 
 /// A second server of a trust domain, with authorities of its own. Killed when dropped.
@@ -154,6 +158,8 @@ impl Spire {
             health: ports::free()?,
             dir: dir.to_owned(),
             kubeconfig: kubeconfig.to_owned(),
+            server_api: OnceLock::new(),
+            document: Mutex::default(),
         };
         spire.set(options)?;
         Ok(spire)
@@ -324,7 +330,7 @@ impl Spire {
         process.start()?;
         let look = || async {
             let request = GetX509AuthorityStateRequest {};
-            let channel = unix_channel(&socket).await?;
+            let channel = unix_channel(&socket);
             LocalAuthorityClient::new(channel).get_x509_authority_state(request).await?;
             Ok(())
         };
@@ -375,23 +381,31 @@ impl Spire {
 
     /// Our own bundle as a SPIFFE bundle document, as one would paste it at a peer.
     pub(crate) async fn bundle_document(&self) -> Result<String> {
-        self.cli(&["bundle", "show", "-format", "spiffe"]).await
+        let own = self.own_bundle().await?;
+        // The command takes a tenth of a second of a processor, and nearly every scenario asks.
+        let known = self.document.lock().unwrap_or_else(PoisonError::into_inner).clone();
+        if let Some((_, document)) = known.filter(|(of, _)| *of == own) {
+            return Ok(document);
+        }
+        let document = self.cli(&["bundle", "show", "-format", "spiffe"]).await?;
+        *self.document.lock().unwrap_or_else(PoisonError::into_inner) = Some((own, document.clone()));
+        Ok(document)
     }
 
-    /// A connection to the SPIRE Server API.
-    pub(crate) async fn api(&self) -> Result<Channel> {
-        unix_channel(&self.server_socket).await
+    /// The connection to the SPIRE Server API, made anew when the server is.
+    pub(crate) fn api(&self) -> Channel {
+        self.server_api.get_or_init(|| unix_channel(&self.server_socket)).clone()
     }
 
     /// Our own bundle, as the SPIRE Server API has it.
     pub(crate) async fn own_bundle(&self) -> Result<Bundle> {
-        Ok(BundleClient::new(self.api().await?).get_bundle(GetBundleRequest {}).await?.into_inner())
+        Ok(BundleClient::new(self.api()).get_bundle(GetBundleRequest {}).await?.into_inner())
     }
 
     /// The bundles of other trust domains that SPIRE holds.
     pub(crate) async fn federated_bundles(&self) -> Result<BTreeMap<String, Bundle>> {
         let request = ListFederatedBundlesRequest::default();
-        let response = BundleClient::new(self.api().await?).list_federated_bundles(request).await?;
+        let response = BundleClient::new(self.api()).list_federated_bundles(request).await?;
         Ok(response
             .into_inner()
             .bundles
@@ -403,8 +417,7 @@ impl Spire {
     /// The relationships that SPIRE has, by trust domain.
     pub(crate) async fn relationships(&self) -> Result<BTreeMap<String, FederationRelationship>> {
         let request = ListFederationRelationshipsRequest::default();
-        let response =
-            TrustDomainClient::new(self.api().await?).list_federation_relationships(request).await?;
+        let response = TrustDomainClient::new(self.api()).list_federation_relationships(request).await?;
         let list = response.into_inner().federation_relationships;
         Ok(list.into_iter().map(|relationship| (relationship.trust_domain.clone(), relationship)).collect())
     }
@@ -412,7 +425,7 @@ impl Spire {
     /// The registration entries that SPIRE has, by SPIFFE ID.
     pub(crate) async fn entries(&self) -> Result<BTreeMap<String, Entry>> {
         let request = ListEntriesRequest::default();
-        let response = EntryClient::new(self.api().await?).list_entries(request).await?.into_inner();
+        let response = EntryClient::new(self.api()).list_entries(request).await?.into_inner();
         Ok(response
             .entries
             .into_iter()
@@ -426,15 +439,14 @@ impl Spire {
     /// Has SPIRE fetch the bundle of a related trust domain now, rather than at its next poll; returns when it did.
     pub(crate) async fn refresh(&self, trust_domain: &str) -> Result<()> {
         let request = RefreshBundleRequest { trust_domain: trust_domain.to_owned() };
-        TrustDomainClient::new(self.api().await?).refresh_bundle(request).await?;
+        TrustDomainClient::new(self.api()).refresh_bundle(request).await?;
         Ok(())
     }
 
     /// Puts a bundle of another trust domain in place of the one that SPIRE holds.
     pub(crate) async fn set_federated_bundle(&self, bundle: Bundle) -> Result<()> {
         let request = BatchSetFederatedBundleRequest { bundle: vec![bundle] };
-        let response =
-            BundleClient::new(self.api().await?).batch_set_federated_bundle(request).await?.into_inner();
+        let response = BundleClient::new(self.api()).batch_set_federated_bundle(request).await?.into_inner();
         match response.results.first().and_then(|result| result.status.as_ref()) {
             Some(status) if status.code == 0 => Ok(()),
             other => bail!("SPIRE did not take the bundle: {other:?}"),
@@ -443,7 +455,7 @@ impl Spire {
 
     /// Prepares a new X.509 authority, which is published at once; its ID. See [`Self::activate_authority`].
     pub(crate) async fn prepare_authority(&self) -> Result<String> {
-        let mut client = LocalAuthorityClient::new(self.api().await?);
+        let mut client = LocalAuthorityClient::new(self.api());
         let response = client.prepare_x509_authority(PrepareX509AuthorityRequest {}).await?.into_inner();
         Ok(response.prepared_authority.context("SPIRE prepared no authority")?.authority_id)
     }
@@ -451,13 +463,13 @@ impl Spire {
     /// Lets a prepared authority sign from now on. To taint and revoke the old one: `cli(&["localauthority", ..])`.
     pub(crate) async fn activate_authority(&self, authority_id: &str) -> Result<()> {
         let request = ActivateX509AuthorityRequest { authority_id: authority_id.to_owned() };
-        LocalAuthorityClient::new(self.api().await?).activate_x509_authority(request).await?;
+        LocalAuthorityClient::new(self.api()).activate_x509_authority(request).await?;
         Ok(())
     }
 
     /// Lets sign what is prepared, if anything is.
     pub(crate) async fn activate_what_is_prepared(&self) -> Result<()> {
-        let mut client = LocalAuthorityClient::new(self.api().await?);
+        let mut client = LocalAuthorityClient::new(self.api());
         let state = client.get_x509_authority_state(GetX509AuthorityStateRequest {}).await?.into_inner();
         match state.prepared {
             Some(prepared) => self.activate_authority(&prepared.authority_id).await,
@@ -467,7 +479,7 @@ impl Spire {
 
     /// What the Workload API gives the test process now. See `Domain::register_test_process`.
     pub(crate) async fn workload(&self) -> Result<X509svidResponse> {
-        let channel = unix_channel(&self.agent_socket).await?;
+        let channel = unix_channel(&self.agent_socket);
         let mut request = tonic::Request::new(X509svidRequest {});
         request.metadata_mut().insert("workload.spiffe.io", "true".parse()?);
         let mut stream = SpiffeWorkloadApiClient::new(channel).fetch_x509svid(request).await?.into_inner();
@@ -481,12 +493,12 @@ fn with_plugin(config: &str, plugin: &str) -> Result<String> {
     Ok(config.replacen("plugins {\n", plugin, 1))
 }
 
-/// A gRPC channel over a Unix socket.
-pub(crate) async fn unix_channel(socket: &Path) -> Result<Channel> {
+/// A gRPC channel over a Unix socket, connected when it is first used, and again when it was cut.
+pub(crate) fn unix_channel(socket: &Path) -> Channel {
     let socket = socket.to_owned();
     let connector = tower::service_fn(move |_: http::Uri| {
         let socket = socket.clone();
         async move { UnixStream::connect(socket).await.map(TokioIo::new) }
     });
-    Ok(Endpoint::from_static("http://localhost").connect_with_connector(connector).await?)
+    Endpoint::from_static("http://localhost").connect_with_connector_lazy(connector)
 }

@@ -1,4 +1,4 @@
-//! Whose turn it is: how many scenarios run beside each other, which first, and which alone. All tests of the ring may be
+//! Whose turn it is: how many scenarios run beside each other, and which first. All tests of the ring may be
 //! started at once: those whose turn has not come wait here.
 
 use anyhow::Result;
@@ -10,9 +10,8 @@ use std::time::Instant;
 /// How many scenarios on pairs run beside each other, and beside one on the shared three. Each waits for most of its time.
 const PAIRS: usize = 5;
 /// What takes longest goes first, so that nobody waits for it in the end.
-const FIRST: [&str; 10] = [
+const FIRST: [&str; 9] = [
     "proxies::with_the_agent",
-    "rotation::natural",
     "one_sided::",
     "diagnose::",
     "rotation::",
@@ -22,37 +21,39 @@ const FIRST: [&str; 10] = [
     "uninstall::",
     "verdict::",
 ];
-/// What promises so little time that nothing may run beside it goes last, alone.
-const ALONE: &str = "scenarios::push::a_new_authority";
-const LAST: usize = usize::MAX;
+
+/// On which pair a scenario runs; in the order in which they go.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub(crate) enum Of {
+    /// One of its own. These go first, while there are no shared ones: each domain that stands costs the others time.
+    Own,
+    Shared,
+    /// A shared one that nobody can use after. These go when the others have gone.
+    Spent,
+}
+
+/// The place in the queue: by the pair, then by what takes longest, then by who came first.
+type Place = (Of, usize, usize);
 
 /// Who waits, in order, and what runs.
 struct Turns {
     /// On pairs.
-    waiting: BTreeSet<(usize, usize)>,
+    waiting: BTreeSet<Place>,
     came: usize,
     running: usize,
-    is_alone: bool,
     /// On the shared three, waiting or not.
     trios: usize,
     trio_runs: bool,
 }
 
 impl Turns {
-    fn may_go(&self, own: (usize, usize)) -> bool {
-        let is_free = if own.0 == LAST { self.running + self.trios == 0 } else { self.running < PAIRS };
-        is_free && !self.is_alone && self.waiting.first() == Some(&own)
+    fn may_go(&self, own: Place) -> bool {
+        self.running < PAIRS && self.waiting.first() == Some(&own)
     }
 }
 
-static TURNS: Mutex<Turns> = Mutex::new(Turns {
-    waiting: BTreeSet::new(),
-    came: 0,
-    running: 0,
-    is_alone: false,
-    trios: 0,
-    trio_runs: false,
-});
+static TURNS: Mutex<Turns> =
+    Mutex::new(Turns { waiting: BTreeSet::new(), came: 0, running: 0, trios: 0, trio_runs: false });
 static CHANGED: Condvar = Condvar::new();
 
 fn turns() -> MutexGuard<'static, Turns> {
@@ -68,11 +69,11 @@ pub(crate) struct Turn {
 
 impl Turn {
     /// Waits for the turn of a scenario on a pair, shared or its own.
-    pub(crate) fn of_pair() -> Self {
+    pub(crate) fn of_pair(of: Of) -> Self {
         let name = std::thread::current().name().unwrap_or_default().to_owned();
         let rank = FIRST.iter().position(|first| name.contains(first)).unwrap_or(FIRST.len());
         let mut turns = turns();
-        let own = (if name.starts_with(ALONE) { LAST } else { rank }, turns.came);
+        let own = (of, rank, turns.came);
         turns.came += 1;
         turns.waiting.insert(own);
         while !turns.may_go(own) {
@@ -80,7 +81,6 @@ impl Turn {
         }
         turns.waiting.remove(&own);
         turns.running += 1;
-        turns.is_alone = own.0 == LAST;
         // There may be room for the next one, too.
         CHANGED.notify_all();
         Self { is_trio: false, name, since: Instant::now() }
@@ -91,11 +91,16 @@ impl Turn {
         let name = std::thread::current().name().unwrap_or_default().to_owned();
         let mut turns = turns();
         turns.trios += 1;
-        while turns.trio_runs || turns.is_alone {
+        while turns.trio_runs {
             turns = CHANGED.wait(turns).unwrap_or_else(PoisonError::into_inner);
         }
         turns.trio_runs = true;
         Self { is_trio: true, name, since: Instant::now() }
+    }
+
+    /// Whether nobody else waits for the shared three.
+    pub(crate) fn is_last_of_trio(&self) -> bool {
+        self.is_trio && turns().trios == 1
     }
 }
 
@@ -107,7 +112,6 @@ impl Drop for Turn {
             turns.trio_runs = false;
         } else {
             turns.running -= 1;
-            turns.is_alone = false;
         }
         CHANGED.notify_all();
         drop(turns);

@@ -5,6 +5,8 @@ use std::future::Future;
 use std::time::{Duration, Instant};
 
 const POLL: Duration = Duration::from_millis(100);
+/// Between two looks at what is not to change: each costs the programs that others wait for.
+const LOOK_AGAIN: Duration = Duration::from_millis(300);
 
 /// Calls `look` until it succeeds; what it then returns. After `within`, an error with `what` and what the last look
 /// said. A look that does not come back counts as one that fails.
@@ -39,7 +41,7 @@ where
     let start = Instant::now();
     while start.elapsed() < during {
         look().await.with_context(|| format!("not so after {:?}: {what}", start.elapsed()))?;
-        tokio::time::sleep(POLL).await;
+        tokio::time::sleep(LOOK_AGAIN).await;
     }
     Ok(())
 }

@@ -6,6 +6,7 @@ use crate::kubernetes::{Kubernetes, SPIRE_USER, kubeconfig_of};
 use crate::ports;
 use crate::process::{Process, Signal};
 use crate::scratch::Scratch;
+use crate::seed;
 use crate::spire::{Spire, SpireOptions, Upstream};
 use crate::template;
 use crate::wait::eventually;
@@ -47,6 +48,8 @@ const OBJECTS: [(&str, &str); 13] = [
     ("spire.spiffe.io/v1alpha1", "ClusterSPIFFEID"),
     CFTD,
 ];
+/// What it deletes in the agent's namespace: leases and invites, and what a chart finds in its way.
+const OWN: [(&str, &str); 3] = [("coordination.k8s.io/v1", "Lease"), ("v1", "Secret"), ("v1", "ConfigMap")];
 const STOP_DEADLINE: Duration = Duration::from_secs(20);
 const RESET_DEADLINE: Duration = Duration::from_secs(60);
 /// How many domains are brought up at a time: that is work for the processor, and done no sooner by more at once.
@@ -329,15 +332,17 @@ impl Domain {
         self.part(part).log()
     }
 
-    /// Brings the domain back to how it stood at first, for the next scenario: none of our objects, Leases and Events, of
+    /// Brings the domain back to how it stood at first, for the next scenario: none of our objects, Leases, Secrets and Events, of
     /// Istio's objects, and of SPIRE's but the agent's registration; no relationship, no foreign bundle. What SPIRE has rotated stays so; nothing stays prepared. Agents must have been ended before:
     /// finalizers are taken off by force.
     pub(crate) async fn reset(&self) -> Result<()> {
         for (api_version, kind) in OBJECTS {
             self.delete_all(api_version, kind, None).await?;
         }
-        let leases = self.kubernetes.api("coordination.k8s.io/v1", "Lease", Some(AGENT_NAMESPACE)).await?;
-        leases.delete_collection(&DeleteParams::default(), &ListParams::default()).await?;
+        for (api_version, kind) in OWN {
+            let api = self.kubernetes.api(api_version, kind, Some(AGENT_NAMESPACE)).await?;
+            api.delete_collection(&DeleteParams::default(), &ListParams::default()).await?;
+        }
         for namespace in ["default", AGENT_NAMESPACE, "shop"] {
             let events = self.kubernetes.api("events.k8s.io/v1", "Event", Some(namespace)).await?;
             events.delete_collection(&DeleteParams::default(), &ListParams::default()).await?;
@@ -357,7 +362,7 @@ impl Domain {
         .await?;
         let trust_domains = self.spire.federated_bundles().await?.into_keys().collect();
         let request = BatchDeleteFederatedBundleRequest { trust_domains, mode: Mode::Dissociate.into() };
-        BundleClient::new(self.spire.api().await?).batch_delete_federated_bundle(request).await?;
+        BundleClient::new(self.spire.api()).batch_delete_federated_bundle(request).await?;
         // A rotation would take it as it is, and nobody would be waited for: peers are told of it from the start.
         self.spire.activate_what_is_prepared().await
     }
@@ -392,8 +397,9 @@ async fn start_spire(spire: &mut Spire) -> Result<()> {
 
 /// The control plane with every CRD, the agent's namespace, and only then garbage collection.
 async fn start_cluster(name: &str, dir: &Path) -> Result<Kubernetes> {
+    seed::sow(dir, AGENT_NAMESPACE).await?;
     let mut kubernetes = Kubernetes::start(name, dir).await?;
-    tokio::try_join!(crds::install(&kubernetes.client), kubernetes.namespace(AGENT_NAMESPACE))?;
+    crds::served(&kubernetes).await?;
     kubernetes.controller_manager.start()?;
     Ok(kubernetes)
 }

@@ -8,7 +8,7 @@ use crate::pair::runtime;
 use crate::ports;
 use crate::proxy::{From, Proxy};
 use crate::ring::{BATCH, CART, FRONTEND, PORT, SOON, TIMING, own_address};
-use crate::turn::Turn;
+use crate::turn::{Of, Turn};
 use crate::wait::{always, eventually};
 use crate::world::{Domain, FEDERATE, Options, found, peer, says};
 use anyhow::{Result, ensure};
@@ -103,7 +103,7 @@ impl Machines {
 /// nothing but what our agents and SPIRE serve them. Nobody has written more than the manifests that the guide shows.
 #[test]
 fn machines_without_kubernetes_call_each_other() {
-    let _turn = Turn::of_pair();
+    let _turn = Turn::of_pair(Of::Own);
     let failed = runtime().block_on(async {
         let mut machines = Machines::start().await?;
         let done = call_each_other(&mut machines).await;
@@ -246,7 +246,7 @@ async fn without_agents(
 /// Kubernetes; without gateways its status says what is needed.
 #[test]
 fn a_cluster_without_istio_exports_by_an_envoy() {
-    let _turn = Turn::of_pair();
+    let _turn = Turn::of_pair(Of::Own);
     let failed = runtime().block_on(async {
         let east = Machine::start("east.example");
         let west = Domain::start("west.example", Options::default());

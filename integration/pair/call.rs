@@ -38,9 +38,11 @@ async fn without_the_service_entry_the_call_fails_and_the_agent_writes_it_again(
 async fn strip(domain: &entente::devkit::demo::Domain, name: &str) {
     let server = SpireServer::connect_unix(&domain.spire().server_socket);
     for entry in domain.spire_state().await.unwrap().federating_with(&td(name)) {
-        let mut federates_with = entry.federates_with.clone();
-        federates_with.remove(&td(name));
-        let action = SpireAction::SetFederatesWith { entry: entry.id.clone(), federates_with };
+        let action = SpireAction::ChangeFederatesWith {
+            entry: entry.id.clone(),
+            add: [].into(),
+            remove: [td(name)].into(),
+        };
         server.act(domain.trust_domain(), &action).await.unwrap();
     }
 }

@@ -231,7 +231,11 @@ async fn what_someone_does_to_our_spire_is_named() {
 
     let state = pair.east.spire_state().await.unwrap();
     let own = state.entries.values().find(|entry| entry.spiffe_id == *pair.east.agent_id()).unwrap();
-    let strip = SpireAction::SetFederatesWith { entry: own.id.clone(), federates_with: [].into() };
+    let strip = SpireAction::ChangeFederatesWith {
+        entry: own.id.clone(),
+        add: [].into(),
+        remove: own.federates_with.clone(),
+    };
     let meddler = Meddler::with(&pair.east, strip);
     east_names(&pair, "agent-registration", "ours", "who takes it away").await;
     drop(meddler);

@@ -149,3 +149,29 @@ fn the_unit_starts_the_agent_with_settings_that_it_knows() {
     );
     assert_eq!(settings["Service.ReadWritePaths"], ["/etc/entente"]);
 }
+
+/// A misspelt field is told of, since no API server is there to do so; the rest is rendered.
+#[test]
+fn a_field_that_nobody_knows_is_named() {
+    let whole = repository("examples").join("two-domains-directory/west/manifests");
+    let root = tempfile::tempdir().unwrap();
+    std::fs::create_dir(root.path().join("manifests")).unwrap();
+    let mut changed = 0;
+    for entry in std::fs::read_dir(whole).unwrap() {
+        let entry = entry.unwrap();
+        let text = std::fs::read_to_string(entry.path()).unwrap();
+        let misspelt = text.replace("tlsMode:", "tlsmode: x\n  tlsMode:");
+        changed += usize::from(text != misspelt);
+        std::fs::write(root.path().join("manifests").join(entry.file_name()), misspelt).unwrap();
+    }
+    assert!(changed > 0, "no manifest has the field");
+    let path = root.path().display().to_string();
+    let done = Command::new(env!("CARGO_BIN_EXE_entente"))
+        .args(["render", &path, "--trust-domain", "west.example"])
+        .output()
+        .unwrap();
+    let said = String::from_utf8_lossy(&done.stderr);
+    assert!(done.status.success(), "{said}");
+    assert!(said.contains("spec.tlsmode is not known, and not used"), "{said}");
+    assert!(!kinds(&String::from_utf8_lossy(&done.stdout)).is_empty());
+}

@@ -9,17 +9,13 @@ use tokio_util::sync::CancellationToken;
 
 use crate::apply::Applier;
 use crate::config::{AgentArgs, StoreArg};
-use crate::model::replica::{Leader, Replica};
+use crate::model::replica::{Leader, Replica, leader_lease};
 use crate::store::{Leadership, LeaseTimings, Store};
-
-pub(super) fn leader_lease(args: &AgentArgs) -> String {
-    format!("{}-leader", args.instance)
-}
 
 pub(super) fn lead(args: &AgentArgs, store: &Store, replica: &Replica) -> Leadership {
     let duration = Duration::from_secs(args.timing.lease_seconds.max(3));
     let timings = LeaseTimings { duration, deadline: duration.mul_f64(0.66), retry: duration.div_f64(7.0) };
-    store.lead(&leader_lease(args), replica, timings)
+    store.lead(&leader_lease(&args.instance), replica, timings)
 }
 
 /// What decides what this replica may do.

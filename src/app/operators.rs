@@ -6,7 +6,6 @@ use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
-use super::leading::leader_lease;
 use super::sources::Sources;
 use super::supervise;
 use crate::config::AgentArgs;
@@ -17,6 +16,7 @@ use crate::enrol::{Desk, Invites};
 use crate::federation::diagnose::{PathProbe, Questions};
 use crate::index::run::WorldHandle;
 use crate::model::replica::Leader;
+use crate::model::replica::leader_lease;
 use crate::store::Store;
 use crate::xds::Clients;
 use std::sync::Arc;
@@ -90,7 +90,7 @@ pub(super) fn enrolment(args: &AgentArgs, store: &Store, sources: &Sources) -> E
             unfinished: TaskTracker::new(),
         },
         reach: args.reach.clone(),
-        leader_lease: leader_lease(args),
+        leader_lease: leader_lease(&args.instance),
     }
 }
 

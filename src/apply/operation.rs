@@ -128,7 +128,7 @@ impl Operation {
             Self::Patch(_)
                 | Self::Write(_)
                 | Self::Status { .. }
-                | Self::Spire(SpireAction::SetFederatesWith { .. })
+                | Self::Spire(SpireAction::ChangeFederatesWith { .. })
         )
     }
 
@@ -159,7 +159,7 @@ impl Operation {
                 Some(trust_domain)
             }
             SpireAction::SetBundle(bundle) => Some(bundle.trust_domain()),
-            SpireAction::SetFederatesWith { .. } | SpireAction::RefreshBundle(_) => None,
+            SpireAction::ChangeFederatesWith { .. } | SpireAction::RefreshBundle(_) => None,
         }
     }
 
@@ -265,8 +265,8 @@ impl fmt::Display for Operation {
                     write!(f, "update SPIRE's relationship with {}", relationship.trust_domain)
                 }
                 SpireAction::DeleteRelationship(td) => write!(f, "delete SPIRE's relationship with {td}"),
-                SpireAction::SetFederatesWith { entry, .. } => {
-                    write!(f, "set federatesWith of SPIRE's entry {entry}")
+                SpireAction::ChangeFederatesWith { entry, .. } => {
+                    write!(f, "change federatesWith of SPIRE's entry {entry}")
                 }
                 SpireAction::SetBundle(bundle) => {
                     write!(f, "give SPIRE the verified bundle of {}", bundle.trust_domain())

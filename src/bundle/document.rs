@@ -9,7 +9,7 @@ use rustls::pki_types::pem::{PemObject, SectionKind};
 use serde::Deserialize;
 use serde_json::{Value, json};
 
-use super::jwk::{self, Jwk};
+use super::jwk::{self, Jwk, Points};
 use crate::model::{Authority, Bundle, TrustDomain};
 
 /// Largest document, in bytes.
@@ -75,7 +75,7 @@ pub fn parse(trust_domain: &TrustDomain, bytes: &[u8]) -> Result<Parsed, Documen
     if document.keys.len() > MAX_KEYS {
         return Err(DocumentError::TooManyKeys(document.keys.len()));
     }
-    let mut keys = Keys::default();
+    let mut keys = Keys::new();
     for (index, key) in document.keys.iter().enumerate() {
         keys.read(index, key);
     }
@@ -92,8 +92,8 @@ pub fn parse(trust_domain: &TrustDomain, bytes: &[u8]) -> Result<Parsed, Documen
     Ok(Parsed { bundle, ignored: keys.ignored, refused_by_spire: keys.refused_by_spire })
 }
 
-#[derive(Default)]
 struct Keys {
+    points: Points,
     x509: Vec<Authority>,
     jwt: std::collections::BTreeMap<String, Jwk>,
     ignored: Vec<String>,
@@ -104,6 +104,18 @@ struct Keys {
 }
 
 impl Keys {
+    const fn new() -> Self {
+        Self {
+            points: Points::unknown(),
+            x509: Vec::new(),
+            jwt: std::collections::BTreeMap::new(),
+            ignored: Vec::new(),
+            left_out: 0,
+            broken: None,
+            refused_by_spire: None,
+        }
+    }
+
     fn ignore(&mut self, index: usize, why: &str) {
         self.left_out += 1;
         if self.ignored.len() < MAX_IGNORED {
@@ -112,8 +124,9 @@ impl Keys {
     }
 
     fn read(&mut self, index: usize, key: &Value) {
-        if let (None, Some(why)) = (&self.refused_by_spire, refused_by_spire(key)) {
-            self.refused_by_spire = Some(format!("keys[{index}]: {why}"));
+        if self.refused_by_spire.is_none() {
+            let why = refused_by_spire(key, &mut self.points);
+            self.refused_by_spire = why.map(|why| format!("keys[{index}]: {why}"));
         }
         let Some(key) = key.as_object() else {
             return self.ignore(index, "not an object");
@@ -136,7 +149,7 @@ impl Keys {
         let Some((first, rest)) = certificates.split_first() else {
             return self.ignore(index, "an x509-svid key without x5c");
         };
-        match authority(first) {
+        match authority(first, &mut self.points) {
             Ok(authority) => {
                 self.x509.push(authority);
                 if !rest.is_empty() {
@@ -156,7 +169,7 @@ impl Keys {
             Some(id) if id.len() > MAX_KEY_ID => return self.ignore(index, "a kid of over 1,024 bytes"),
             Some(id) => id,
         };
-        match jwk::public_members(key) {
+        match jwk::public_members(key, &mut self.points) {
             Ok(mut members) => {
                 if self.jwt.get(id).is_some_and(|held| !same_key(held, &members)) {
                     return self.ignore(index, "a second jwt-svid key of the same kid");
@@ -171,12 +184,12 @@ impl Keys {
 }
 
 /// Why this key makes SPIRE refuse the document that it stands in.
-fn refused_by_spire(key: &Value) -> Option<String> {
+fn refused_by_spire(key: &Value, points: &mut Points) -> Option<String> {
     let Some(key) = key.as_object() else { return Some("not an object".to_owned()) };
     let text = |name: &str| key.get(name).and_then(Value::as_str).unwrap_or_default();
     match text("kty") {
         "EC" | "RSA" | "OKP" => {
-            if let Err(cause) = jwk::public_members(key) {
+            if let Err(cause) = jwk::public_members(key, points) {
                 return Some(cause);
             }
         }
@@ -186,11 +199,11 @@ fn refused_by_spire(key: &Value) -> Option<String> {
     let certificates = key.get("x5c").and_then(Value::as_array).map(Vec::as_slice).unwrap_or_default();
     for certificate in certificates {
         let der = certificate.as_str().and_then(|text| STANDARD.decode(text).ok());
-        let Some(members) = der.as_deref().and_then(jwk::of_certificate) else {
+        let Some(members) = der.as_deref().and_then(|der| jwk::of_certificate(der, points)) else {
             return Some("x5c holds something else than certificates".to_owned());
         };
         if Some(certificate) == certificates.first()
-            && jwk::public_members(key).is_ok_and(|own| own != members)
+            && jwk::public_members(key, points).is_ok_and(|own| own != members)
         {
             return Some("its public key is not that of its certificate".to_owned());
         }
@@ -211,16 +224,16 @@ fn same_key(held: &Jwk, members: &Jwk) -> bool {
     members.iter().all(|(name, value)| held.get(name) == Some(value))
 }
 
-fn authority(x5c: &Value) -> Result<Authority, String> {
+fn authority(x5c: &Value, points: &mut Points) -> Result<Authority, String> {
     let text = x5c.as_str().ok_or("x5c holds something else than text")?;
     let der = STANDARD.decode(text).map_err(|e| format!("x5c is not base64: {e}"))?;
-    expressible(&der)
+    expressible(&der, points)
 }
 
 /// An authority whose key a bundle document can carry: what cannot be written back for SPIRE is not held either.
-fn expressible(der: &[u8]) -> Result<Authority, String> {
+fn expressible(der: &[u8], points: &mut Points) -> Result<Authority, String> {
     let authority = Authority::parse(der).map_err(|e| e.to_string())?;
-    match jwk::of_certificate(der) {
+    match jwk::of_certificate(der, points) {
         Some(_) => Ok(authority),
         None => Err("the kind of its public key has no JWK form".to_owned()),
     }
@@ -234,16 +247,16 @@ fn excerpt(text: &str) -> String {
 /// The bundle document of a bundle: equal bundles give equal bytes. SPIRE takes it, whatever the bundle was made from.
 #[must_use]
 pub fn write(bundle: &Bundle) -> String {
-    let mut keys = Vec::new();
+    let (mut keys, mut points) = (Vec::new(), Points::held());
     for authority in bundle.authorities() {
-        if let Some(mut key) = jwk::of_certificate(authority.der()) {
+        if let Some(mut key) = jwk::of_certificate(authority.der(), &mut points) {
             key.insert("use".to_owned(), Value::from("x509-svid"));
             key.insert("x5c".to_owned(), json!([STANDARD.encode(authority.der())]));
             keys.push(Value::Object(key));
         }
     }
     for (id, members) in &bundle.jwt {
-        if let (false, Ok(mut key)) = (id.is_empty(), jwk::public_members(members)) {
+        if let (false, Ok(mut key)) = (id.is_empty(), jwk::public_members(members, &mut points)) {
             key.insert("kid".to_owned(), Value::from(id.as_str()));
             key.insert("use".to_owned(), Value::from("jwt-svid"));
             keys.push(Value::Object(key));
@@ -269,14 +282,14 @@ pub fn parse_pem(trust_domain: &TrustDomain, text: &str) -> Result<Bundle, Docum
     if text.len() > MAX_BYTES {
         return Err(DocumentError::TooLarge);
     }
-    let mut authorities = Vec::new();
+    let (mut authorities, mut points) = (Vec::new(), Points::unknown());
     for (index, section) in <(SectionKind, Vec<u8>)>::pem_slice_iter(text.as_bytes()).enumerate() {
         let bad = |cause: String| DocumentError::Pem { number: index + 1, cause };
         if index >= MAX_KEYS {
             return Err(DocumentError::TooManyKeys(index + 1));
         }
         match section.map_err(|e| bad(e.to_string()))? {
-            (SectionKind::Certificate, der) => authorities.push(expressible(&der).map_err(bad)?),
+            (SectionKind::Certificate, der) => authorities.push(expressible(&der, &mut points).map_err(bad)?),
             (kind, _) => return Err(DocumentError::PemSection(format!("{kind:?}"))),
         }
     }

@@ -223,3 +223,25 @@ proptest! {
         }
     }
 }
+
+/// How many key agreements something takes: each is a good part of a handshake.
+fn agreements<T>(of: impl FnOnce() -> T) -> (usize, T) {
+    let made = || jwk::AGREEMENTS.with(std::cell::Cell::get);
+    let before = made();
+    let value = of();
+    (made() - before, value)
+}
+
+#[test]
+fn each_point_is_looked_at_once_and_where_it_is_read() {
+    let (first, parsed) = agreements(|| read_keys(&[key(&CAS[0]), key(&CAS[1]), JWT.to_owned()]).unwrap());
+    assert_eq!(first, 3);
+    let (written, text) = agreements(|| write(&parsed.bundle));
+    assert_eq!(written, 0, "what is held was looked at");
+    // Now with the members of each key beside its certificate.
+    let (again, parsed_again) = agreements(|| read(&text).unwrap());
+    assert_eq!((again, &parsed_again.bundle), (3, &parsed.bundle));
+    assert_eq!(parsed_again.refused_by_spire, None);
+    let wrong = text.replacen(r#""y":""#, r#""y":"A"#, 1);
+    assert!(read(&wrong).unwrap().refused_by_spire.is_some());
+}

@@ -1,6 +1,8 @@
 //! Public keys as JSON Web Keys (RFC 7517, 7518, 8037), in exactly the shape that SPIRE's reader takes: it refuses a
 //! whole bundle for one key that it cannot build.
 
+use std::collections::BTreeMap;
+
 use base64::Engine;
 use base64::engine::general_purpose::URL_SAFE_NO_PAD;
 use rustls::NamedGroup;
@@ -23,8 +25,45 @@ enum Key {
     Ed25519(Vec<u8>),
 }
 
+/// Points that were looked at: each is once, since that takes a key agreement.
+#[derive(Debug)]
+pub(super) struct Points {
+    known: BTreeMap<(&'static str, Vec<u8>, Vec<u8>), bool>,
+    trusted: bool,
+}
+
+impl Points {
+    /// For keys that a stranger wrote.
+    pub(super) const fn unknown() -> Self {
+        Self { known: BTreeMap::new(), trusted: false }
+    }
+
+    /// For keys that are held: nothing is held before its points were looked at, by us or by SPIRE.
+    pub(super) const fn held() -> Self {
+        Self { known: BTreeMap::new(), trusted: true }
+    }
+
+    /// Whether coordinates have the size of the curve and lie on it.
+    fn check(&mut self, curve: &'static str, x: &[u8], y: &[u8]) -> Result<(), String> {
+        let group = has_size(curve, x, y)?;
+        if self.trusted {
+            return Ok(());
+        }
+        let key = (curve, x.to_vec(), y.to_vec());
+        let is_on_it = match self.known.get(&key) {
+            Some(known) => *known,
+            None => {
+                let is_on_it = group.map_or(Ok(true), |group| is_on_curve(group, x, y))?;
+                self.known.insert(key, is_on_it);
+                is_on_it
+            }
+        };
+        if is_on_it { Ok(()) } else { Err(format!("its point is not on {curve}")) }
+    }
+}
+
 /// The members that name the public key of a certificate; `None` where its kind has no JWK form.
-pub(super) fn of_certificate(der: &[u8]) -> Option<Jwk> {
+pub(super) fn of_certificate(der: &[u8], points: &mut Points) -> Option<Jwk> {
     let (_, certificate) = X509Certificate::from_der(der).ok()?;
     let info = certificate.public_key();
     let algorithm = &info.algorithm;
@@ -48,14 +87,14 @@ pub(super) fn of_certificate(der: &[u8]) -> Option<Jwk> {
         PublicKey::Unknown(bytes) if algorithm.algorithm == OID_SIG_ED25519 => Key::Ed25519(bytes.to_vec()),
         _ => return None,
     };
-    key.members().ok()
+    key.members(points).ok()
 }
 
 /// The public members of a JWK, checked and in canonical form; everything else in it is left out.
 ///
 /// # Errors
 /// Says what is wrong with the key.
-pub(super) fn public_members(jwk: &Jwk) -> Result<Jwk, String> {
+pub(super) fn public_members(jwk: &Jwk, points: &mut Points) -> Result<Jwk, String> {
     let text = |name: &str| jwk.get(name).and_then(Value::as_str);
     let bytes = |name: &str| {
         let text = text(name).ok_or_else(|| format!("it has no {name:?}"))?;
@@ -69,16 +108,16 @@ pub(super) fn public_members(jwk: &Jwk) -> Result<Jwk, String> {
         (Some("OKP"), Some("Ed25519")) => Key::Ed25519(bytes("x")?),
         _ => return Err("its kind of key or curve is unknown".to_owned()),
     };
-    key.members()
+    key.members(points)
 }
 
 impl Key {
-    fn members(self) -> Result<Jwk, String> {
+    fn members(self, points: &mut Points) -> Result<Jwk, String> {
         let mut jwk = Jwk::new();
         let mut text = |name: &str, value: &str| jwk.insert(name.to_owned(), Value::from(value));
         match self {
             Self::Ec { curve, x, y } => {
-                on_curve(curve, &x, &y)?;
+                points.check(curve, &x, &y)?;
                 text("crv", curve);
                 text("kty", "EC");
                 text("x", &URL_SAFE_NO_PAD.encode(x));
@@ -110,21 +149,33 @@ fn unsigned(bytes: &[u8]) -> &[u8] {
     bytes.get(zeros..).unwrap_or_default()
 }
 
-/// Whether the coordinates have the size of the curve and lie on it. A key agreement with the point checks that; for
-/// P-521, which the provider lacks, only the size is checked.
-fn on_curve(curve: &str, x: &[u8], y: &[u8]) -> Result<(), String> {
+/// Whether the coordinates have the size of the curve; with what it is looked at whether they lie on it, which the provider
+/// lacks for P-521.
+fn has_size(curve: &str, x: &[u8], y: &[u8]) -> Result<Option<NamedGroup>, String> {
     let (size, group) = match curve {
         "P-256" => (32, Some(NamedGroup::secp256r1)),
         "P-384" => (48, Some(NamedGroup::secp384r1)),
         _ => (66, None),
     };
-    if x.len() != size || y.len() != size {
-        return Err(format!("its coordinates are not {size} bytes, as {curve} has them"));
+    if x.len() == size && y.len() == size {
+        Ok(group)
+    } else {
+        Err(format!("its coordinates are not {size} bytes, as {curve} has them"))
     }
-    let Some(group) = group else { return Ok(()) };
-    let point = [&[4], x, y].concat();
+}
+
+/// A key agreement with a point tells whether it lies on the curve.
+fn is_on_curve(group: NamedGroup, x: &[u8], y: &[u8]) -> Result<bool, String> {
+    #[cfg(test)]
+    AGREEMENTS.with(|made| made.set(made.get() + 1));
     let provider = provider();
     let group = provider.kx_groups.iter().find(|g| g.name() == group).ok_or("its curve is unknown")?;
     let agreement = group.start().map_err(|e| e.to_string())?;
-    agreement.complete(&point).map(|_| ()).map_err(|_| format!("its point is not on {curve}"))
+    Ok(agreement.complete(&[&[4], x, y].concat()).is_ok())
+}
+
+#[cfg(test)]
+thread_local! {
+    /// How many key agreements this thread has made.
+    pub(super) static AGREEMENTS: std::cell::Cell<usize> = const { std::cell::Cell::new(0) };
 }

@@ -1,7 +1,9 @@
 //! `entente adopt`: makes a relationship that was made by hand a TrustDomainPeer, without anything flapping.
 
+use std::collections::BTreeSet;
 use std::io::Write as _;
 use std::path::PathBuf;
+use std::time::Duration;
 
 use anyhow::{Context as _, bail};
 use clap::Args;
@@ -13,7 +15,12 @@ use crate::clock;
 use crate::config::StoreArg;
 use crate::enrol::adopt::{self, Adoption, Step, Wish};
 use crate::model::endpoint::{EndpointProfile, FetchProblem};
-use crate::store::{Store, directory};
+use crate::store::{Store, StoreError, directory};
+
+/// How often the objects are read, where someone else writes them meanwhile.
+const TRIES: u32 = 5;
+/// Between two of these.
+const PAUSE: Duration = Duration::from_millis(200);
 
 #[derive(Args, Debug)]
 pub(super) struct AdoptArgs {
@@ -59,30 +66,64 @@ pub(super) async fn run(args: &AdoptArgs) -> anyhow::Result<()> {
     }
     let wish = wish(args)?;
     let store = args.at.open().await?;
-    let objects = args.at.read(&adopt::KINDS).await?.objects;
-    let adoption = adopt::adopt(&objects, &wish).map_err(anyhow::Error::msg)?;
-    let untried = try_endpoint(&wish, &adoption).await?;
-    let mut out = std::io::stdout().lock();
-    for note in adoption.notes.iter().chain(&untried) {
-        tell(&format!("note: {note}"))?;
+    let mut adoption = read(args, &wish).await?;
+    if let Some(untried) = try_endpoint(&wish, &adoption).await? {
+        tell(&format!("note: {untried}"))?;
     }
+    let mut told = BTreeSet::new();
+    tell_notes(&adoption, &mut told)?;
+    let mut tries = 1;
+    // spire-controller-manager writes the status of what is handed over when it likes: then what is left is read again.
+    while let Err(error) = hand_over(args, &wish, &store, &adoption).await {
+        let is_conflict = matches!(error.downcast_ref(), Some(StoreError::Conflict { .. }));
+        if !is_conflict || tries == TRIES {
+            return Err(error);
+        }
+        tries += 1;
+        tokio::time::sleep(PAUSE).await;
+        adoption = read(args, &wish).await?;
+        tell_notes(&adoption, &mut told)?;
+    }
+    Ok(())
+}
+
+/// Each note once, however often the objects are read.
+fn tell_notes(adoption: &Adoption, told: &mut BTreeSet<String>) -> anyhow::Result<()> {
+    for note in &adoption.notes {
+        if told.insert(note.clone()) {
+            tell(&format!("note: {note}"))?;
+        }
+    }
+    Ok(())
+}
+
+/// What is to be done as the objects are now.
+async fn read(args: &AdoptArgs, wish: &Wish) -> anyhow::Result<Adoption> {
+    let objects = args.at.read(&adopt::KINDS).await?.objects;
+    adopt::adopt(&objects, wish).map_err(anyhow::Error::msg)
+}
+
+async fn hand_over(args: &AdoptArgs, wish: &Wish, store: &Store, adoption: &Adoption) -> anyhow::Result<()> {
+    let mut out = std::io::stdout();
     if adoption.steps.is_empty() {
         writeln!(out, "{} is adopted already: nothing to do", wish.trust_domain)?;
         return Ok(());
     }
     for step in &adoption.steps {
         let does = step.describe(&wish.trust_domain);
-        writeln!(out, "{} {does}", if args.dry_run { "would" } else { "-" })?;
         if args.dry_run {
+            writeln!(out, "would {does}")?;
             if let Step::Create(object) = step {
                 write!(out, "---\n{}", directory::manifest_of(object))?;
             }
             continue;
         }
-        out.flush()?;
-        apply(&store, step).await.context(
-            "stopped here; what was done stands and harms nothing: run it again once the cause is mended",
-        )?;
+        apply(store, step).await.with_context(|| {
+            format!(
+                "stopped before this was done: {does}; what was done stands and harms nothing: run it again once the cause is mended"
+            )
+        })?;
+        writeln!(out, "- {does}")?;
     }
     if !args.dry_run {
         tell("Handed over; see `entente status` for how it stands.")?;

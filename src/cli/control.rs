@@ -91,9 +91,15 @@ pub(super) struct Refusal {
 }
 
 impl Refusal {
-    /// Whether it may do it later, asked in the same words: it is not so yet (409), or something did not answer (503).
+    /// Whether it may do it later, asked in the same words: it is not so yet (409), it does not lead (421), or something did not
+    /// answer (503).
     pub(super) const fn may_pass(&self) -> bool {
-        matches!(self.status, 409 | 503)
+        matches!(self.status, 409 | 421 | 503)
+    }
+
+    /// Whether another replica is to be asked (421).
+    pub(super) const fn is_misdirected(&self) -> bool {
+        self.status == 421
     }
 
     /// Whether it was asked by what is no longer so (412).
@@ -305,7 +311,10 @@ async fn broken(line: Line, error: &anyhow::Error) -> anyhow::Error {
 
 #[cfg(test)]
 mod tests {
+    use std::process::ExitCode;
+
     use super::*;
+    use crate::cli::exit;
 
     #[tokio::test]
     async fn an_agent_that_is_not_there_is_told_from_one_that_does_not_answer() {
@@ -383,7 +392,7 @@ mod tests {
                 let (status, body) = match request.uri().path() {
                     "/soon" if before > 2 => (200, r#""it leads""#),
                     "/never" => (404, r#"{"error": "there is none"}"#),
-                    _ => (409, r#"{"error": "it does not lead"}"#),
+                    _ => (421, r#"{"error": "it does not lead"}"#),
                 };
                 let answer = http::Response::builder().status(status).body(Full::<Bytes>::from(body));
                 std::future::ready(answer)
@@ -397,5 +406,7 @@ mod tests {
         assert!(never.to_string() == "there is none" && began.elapsed() < ASK_AGAIN, "{never:#}");
         let stays = client.get_settled::<String>("/other").await.unwrap_err();
         assert!(stays.to_string() == "it does not lead" && began.elapsed() >= SETTLING, "{stays:#}");
+        assert_eq!(exit::of_error(&stays), ExitCode::from(exit::NOT_ASKED));
+        assert_eq!(exit::of_error(&never), ExitCode::from(exit::NOT_WELL));
     }
 }

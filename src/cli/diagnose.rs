@@ -37,8 +37,8 @@ pub(super) struct DiagnoseArgs {
     output: TextFormat,
 }
 
-/// Names of objects are legal names of trust domains.
-fn peer(text: &str) -> Result<String, String> {
+/// A trust domain or the name of a TrustDomainPeer: names of objects are legal names of trust domains.
+pub(super) fn peer(text: &str) -> Result<String, String> {
     match TrustDomain::new(text) {
         Ok(_) if text.len() <= 255 && !text.contains("://") => Ok(text.to_owned()),
         _ => Err("neither a trust domain nor the name of a TrustDomainPeer".to_owned()),

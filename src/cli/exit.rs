@@ -2,6 +2,8 @@
 
 use std::process::ExitCode;
 
+use super::control::Refusal;
+
 /// Something is not as it is to be, or the command failed.
 pub(super) const NOT_WELL: u8 = 1;
 /// The command line cannot be used (so does clap itself).
@@ -25,7 +27,10 @@ pub(super) struct NotAsked(pub(super) String);
 
 /// The code of a command that ended with this error.
 pub(super) fn of_error(error: &anyhow::Error) -> ExitCode {
-    let was_asked = !error.chain().any(|cause| cause.is::<NotAsked>());
+    let is_elsewhere = |cause: &(dyn std::error::Error + 'static)| {
+        cause.is::<NotAsked>() || cause.downcast_ref::<Refusal>().is_some_and(Refusal::is_misdirected)
+    };
+    let was_asked = !error.chain().any(is_elsewhere);
     ExitCode::from(if was_asked { NOT_WELL } else { NOT_ASKED })
 }
 

@@ -55,7 +55,8 @@ const PLUGIN: &str = "kubectl-entente";
 ///
 /// Commands that only read objects ask the API server (or a directory, with --store dir:PATH). Those that need the running agent
 /// use its control socket beside it; elsewhere they reach it through the cluster's kubeconfig, as `kubectl exec` does. Installed
-/// on PATH as `kubectl-entente`, it is a plugin of kubectl: `kubectl entente status`.
+/// on PATH as `kubectl-entente`, it is a plugin of kubectl: `kubectl entente status`. Which cluster and agent may be said before the
+/// command, too: `entente --context east status`.
 #[derive(Parser, Debug)]
 #[command(name = "entente", version, after_help = exit::MEANING, max_term_width = 120)]
 struct Cli {
@@ -147,13 +148,15 @@ pub fn main() -> ExitCode {
 fn parse() -> Cli {
     let called = std::env::args_os().next().map(std::path::PathBuf::from);
     let is_plugin = called.is_some_and(|path| path.file_stem().is_some_and(|name| name == PLUGIN));
-    let matches = command(is_plugin).get_matches();
-    Cli::from_arg_matches(&matches).unwrap_or_else(|error| error.exit())
+    let mut command = command(is_plugin);
+    let matches = command.get_matches_mut();
+    let taken = store::refuse_unused(&command, &matches);
+    taken.and_then(|()| Cli::from_arg_matches(&matches)).unwrap_or_else(|error| error.exit())
 }
 
 /// The definition of the command line.
 fn command(is_plugin: bool) -> clap::Command {
-    let command = Cli::command();
+    let command = store::before_the_command(Cli::command());
     if is_plugin { command.name(PLUGIN).bin_name("kubectl entente") } else { command }
 }
 
@@ -222,4 +225,50 @@ fn log(cli: &Cli) -> anyhow::Result<Option<traces::Exporter>> {
 fn fail(error: &anyhow::Error) -> ExitCode {
     eprintln!("entente: {error:#}");
     exit::of_error(error)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn read(line: &str) -> Result<Cli, clap::Error> {
+        let mut command = command(false);
+        let matches = command.try_get_matches_from_mut(line.split(' '))?;
+        store::refuse_unused(&command, &matches)?;
+        Cli::from_arg_matches(&matches)
+    }
+
+    #[test]
+    fn a_cluster_is_named_before_the_command_or_after_it() {
+        command(false).debug_assert();
+        let named = |line: &str| format!("{:?}", read(line).unwrap().command);
+        for command in ["status", "invite list", "peer end west.example", "diagnose west", "about"] {
+            let before = named(&format!("entente --context east -n other --instance mine {command}"));
+            let after = named(&format!("entente {command} --context east -n other --instance mine"));
+            assert_eq!(before, after);
+            assert!(
+                before.contains(r#"context: Some("east"), namespace: "other", instance: "mine""#),
+                "{before}"
+            );
+        }
+        let between = named("entente peer --kubeconfig k -n other end west.example");
+        assert!(between.contains(r#"kubeconfig: Some("k")"#) && between.contains(r#""other""#), "{between}");
+        assert!(named("entente status").contains(r#"namespace: "entente-system", instance: "entente""#));
+        let own = named("entente -n other render . --trust-domain west.example");
+        assert!(own.contains(r#"namespace: "other""#), "{own}");
+    }
+
+    #[test]
+    fn what_asks_no_cluster_takes_none() {
+        for line in [
+            "entente --context east crds",
+            "entente crds -n other",
+            "entente completions bash --context east",
+        ] {
+            let refused = read(line).unwrap_err();
+            assert_eq!(refused.kind(), clap::error::ErrorKind::UnknownArgument, "{line}");
+        }
+        let refused = read("entente --context east crds").unwrap_err().to_string();
+        assert!(refused.contains("'--context'") && refused.contains("`crds` asks no cluster"), "{refused}");
+    }
 }

@@ -13,6 +13,7 @@ use tokio::io::AsyncReadExt as _;
 use super::exit::{NOT_ASKED, NotAsked};
 use super::output::plain;
 use super::store::ClusterFlags;
+use crate::model::replica::leader_lease;
 use crate::store::chain;
 
 /// The container of the agent in its pod, and the program in it.
@@ -118,7 +119,7 @@ fn exit_code(status: &Status) -> Option<i32> {
 /// The pod of the replica that leads: its Lease names it.
 async fn leader(client: &kube::Client, pods: &Api<Pod>, cluster: &ClusterFlags) -> anyhow::Result<String> {
     let namespace = &cluster.namespace;
-    let name = format!("{}-leader", cluster.instance);
+    let name = leader_lease(&cluster.instance);
     let leases: Api<Lease> = Api::namespaced(client.clone(), namespace);
     let lease = bounded(leases.get_opt(&name)).await?;
     let lease = lease.map_err(|error| unasked(&format!("read Lease {namespace}/{name}"), &error))?;

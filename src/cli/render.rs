@@ -9,8 +9,10 @@ use std::time::Duration;
 use anyhow::Context as _;
 use clap::Args;
 
+use super::output::tell;
 use crate::clock;
 use crate::config::ClusterArgs;
+use crate::index::parse::schema::unknown_fields;
 use crate::index::{Index, bootstrap};
 use crate::model::object::Kind;
 use crate::model::own::Identity;
@@ -125,9 +127,19 @@ async fn read(store: &Store, index: &mut Index) -> anyhow::Result<Vec<String>> {
         if let Event::Unreadable(unreadable) = &event {
             problems = unreadable.iter().map(|u| format!("{}: {}", u.path.display(), u.message)).collect();
         }
+        if let Event::Reset { objects, .. } = &event {
+            objects.iter().for_each(tell_unknown);
+        }
         index.store(event);
     }
     Ok(problems)
+}
+
+/// No API server refuses a misspelt field here. It may be one of a newer version, so it is no reason to fail.
+fn tell_unknown(object: &Object) {
+    for field in unknown_fields(object) {
+        tell(&format!("note: {}: {field} is not known, and not used", object.key));
+    }
 }
 
 fn settings(args: &RenderArgs) -> Arc<Settings> {

@@ -5,7 +5,9 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use anyhow::Context as _;
-use clap::Args;
+use clap::error::ErrorKind;
+use clap::parser::ValueSource;
+use clap::{Arg, ArgMatches, Args, Command};
 use kube::config::{KubeConfigOptions, Kubeconfig};
 use tokio::sync::mpsc;
 
@@ -90,6 +92,39 @@ impl ClusterFlags {
             client.with_context(|| format!("the client of the API server at {server} cannot be made"));
         Ok((client?, server))
     }
+}
+
+/// The flags of [`ClusterFlags`] by their ids, which [`before_the_command`] repeats.
+const CLUSTER: [&str; 4] = ["kubeconfig", "context", "namespace", "instance"];
+
+/// Takes the flags of [`ClusterFlags`] before the command too, where users of kubectl type them. Only commands that have them say
+/// so in their help; they have no defaults here, so what is not given is left to the command's own.
+pub(super) fn before_the_command(command: Command) -> Command {
+    let texts = ["context", "namespace", "instance"];
+    let flag = |id: &'static str| Arg::new(id).long(id).global(true).hide(true).num_args(1);
+    let command = command.arg(flag("kubeconfig").value_parser(clap::value_parser!(PathBuf)));
+    command.args(texts.map(|id| {
+        let flag = flag(id).value_parser(clap::value_parser!(String));
+        if id == "namespace" { flag.short('n') } else { flag }
+    }))
+}
+
+/// Refuses a flag of a cluster that was given to a command that asks none.
+///
+/// # Errors
+/// That of an argument that is not expected.
+pub(super) fn refuse_unused(root: &Command, matches: &ArgMatches) -> Result<(), clap::Error> {
+    let (mut command, mut matches) = (root, matches);
+    while let Some((name, inner)) = matches.subcommand() {
+        let Some(next) = command.find_subcommand(name) else { break };
+        (command, matches) = (next, inner);
+    }
+    // A flag that the command defines itself is shown in its help.
+    let is_own = |id: &str| command.get_arguments().any(|arg| arg.get_id() == id && !arg.is_hide_set());
+    let given = |id: &str| matches.value_source(id) == Some(ValueSource::CommandLine);
+    let Some(unused) = CLUSTER.into_iter().find(|id| given(id) && !is_own(id)) else { return Ok(()) };
+    let message = format!("unexpected argument '--{unused}': `{}` asks no cluster\n", command.get_name());
+    Err(clap::Error::raw(ErrorKind::UnknownArgument, message).with_cmd(command))
 }
 
 fn no_cluster(error: &dyn std::error::Error) -> NotAsked {

@@ -266,7 +266,7 @@ impl Control {
             Some(holder) if holder != self.replica => format!("{holder}, which does"),
             _ => format!("the one that does (the holder of the Lease {lease})"),
         };
-        Err(Problem::conflict(format!("this replica ({}) does not lead: ask {leader}", self.replica)))
+        Err(Problem::elsewhere(format!("this replica ({}) does not lead: ask {leader}", self.replica)))
     }
 
     /// How we are reached: as the agent was told, unless the request says otherwise.

@@ -31,6 +31,12 @@ impl Problem {
         Self { status: StatusCode::CONFLICT, message: message.into() }
     }
 
+    /// Another replica is to be asked: this one does not lead.
+    #[must_use]
+    pub fn elsewhere(message: impl Into<String>) -> Self {
+        Self { status: StatusCode::MISDIRECTED_REQUEST, message: message.into() }
+    }
+
     /// What it was asked for by is no longer so: look again before asking again.
     #[must_use]
     pub fn changed(message: impl Into<String>) -> Self {

@@ -191,7 +191,7 @@ impl Control {
     /// What is known, on the replica that knows the peers, once everything was read.
     async fn settled_world(&self) -> Result<std::sync::Arc<World>, Problem> {
         if !*self.leading.borrow() {
-            return Err(Problem::conflict(format!(
+            return Err(Problem::elsewhere(format!(
                 "replica {} does not lead, and knows no peers: ask the replica that holds the Lease of the leader",
                 self.replica
             )));

@@ -28,7 +28,7 @@ async fn a_replica_that_does_not_lead_says_so() {
     ];
     for refused in refused {
         let problem = refused.unwrap_err();
-        assert_eq!(problem.status, StatusCode::CONFLICT);
+        assert_eq!(problem.status, StatusCode::MISDIRECTED_REQUEST);
         assert!(problem.message.contains("replica one does not lead"), "{}", problem.message);
     }
 }

@@ -242,7 +242,18 @@ impl Check {
             (Outcome::Failed, Step::WorkloadRegistrations) => {
                 ("not all workloads that are to federate with you do", HERE)
             }
-            // It would have us look at networks of its choice.
+            // It would have us look at networks of its choice: by a redirect, a name of its own, or its gateways.
+            (Outcome::Failed, Step::EndpointDns) => {
+                ("we cannot resolve the host of your bundle endpoint", HERE)
+            }
+            (Outcome::Failed, Step::EndpointTcp) => ("we cannot connect to your bundle endpoint", HERE),
+            (Outcome::Failed, Step::EndpointTls) => {
+                ("your bundle endpoint does not prove to us who it is", HERE)
+            }
+            (Outcome::Failed, Step::EndpointHttp) => ("your bundle endpoint does not answer us", HERE),
+            (Outcome::Failed, Step::BundleDocument) => {
+                ("our reader, or that of SPIRE, refuses what your bundle endpoint serves", HERE)
+            }
             (Outcome::Failed, Step::Gateways) => ("we do not reach all of your gateways", HERE),
             (Outcome::Failed, Step::Mesh) => ("our mesh is not set up for services to or from you", HERE),
             (Outcome::Failed, _) => (self.message.as_str(), self.remedy.as_deref().unwrap_or_default()),
@@ -290,6 +301,11 @@ mod tests {
                     Step::WorkloadRegistrations,
                     Step::Mesh,
                     Step::Gateways,
+                    Step::EndpointDns,
+                    Step::EndpointTcp,
+                    Step::EndpointTls,
+                    Step::EndpointHttp,
+                    Step::BundleDocument,
                 ]
                 .contains(step);
                 let says = told.message.contains("secret") || told.remedy.contains("secret");

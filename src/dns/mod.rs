@@ -10,7 +10,6 @@
 //! is decided where the call arrives, by SPIFFE ID. The wire format is hickory's; which names are ours is `plan::dns`.
 
 mod answer;
-mod limits;
 mod question;
 mod tcp;
 mod udp;
@@ -21,7 +20,7 @@ mod server_tests;
 #[cfg(test)]
 mod testing;
 
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::sync::{Arc, PoisonError, RwLock};
 use std::time::Duration;
 
@@ -35,7 +34,7 @@ use crate::clock;
 use crate::observe::metrics::{Asked, Metrics};
 use crate::plan::Plan;
 use crate::plan::dns::Zone;
-use limits::Sources;
+use crate::rate::{Places, Sources};
 use upstream::Upstream;
 
 /// How the server is run.
@@ -63,7 +62,30 @@ struct Answers {
     zone: RwLock<Option<Arc<Zone>>>,
     upstream: Option<Upstream>,
     sources: Sources,
+    connections: Places,
+    waiting: Waiting,
     metrics: Arc<Metrics>,
+}
+
+/// Places of questions that wait for an upstream, by the way that they came. They are fewer than all that is answered at a
+/// time: our own names are answered whatever becomes of the others.
+#[derive(Debug)]
+struct Waiting {
+    udp: Places,
+    tcp: Places,
+}
+
+impl Default for Waiting {
+    fn default() -> Self {
+        Self { udp: Places::new(udp::AT_ONCE / 2, 128), tcp: Places::new(tcp::CONNECTIONS / 2, 8) }
+    }
+}
+
+/// What is sent for a question.
+struct Reply {
+    bytes: Vec<u8>,
+    /// There was no place for it: nothing more is to be read from there for now.
+    is_last: bool,
 }
 
 /// Which way a question came, and what its answer may be.
@@ -93,8 +115,14 @@ impl DnsServer {
             );
         }
         let upstream = (!config.upstreams.is_empty()).then(|| Upstream::new(config.upstreams));
-        let sources = Sources::new(config.rate);
-        let answers = Arc::new(Answers { zone: RwLock::default(), upstream, sources, metrics });
+        let answers = Arc::new(Answers {
+            zone: RwLock::default(),
+            upstream,
+            sources: Sources::new(config.rate, config.rate.saturating_mul(2)),
+            connections: Places::new(tcp::CONNECTIONS, tcp::CONNECTIONS_OF_ONE),
+            waiting: Waiting::default(),
+            metrics,
+        });
         let mut tasks = JoinSet::new();
         tasks.spawn(Arc::clone(&answers).follow(plans, cancel.clone()));
         tasks.spawn(udp::serve(udp, Arc::clone(&answers), cancel.clone()));
@@ -156,20 +184,31 @@ impl Answers {
     }
 
     /// The answer to a packet; none to what is no question.
-    async fn answer(&self, packet: &[u8], way: Way) -> Option<Vec<u8>> {
+    async fn answer(&self, packet: &[u8], way: Way, from: IpAddr) -> Option<Reply> {
         let zone = self.zone();
+        let places = match way {
+            Way::Udp => &self.waiting.udp,
+            Way::Tcp => &self.waiting.tcp,
+        };
+        let mut is_last = false;
         let answer = answer::answer(zone.as_deref(), packet, way, self.upstream.is_some());
         let (asked, bytes) = match (answer, &self.upstream) {
             (answer::Answer::Silence, _) => (Asked::Malformed, None),
             (answer::Answer::Reply(asked, bytes), _) => (asked, Some(bytes)),
-            (answer::Answer::Ask(question), Some(upstream)) => match upstream.ask(&question, way).await {
-                Some(bytes) => (Asked::Forwarded, Some(bytes)),
-                None => (Asked::Failed, question.failed()),
+            (answer::Answer::Ask(question), Some(upstream)) => match places.take(from) {
+                Some(_place) => match upstream.ask(&question, way).await {
+                    Some(bytes) => (Asked::Forwarded, Some(bytes)),
+                    None => (Asked::Failed, question.failed()),
+                },
+                None => {
+                    is_last = true;
+                    (Asked::Limited, question.failed())
+                }
             },
             (answer::Answer::Ask(question), None) => (Asked::Failed, question.failed()),
         };
         self.metrics.asked(asked);
-        bytes
+        bytes.map(|bytes| Reply { bytes, is_last })
     }
 }
 

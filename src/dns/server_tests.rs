@@ -211,6 +211,97 @@ async fn one_question_is_asked_once_at_a_time() {
     assert_eq!(count.load(Ordering::SeqCst), 1);
 }
 
+/// A socket of this source, that asks the server.
+async fn asking(source: [u8; 4], server: SocketAddr) -> UdpSocket {
+    let socket = UdpSocket::bind(SocketAddr::from((source, 0))).await.unwrap();
+    socket.connect(server).await.unwrap();
+    socket
+}
+
+async fn heard(socket: &UdpSocket) -> Message {
+    let mut buffer = [0; 4096];
+    let length = tokio::time::timeout(LIMIT, socket.recv(&mut buffer)).await.unwrap().unwrap();
+    decoded(&buffer[..length])
+}
+
+/// However many wait for an upstream that says nothing, our own names are answered, and what others ask of it is asked.
+#[tokio::test]
+async fn who_waits_for_an_upstream_holds_up_nobody_else() {
+    let socket = UdpSocket::bind(local()).await.unwrap();
+    let there = socket.local_addr().unwrap();
+    tokio::spawn(async move {
+        let mut buffer = [0; 4096];
+        while let Ok((length, from)) = socket.recv_from(&mut buffer).await {
+            let message = decoded(&buffer[..length]).into_response();
+            if !message.queries[0].name().to_ascii().starts_with("silent.") {
+                socket.send_to(&message.to_vec().unwrap(), from).await.unwrap();
+            }
+        }
+    });
+    // It is asked five times, and each time given two seconds.
+    let stand = Stand::with(vec![there; 5], 1_000_000, plan()).await;
+    stand.answers("cart.shop.west.example.", ResponseCode::NoError).await;
+    let since = std::time::Instant::now();
+    let silent = ask("silent.example.com.", RecordType::A, None);
+    let mut flood = Vec::new();
+    for source in 2..6 {
+        let socket = asking([127, 0, 0, source], stand.server.listen).await;
+        for _ in 0..1_000 {
+            socket.send(&silent).await.unwrap();
+            tokio::task::yield_now().await;
+        }
+        flood.push(socket);
+    }
+    stand.answers("cart.shop.west.example.", ResponseCode::NoError).await;
+    for socket in &flood[1..] {
+        // What there is no place for is said at once.
+        assert_eq!(heard(socket).await.metadata.response_code, ResponseCode::ServFail);
+    }
+    drop(flood.pop());
+    let other = asking([127, 0, 0, 9], stand.server.listen).await;
+    other.send(&ask("www.example.com.", RecordType::A, None)).await.unwrap();
+    let of_all = heard(&other).await.metadata.response_code;
+    assert!(since.elapsed() < Duration::from_secs(8), "{:?}", since.elapsed());
+    assert_eq!(of_all, ResponseCode::ServFail, "four sources have all places");
+
+    // By TCP there are other places; who has none is answered, and closed.
+    let mut closed = 0;
+    let mut waiting = Vec::new();
+    for _ in 0..12 {
+        let mut stream = TcpStream::connect(stand.server.listen).await.unwrap();
+        tcp::write(&mut stream, &silent).await.unwrap();
+        match tokio::time::timeout(Duration::from_millis(100), tcp::read(&mut stream)).await {
+            Ok(answer) => {
+                let answer = decoded(&answer.unwrap().unwrap());
+                assert_eq!(answer.metadata.response_code, ResponseCode::ServFail);
+                assert_eq!(tcp::read(&mut stream).await.unwrap(), None);
+                closed += 1;
+            }
+            Err(_) => waiting.push(stream),
+        }
+    }
+    assert_eq!((waiting.len(), closed), (8, 4));
+}
+
+/// What one source may wait for leaves places to the others.
+#[tokio::test]
+async fn one_source_has_a_share_of_what_is_asked_elsewhere() {
+    let (silent, _) = upstream(7, false).await;
+    let stand = Stand::with(vec![silent; 5], 1_000_000, plan()).await;
+    stand.answers("cart.shop.west.example.", ResponseCode::NoError).await;
+    let greedy = asking([127, 0, 0, 2], stand.server.listen).await;
+    for _ in 0..1_000 {
+        greedy.send(&ask("one.example.com.", RecordType::A, None)).await.unwrap();
+        tokio::task::yield_now().await;
+    }
+    assert_eq!(heard(&greedy).await.metadata.response_code, ResponseCode::ServFail);
+    let modest = asking([127, 0, 0, 3], stand.server.listen).await;
+    modest.send(&ask("other.example.com.", RecordType::A, None)).await.unwrap();
+    let mut buffer = [0; 4096];
+    let soon = tokio::time::timeout(Duration::from_secs(1), modest.recv(&mut buffer)).await;
+    assert!(soon.is_err(), "it has no place: it is answered at once");
+}
+
 /// Two that ask each other for what neither knows come to an end, and soon.
 #[tokio::test]
 async fn a_question_does_not_go_in_circles() {

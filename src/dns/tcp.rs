@@ -14,7 +14,9 @@ use super::{Answers, PATIENCE, Way};
 use crate::observe::metrics::Asked;
 
 /// How many connections there may be; beyond, they wait to be taken.
-const CONNECTIONS: usize = 256;
+pub(super) const CONNECTIONS: usize = 1024;
+/// How many of them one source may have.
+pub(super) const CONNECTIONS_OF_ONE: usize = 16;
 
 pub(super) async fn serve(
     listener: TcpListener,
@@ -41,7 +43,7 @@ pub(super) async fn serve(
             }
         };
         // Who has too many is closed.
-        let Some(counted) = answers.sources.connect(from.ip()) else {
+        let Some(counted) = answers.connections.take(from.ip()) else {
             answers.metrics.asked(Asked::Limited);
             continue;
         };
@@ -67,12 +69,15 @@ pub(super) async fn serve(
 async fn converse(mut stream: TcpStream, answers: &Answers) -> anyhow::Result<()> {
     let from = stream.peer_addr()?.ip();
     while let Some(packet) = timeout(PATIENCE, read(&mut stream)).await?? {
-        if !answers.sources.may_ask(from) {
+        if !answers.sources.allow(from) {
             answers.metrics.asked(Asked::Limited);
             return Ok(());
         }
-        let Some(answer) = answers.answer(&packet, Way::Tcp).await else { return Ok(()) };
-        timeout(PATIENCE, write(&mut stream, &answer)).await??;
+        let Some(answer) = answers.answer(&packet, Way::Tcp, from).await else { return Ok(()) };
+        timeout(PATIENCE, write(&mut stream, &answer.bytes)).await??;
+        if answer.is_last {
+            return Ok(());
+        }
     }
     Ok(())
 }

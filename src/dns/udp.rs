@@ -14,7 +14,7 @@ use crate::observe::metrics::Asked;
 /// The largest question that is read: there is room for any name, and for EDNS.
 const LARGEST: usize = 4096;
 /// How many are answered at a time; beyond, questions wait in the socket, which drops what it has no room for.
-const AT_ONCE: usize = 1024;
+pub(super) const AT_ONCE: usize = 1024;
 
 pub(super) async fn serve(
     socket: UdpSocket,
@@ -41,7 +41,7 @@ pub(super) async fn serve(
         if !can_be_answered(from) {
             continue;
         }
-        if !answers.sources.may_ask(from.ip()) {
+        if !answers.sources.allow(from.ip()) {
             answers.metrics.asked(Asked::Limited);
             continue;
         }
@@ -49,8 +49,8 @@ pub(super) async fn serve(
         let (socket, answers) = (Arc::clone(&socket), Arc::clone(&answers));
         // In a task of its own, so that nothing in a packet can end the server; it ends by itself, within the time of upstreams.
         tokio::spawn(async move {
-            if let Some(answer) = answers.answer(&packet, Way::Udp).await
-                && let Err(error) = socket.send_to(&answer, from).await
+            if let Some(answer) = answers.answer(&packet, Way::Udp, from.ip()).await
+                && let Err(error) = socket.send_to(&answer.bytes, from).await
             {
                 tracing::debug!(%error, %from, "a DNS answer cannot be sent");
             }

@@ -23,8 +23,6 @@ use super::token::{InviteId, Secret};
 use super::wire;
 use crate::bundle::document;
 use crate::clock;
-use crate::federation::rate::TokenBucket;
-use crate::federation::sources::{Sources, network};
 use crate::federation::wire::Wire;
 use crate::identity::peer_tls::OwnSvid;
 use crate::identity::source::IdentitySource;
@@ -33,6 +31,7 @@ use crate::identity::verify::{Role, verify_signatures, verify_svid};
 use crate::index::run::WorldHandle;
 use crate::model::{Bundle, World};
 use crate::proto::enrol::v1::{EnrolReply, EnrolRequest, Outcome};
+use crate::rate::{Sources, TokenBucket, network};
 use crate::store::{Severity, Store};
 
 /// Requests that are judged at one time, of one network and in all, and how long one waits for its turn.

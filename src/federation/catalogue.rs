@@ -9,6 +9,7 @@ use sha2::{Digest, Sha256};
 
 use super::convert::{held_name_from_proto, printable, service_from_proto, service_to_proto};
 use super::delta::Held;
+use crate::bounded::Bounded as _;
 use crate::model::ServiceName;
 use crate::model::service::RemoteService;
 use crate::model::session::{Catalogue, CatalogueVersion, Offers};
@@ -330,7 +331,8 @@ pub(super) fn decode_service(bytes: &[u8]) -> Result<Entry, Malformed> {
     if bytes.len() > MAX_SERVICE_BYTES {
         return Err(nameless(format!("it has {} bytes, more than {MAX_SERVICE_BYTES}", bytes.len())));
     }
-    let service = proto::Service::decode(bytes).map_err(|e| nameless(printable(&e.to_string(), 200)))?;
+    let service = proto::Service::decode_bounded(bytes);
+    let service = service.map_err(|e| nameless(printable(&e.to_string(), 200)))?;
     let entry = if service.held {
         held_name_from_proto(&service).map(Entry::Held)
     } else {

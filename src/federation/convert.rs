@@ -25,7 +25,7 @@ pub const MAX_ENDPOINTS: usize = 64;
 /// Longest SPIFFE ID (SPIFFE-ID, section 2.3), in bytes.
 pub const MAX_SPIFFE_ID: usize = 2_048;
 /// Most authorities of a bundle that a peer may name.
-const MAX_AUTHORITIES: usize = 1_000;
+pub(super) const MAX_AUTHORITIES: usize = 1_000;
 /// Longest message of a peer that is kept, in characters.
 const MAX_MESSAGE: usize = 1_024;
 /// Longest reason of a refused service, in bytes.

@@ -15,7 +15,6 @@ use tokio_util::sync::CancellationToken;
 use super::diagnose::{Ask, AskError, PathProbe, Question, Questions};
 use super::link::{Parting, Stream};
 use super::peer::{Actor, Inputs};
-use super::rate::TokenBucket;
 use super::relay::{Passing, RelayDoor};
 use super::server::{Door, Places, Relay, serve};
 use super::session::SessionLimits;
@@ -26,9 +25,10 @@ use crate::identity::source::IdentitySource;
 use crate::model::replica::Leader;
 use crate::model::session::{GoodbyeReason, LinkPlan, SessionState};
 use crate::model::{SpiffeId, TrustDomain};
+use crate::rate::TokenBucket;
 
-/// Most bytes of one frame that is read.
-pub(crate) const MAX_FRAME: usize = 4 * 1024 * 1024;
+/// Most bytes of one frame that is read: all that are sent are smaller.
+pub(crate) const MAX_FRAME: usize = 1024 * 1024;
 /// Frames that wait for the stream; more are made as there is room.
 pub(super) const QUEUE: usize = 4;
 /// Connections that other replicas passed on and the listener has not yet looked at.

@@ -8,6 +8,7 @@
 //!  states (watch) <--------------------------------------------- catalogue, convert
 //! ```
 
+mod bounds;
 pub mod catalogue;
 pub mod client;
 pub mod convert;
@@ -18,10 +19,8 @@ pub mod session;
 
 mod link;
 mod peer;
-pub(crate) mod rate;
 mod relay;
 pub(crate) mod server;
-pub(crate) mod sources;
 pub(crate) mod wire;
 
 pub use manager::{Federation, FederationConfig, RelayConfig, StartError, Timings};

@@ -29,7 +29,6 @@ use tonic::{Request, Response, Status, Streaming};
 use super::link::{Connection, Proof, Stream};
 use super::manager::{Hub, KEEPALIVE, MAX_FRAME, QUEUE, Timings, unix_now};
 use super::relay::{Passing, RelayDoor};
-use super::sources::Sources;
 use super::wire::Wire;
 use crate::enrol::{self, Desk};
 use crate::identity::peer_tls::{ALPN_HTTP2, PeerRefusal, judge};
@@ -37,9 +36,12 @@ use crate::identity::verify::Role;
 use crate::model::TrustDomain;
 use crate::proto::federation::v1::Frame;
 use crate::proto::federation::v1::federation_server::{Federation, FederationServer};
+use crate::rate::{self, Place, Sources};
 
-/// Handshakes at one time.
-const HANDSHAKES: usize = 256;
+/// Who has not yet shown who it is: in all, and of one source. Whoever is silent takes no more than its part, and beyond it
+/// is closed.
+const UNPROVEN: usize = 512;
+const UNPROVEN_OF_ONE: usize = 32;
 /// Connections of one peer at one time: its agents, and what they have not closed yet.
 const CONNECTIONS_A_PEER: usize = 16;
 /// What is still read of a client that was refused, so that it can read the alert (RFC 8446, section 6.1: a reset
@@ -116,19 +118,17 @@ impl Acceptor {
     async fn run(self, listener: TcpListener, mut taken: mpsc::Receiver<(Wire, SocketAddr)>) {
         let (mut handshakes, mut passed) = (JoinSet::new(), JoinSet::new());
         let timings = self.timings;
-        let mut sources = Sources::new(timings.connections_per_second, timings.connections_burst);
+        let places = rate::Places::new(UNPROVEN, UNPROVEN_OF_ONE);
+        let sources = Sources::new(timings.connections_per_second, timings.connections_burst);
         loop {
-            while handshakes.len() >= HANDSHAKES {
-                handshakes.join_next().await;
-            }
             tokio::select! {
                 Some(_) = handshakes.join_next(), if !handshakes.is_empty() => {}
                 Some(_) = passed.join_next(), if !passed.is_empty() => {}
                 // What another replica passes on is within the rate of where it came from; what waited here has been counted.
                 Some((wire, address)) = taken.recv() => {
                     let is_counted = matches!(wire, Wire::Direct(_)) || sources.allow(address.ip());
-                    if is_counted && *self.open.borrow() {
-                        handshakes.spawn(self.handshake(wire, address.ip()));
+                    if is_counted && *self.open.borrow() && let Some(place) = places.take(address.ip()) {
+                        handshakes.spawn(self.handshake(wire, address.ip(), place));
                     }
                 }
                 accepted = listener.accept() => match accepted {
@@ -137,8 +137,9 @@ impl Acceptor {
                             continue;
                         }
                         if *self.open.borrow() {
+                            let Some(place) = places.take(address.ip()) else { continue };
                             let _ = tcp.set_nodelay(true);
-                            handshakes.spawn(self.handshake(Wire::Direct(tcp), address.ip()));
+                            handshakes.spawn(self.handshake(Wire::Direct(tcp), address.ip(), place));
                         } else if let Some(passing) = &self.passing {
                             passed.spawn(passing.clone().pass(tcp, address));
                         }
@@ -154,7 +155,12 @@ impl Acceptor {
         }
     }
 
-    fn handshake(&self, wire: Wire, source: IpAddr) -> impl Future<Output = ()> + Send + 'static {
+    fn handshake(
+        &self,
+        wire: Wire,
+        source: IpAddr,
+        place: Place,
+    ) -> impl Future<Output = ()> + Send + 'static {
         let (tls, hub, desk) = (Arc::clone(&self.tls), Arc::clone(&self.hub), self.desk.clone());
         let (ready, timings) = (self.ready.clone(), self.timings);
         async move {
@@ -166,6 +172,7 @@ impl Acceptor {
             };
             match PeerConnection::new(stream, &hub, timings.handshake) {
                 Ok(connection) => {
+                    drop(place);
                     let _ = ready.send(connection).await;
                 }
                 Err(cause) => hub.evidence(source, &cause),

@@ -252,6 +252,23 @@ async fn both_dialling_at_once_ends_with_one_stream() {
     }
 }
 
+/// Who says nothing takes the places of its own network alone.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn silent_connections_of_one_source_keep_no_peer_out() {
+    let (west, east) = pair().await;
+    east.expects(&west.domain);
+    let mut silent = Vec::new();
+    for _ in 0..300 {
+        let socket = tokio::net::TcpSocket::new_v4().unwrap();
+        socket.bind("127.0.0.2:0".parse().unwrap()).unwrap();
+        silent.push(socket.connect(east.address()).await.unwrap());
+    }
+    let since = std::time::Instant::now();
+    west.dials(&east.domain, east.address());
+    west.connected(&east.domain.td).await;
+    assert!(since.elapsed() < quick().handshake / 2, "{:?}", since.elapsed());
+}
+
 fn is_refused(by: Refusal) -> impl Fn(&SessionState) -> bool {
     move |state| matches!(state.link, LinkState::Refused { by: b, .. } if b == by)
 }
@@ -507,11 +524,13 @@ async fn who_shut_down_is_dialled_again_at_once_by_who_dialled_before() {
     let (w, e) = (west.domain.td.clone(), east.domain.td.clone());
     east.expects(&west.domain);
     west.dials(&east.domain, east.address());
-    for _ in 0..2 {
+    // once as soon as it has parted, once after it dialled in vain
+    for in_vain in [false, true] {
         west.connected(&e).await;
         east.connected(&w).await;
         east.open.send_replace(false);
-        west.until(&e, |state| matches!(state.link, LinkState::Parted { .. })).await;
+        let is_away = |link: &LinkState| !in_vain || matches!(link, LinkState::Unreachable { .. });
+        west.until(&e, |state| !state.is_connected() && is_away(&state.link)).await;
         east.open.send_replace(true);
     }
     west.connected(&e).await;

@@ -25,6 +25,14 @@ const MISTAKEN: Duration = Duration::from_secs(60);
 /// The most characters of its words that are kept.
 const MAX_CAUSE: usize = 300;
 const CONNECT: Duration = Duration::from_secs(5);
+/// How long the first answer may take. It may be held back until we are registered (a SPIRE agent looks for a new pod for half a
+/// minute), and whoever does that holds the next call back as well; who hangs is told, and asked anew.
+const FIRST: Duration = Duration::from_secs(60);
+/// How often it is asked whether it is still there, while nothing changes. Servers in Go with gRPC's own settings, such as SPIRE's
+/// agent, end a connection that asks more often than every five minutes.
+const KEEPALIVE: Duration = Duration::from_secs(6 * 60);
+/// How long the answer to that may take.
+const KEEPALIVE_ANSWER: Duration = Duration::from_secs(20);
 
 /// A handle to the identity; clones see the same one.
 #[derive(Clone, Debug)]
@@ -85,9 +93,7 @@ impl IdentitySource {
     }
 
     /// Tells that the Workload API gave nothing; the moment is that of the first time.
-    fn fail(&self, status: &Status) {
-        let cause: String = status.message().chars().take(MAX_CAUSE).collect();
-        let message = format!("{:?}: {cause}", status.code());
+    fn fail(&self, message: String) {
         self.shared.failure.send_if_modified(|failure| {
             let since = failure.as_ref().map_or_else(crate::clock::now, |failure| failure.since);
             let new = Some(WorkloadFailure { since, message });
@@ -144,10 +150,12 @@ impl Follower {
                 }
                 Ok(Err(error)) => {
                     tracing::error!(%error, "the last identity is kept");
+                    self.source.fail(error.to_string().chars().take(MAX_CAUSE).collect());
                     false
                 }
                 Err(status) => {
-                    self.source.fail(status);
+                    let cause: String = status.message().chars().take(MAX_CAUSE).collect();
+                    self.source.fail(format!("{:?}: {cause}", status.code()));
                     false
                 }
             }
@@ -165,9 +173,16 @@ pub(crate) async fn follow(
     loop {
         let mut answered = false;
         let ended = async {
-            let mut stream = open(endpoint).await?;
-            while let Some(response) = stream.message().await? {
+            let opened = async {
+                let mut stream = open(endpoint).await?;
+                let first = stream.message().await?;
+                Ok::<_, Status>((stream, first))
+            };
+            let opened = tokio::time::timeout(FIRST, opened).await;
+            let (mut stream, mut next) = opened.map_err(|_| silent())??;
+            while let Some(response) = next {
                 answered |= take(Ok(response));
+                next = stream.message().await?;
             }
             Err::<(), _>(Status::unavailable("the stream ended"))
         };
@@ -178,6 +193,14 @@ pub(crate) async fn follow(
         take(Err(&status));
         tokio::time::sleep(wait).await;
     }
+}
+
+fn silent() -> Status {
+    let cause = format!(
+        "it says nothing for {} s: restart the SPIRE agent if it hangs, or register this process",
+        FIRST.as_secs()
+    );
+    Status::deadline_exceeded(cause)
 }
 
 fn report(endpoint: &WorkloadEndpoint, status: &Status, wait: Duration) {
@@ -251,7 +274,12 @@ async fn open(endpoint: &WorkloadEndpoint) -> Result<Streaming<X509svidResponse>
 async fn connect(endpoint: &WorkloadEndpoint) -> Result<Channel, Status> {
     let unavailable = |e: &dyn std::fmt::Display| Status::unavailable(format!("cannot connect: {e}"));
     // the address is the socket's; gRPC wants an authority, which nobody looks at
-    let builder = Endpoint::from_static("http://localhost").connect_timeout(CONNECT);
+    let builder = Endpoint::from_static("http://localhost")
+        .connect_timeout(CONNECT)
+        .http2_keep_alive_interval(KEEPALIVE)
+        // The stream outlives the channel that it was opened by, and counts for nothing without it.
+        .keep_alive_while_idle(true)
+        .keep_alive_timeout(KEEPALIVE_ANSWER);
     let connected = match endpoint.clone() {
         WorkloadEndpoint::Unix(path) => {
             {

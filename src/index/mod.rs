@@ -213,11 +213,34 @@ impl Index {
         self.apply(Arc::new(object)) || news
     }
 
+    /// Tells of fields that are not known here, once for each version of an object. An API server drops or refuses them; where
+    /// there is none, a misspelt field would be silently the default.
+    fn name_unknown(&self, object: &Object) {
+        let known = match object.key.kind {
+            Kind::TrustDomainPeer => self.peers.get(&object.key).map(|peer| peer.meta.generation),
+            Kind::FederatedService | Kind::ServiceExportRule => {
+                self.services.get(&object.key).map(|service| service.meta.generation)
+            }
+            _ => return,
+        };
+        if known == Some(object.meta.generation) {
+            return;
+        }
+        for field in parse::schema::unknown_fields(object) {
+            tracing::warn!(
+                object = %object.key,
+                field,
+                "this field is not known, and not used: it is misspelt, or of a newer version"
+            );
+        }
+    }
+
     /// Takes an object in that has no status; whether it changes what is known.
     fn apply(&mut self, object: Arc<Object>) -> bool {
         let key = object.key.clone();
         let before = self.world.objects.get(&key).map(AsRef::as_ref);
         self.exports.object(&key, [before, Some(&object)], &self.world.settings.instance);
+        self.name_unknown(&object);
         match key.kind {
             Kind::TrustDomainPeer => {
                 self.peers.insert(key, object);

@@ -112,6 +112,8 @@ pub struct Pod {
     pub ip: Option<IpAddr>,
     /// Where its node is reached from the cluster's network.
     pub host_ip: Option<IpAddr>,
+    /// Where else it, or its node, is reached: of two families of addresses the second.
+    pub other_ips: Vec<IpAddr>,
     pub is_ready: bool,
     pub uses_host_network: bool,
     /// By name, the containers' TCP ports.

@@ -2,6 +2,12 @@
 
 use std::net::{IpAddr, SocketAddr};
 
+/// The name of the Lease that the replica which leads holds, in the agent's namespace: one for each instance.
+#[must_use]
+pub fn leader_lease(instance: &str) -> String {
+    format!("{instance}-leader")
+}
+
 /// This replica, as the others see it.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Replica {

@@ -103,10 +103,11 @@ pub enum SpireAction {
     /// Written with the freshest verified bundle: an update without one would keep, with an old one would regress.
     UpdateRelationship(Relationship, Option<Arc<Bundle>>),
     DeleteRelationship(TrustDomain),
-    /// Replaces `federatesWith` of an entry.
-    SetFederatesWith {
+    /// Changes `federatesWith` of an entry, as it stands when that is done: what someone else wrote there meanwhile stays.
+    ChangeFederatesWith {
         entry: String,
-        federates_with: BTreeSet<TrustDomain>,
+        add: BTreeSet<TrustDomain>,
+        remove: BTreeSet<TrustDomain>,
     },
     /// Stores the freshest verified bundle where SPIRE holds none that is usable and cannot get one by itself.
     SetBundle(Arc<Bundle>),

@@ -7,7 +7,8 @@ use serde_json::Value;
 
 use super::metrics::described::{ALL, Described, Sort};
 use crate::api::v1alpha1::conditions::{
-    AdmittedReason, BundleEndpointReason, ConditionType, RotationSafeReason,
+    AdmittedReason, BundleDistributedReason, BundleEndpointReason, ConditionType, ConnectedReason,
+    ReadyReason, RotationSafeReason,
 };
 
 fn read(path: &str) -> String {
@@ -116,6 +117,9 @@ fn every_condition_and_reason_that_is_asked_for_is_there() {
         .map(|reason| reason.as_str())
         .chain(RotationSafeReason::ALL.iter().map(|reason| reason.as_str()))
         .chain(AdmittedReason::ALL.iter().map(|reason| reason.as_str()))
+        .chain(ReadyReason::ALL.iter().map(|reason| reason.as_str()))
+        .chain(ConnectedReason::ALL.iter().map(|reason| reason.as_str()))
+        .chain(BundleDistributedReason::ALL.iter().map(|reason| reason.as_str()))
         .collect();
     for expression in expressions() {
         for (_, selector) in used(&expression) {

@@ -217,6 +217,7 @@ pub(crate) fn pod(namespace: &str, name: &str, ip: &str, of: &[(&str, &str)]) ->
         service_account: "default".to_owned(),
         ip: Some(ip.parse().unwrap()),
         host_ip: None,
+        other_ips: Vec::new(),
         is_ready: true,
         uses_host_network: false,
         named_ports: BTreeMap::new(),

@@ -32,7 +32,9 @@ pub struct Memo {
     pub(super) decided: super::exports::Decisions,
     /// The relationships' objects.
     pub(super) relationships: Kept<ObjectKey, Object, Arc<Object>>,
-    /// The bundles in them.
+    /// The texts of the bundles in them.
+    pub(super) texts: super::relationship::Texts,
+    /// The bundles in them, as they stand.
     pub(super) persisted: Kept<TrustDomain, Arc<Object>, Option<Arc<Bundle>>>,
     /// The addresses of our pods and their nodes, as of a turn in which pods changed.
     pub(super) pod_addresses: Option<(u64, Arc<BTreeSet<IpAddr>>)>,
@@ -121,6 +123,7 @@ impl Memo {
     pub(super) fn turn(&mut self) {
         self.peers_alone.retain(|_, (whole, _)| Arc::strong_count(whole) > 1);
         self.relationships.turn();
+        self.texts.turn();
         self.persisted.turn();
         self.exports.turn();
         self.allowing.retain(|_, selectors| Arc::strong_count(selectors) > 1);

@@ -209,6 +209,27 @@ fn one_change_among_many_makes_what_it_changes() {
     assert_eq!(made(&memo), before);
 }
 
+/// A bundle is made a document when it has changed, and not when anything else has.
+#[test]
+fn an_equal_bundle_costs_no_document() {
+    let ca = crate::bundle::testing::Ca::new();
+    let with_bundle = |sequence: Option<u64>| {
+        let mut bundle = crate::model::Bundle::clone(&ca.bundle("east.example"));
+        bundle.sequence = sequence;
+        let mut east = peer("east.example");
+        east.bootstrap = Some(crate::model::peer::Bootstrap::Inline(Arc::new(bundle)));
+        at_first().with_peer(east)
+    };
+    let key = crate::plan::relationship::key(&td("east.example"));
+    let mut memo = Memo::default();
+    for (sequence, made) in [(None, 1), (None, 1), (Some(7), 2), (Some(7), 2), (None, 3)] {
+        let planned = plan_anew(&with_bundle(sequence), &mut memo);
+        let text = planned.objects[&key].spec().unwrap()["trustDomainBundle"].as_str().unwrap();
+        assert_eq!(text.contains(r#""spiffe_sequence":7"#), sequence == Some(7));
+        assert_eq!(memo.texts.made, made, "{sequence:?}");
+    }
+}
+
 /// As a watch brings it: equal, and nowhere the same in memory.
 fn told(object: &Object) -> Arc<Object> {
     let body = serde_json::Map::from(object.body.clone()).clone();

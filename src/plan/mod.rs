@@ -136,7 +136,7 @@ pub fn plan_anew(world: &World, memo: &mut Memo) -> Plan {
         .map(|peer| peer.trust_domain.clone())
         .collect();
     let mut services = services::decide(world, &ending, memo);
-    let (relationships, blocked) = relationships(world);
+    let (relationships, blocked) = relationships(world, memo);
     let links = links::links(world, &services, &troubles(world, &services, &blocked), memo);
     let mut objects = std::mem::take(&mut services.objects);
     for (key, object) in relationships {
@@ -184,12 +184,12 @@ pub fn plan_anew(world: &World, memo: &mut Memo) -> Plan {
 type Relations = (BTreeMap<ObjectKey, Object>, BTreeMap<TrustDomain, String>);
 
 /// The relationships' objects; and, by peer, why one cannot be made ours.
-fn relationships(world: &World) -> Relations {
+fn relationships(world: &World, memo: &mut Memo) -> Relations {
     let mut objects = BTreeMap::new();
     let mut blocked = BTreeMap::new();
     // What is suspended stays as it is, until its end is asked for.
     for peer in world.peers.values().filter(|peer| !peer.suspend || peer.deletion.is_some()) {
-        let Some(object) = relationship::object(world, peer) else { continue };
+        let Some(object) = relationship::object_anew(world, peer, &mut memo.texts) else { continue };
         let handed_over = |key: &&ObjectKey| world.objects.get(*key).is_some_and(|o| o.is_handed_over());
         if let Some(other) = relationship::foreign(world, peer).filter(|key| !handed_over(key)) {
             let why = format!(

@@ -58,11 +58,20 @@ fn is_in_use(world: &World, rejected: &Rejected) -> bool {
     world.peers.values().any(|peer| peer.uid == rejected.uid)
 }
 
-/// The label values of peers for which everything stays as it is: suspended, or not readable now.
+/// The label values of peers for which everything stays as it is: suspended, or not readable now. What is accepted is readable,
+/// whatever else is malformed that names its trust domain.
 fn frozen_peers(world: &World) -> BTreeSet<String> {
     let suspended =
         world.peers.values().filter(|p| p.suspend && p.deletion.is_none()).map(|p| &p.trust_domain);
-    let rejected =
-        world.rejected.values().filter(|r| !is_in_use(world, r)).filter_map(|r| r.trust_domain.as_ref());
+    let rejected = world
+        .rejected
+        .iter()
+        .filter(|(key, _)| key.kind == Kind::TrustDomainPeer)
+        .filter_map(|(_, rejected)| rejected.trust_domain.as_ref())
+        .filter(|td| !world.peers.contains_key(td));
     suspended.chain(rejected).map(|td| super::generated::label_value(td.as_str())).collect()
 }
+
+#[cfg(test)]
+#[path = "prune_tests.rs"]
+mod tests;

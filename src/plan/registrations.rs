@@ -3,6 +3,8 @@
 //! The list has no merge key, so it is changed by JSON patches that hold for one resourceVersion; an annotation
 //! records what was added or suspended. SPIRE issues new SVIDs at every change: none is made without need.
 
+use std::collections::BTreeSet;
+
 use serde_json::json;
 
 use super::Patch;
@@ -360,8 +362,10 @@ pub fn entry_actions(world: &World) -> Vec<SpireAction> {
                 }
             }
         }
-        if names != entry.federates_with {
-            actions.push(SpireAction::SetFederatesWith { entry: entry.id.clone(), federates_with: names });
+        let add: BTreeSet<_> = names.difference(&entry.federates_with).cloned().collect();
+        let remove: BTreeSet<_> = entry.federates_with.difference(&names).cloned().collect();
+        if !(add.is_empty() && remove.is_empty()) {
+            actions.push(SpireAction::ChangeFederatesWith { entry: entry.id.clone(), add, remove });
         }
     }
     actions

@@ -8,6 +8,7 @@ use serde_json::json;
 
 use super::ending;
 use super::generated;
+use super::memo::Kept;
 use super::poison;
 use crate::bundle::document;
 use crate::model::endpoint::{EndpointProfile, EndpointState};
@@ -184,9 +185,17 @@ pub fn ahead_of_spire(world: &World, peer: &Peer) -> Option<Arc<Bundle>> {
     if is_early { None } else { served(world, peer) }
 }
 
+/// The texts of bundles, by trust domain.
+pub(super) type Texts = Kept<TrustDomain, Arc<Bundle>, Arc<str>>;
+
 /// The relationship's object; `None` until there is something to make it of, and once it is to end.
 #[must_use]
 pub fn object(world: &World, peer: &Peer) -> Option<Object> {
+    object_anew(world, peer, &mut Texts::default())
+}
+
+/// As [`object`], with the texts of the bundles of the plan before.
+pub(super) fn object_anew(world: &World, peer: &Peer, texts: &mut Texts) -> Option<Object> {
     if peer.deletion.is_some() {
         // An ending that starts over, after a restart say, does not bring back what had gone.
         let gone = !world.objects.contains_key(&key(&peer.trust_domain));
@@ -215,7 +224,8 @@ pub fn object(world: &World, peer: &Peer) -> Option<Object> {
     });
     if let Some(fields) = spec.as_object_mut() {
         if let Some(bundle) = bundle {
-            fields.insert("trustDomainBundle".to_owned(), json!(document::write(&bundle)));
+            let text = texts.get(&peer.trust_domain, &bundle, |bundle| document::write(bundle).into());
+            fields.insert("trustDomainBundle".to_owned(), json!(&*text));
         }
         if !world.settings.spire_class_name.is_empty() {
             fields.insert("className".to_owned(), json!(world.settings.spire_class_name));

@@ -7,7 +7,7 @@ use super::notice::told;
 use crate::api::v1alpha1::conditions::{BundleDistributedReason, BundleEndpointReason};
 use crate::federation::convert::MAX_TROUBLES;
 use crate::model::condition::{Condition, Truth};
-use crate::model::endpoint::{FetchFailure, FetchProblem};
+use crate::model::endpoint::FetchProblem;
 use crate::model::own::WorkloadFailure;
 use crate::model::session::{Trouble, TrustReport};
 use crate::model::{Peer, TrustDomain, World};
@@ -18,10 +18,10 @@ const ENDPOINT: &str = "BundleEndpointHealthy";
 const DISTRIBUTED: &str = "BundleDistributed";
 
 /// What the other side is told: which of our conditions on it are not True, where that is ours to know, and matters to it.
-/// It is told in fixed words, since our messages name our objects, sockets and other peers; in our own words alone why
-/// its own endpoint cannot be fetched from, which is `failure`.
+/// It is told in fixed words, since our messages name our objects, sockets and other peers; also why its own endpoint cannot be
+/// fetched from: who redirects us, or has a name of its own lead here, would read what is on our networks.
 #[must_use]
-pub fn troubles(conditions: &[Condition], failure: Option<&FetchFailure>) -> Vec<Trouble> {
+pub fn troubles(conditions: &[Condition]) -> Vec<Trouble> {
     let unread = BundleDistributedReason::SpireUnavailable.as_str();
     let ending = BundleDistributedReason::Ending.as_str();
     let matters = |condition: &&Condition| match condition.status {
@@ -32,7 +32,7 @@ pub fn troubles(conditions: &[Condition], failure: Option<&FetchFailure>) -> Vec
     };
     let trouble = |condition: &Condition| {
         let message = match condition.kind {
-            ENDPOINT => of_endpoint(&condition.reason, failure)?,
+            ENDPOINT => of_endpoint(&condition.reason)?.to_owned(),
             DISTRIBUTED => of_distribution(&condition.reason)?.to_owned(),
             _ => return None,
         };
@@ -43,17 +43,10 @@ pub fn troubles(conditions: &[Condition], failure: Option<&FetchFailure>) -> Vec
 }
 
 /// What is told of your endpoint, or of what it serves; `None` of a reason that nobody knows.
-fn of_endpoint(reason: &str, failure: Option<&FetchFailure>) -> Option<String> {
+fn of_endpoint(reason: &str) -> Option<&'static str> {
     use BundleEndpointReason as Reason;
     let known = Reason::ALL.iter().find(|known| known.as_str() == reason)?;
-    // With what it is verified is our own configuration.
-    let is_theirs = |failure: &&FetchFailure| {
-        failure.problem.reason() == reason && failure.problem != FetchProblem::NoBundleToVerifyEndpoint
-    };
-    if let Some(failure) = failure.filter(is_theirs) {
-        return Some(failure.message.clone());
-    }
-    let words = match known {
+    Some(match known {
         Reason::Healthy | Reason::AwaitingFirstFetch => return None,
         Reason::NoUsableAuthority => "your bundle has no X.509 authority that is valid now",
         Reason::AuthorityShared => "an authority of your bundle is that of another trust domain too",
@@ -76,8 +69,7 @@ fn of_endpoint(reason: &str, failure: Option<&FetchFailure>) -> Option<String> {
         Reason::RefusedBySpire => "the reader of SPIRE refuses your bundle document",
         Reason::SpireDiffersFromEndpoint => "our SPIRE holds another bundle than your endpoint serves",
         Reason::PeerDiffersFromEndpoint => "your agent says another bundle than your endpoint serves",
-    };
-    Some(words.to_owned())
+    })
 }
 
 /// What is told of the way of your bundle to our workloads; `None` of a reason that nobody knows.

@@ -8,7 +8,7 @@ use serde_json::json;
 
 use super::ending::{FINALIZER, Stage, stage};
 use super::fixtures::{WorldExt as _, id, peer, td, world};
-use super::registrations::{Want, patches, reverted, want};
+use super::registrations::{Want, entry_actions, patches, reverted, want};
 use super::{finalizers, memory, monitors, plan, poison, relationship, verdict};
 use crate::api::v1alpha1::conditions::ReciprocalReason as Reason;
 use crate::bundle::testing::{Ca, NOW, ca_params};
@@ -1116,6 +1116,35 @@ fn without_a_controller_manager_the_server_api_is_asked() {
     let actions = relationship::actions(&scene.world, &scene.peer());
     assert!(matches!(actions.as_slice(), [SpireAction::CreateRelationship(_, Some(_))]), "{actions:?}");
     assert_eq!(patches(&scene.world), []);
+}
+
+/// What is asked for is the difference: what an operator writes into an entry meanwhile is not undone.
+#[test]
+fn an_entry_is_changed_in_the_name_of_the_peer_alone() {
+    let mut scene = Scene::related();
+    Arc::make_mut(&mut scene.world.settings).relationships = Relationships::ServerApi;
+    let entry = |federates_with: &[&str]| Entry {
+        id: "e".to_owned(),
+        spiffe_id: id("spiffe://west.example/ns/shop/sa/cart"),
+        selectors: BTreeSet::new(),
+        federates_with: federates_with.iter().map(|name| td(name)).collect(),
+    };
+    let change = |add: &[&str], remove: &[&str]| {
+        let domains = |names: &[&str]| names.iter().map(|name| td(name)).collect();
+        SpireAction::ChangeFederatesWith { entry: "e".to_owned(), add: domains(add), remove: domains(remove) }
+    };
+    for (federates_with, withdraw, expected) in [
+        (vec!["other.example"], false, vec![change(&[EAST], &[])]),
+        (vec![EAST, "other.example"], false, vec![]),
+        (vec![EAST, "other.example"], true, vec![change(&[], &[EAST])]),
+        (vec!["other.example"], true, vec![]),
+    ] {
+        scene.change_peer(|peer| peer.withdraw = withdraw);
+        scene.spire(|spire, _| {
+            spire.entries.insert("e".to_owned(), entry(&federates_with));
+        });
+        assert_eq!(entry_actions(&scene.world), expected, "{federates_with:?}");
+    }
 }
 
 #[test]

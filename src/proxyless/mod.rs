@@ -10,7 +10,10 @@ mod tests;
 
 use std::io;
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
+use tokio::sync::watch;
+use tokio::time::timeout;
 use tokio_util::sync::CancellationToken;
 
 use crate::identity::source::{IdentitySource, follow};
@@ -35,6 +38,9 @@ pub const BUNDLES: &str = "bundles.json";
 pub const SOCKET: &str = "xds@agent";
 /// The configuration of the gRPC library, in the directory.
 pub const BOOTSTRAP: &str = "bootstrap.json";
+
+/// How soon what could not be written is tried again.
+const AGAIN: Duration = Duration::from_secs(5);
 
 /// What is kept, and where.
 #[derive(Clone, Debug)]
@@ -72,7 +78,7 @@ pub enum KeepError {
 /// Keeps the files as the Workload API has them, and the way to the agent open, until `cancel`. What was written last stays.
 ///
 /// # Errors
-/// [`KeepError`], at the start alone: what fails later is logged and tried again with the next change.
+/// [`KeepError`], at the start alone: what fails later is logged and tried again.
 pub async fn keep(settings: Settings, cancel: CancellationToken) -> Result<(), KeepError> {
     let directory = &settings.directory;
     let unwritable = |error| KeepError::Directory(directory.clone(), error);
@@ -88,7 +94,9 @@ pub async fn keep(settings: Settings, cancel: CancellationToken) -> Result<(), K
             None
         }
     };
-    let mut keeper = Keeper { settings: &settings, source, is_announced: false };
+    let (wanted, latest) = watch::channel(None);
+    let keeper = Keeper { settings: &settings, source, wanted };
+    let writer = Writer { settings: &settings, is_announced: false, failed: String::new() };
     let following = follow(&settings.workload_api, |answer| match answer {
         Ok(response) => keeper.take(response),
         Err(_) => false,
@@ -102,6 +110,7 @@ pub async fn keep(settings: Settings, cancel: CancellationToken) -> Result<(), K
     tokio::select! {
         () = cancel.cancelled() => {}
         () = following => {}
+        () = writer.run(latest) => {}
         () = relaying => {}
     }
     Ok(())
@@ -110,16 +119,16 @@ pub async fn keep(settings: Settings, cancel: CancellationToken) -> Result<(), K
 struct Keeper<'a> {
     settings: &'a Settings,
     source: IdentitySource,
-    is_announced: bool,
+    wanted: watch::Sender<Option<Files>>,
 }
 
 impl Keeper<'_> {
     /// Takes a message of the Workload API; whether it has what the workload needs.
-    fn take(&mut self, response: X509svidResponse) -> bool {
+    fn take(&self, response: X509svidResponse) -> bool {
         match chosen(response, self.settings.id.as_ref()) {
             Ok((svids, files)) => {
                 self.source.publish(svids);
-                self.write(&files);
+                self.wanted.send_replace(Some(files));
                 true
             }
             Err(cause) => {
@@ -128,8 +137,35 @@ impl Keeper<'_> {
             }
         }
     }
+}
 
-    fn write(&mut self, files: &Files) {
+/// Writes what is wanted, as often as it takes.
+struct Writer<'a> {
+    settings: &'a Settings,
+    is_announced: bool,
+    /// What was said of the last attempt, where it failed.
+    failed: String,
+}
+
+impl Writer<'_> {
+    /// Until nobody wants anything any more.
+    async fn run(mut self, mut wanted: watch::Receiver<Option<Files>>) {
+        loop {
+            let latest = wanted.borrow_and_update().clone();
+            let is_written = latest.is_none_or(|files| self.write(&files));
+            let changed = if is_written {
+                wanted.changed().await
+            } else {
+                timeout(AGAIN, wanted.changed()).await.unwrap_or(Ok(()))
+            };
+            if changed.is_err() {
+                return;
+            }
+        }
+    }
+
+    /// Whether all is there.
+    fn write(&mut self, files: &Files) -> bool {
         let directory = &self.settings.directory;
         let written = files.put(directory).and_then(|is_new| {
             if !self.is_announced {
@@ -138,18 +174,18 @@ impl Keeper<'_> {
             }
             Ok(is_new)
         });
-        match written {
-            Ok(true) => {
-                tracing::info!(directory = %directory.display(), "certificate, key and bundles are new")
-            }
-            Ok(false) => {}
-            Err(error) => {
-                tracing::error!(
-                    directory = %directory.display(), %error,
-                    "what the Workload API has cannot be written, and is with its next change: free the disk, or mend the rights"
-                );
-            }
+        if matches!(written, Ok(true)) {
+            tracing::info!(directory = %directory.display(), "certificate, key and bundles are new");
         }
+        let failed = written.err().map(|error| error.to_string()).unwrap_or_default();
+        if !failed.is_empty() && failed != self.failed {
+            tracing::error!(
+                directory = %directory.display(), error = failed, retry_in = ?AGAIN,
+                "what the Workload API has cannot be written: free the disk, or mend the rights"
+            );
+        }
+        self.failed = failed;
+        self.failed.is_empty()
     }
 }
 

@@ -58,6 +58,35 @@ fn what_is_written_is_of_one_moment_for_its_user_alone_and_written_once() {
     PrivateKeyDer::from_pem_slice(now[KEY].as_bytes()).unwrap();
 }
 
+/// A disk that was full, and is no more: no further message of the Workload API is waited for.
+#[tokio::test(start_paused = true)]
+async fn what_could_not_be_written_is_written_once_it_can_be() {
+    let east = Domain::new("east.test");
+    let directory = tempfile::tempdir().unwrap();
+    let settings = Settings {
+        workload_api: "unix:///nowhere".parse().unwrap(),
+        id: None,
+        directory: directory.path().to_owned(),
+        agent: Reach::Socket("/nowhere".into()),
+        bootstrap: "{}".to_owned(),
+    };
+    // Whatever keeps it from being written.
+    let in_the_way = directory.path().join(CURRENT);
+    std::fs::create_dir(&in_the_way).unwrap();
+    let (wanted, latest) = watch::channel(Some(files(east.response(&[]))));
+    let writer = Writer { settings: &settings, is_announced: false, failed: String::new() };
+    let change = async {
+        tokio::time::sleep(AGAIN * 4).await;
+        assert!(!path_of(directory.path(), KEY).exists() && !directory.path().join(BOOTSTRAP).exists());
+        std::fs::remove_dir(&in_the_way).unwrap();
+        tokio::time::sleep(AGAIN * 2).await;
+        drop(wanted);
+    };
+    tokio::join!(writer.run(latest), change);
+    assert_eq!(read_all(directory.path()).len(), 3);
+    assert_eq!(std::fs::read_to_string(directory.path().join(BOOTSTRAP)).unwrap(), "{}");
+}
+
 #[test]
 fn a_socket_of_the_agents_own_is_led_to() {
     let directory = tempfile::tempdir().unwrap();

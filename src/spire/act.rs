@@ -28,8 +28,8 @@ impl SpireServer {
                 self.update_relationship(relationship, bundle.as_deref()).await
             }
             SpireAction::DeleteRelationship(trust_domain) => self.delete_relationship(trust_domain).await,
-            SpireAction::SetFederatesWith { entry, federates_with } => {
-                self.set_federates_with(entry, federates_with).await
+            SpireAction::ChangeFederatesWith { entry, add, remove } => {
+                self.change_federates_with(entry, add, remove).await
             }
             SpireAction::SetBundle(bundle) => self.set_bundle(own, bundle).await,
             SpireAction::RefreshBundle(refresh) => self.refresh_bundle(&refresh.trust_domain).await,
@@ -96,19 +96,22 @@ impl SpireServer {
         gone(self.only_status(CALL, trust_domain.as_str(), statuses))
     }
 
-    async fn set_federates_with(
+    /// SPIRE takes the list whole and has no precondition for it, so it is read just before: only what someone else writes between
+    /// the two calls is lost.
+    async fn change_federates_with(
         &self,
         id: &str,
-        federates_with: &BTreeSet<TrustDomain>,
+        add: &BTreeSet<TrustDomain>,
+        remove: &BTreeSet<TrustDomain>,
     ) -> Result<(), SpireError> {
         const CALL: &str = "BatchUpdateEntry";
+        let mask = types::EntryMask { federates_with: true, ..Default::default() };
+        let request = entry::v1::GetEntryRequest { id: id.to_owned(), output_mask: Some(mask) };
+        let stands = self.call("GetEntry", CALL_TIMEOUT, self.entries().get_entry(request)).await?;
+        let Some(federates_with) = changed(&stands.federates_with, add, remove) else { return Ok(()) };
         let request = entry::v1::BatchUpdateEntryRequest {
-            entries: vec![types::Entry {
-                id: id.to_owned(),
-                federates_with: federates_with.iter().map(ToString::to_string).collect(),
-                ..Default::default()
-            }],
-            input_mask: Some(types::EntryMask { federates_with: true, ..Default::default() }),
+            entries: vec![types::Entry { id: id.to_owned(), federates_with, ..Default::default() }],
+            input_mask: Some(mask),
         };
         let answer = self.call(CALL, CALL_TIMEOUT, self.entries().batch_update_entry(request)).await?;
         self.only_status(CALL, id, answer.results.into_iter().map(|r| r.status))
@@ -182,17 +185,34 @@ fn gone(outcome: Result<(), SpireError>) -> Result<(), SpireError> {
     outcome.or_else(|e| if e.code() == Some(Code::NotFound) { Ok(()) } else { Err(e) })
 }
 
+/// The list with these changes; `None` where it has them. What is no trust domain to us stays as it is.
+fn changed(
+    stands: &[String],
+    add: &BTreeSet<TrustDomain>,
+    remove: &BTreeSet<TrustDomain>,
+) -> Option<Vec<String>> {
+    let is_one_of = |all: &BTreeSet<TrustDomain>, name: &String| {
+        TrustDomain::new(name).is_ok_and(|trust_domain| all.contains(&trust_domain))
+    };
+    let mut names: Vec<String> = stands.iter().filter(|name| !is_one_of(remove, name)).cloned().collect();
+    let known: BTreeSet<TrustDomain> = names.iter().filter_map(|name| TrustDomain::new(name).ok()).collect();
+    names.extend(add.difference(&known).map(ToString::to_string));
+    (names != stands).then_some(names)
+}
+
 fn refuse_own(own: &TrustDomain, action: &SpireAction) -> Result<(), SpireError> {
     let (call, names) = match action {
         SpireAction::CreateRelationship(r, _) => ("creating a relationship", r.trust_domain == *own),
         SpireAction::UpdateRelationship(r, _) => ("updating a relationship", r.trust_domain == *own),
         SpireAction::DeleteRelationship(td) => ("deleting a relationship", td == own),
-        SpireAction::SetFederatesWith { federates_with, .. } => {
-            ("setting federatesWith", federates_with.contains(own))
-        }
+        SpireAction::ChangeFederatesWith { add, .. } => ("changing federatesWith", add.contains(own)),
         SpireAction::SetBundle(bundle) => ("setting a bundle", bundle.trust_domain() == own),
         SpireAction::RefreshBundle(refresh) => ("refreshing a bundle", refresh.trust_domain == *own),
         SpireAction::DeleteBundle(td, _) => ("deleting a bundle", td == own),
     };
     if names { Err(SpireError::OwnTrustDomain { call, trust_domain: own.to_string() }) } else { Ok(()) }
 }
+
+#[cfg(test)]
+#[path = "act_tests.rs"]
+mod tests;

@@ -213,6 +213,14 @@ impl Entry for Odd {
         Ok(Response::new(entry::v1::ListEntriesResponse { entries, next_page_token }))
     }
 
+    async fn get_entry(
+        &self,
+        request: Request<entry::v1::GetEntryRequest>,
+    ) -> Result<Response<types::Entry>, Status> {
+        let id = request.into_inner().id;
+        Ok(Response::new(types::Entry { id, ..Default::default() }))
+    }
+
     async fn batch_create_entry(
         &self,
         _: Request<entry::v1::BatchCreateEntryRequest>,
@@ -307,7 +315,11 @@ async fn what_was_not_said_to_be_done_is_an_error() {
     let actions = [
         SpireAction::CreateRelationship(held, None),
         SpireAction::DeleteRelationship(east.clone()),
-        SpireAction::SetFederatesWith { entry: "good".to_owned(), federates_with: [east.clone()].into() },
+        SpireAction::ChangeFederatesWith {
+            entry: "good".to_owned(),
+            add: [domain("north.example")].into(),
+            remove: [].into(),
+        },
         SpireAction::DeleteBundle(east.clone(), BundleRemoval::Restrict),
     ];
     let (_dir, server) = serve(Mood::NoResults).await;

@@ -61,10 +61,4 @@ impl StoreError {
             Self::Other { .. } => "Other",
         }
     }
-
-    /// Whether the same write may succeed later without anyone changing anything.
-    #[must_use]
-    pub const fn is_transient(&self) -> bool {
-        matches!(self, Self::Conflict { .. } | Self::Other { .. })
-    }
 }

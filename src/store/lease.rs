@@ -96,12 +96,6 @@ impl Leadership {
         self.lease.clone()
     }
 
-    /// Whether this replica leads now.
-    #[must_use]
-    pub fn is_leader(&self) -> bool {
-        self.leader.borrow().is_us()
-    }
-
     /// Gives the lease up, so that another takes it at once, and waits until that is written.
     pub async fn release(self) {
         drop(self.stop);

@@ -199,7 +199,7 @@ impl Store {
     /// Writes the status of the object with this uid.
     ///
     /// # Errors
-    /// [`StoreError::Conflict`] where the object of that name has another uid, or changed meanwhile;
+    /// [`StoreError::Conflict`] where the object of that name has another uid, or goes on changing meanwhile;
     /// [`StoreError::NotFound`] where there is none.
     pub async fn update_status(&self, key: &ObjectKey, uid: &str, status: Value) -> Result<(), StoreError> {
         either!(self, store => store.update_status(key, uid, status).await)

@@ -2,7 +2,6 @@
 
 use std::io;
 use std::pin::Pin;
-use std::sync::Arc;
 use std::task::{Context, Poll};
 
 use rustls::pki_types::{CertificateDer, UnixTime};
@@ -13,6 +12,7 @@ use tokio_rustls::server::TlsStream;
 use tokio_util::sync::{CancellationToken, DropGuard, WaitForCancellationFutureOwned};
 use tonic::transport::server::Connected;
 
+use super::here::Present;
 use crate::model::SpiffeId;
 
 /// By what a client proved its ID, to be judged again when the authorities change.
@@ -26,8 +26,6 @@ pub(super) struct Proof {
 #[derive(Clone, Debug)]
 pub(super) struct Caller {
     pub(super) id: SpiffeId,
-    /// Nothing on a Unix socket: who may open that is who may connect.
-    pub(super) proof: Option<Arc<Proof>>,
     /// Cancelled when the connection is to end, or has ended: nothing is read or written any more, whether the client reads or not.
     pub(super) end: CancellationToken,
 }
@@ -43,6 +41,8 @@ pub(super) struct CallerConnection {
     caller: Caller,
     ended: Pin<Box<WaitForCancellationFutureOwned>>,
     _gone: DropGuard,
+    /// Nothing on a Unix socket: who may open that is who may connect.
+    _present: Option<Present>,
     _place: OwnedSemaphorePermit,
 }
 
@@ -50,23 +50,24 @@ impl CallerConnection {
     pub(super) fn tls(
         stream: TlsStream<TcpStream>,
         id: SpiffeId,
-        proof: Proof,
+        present: Present,
         place: OwnedSemaphorePermit,
     ) -> Self {
-        Self::new(Wire::Tls(Box::new(stream)), id, Some(Arc::new(proof)), place)
+        Self::new(Wire::Tls(Box::new(stream)), id, Some(present), place)
     }
 
     pub(super) fn unix(stream: UnixStream, id: SpiffeId, place: OwnedSemaphorePermit) -> Self {
         Self::new(Wire::Unix(stream), id, None, place)
     }
 
-    fn new(wire: Wire, id: SpiffeId, proof: Option<Arc<Proof>>, place: OwnedSemaphorePermit) -> Self {
-        let end = CancellationToken::new();
+    fn new(wire: Wire, id: SpiffeId, present: Option<Present>, place: OwnedSemaphorePermit) -> Self {
+        let end = present.as_ref().map_or_else(CancellationToken::new, Present::end);
         Self {
             wire,
             ended: Box::pin(end.clone().cancelled_owned()),
             _gone: end.clone().drop_guard(),
-            caller: Caller { id, proof, end },
+            caller: Caller { id, end },
+            _present: present,
             _place: place,
         }
     }

@@ -15,19 +15,18 @@ use tonic::Status;
 use tonic::body::Body;
 use tonic::codec::Streaming;
 use tonic::server::NamedService;
-use tonic_prost::ProstDecoder;
 use tower::Service;
 
 use super::allowance::{Allowances, Counted, Unread};
 use super::caller::Caller;
 use super::clients::Clients;
-use super::server::Here;
 use super::session::Session;
 use super::session::delta::Delta;
 use super::session::sotw::Sotw;
 use super::stream::Stream;
 use super::views::Views;
 use super::wire::{self, Progress};
+use crate::bounded::BoundedDecoder;
 use crate::observe::metrics::Metrics;
 
 /// The most bytes of one request: 20,000 names with their versions.
@@ -45,7 +44,6 @@ pub(super) struct Discovery {
     pub(super) views: Views,
     pub(super) clients: Clients,
     pub(super) metrics: Arc<Metrics>,
-    pub(super) here: Arc<Here>,
     pub(super) allowances: Allowances,
     /// How long a client may leave what it is sent unread.
     pub(super) patience: Duration,
@@ -83,10 +81,9 @@ impl Discovery {
         }
         let caller = request.extensions().get::<Caller>().cloned();
         let caller = caller.ok_or_else(|| Status::internal("no caller"))?;
-        self.here.add(&caller);
         let (answers, out) = mpsc::channel(QUEUE);
         let progress = Arc::new(Progress::default());
-        let decoder = ProstDecoder::<S::Request>::default();
+        let decoder = BoundedDecoder::<S::Request>::default();
         let unread = Unread::new(self.allowances.of(&caller.id));
         let requests = Counted { requests: request.into_body(), unread: unread.clone() };
         let stream = Stream::<S> {

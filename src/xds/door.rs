@@ -15,14 +15,17 @@ use tokio::time::{sleep, timeout};
 use tokio_rustls::TlsAcceptor;
 
 use super::caller::{CallerConnection, Proof};
+use super::here::Here;
 use crate::federation::manager::unix_now;
-use crate::federation::sources::Sources;
 use crate::identity::client_tls;
 use crate::identity::source::IdentitySource;
 use crate::model::SpiffeId;
+use crate::rate::{self, Place, Sources};
 
-/// Handshakes at one time.
-const HANDSHAKES: usize = 256;
+/// Who has not yet shown who it is: in all, and of one source, since a node has many clients. Whoever is silent takes no more
+/// than its part, and beyond it is closed.
+const UNPROVEN: usize = 1024;
+const UNPROVEN_OF_ONE: usize = 64;
 /// How long one may take.
 const HANDSHAKE: Duration = Duration::from_secs(10);
 /// Connections of one ID at one time: its Envoys and channels, on all of its machines.
@@ -64,6 +67,7 @@ pub(super) struct TlsDoor {
     pub(super) tls: Arc<ServerConfig>,
     pub(super) source: IdentitySource,
     pub(super) places: Arc<Places>,
+    pub(super) here: Here,
     pub(super) ready: mpsc::Sender<CallerConnection>,
 }
 
@@ -71,16 +75,16 @@ impl TlsDoor {
     /// Takes clients in, for ever.
     pub(super) async fn run(self) {
         let mut handshakes = JoinSet::new();
-        let mut sources = Sources::new(EACH_SECOND, BURST);
+        let unproven = rate::Places::new(UNPROVEN, UNPROVEN_OF_ONE);
+        let sources = Sources::new(EACH_SECOND, BURST);
         loop {
-            while handshakes.len() >= HANDSHAKES {
-                handshakes.join_next().await;
-            }
             tokio::select! {
                 Some(_) = handshakes.join_next(), if !handshakes.is_empty() => {}
                 accepted = self.listener.accept() => match accepted {
                     Ok((tcp, address)) if sources.allow(address.ip()) => {
-                        handshakes.spawn(self.handshake(tcp, address));
+                        if let Some(place) = unproven.take(address.ip()) {
+                            handshakes.spawn(self.handshake(tcp, address, place));
+                        }
                     }
                     Ok(_) => {}
                     Err(error) => {
@@ -92,9 +96,15 @@ impl TlsDoor {
         }
     }
 
-    fn handshake(&self, tcp: TcpStream, address: SocketAddr) -> impl Future<Output = ()> + Send + 'static {
+    fn handshake(
+        &self,
+        tcp: TcpStream,
+        address: SocketAddr,
+        unproven: Place,
+    ) -> impl Future<Output = ()> + Send + 'static {
         let acceptor = TlsAcceptor::from(Arc::clone(&self.tls));
         let (source, places, ready) = (self.source.clone(), Arc::clone(&self.places), self.ready.clone());
+        let here = self.here.clone();
         async move {
             let taken = async {
                 let _ = tcp.set_nodelay(true);
@@ -108,12 +118,15 @@ impl TlsDoor {
                     .map(|one| one.clone().into_owned())
                     .collect();
                 let at = unix_now();
-                let id = client_tls::judge(&source, &chain, at).map_err(io::Error::other)?;
+                // It is here before it is judged: whenever our bundle changes, either of the two looks at the new one.
+                let present = here.add(Proof { chain, at });
+                let id = client_tls::judge(&source, present.chain(), at).map_err(io::Error::other)?;
                 let place = places.take(&id)?;
-                io::Result::Ok(CallerConnection::tls(stream, id, Proof { chain, at }, place))
+                io::Result::Ok(CallerConnection::tls(stream, id, present, place))
             };
             match taken.await {
                 Ok(connection) => {
+                    drop(unproven);
                     let _ = ready.send(connection).await;
                 }
                 Err(cause) => {

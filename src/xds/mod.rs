@@ -6,6 +6,7 @@ mod caller;
 mod clients;
 mod discovery;
 mod door;
+mod here;
 mod server;
 pub mod session;
 mod stream;

@@ -3,7 +3,7 @@
 use std::io;
 use std::net::SocketAddr;
 use std::path::PathBuf;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::Arc;
 use std::time::Duration;
 
 use tokio::net::TcpListener;
@@ -15,10 +15,10 @@ use tokio_util::sync::CancellationToken;
 use tonic::transport::Server;
 
 use super::allowance::Allowances;
-use super::caller::Caller;
 use super::clients::Clients;
 use super::discovery::Discovery;
 use super::door::{Places, TlsDoor, unix};
+use super::here::Here;
 use super::views::Views;
 use crate::identity::client_tls;
 use crate::identity::source::IdentitySource;
@@ -114,7 +114,7 @@ pub async fn start(
     let Sources { identity: source, served, clients, metrics } = sources;
     let mut tasks = JoinSet::new();
     let (ready, connections) = mpsc::channel(64);
-    let places = Arc::new(Places::new());
+    let (places, here) = (Arc::new(Places::new()), Here::default());
     let mut listen = None;
     if let Some(address) = settings.listen {
         let bound = TcpListener::bind(address).await.map_err(|error| StartError::Listen(address, error))?;
@@ -124,6 +124,7 @@ pub async fn start(
             tls: Arc::new(client_tls::server_config(&source)?),
             source: source.clone(),
             places: Arc::clone(&places),
+            here: here.clone(),
             ready: ready.clone(),
         };
         tasks.spawn(until(cancel.clone(), door.run()));
@@ -138,13 +139,11 @@ pub async fn start(
         }));
     }
     tasks.spawn(until(cancel.clone(), clients.clone().tell()));
-    let here = Arc::new(Here::default());
-    tasks.spawn(until(cancel.clone(), Arc::clone(&here).watch_over(source)));
+    tasks.spawn(until(cancel.clone(), here.watch_over(source)));
     let discovery = Discovery {
         views: Views::new(served),
         clients,
         metrics,
-        here,
         allowances: Allowances::default(),
         patience: settings.patience,
         cancel: cancel.clone(),
@@ -169,36 +168,5 @@ async fn until(cancel: CancellationToken, task: impl Future<Output = ()>) {
     tokio::select! {
         () = cancel.cancelled() => {}
         () = task => {}
-    }
-}
-
-/// The clients that are connected by TLS.
-#[derive(Debug, Default)]
-pub(super) struct Here(Mutex<Vec<Caller>>);
-
-impl Here {
-    pub(super) fn add(&self, caller: &Caller) {
-        let mut here = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        here.retain(|caller| !caller.end.is_cancelled());
-        here.push(caller.clone());
-    }
-
-    /// Ends the connections of whom our bundle does not verify any more, each time that it changes.
-    async fn watch_over(self: Arc<Self>, source: IdentitySource) {
-        let mut identity = source.subscribe();
-        while identity.changed().await.is_ok() {
-            identity.mark_unchanged();
-            let mut here = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-            here.retain(|caller| {
-                let holds = caller
-                    .proof
-                    .as_ref()
-                    .is_none_or(|proof| client_tls::judge(&source, &proof.chain, proof.at).is_ok());
-                if !holds {
-                    caller.end.cancel();
-                }
-                !caller.end.is_cancelled()
-            });
-        }
     }
 }

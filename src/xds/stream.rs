@@ -14,10 +14,10 @@ use super::clients::OpenClient;
 use super::session::{Answer, Heard, Introduction, Session};
 use super::views::Views;
 use super::wire::Progress;
-use crate::federation::rate::TokenBucket;
 use crate::model::SpiffeId;
 use crate::observe::metrics::Metrics;
 use crate::plan::xds::view::{ClientKind, View};
+use crate::rate::TokenBucket;
 
 /// What a client that has answers to read must read of them, or one of them to its end, each time that patience is over.
 const LEAST: u64 = 64 * 1024;

@@ -115,6 +115,12 @@ impl Stand {
 
     /// As this workload, whose authority may be another's.
     async fn by_tls(&self, domain: &Domain, workload: &str) -> Result<Client, String> {
+        let channel = self.channel(domain, workload).await?;
+        Client::open(channel).await.map_err(|status| status.to_string())
+    }
+
+    /// Its connection, on which nothing is asked yet.
+    async fn channel(&self, domain: &Domain, workload: &str) -> Result<Channel, String> {
         let response = X509svidResponse { svids: vec![domain.svid(workload, "")], ..Default::default() };
         let svids = crate::identity::workload::read(response, None).unwrap();
         let source = IdentitySource::empty();
@@ -132,8 +138,7 @@ impl Stand {
             }
         });
         let endpoint = Endpoint::from_static("http://agent");
-        let channel = endpoint.connect_with_connector(connect).await.map_err(|error| error.to_string())?;
-        Client::open(channel).await.map_err(|status| status.to_string())
+        endpoint.connect_with_connector(connect).await.map_err(|error| error.to_string())
     }
 
     fn count(&self, metric: &str) -> Option<String> {
@@ -233,6 +238,52 @@ async fn a_client_whose_authority_is_gone_is_served_no_more() {
     assert_ne!(client.ended().await, Code::ResourceExhausted);
     stand.served.send_replace(serving(&[("b", FRONTEND)]));
     assert!(!matches!(client.answers.message().await, Ok(Some(_))));
+}
+
+/// The same where it was connected, and had asked for nothing yet.
+#[tokio::test]
+async fn a_connection_whose_authority_is_gone_opens_no_stream() {
+    let mut stand = Stand::new().await;
+    stand.served.send_replace(serving(&[("a", FRONTEND)]));
+    let channel = stand.channel(&stand.east, FRONTEND).await.unwrap();
+    // Once it has been refused a stream, it has been let in.
+    let mut request = tonic::Request::new(tokio_stream::empty::<DeltaDiscoveryRequest>());
+    request.metadata_mut().insert("grpc-encoding", "gzip".parse().unwrap());
+    let mut client = AggregatedDiscoveryServiceClient::new(channel.clone());
+    let refused = client.delta_aggregated_resources(request).await.unwrap_err();
+    assert_eq!(refused.code(), Code::Unimplemented, "{refused}");
+    stand.east.ca = authority();
+    stand.source.publish(stand.east.svids(&[]));
+    // Its channel would connect again, and fail.
+    let served = async {
+        loop {
+            match Client::open(channel.clone()).await {
+                Ok(mut client) => {
+                    client.ask(Vec::new()).await;
+                    if timeout(SOON, client.answers.message()).await.is_ok_and(|told| told.is_ok()) {
+                        return;
+                    }
+                }
+                Err(_) => std::future::pending().await,
+            }
+        }
+    };
+    assert!(timeout(Duration::from_secs(1), served).await.is_err(), "it is served");
+}
+
+/// Who says nothing takes the places of its own network alone.
+#[tokio::test]
+async fn silent_connections_of_one_source_keep_nobody_out() {
+    let stand = Stand::new().await;
+    stand.served.send_replace(serving(&[("a", FRONTEND)]));
+    let mut silent = Vec::new();
+    for _ in 0..300 {
+        let socket = tokio::net::TcpSocket::new_v4().unwrap();
+        socket.bind("127.0.0.2:0".parse().unwrap()).unwrap();
+        silent.push(socket.connect(stand.running.listen.unwrap()).await.unwrap());
+    }
+    let came = timeout(SOON / 2, stand.by_tls(&stand.east, FRONTEND)).await;
+    came.expect("it waits for those who say nothing").unwrap();
 }
 
 #[tokio::test]

@@ -113,7 +113,11 @@ ENTENTE_EASTWEST_GATEWAY: {{ .Values.istio.eastWestGateway | quote }}
 ENTENTE_INGRESS_GATEWAY: {{ .Values.istio.ingressGateway | quote }}
 ENTENTE_GATEWAY_NODE_PORTS: {{ .Values.istio.gatewayNodePorts | quote }}
 ENTENTE_FENCE: {{ .Values.istio.fence | quote }}
-ENTENTE_IMPORT_ADDRESS_RANGE: {{ .Values.istio.importAddressRange | quote }}
+{{- end }}
+{{- /* Releases of before have it in `istio`, also by `helm upgrade --reuse-values`. */}}
+{{- $before := ternary .Values.istio.importAddressRange "" .Values.istio.enabled }}
+{{- with default $before .Values.importAddressRange }}
+ENTENTE_IMPORT_ADDRESS_RANGE: {{ . | quote }}
 {{- end }}
 {{- if .Values.webRoots.configMap }}
 ENTENTE_WEB_ROOTS: /etc/entente/web-roots/{{ .Values.webRoots.key }}

@@ -128,6 +128,10 @@ impl<'a> Nodes<'a> {
     fn link_control(&self, pod: &str) -> Result<()> {
         let link = self.domain.dir().join(format!("{pod}.sock"));
         if !link.is_symlink() {
+            // The socket of an agent of that name, which an earlier scenario had on these domains.
+            if link.exists() {
+                std::fs::remove_file(&link)?;
+            }
             std::os::unix::fs::symlink(self.domain.dir().join(pod).join("control.sock"), link)?;
         }
         Ok(())

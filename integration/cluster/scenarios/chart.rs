@@ -9,7 +9,7 @@ use super::{
 };
 use crate::agent::Agent;
 use crate::chart::{RELEASE, helm, install, start_pod};
-use crate::pair::{Pair, with_own_pair, with_pair};
+use crate::pair::{Pair, with_pair, with_spent_pair};
 use crate::ports;
 use crate::rights::{forbidden, granted, unused};
 use crate::sni::ByName;
@@ -107,11 +107,14 @@ async fn names(domain: &Domain) -> Result<BTreeSet<String>> {
 /// an uninstall leaves is the CustomResourceDefinitions and the leader's Lease.
 #[test]
 fn a_release_federates_with_the_rights_that_it_grants() {
-    with_own_pair(Options::default(), Options::default(), async |pair| {
+    with_spent_pair(Options::default(), Options::default(), async |pair| {
         tokio::try_join!(prepare(&pair.east), prepare(&pair.west))?;
         let before = (names(&pair.east).await?, names(&pair.west).await?);
         let notes = tokio::try_join!(put(&pair.east), put(&pair.west))?.0;
-        ensure!(notes.contains("entente invite --trust-domain"), "the notes do not lead on: {notes}");
+        ensure!(
+            notes.contains("entente invite -n entente-system --trust-domain"),
+            "the notes do not lead on: {notes}"
+        );
         let mut agents =
             [start_pod(&pair.east, "entente-0").await?, start_pod(&pair.west, "entente-0").await?];
         for agent in &mut agents {

@@ -4,7 +4,7 @@ use super::{gone, object};
 use crate::chart::{CHART, RELEASE, helm};
 use crate::kubernetes::documents;
 use crate::pair::runtime;
-use crate::turn::{Turn, conclude};
+use crate::turn::{Of, Turn, conclude};
 use crate::wait::eventually;
 use crate::world::{AGENT_NAMESPACE, Domain, Options};
 use anyhow::{Context, Result, ensure};
@@ -25,7 +25,7 @@ const SOON: Duration = Duration::from_secs(60);
 /// the objects.
 #[test]
 fn objects_outlive_an_upgrade_of_their_definitions() {
-    let _turn = Turn::of_pair();
+    let _turn = Turn::of_pair(Of::Own);
     let done = runtime().block_on(async {
         let domain = Domain::start("east.example", Options::default()).await?;
         let done = upgrade(&domain).await;

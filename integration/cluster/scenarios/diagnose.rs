@@ -130,9 +130,7 @@ async fn another_url_by_hand(pair: &mut Pair, agents: &Agents) -> Result<()> {
         federation_relationships: vec![relationship],
         ..Default::default()
     };
-    TrustDomainClient::new(pair.east.spire.api().await?)
-        .batch_update_federation_relationship(request)
-        .await?;
+    TrustDomainClient::new(pair.east.spire.api()).batch_update_federation_relationship(request).await?;
     names(
         &agents.east,
         WEST,
@@ -148,9 +146,7 @@ async fn another_url_by_hand(pair: &mut Pair, agents: &Agents) -> Result<()> {
 async fn no_relationship(pair: &mut Pair, agents: &Agents) -> Result<()> {
     pair.east.stop(Part::SpireControllerManager).await?;
     let request = BatchDeleteFederationRelationshipRequest { trust_domains: vec![WEST.to_owned()] };
-    TrustDomainClient::new(pair.east.spire.api().await?)
-        .batch_delete_federation_relationship(request)
-        .await?;
+    TrustDomainClient::new(pair.east.spire.api()).batch_delete_federation_relationship(request).await?;
     names(&agents.east, WEST, "relationship", "ours", "spire-controller-manager runs").await?;
     // The peer has it from our own word.
     names(&agents.west, EAST, "relationship", "theirs", "spire-controller-manager").await?;
@@ -160,7 +156,7 @@ async fn no_relationship(pair: &mut Pair, agents: &Agents) -> Result<()> {
 
 /// Someone deletes the bundle again and again; the agent gives it back each time.
 async fn no_bundle(pair: &Pair, agents: &Agents) -> Result<()> {
-    let mut client = BundleClient::new(pair.east.spire.api().await?);
+    let mut client = BundleClient::new(pair.east.spire.api());
     let deleting = tokio::spawn(async move {
         loop {
             let trust_domains = vec![WEST.to_owned()];

@@ -6,7 +6,7 @@ use crate::docs::blocks::{self, Block};
 use crate::docs::mesh::Mesh;
 use crate::docs::nodes::Nodes;
 use crate::docs::shell::Shell;
-use crate::pair::{Pair, with_own_pair, with_pair};
+use crate::pair::{Pair, with_pair, with_spent_pair};
 use crate::spire::SpireOptions;
 use crate::tools::Tools;
 use crate::world::{Domain, Options};
@@ -127,11 +127,11 @@ fn the_versions_that_are_told_are_those_that_run() {
 /// The guides, one after the other.
 #[test]
 fn the_guides_lead_to_a_call_and_to_the_end() {
-    with_own_pair(options(), options(), async |pair| follow(pair, &GUIDES).await);
+    with_spent_pair(options(), options(), async |pair| follow(pair, &GUIDES).await);
 }
 
 /// The README alone.
 #[test]
 fn the_readme_leads_to_a_call() {
-    with_own_pair(options(), options(), async |pair| follow(pair, &["README.md"]).await);
+    with_spent_pair(options(), options(), async |pair| follow(pair, &["README.md"]).await);
 }

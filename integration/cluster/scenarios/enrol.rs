@@ -1,8 +1,8 @@
 //! Inviting and joining on real SPIRE, and the adoption of what was made by hand.
 
 use super::{
-    Agents, CFTD, PEER, SOON, STATIC_ENTRY, both_ready, delete, federates, found, gone, object, peer_says,
-    spire_holds,
+    Agents, CFTD, PEER, SOON, STATIC_ENTRY, both_ready, delete, federates, found, gone, merge, object,
+    peer_says, spire_holds,
 };
 use crate::pair::{Pair, with_pair};
 use crate::wait::eventually;
@@ -179,7 +179,10 @@ async fn adopt_both(pair: &Pair) -> Result<()> {
     ensure!(would.contains("the-west") && would.contains("matchLabels"), "{would}");
     ensure!(version(east, "the-west").await? == before, "a dry run wrote");
     ensure!(object(east, PEER, None, "west.example").await?.is_none(), "a dry run wrote");
-    adopt(east, west, &[]).await?;
+    tokio::select! {
+        adopted = adopt(east, west, &[]) => drop(adopted?),
+        failed = write_again_and_again(east) => failed?,
+    }
     adopt(west, east, &[]).await?;
     both_ready(pair).await?;
     gone(east, CFTD, None, "the-west").await?;
@@ -197,6 +200,16 @@ async fn adopt_both(pair: &Pair) -> Result<()> {
     .await?;
     // Long enough for spire-controller-manager to look at everything once more (every 10 s).
     tokio::time::sleep(Duration::from_secs(12)).await;
+    Ok(())
+}
+
+/// Changes the entry that is handed over, as spire-controller-manager does with its status whenever it likes.
+async fn write_again_and_again(here: &Domain) -> Result<()> {
+    for turn in 0.. {
+        let touched = json!({"metadata": {"annotations": {"another.example/turn": turn.to_string()}}});
+        merge(here, STATIC_ENTRY, None, "cart", touched).await?;
+        tokio::time::sleep(Duration::from_secs(1)).await;
+    }
     Ok(())
 }
 

@@ -7,7 +7,7 @@ use crate::agent::Agent;
 use crate::chart::{CHART, run_helm};
 use crate::kind::{Call, KIND, files, run, whole};
 use crate::kubernetes::documents;
-use crate::pair::{Pair, with_own_pair, with_pair};
+use crate::pair::{Pair, with_pair, with_spent_pair};
 use crate::wait::eventually;
 use crate::world::{AGENT_NAMESPACE, Domain, Options};
 use anyhow::{Context, Result, bail, ensure};
@@ -54,6 +54,23 @@ fn the_scripts_go_through_and_use_all_that_is_there() {
     let deleted = ran.calls.iter().filter(|call| call.program == "kind" && call.has("delete")).count();
     assert_eq!(deleted, 2, "the clusters are left");
     assert!(ran.said.contains("all of it went well"), "{}", ran.said);
+}
+
+/// The stand-in takes anything: the program itself is asked whether it would.
+#[test]
+fn the_program_knows_what_it_is_called_with() {
+    let ran = whole().unwrap();
+    let calls: Vec<_> = ran.calls.iter().filter(|call| call.program == "entente").collect();
+    assert!(calls.len() >= 10, "{calls:?}");
+    for call in calls {
+        // All that is before `--help` is read first.
+        let output = std::process::Command::new(env!("CARGO_BIN_EXE_entente"))
+            .args(&call.args)
+            .arg("--help")
+            .output()
+            .unwrap();
+        assert!(output.status.success(), "{call:?}: {}", String::from_utf8_lossy(&output.stderr));
+    }
 }
 
 /// A step that fails ends it: what is to be looked at is collected, and the clusters are left for it.
@@ -169,7 +186,7 @@ async fn rendered(domain: &Domain, call: &Call, chart: &Path, more: &[&str]) -> 
 #[test]
 fn the_scenario_goes_through_on_real_agents() {
     let ran = whole().unwrap();
-    with_own_pair(Options::default(), Options::default(), async |pair| {
+    with_spent_pair(Options::default(), Options::default(), async |pair| {
         for (domain, address) in [(&pair.east, "10.77.2.1"), (&pair.west, "10.77.2.2")] {
             crate::crds::install_load_balancers(&domain.kubernetes).await?;
             domain.kubernetes.namespace("metallb-system").await?;
@@ -325,8 +342,10 @@ async fn asked(
     call: &Call,
     token: &mut String,
 ) -> Result<Option<&'static str>> {
-    let at = call.args.iter().position(|word| word == AGENT_NAMESPACE).context("no namespace")?;
-    let mut args: Vec<String> = call.args.iter().skip(at + 1).cloned().collect();
+    let mut args = call.args.clone();
+    // The only context of the kubeconfigs here.
+    let context = args.iter().position(|word| word == "--context").and_then(|at| args.get_mut(at + 1));
+    "test".clone_into(context.context("no context")?);
     for arg in &mut args {
         if arg.starts_with("--advertise=") {
             *arg = format!("--advertise={}", here.agent_address());
@@ -337,7 +356,7 @@ async fn asked(
         }
     }
     let done = ["about", "diagnose", "invite", "join", "peer", "rotate", "status"];
-    let done = done.into_iter().find(|one| args.first().is_some_and(|first| first == one));
+    let done = done.into_iter().find(|one| args.iter().any(|word| word == one));
     let args: Vec<&str> = args.iter().map(String::as_str).collect();
     let (code, printed, said) = agent.command(&args).await?;
     ensure!(code == 0, "entente {args:?}: exit code {code}: {printed}{said}");

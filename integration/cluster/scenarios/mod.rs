@@ -197,11 +197,11 @@ async fn peer_says(here: &Domain, there: &Domain, name: &str, status: &str, reas
     let what =
         format!("{}'s peer {} says {name}={status}, {reason}", here.trust_domain(), there.trust_domain());
     eventually(&what, SOON, || async {
-        let said = of_peer(here, there, name).await?;
+        let whole = found(here, PEER, None, there.trust_domain().as_str()).await?;
+        let said = condition(&whole, name)?;
         if said.0 == status && said.1 == reason {
             return Ok(said.2);
         }
-        let whole = found(here, PEER, None, there.trust_domain().as_str()).await?;
         bail!("{said:?}; all of it: {}", whole.data["status"]["conditions"])
     })
     .await

@@ -12,7 +12,7 @@ use serde_json::json;
 use std::time::{Duration, Instant};
 
 /// SPIRE polls every 75 s, and our own agents every 20: what is quicker was told.
-const TOLD: Duration = Duration::from_secs(5);
+const TOLD: Duration = Duration::from_secs(10);
 
 /// A bundle endpoint with SPIRE's default refresh hint.
 fn unhurried() -> Options {

@@ -4,7 +4,7 @@ use super::services::exported;
 use super::trio::{everything, kinds};
 use super::{GATEWAY, PEER, POLICY, SERVICE, SERVICE_ENTRY, SOON, both_ready, delete, federated};
 use crate::kubernetes::CONTROLLERS_USER;
-use crate::pair::{with_own_pair, with_pair};
+use crate::pair::{with_pair, with_spent_pair};
 use crate::wait::eventually;
 use crate::world::{Domain, Options};
 use anyhow::{Context, Result, bail, ensure};
@@ -123,7 +123,7 @@ fn an_export_deleted_without_an_agent_is_closed_last() {
 /// The CustomResourceDefinitions deleted under a running agent, it takes away what it made of them.
 #[test]
 fn deleting_the_crds_leaves_nothing() {
-    with_own_pair(Options::default(), Options::default(), async |pair| {
+    with_spent_pair(Options::default(), Options::default(), async |pair| {
         let (east, west) = (&pair.east, &pair.west);
         for domain in [east, west] {
             domain.kubernetes.namespace("shop").await?;

@@ -21,7 +21,11 @@ fn matrix() -> Vec<(&'static str, Value, &'static [&'static str])> {
             json!({}),
             &["Deployment", "Service", "ClusterSPIFFEID", "Secret", "ClusterRole", "Role"],
         ),
-        ("without Istio", json!({"istio": {"enabled": false}}), &["Deployment"]),
+        (
+            "without Istio",
+            json!({"istio": {"enabled": false}, "importAddressRange": "127.64.0.0/10,fd12:3456::/64"}),
+            &["Deployment"],
+        ),
         (
             "replicas",
             json!({
@@ -60,7 +64,8 @@ fn matrix() -> Vec<(&'static str, Value, &'static [&'static str])> {
                         "enabled": true, "hosts": ["entente.west.example"], "bundleEndpoint": {"hosts": ["spire.west.example"]},
                     },
                 },
-                "istio": {"revision": "1-30", "fence": true, "importAddressRange": "none", "sidecar": {"enabled": true, "adminFrom": [{"source": {"namespaces": ["monitoring"]}}]}},
+                "istio": {"revision": "1-30", "fence": true, "sidecar": {"enabled": true, "adminFrom": [{"source": {"namespaces": ["monitoring"]}}]}},
+                "importAddressRange": "none",
             }),
             &["Gateway", "VirtualService", "PeerAuthentication", "AuthorizationPolicy", "DestinationRule"],
         ),
@@ -142,6 +147,64 @@ async fn render(domain: &Domain, values: &Value) -> Result<String> {
     helm(domain, &["template", RELEASE, CHART, "--namespace", AGENT_NAMESPACE, "--values", &file]).await
 }
 
+/// The ranges of imports reach the agent with Istio and without; where none are given, it is left to its own default.
+#[test]
+fn the_ranges_of_imports_reach_the_agent() {
+    const NAME: &str = "ENTENTE_IMPORT_ADDRESS_RANGE";
+    let given = "10.7.0.0/16";
+    let cases = [
+        ("istio.enabled=true".to_owned(), None),
+        ("istio.enabled=false".to_owned(), None),
+        (format!("istio.enabled=true,importAddressRange={given}"), Some(given)),
+        (format!("istio.enabled=false,importAddressRange={given}"), Some(given)),
+        // as a release of before had it
+        (format!("istio.importAddressRange={given}"), Some(given)),
+        (format!("istio.importAddressRange=10.8.0.0/16,importAddressRange={given}"), Some(given)),
+        (format!("istio.enabled=false,istio.importAddressRange={given}"), None),
+    ];
+    let scratch = Scratch::new().unwrap();
+    crate::pair::runtime().block_on(async {
+        for (values, expected) in cases {
+            let args =
+                ["template", RELEASE, CHART, "--show-only", "templates/deployment.yaml", "--set", &values];
+            let (code, printed, said) = run_helm(scratch.path(), None, &args).await.unwrap();
+            assert!(code == 0, "{values}: {said}");
+            let objects = crate::kubernetes::documents(&printed).unwrap();
+            let deployment = objects.iter().find(|object| object["kind"] == "Deployment").unwrap();
+            let env = deployment["spec"]["template"]["spec"]["containers"][0]["env"].as_array().unwrap();
+            let set = env.iter().find(|one| one["name"] == NAME).map(|one| one["value"].as_str().unwrap());
+            assert_eq!(set, expected, "{values}");
+        }
+    });
+}
+
+/// Where Istio's namespace is missing, Helm says so before anything is written, and what to do.
+#[test]
+fn a_mesh_that_is_not_there_is_named() {
+    with_pair(async |pair| {
+        let kubeconfig = pair.east.kubernetes.admin_kubeconfig();
+        let install = async |set: &str| {
+            let args =
+                ["install", RELEASE, CHART, "--namespace", "elsewhere", "--dry-run=server", "--set", set];
+            run_helm(pair.east.dir(), Some(&kubeconfig), &args).await
+        };
+        let (code, _, said) = install("crds.install=false,istio.namespace=no-mesh").await?;
+        let words = ["no namespace no-mesh", "istio.enabled=false"];
+        ensure!(code != 0 && words.iter().all(|word| said.contains(word)), "{code}: {said}");
+        let (code, _, said) =
+            install("crds.install=false,istio.namespace=no-mesh,istio.enabled=false").await?;
+        ensure!(code == 0, "{said}");
+        let (code, printed, said) = install("crds.install=false,istio.namespace=kube-system").await?;
+        ensure!(code == 0, "{said}");
+        // The replica that leads is found by the kubeconfig; in a pod, only that pod's would be asked.
+        let invite = "entente invite -n elsewhere --trust-domain other.example --file token";
+        ensure!(printed.contains(invite), "{printed}");
+        let (_, printed, _) = install("crds.install=false,istio.enabled=false,instance=mine").await?;
+        ensure!(printed.contains("entente invite -n elsewhere --instance mine --trust-domain"), "{printed}");
+        Ok(())
+    });
+}
+
 /// Values that mean nothing, or not what they seem to, are refused before anything is written, with words that help.
 #[test]
 fn values_that_cannot_be_are_refused() {
@@ -153,6 +216,7 @@ fn values_that_cannot_be_are_refused() {
         ("spire.server.addresses={spire-server}".to_owned(), "addresses"),
         ("peer.advertise={entente.west.example}".to_owned(), "advertise"),
         ("timing.drian=3".to_owned(), "drian"),
+        ("importAddressRange=127.64.0.0".to_owned(), "/importAddressRange"),
         ("dns.enabled=true,dns.port=53".to_owned(), "1,024"),
         ("xds.enabled=true,xds.port=445".to_owned(), "1,024"),
         ("xds.service.type=ExternalName".to_owned(), "/xds/service/type"),

@@ -96,7 +96,7 @@ async fn a_bundle_that_is_gone(pair: &Pair, between: &Between) -> Result<()> {
     peer_says(east, west, "BundleEndpointHealthy", "False", "EndpointUnreachable").await?;
     let trust_domains = vec!["west.example".to_owned()];
     let request = BatchDeleteFederatedBundleRequest { trust_domains, mode: Mode::Dissociate.into() };
-    BundleClient::new(east.spire.api().await?).batch_delete_federated_bundle(request).await?;
+    BundleClient::new(east.spire.api()).batch_delete_federated_bundle(request).await?;
     peer_says(east, west, "Reciprocal", "False", "WeDoNotHoldPeerBundle").await?;
     let refused = eventually("west says that east has no bundle", SOON, || async {
         let (status, reason, message) = super::of_peer(west, east, "Reciprocal").await?;
@@ -113,7 +113,7 @@ async fn a_relationship_that_is_gone(pair: &mut Pair) -> Result<()> {
     pair.east.stop(Part::SpireControllerManager).await?;
     let (east, west) = (&pair.east, &pair.west);
     let request = BatchDeleteFederationRelationshipRequest { trust_domains: vec!["west.example".to_owned()] };
-    TrustDomainClient::new(east.spire.api().await?).batch_delete_federation_relationship(request).await?;
+    TrustDomainClient::new(east.spire.api()).batch_delete_federation_relationship(request).await?;
     peer_says(east, west, "Reciprocal", "False", "WeDoNotHoldPeerBundle").await?;
     peer_says(west, east, "Reciprocal", "False", "PeerHasNoRelationship").await?;
     pair.east.restart(Part::SpireControllerManager).await?;

@@ -296,7 +296,8 @@ pub struct TrustDomainPeerStatus {
     /// The `metadata.generation` that this was computed from.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub observed_generation: Option<i64>,
-    /// Accepted, BundleEndpointHealthy, BundleDistributed, Connected, Reciprocal, RotationSafe, ServicesSynced and Ready.
+    /// Accepted, BundleEndpointHealthy, BundleDistributed, Connected, Reciprocal, RotationSafe, ServicesSynced and Ready; MeshReady
+    /// where the agent works with a mesh; GatewaysReachable where services of the peer are imported and gateways are tried.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     #[schemars(length(max = 32))]
     #[x_kube(merge_strategy = ListMerge::Map(vec!["type".to_owned()]))]

@@ -45,8 +45,9 @@ const KINDS: [Kind; 7] = [
 
 #[derive(Args, Debug)]
 pub(in crate::cli) struct EndArgs {
-    /// The foreign trust domain.
-    trust_domain: String,
+    /// The foreign trust domain, or the name of its TrustDomainPeer.
+    #[arg(value_name = "PEER", value_parser = crate::cli::diagnose::peer)]
+    peer: String,
 
     /// An emergency: trust goes first and at once, whatever that breaks.
     #[arg(long)]
@@ -82,9 +83,8 @@ pub(in crate::cli) struct EndArgs {
 /// Exit codes: 0 ended (or, with `--no-wait`, asked for); 1 it failed, was not confirmed, or is not done in time; 2 it was
 /// not confirmed for want of a terminal.
 pub(super) async fn run(args: EndArgs) -> anyhow::Result<ExitCode> {
-    let trust_domain = TrustDomain::new(args.trust_domain.as_str())?;
     let store = args.at.open().await?;
-    let reading = Reading::start(&store, &args, &trust_domain);
+    let reading = Reading::start(&store, &args);
     let mut reading = tokio::time::timeout(PATIENCE, reading).await.map_err(|_| {
         anyhow::anyhow!(
             "{}: not read within {} s; may you list every kind that `entente crds` defines, and those of SPIRE?",
@@ -98,7 +98,7 @@ pub(super) async fn run(args: EndArgs) -> anyhow::Result<ExitCode> {
             complain("nothing was changed: there is no terminal to ask at; give --yes")?;
             return Ok(ExitCode::from(exit::USAGE));
         }
-        if !confirmed(&trust_domain)? {
+        if !confirmed(&reading.peer.trust_domain)? {
             complain("nothing was changed")?;
             return Ok(ExitCode::FAILURE);
         }
@@ -129,7 +129,7 @@ struct Reading {
 }
 
 impl Reading {
-    async fn start(store: &Store, args: &EndArgs, trust_domain: &TrustDomain) -> anyhow::Result<Self> {
+    async fn start(store: &Store, args: &EndArgs) -> anyhow::Result<Self> {
         let mut index = Index::new(settings(args), clock::now());
         let mut events = store.watch(&KINDS);
         let mut missing: std::collections::BTreeSet<Kind> = KINDS.into();
@@ -147,11 +147,20 @@ impl Reading {
             index.store(event);
         }
         let world = index.world();
-        let Some(peer) = world.peers.get(trust_domain) else {
-            let unread = world.rejected.iter().find(|(_, r)| r.trust_domain.as_ref() == Some(trust_domain));
+        let is = |object: &str, there: Option<&TrustDomain>| {
+            object == args.peer || there.is_some_and(|there| there.as_str() == args.peer)
+        };
+        // What is the trust domain of one may be the name of another's object: the trust domain counts.
+        let mut named: Vec<_> =
+            world.peers.values().filter(|peer| is(&peer.object, Some(&peer.trust_domain))).collect();
+        named.sort_by_key(|peer| peer.trust_domain.as_str() != args.peer);
+        let Some(peer) = named.first().copied() else {
+            let unread = world.rejected.iter().find(|(key, rejected)| {
+                key.kind == Kind::TrustDomainPeer && is(&key.name, rejected.trust_domain.as_ref())
+            });
             match unread {
                 Some((key, rejected)) => bail!("{key} cannot be read: {}: mend it first", rejected.message),
-                None => bail!("no TrustDomainPeer describes {trust_domain}"),
+                None => bail!("no TrustDomainPeer describes {}; `entente peers` lists them", args.peer),
             }
         };
         let mut as_asked = peer.as_ref().clone();

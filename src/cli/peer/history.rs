@@ -8,10 +8,10 @@ use clap::Args;
 use serde_json::json;
 
 use crate::api::v1alpha1::bundle_audit::{AuditEntry, Witness};
+use crate::cli::object;
 use crate::cli::output::ListFormat;
 use crate::cli::store::StoreFlags;
 use crate::model::object::Kind;
-use crate::model::{Object, TrustDomain};
 use crate::plan::status::audit;
 
 /// As much of a digest or an authority's ID as tells it from others, in a table.
@@ -19,8 +19,9 @@ const SHORT: usize = 16;
 
 #[derive(Args, Debug)]
 pub(in crate::cli) struct HistoryArgs {
-    /// The foreign trust domain.
-    trust_domain: String,
+    /// The foreign trust domain, or the name of its TrustDomainPeer.
+    #[arg(value_name = "PEER", value_parser = crate::cli::diagnose::peer)]
+    peer: String,
 
     #[command(flatten)]
     at: StoreFlags,
@@ -32,17 +33,15 @@ pub(in crate::cli) struct HistoryArgs {
 
 /// Prints it, newest first. Exit codes: 0 well; 1 it failed, or there is no such peer.
 pub(super) async fn run(args: HistoryArgs) -> anyhow::Result<ExitCode> {
-    let trust_domain = TrustDomain::new(args.trust_domain.as_str())?;
     let peers = args.at.read(&[Kind::TrustDomainPeer]).await?.objects;
-    let names = |peer: &&Object| {
-        let named = peer.spec().and_then(|spec| spec.get("trustDomain"));
-        named.and_then(|name| name.as_str()) == Some(trust_domain.as_str())
-    };
-    let peer = peers.values().find(names).with_context(|| {
-        format!("{}: no TrustDomainPeer is of {trust_domain}; `entente status` lists them", args.at.store)
+    // What is the trust domain of one may be the name of another's object: the trust domain counts.
+    let of_domain = peers.values().find(|peer| object::trust_domain(peer) == args.peer);
+    let named = || peers.values().find(|peer| peer.key.name == args.peer);
+    let peer = of_domain.or_else(named).with_context(|| {
+        format!("{}: no TrustDomainPeer is of {}; `entente peers` lists them", args.at.store, args.peer)
     })?;
     let trail = audit::read(peer.status());
-    let value = json!({ "trustDomain": trust_domain.as_str(), "audit": trail });
+    let value = json!({ "trustDomain": object::trust_domain(peer), "audit": trail });
     if !args.output.print_value(&value)? {
         write!(std::io::stdout().lock(), "{}", table(&trail))?;
     }

@@ -249,6 +249,19 @@ impl Entry for ServerApi {
         Ok(Response::new(api::ListEntriesResponse { entries, next_page_token }))
     }
 
+    async fn get_entry(
+        &self,
+        request: Request<api::GetEntryRequest>,
+    ) -> Result<Response<types::Entry>, Status> {
+        let request = request.into_inner();
+        if request.id.is_empty() {
+            return Err(Status::invalid_argument("missing ID"));
+        }
+        let state = self.shared.lock();
+        let entry = state.entries.get(&request.id).ok_or_else(|| Status::not_found("entry not found"))?;
+        Ok(Response::new(to_proto(entry, request.output_mask.unwrap_or(ALL))))
+    }
+
     async fn batch_create_entry(
         &self,
         request: Request<api::BatchCreateEntryRequest>,

@@ -3,6 +3,7 @@
 use crate::diagnose::check::{Finding, Side};
 use crate::diagnose::evidence::{Evidence, WorkloadSeen};
 use crate::model::object::Kind;
+use crate::model::replica::leader_lease;
 use crate::model::{ObjectKey, Peer};
 use crate::plan::ending;
 
@@ -127,7 +128,9 @@ pub(super) fn leadership(evidence: &Evidence) -> Finding {
         return Finding::passed(format!("this replica ({}) leads", evidence.replica));
     }
     Finding::skipped(format!(
-        "this replica ({}) does not lead, so it talks to no peer: ask the holder of the Lease {}-leader in {}",
-        evidence.replica, evidence.world.settings.instance, evidence.world.settings.namespace
+        "this replica ({}) does not lead, so it talks to no peer: ask the holder of the Lease {} in {}",
+        evidence.replica,
+        leader_lease(&evidence.world.settings.instance),
+        evidence.world.settings.namespace
     ))
 }

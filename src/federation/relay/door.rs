@@ -1,8 +1,7 @@
 //! The listener of the leader, for what other replicas pass on.
 
-use std::collections::BTreeMap;
 use std::io;
-use std::net::{IpAddr, SocketAddr};
+use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -16,6 +15,7 @@ use tokio_rustls::TlsAcceptor;
 
 use super::{Header, REACH, TAKEN, UNPROVEN, UNPROVEN_OF_ONE};
 use crate::federation::wire::Wire;
+use crate::rate::Places;
 
 /// Where replicas that do not lead come in. Whoever is not one of ours is closed before it has said anything.
 pub(in crate::federation) struct Door {
@@ -31,25 +31,17 @@ impl Door {
     /// Serves until dropped.
     pub(in crate::federation) async fn run(self) {
         let Self { listener, open, tls, taken } = self;
-        let mut unproven: JoinSet<IpAddr> = JoinSet::new();
-        let mut of_one: BTreeMap<IpAddr, usize> = BTreeMap::new();
+        let mut unproven = JoinSet::new();
+        let places = Places::new(UNPROVEN, UNPROVEN_OF_ONE);
         loop {
             tokio::select! {
-                Some(done) = unproven.join_next(), if !unproven.is_empty() => {
-                    if let Ok(address) = done && let Some(count) = of_one.get_mut(&address) {
-                        *count -= 1;
-                        if *count == 0 {
-                            of_one.remove(&address);
-                        }
-                    }
-                }
+                Some(_) = unproven.join_next(), if !unproven.is_empty() => {}
                 accepted = listener.accept() => match accepted {
                     Ok((tcp, from)) => {
-                        let count = of_one.get(&from.ip()).copied().unwrap_or(0);
-                        if !*open.borrow() || unproven.len() >= UNPROVEN || count >= UNPROVEN_OF_ONE {
+                        if !*open.borrow() {
                             continue;
                         }
-                        of_one.insert(from.ip(), count + 1);
+                        let Some(place) = places.take(from.ip()) else { continue };
                         let taking = take(tcp, Arc::clone(&tls), open.clone(), taken.clone());
                         unproven.spawn(async move {
                             match timeout(REACH, taking).await {
@@ -57,7 +49,7 @@ impl Door {
                                 Ok(Err(error)) => tracing::debug!(%from, %error, "nothing is taken from what is no replica of ours"),
                                 Err(_) => tracing::debug!(%from, "nothing is taken from what says nothing"),
                             }
-                            from.ip()
+                            drop(place);
                         });
                     }
                     Err(error) => {

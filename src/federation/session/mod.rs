@@ -10,7 +10,6 @@ use crate::federation::convert::{
     goodbye_from_proto, goodbye_to_proto, message, printable, report_from_proto, report_to_proto,
 };
 use crate::federation::delta::{DeltaAssembly, Held};
-use crate::federation::rate::TokenBucket;
 use crate::model::TrustDomain;
 use crate::model::session::{
     Acknowledgement, Catalogue, CatalogueVersion, GoodbyeReason, LinkPlan, LinkState, Outcomes, Refusal,
@@ -19,6 +18,7 @@ use crate::model::session::{
 use crate::proto::federation::v1::{
     Again, CatalogueAck, DiagnoseReply, DiagnoseRequest, Frame, Heartbeat, Hello, ServiceOutcome, frame::Body,
 };
+use crate::rate::TokenBucket;
 
 mod aside;
 mod catalogues;

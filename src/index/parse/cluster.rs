@@ -78,6 +78,7 @@ pub fn pod(object: &Object) -> Option<Pod> {
         service_account: spec["serviceAccountName"].as_str().unwrap_or("default").to_owned(),
         ip: address(&status["podIP"]),
         host_ip: address(&status["hostIP"]),
+        other_ips: other_addresses(status),
         is_ready,
         uses_host_network: spec["hostNetwork"] == true,
         named_ports: containers()
@@ -106,6 +107,18 @@ fn strings(value: &Value) -> impl Iterator<Item = &str> {
 fn labels(value: &Value) -> BTreeMap<String, String> {
     let all = value.as_object().into_iter().flatten().take(MOST);
     all.filter_map(|(key, value)| Some((key.clone(), value.as_str()?.to_owned()))).collect()
+}
+
+/// The addresses of a pod and its node beside the first of each.
+fn other_addresses(status: &Value) -> Vec<IpAddr> {
+    let of = |list: &str, field: &str, first: &str| -> Vec<IpAddr> {
+        let first = address(&status[first]);
+        let all = items(&status[list]).filter_map(|one| address(&one[field]));
+        all.filter(|ip| Some(*ip) != first).collect()
+    };
+    let mut others = of("podIPs", "ip", "podIP");
+    others.extend(of("hostIPs", "ip", "hostIP"));
+    others
 }
 
 fn address(value: &Value) -> Option<IpAddr> {

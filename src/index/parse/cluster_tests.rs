@@ -56,13 +56,14 @@ fn a_pod_is_read_with_its_sidecar_and_where_that_has_its_certificates() {
             "initContainers": [{"name": "istio-proxy", "volumeMounts": [{"name": "workload-socket", "mountPath": "/var/run/secrets/workload-spiffe-uds"}]}],
             "volumes": [volume],
         });
-        let status = json!({"phase": "Running", "podIP": "10.1.0.5", "hostIP": "192.0.2.1", "conditions": [{"type": "Ready", "status": "True"}]});
+        let status = json!({"phase": "Running", "podIP": "10.1.0.5", "hostIP": "192.0.2.1", "podIPs": [{"ip": "10.1.0.5"}, {"ip": "fd00::5"}], "hostIPs": [{"ip": "192.0.2.1"}, {"ip": "2001:db8::1"}, {"ip": "no"}], "conditions": [{"type": "Ready", "status": "True"}]});
         pod(&with_status(Kind::Pod, spec, status)).unwrap()
     };
     let spire = pod_with(json!({"name": "workload-socket", "csi": {"driver": "csi.spiffe.io"}}));
     assert!(spire.has_sidecar && spire.has_spire_socket && spire.is_ready && !spire.is_ambient);
     assert_eq!(spire.service_account, "cart");
     assert_eq!(spire.ip, "10.1.0.5".parse().ok());
+    assert_eq!(spire.other_ips, ["fd00::5", "2001:db8::1"].map(|ip| ip.parse::<IpAddr>().unwrap()));
     assert_eq!(spire.named_ports, BTreeMap::from([("web".to_owned(), 8080)]));
     let plain = pod_with(json!({"name": "workload-socket", "emptyDir": {}}));
     assert!(plain.has_sidecar && !plain.has_spire_socket);

@@ -84,7 +84,7 @@ pub enum Asked {
     /// Nothing is known yet, or nobody else answered.
     Failed,
     Malformed,
-    /// The source asks too much, or has too many connections.
+    /// The source asks too much, has too many connections, or waits for too much; or all together wait for too much.
     Limited,
 }
 

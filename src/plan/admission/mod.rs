@@ -94,7 +94,10 @@ fn own_gateways(world: &World) -> BTreeSet<GatewayAddress> {
 
 /// The addresses of our own pods, and of the nodes on which they are.
 pub(super) fn addresses_of_pods(world: &World) -> BTreeSet<IpAddr> {
-    let all = world.pods.values().flat_map(|pod| pod.ip.into_iter().chain(pod.host_ip));
+    let all = world
+        .pods
+        .values()
+        .flat_map(|pod| pod.ip.into_iter().chain(pod.host_ip).chain(pod.other_ips.iter().copied()));
     all.map(|ip| ip.to_canonical()).collect()
 }
 

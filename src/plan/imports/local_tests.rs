@@ -68,6 +68,7 @@ fn pod(name: &str, app: &str, is_ready: bool) -> Pod {
         service_account: "cart".to_owned(),
         ip: Some("10.1.0.1".parse().unwrap()),
         host_ip: None,
+        other_ips: Vec::new(),
         is_ready,
         uses_host_network: false,
         named_ports: BTreeMap::new(),

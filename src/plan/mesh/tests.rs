@@ -419,6 +419,7 @@ fn pod(has_sidecar: bool, has_spire_socket: bool, is_ambient: bool) -> Pod {
         service_account: "cart".to_owned(),
         ip: None,
         host_ip: None,
+        other_ips: Vec::new(),
         is_ready: true,
         uses_host_network: false,
         named_ports: BTreeMap::new(),

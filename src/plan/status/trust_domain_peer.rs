@@ -49,9 +49,7 @@ pub fn status(subject: Subject<'_>) -> Option<StatusWrite> {
 pub fn troubles(subject: Subject<'_>) -> Vec<Trouble> {
     let key = ObjectKey::cluster(Kind::TrustDomainPeer, &subject.peer.object);
     let stored = subject.world.statuses.get(&key).map(std::convert::AsRef::as_ref);
-    let endpoint = subject.world.endpoints.get(&subject.peer.trust_domain);
-    let failure = endpoint.and_then(|state| state.failure.as_ref());
-    told::troubles(&[endpoint_healthy(subject, stored), distributed(subject)], failure)
+    told::troubles(&[endpoint_healthy(subject, stored), distributed(subject)])
 }
 
 fn conditions(subject: Subject<'_>, stored: Option<&Value>) -> Vec<Condition> {

@@ -102,7 +102,12 @@ impl Lean {
         match kind {
             Kind::Namespace => self.data.clear(),
             Kind::Pod => {
-                part(&mut self.data, "status", &["phase", "podIP", "hostIP", "conditions"]);
+                let of_status = ["phase", "podIP", "podIPs", "hostIP", "hostIPs", "conditions"];
+                if let Some(status) = part(&mut self.data, "status", &of_status) {
+                    // Of one address the list says nothing more.
+                    let is_more = |list: &Value| list.as_array().is_some_and(|all| all.len() > 1);
+                    status.retain(|field, value| !field.ends_with("IPs") || is_more(value));
+                }
                 let of_spec =
                     ["serviceAccountName", "hostNetwork", "containers", "initContainers", "volumes"];
                 if let Some(spec) = part(&mut self.data, "spec", &of_spec) {
@@ -217,6 +222,7 @@ mod tests {
             },
             "status": {
                 "phase": "Running", "podIP": "10.0.0.1", "hostIP": "10.0.0.2",
+                "podIPs": [{"ip": "10.0.0.1"}, {"ip": "fd00::1"}], "hostIPs": [{"ip": "10.0.0.2"}],
                 "conditions": [{"type": "Ready", "status": "True"}],
                 "containerStatuses": [{"name": "app", "imageID": "sha256:1"}],
             },
@@ -241,7 +247,8 @@ mod tests {
         let slim = lean.clone().slim(Kind::Pod);
         let container = slim.data["spec"]["containers"][0].as_object().unwrap();
         assert_eq!(container.keys().collect::<Vec<_>>(), ["name", "ports"]);
-        assert!(!slim.data["status"].to_string().contains("imageID"));
+        let status = slim.data["status"].to_string();
+        assert!(!status.contains("imageID") && !status.contains("hostIPs"), "{status}");
         let parsed = |lean: Lean| cluster::pod(&convert::to_object(Kind::Pod, lean)).unwrap();
         let pod = parsed(slim);
         assert!(pod.has_spire_socket && pod.is_ready && pod.uses_host_network && pod.is_ambient);

@@ -48,6 +48,7 @@ pub(super) fn lead(
         timings,
         leader,
         seen: None,
+        held: None,
         renewed: Instant::now(),
         renewals,
     };
@@ -64,6 +65,8 @@ struct Candidate {
     leader: watch::Sender<Leader>,
     /// The resource version at which another's lease stands, and since when. Each renewal makes a new one.
     seen: Option<(String, Instant)>,
+    /// Our own lease as the last renewal left it, to be renewed without a look at it.
+    held: Option<Lease>,
     /// When this candidate, as leader, began its last successful renewal.
     renewed: Instant,
     /// The same, for who watches it.
@@ -132,6 +135,14 @@ impl Candidate {
 
     /// Takes or renews the lease where it may; who leads then.
     async fn round(&mut self) -> Result<Leader, StoreError> {
+        if let Some(lease) = self.held.take() {
+            let spec = lease.spec.clone().unwrap_or_default();
+            match self.write(Some(lease), spec).await {
+                // It is not as we left it: see whose it is now.
+                Err(StoreError::Conflict { .. } | StoreError::NotFound { .. }) => {}
+                done => return done,
+            }
+        }
         let Some(lease) = self.leases.get_opt(&self.name).await.map_err(|e| self.error("get", &e))? else {
             return self.write(None, LeaseSpec::default()).await;
         };
@@ -188,8 +199,11 @@ impl Candidate {
             self.leases.replace(&self.name, &params, &lease).await
         };
         match written.map_err(|e| self.error("renew", &e)) {
-            Ok(_) => Ok(Leader::Us { term: i64::from(term) }),
-            // Another was first. A leader that finds it changed has not renewed: the next round sees who holds it.
+            Ok(lease) => {
+                self.held = Some(lease);
+                Ok(Leader::Us { term: i64::from(term) })
+            }
+            // Another was first. A leader that finds it changed has not renewed: who reads it next sees who holds it.
             Err(StoreError::Conflict { .. } | StoreError::AlreadyExists { .. }) if !ours => {
                 Ok(Leader::Nobody)
             }

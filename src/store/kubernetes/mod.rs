@@ -46,6 +46,8 @@ const REQUEST_TIMEOUT: Duration = Duration::from_secs(30);
 
 /// How many objects are listed at once.
 const PAGE: u32 = 500;
+/// How often a status is read and written before somebody else's writes are said to be in the way.
+const STATUS_TRIES: u32 = 3;
 
 /// The objects of one cluster. Cheap to clone.
 #[derive(Clone)]
@@ -213,35 +215,34 @@ impl KubernetesStore {
         Ok(convert::to_object(key.kind, patched))
     }
 
+    /// What someone else writes to the object between our read and our write is no failure: it is read again.
     pub(super) async fn update_status(
         &self,
         key: &ObjectKey,
         uid: &str,
         status: Value,
     ) -> Result<(), StoreError> {
-        // The API server takes no notice of a uid in a status, but of a resource version.
-        let Some(there) = self.get(key).await? else {
-            return Err(StoreError::NotFound { object: key.to_string(), message: "it is gone".to_owned() });
-        };
-        if there.meta.uid != uid {
-            let message = "it is another object of the same name".to_owned();
-            return Err(StoreError::Conflict { object: key.to_string(), message });
-        }
-        let mut metadata = json!({ "name": key.name, "resourceVersion": there.meta.resource_version });
-        if let (Some(metadata), Some(namespace)) = (metadata.as_object_mut(), &key.namespace) {
-            metadata.insert("namespace".to_owned(), Value::String(namespace.clone()));
-        }
-        let content = json!({
-            "apiVersion": key.kind.api_version(),
-            "kind": key.kind.kind(),
-            "metadata": metadata,
-            "status": status,
-        });
-        let params = PatchParams::apply(STATUS_FIELD_MANAGER).force();
         let api: Api<Lean> = self.api(key);
-        let patch = Patch::Apply(&content);
-        bounded("update the status of", key, api.patch_status(&key.name, &params, &patch)).await?;
-        Ok(())
+        let params = PatchParams::apply(STATUS_FIELD_MANAGER).force();
+        let mut tries = 1;
+        loop {
+            // The API server takes no notice of a uid in a status, but of a resource version.
+            let Some(there) = self.get(key).await? else {
+                let message = "it is gone".to_owned();
+                return Err(StoreError::NotFound { object: key.to_string(), message });
+            };
+            if there.meta.uid != uid {
+                let message = "it is another object of the same name".to_owned();
+                return Err(StoreError::Conflict { object: key.to_string(), message });
+            }
+            let content = with_status(key, &there.meta.resource_version, &status);
+            let patch = Patch::Apply(&content);
+            let patched = api.patch_status(&key.name, &params, &patch);
+            match bounded("update the status of", key, patched).await {
+                Err(StoreError::Conflict { .. }) if tries < STATUS_TRIES => tries += 1,
+                done => return done.map(drop),
+            }
+        }
     }
 
     /// What was told lately.
@@ -287,6 +288,20 @@ impl KubernetesStore {
 fn resource(kind: Kind) -> ApiResource {
     let (group, version, name, plural) = kind.api();
     ApiResource::from_gvk_with_plural(&GroupVersionKind::gvk(group, version, name), plural)
+}
+
+/// The object with this status alone, for the resource version that was read.
+fn with_status(key: &ObjectKey, resource_version: &str, status: &Value) -> Value {
+    let mut metadata = json!({ "name": key.name, "resourceVersion": resource_version });
+    if let (Some(metadata), Some(namespace)) = (metadata.as_object_mut(), &key.namespace) {
+        metadata.insert("namespace".to_owned(), Value::String(namespace.clone()));
+    }
+    json!({
+        "apiVersion": key.kind.api_version(),
+        "kind": key.kind.kind(),
+        "metadata": metadata,
+        "status": status,
+    })
 }
 
 /// Waits for the answer no longer than [`REQUEST_TIMEOUT`], and names the object where there is none.

@@ -257,6 +257,28 @@ async fn a_status_is_applied_under_its_own_manager_to_its_object_alone() {
     assert_eq!(request.body.get("spec"), None);
 }
 
+/// Who edits a peer while its status is written reads of no failure.
+#[tokio::test]
+async fn a_status_that_meets_another_writer_is_written_over_what_that_one_left() {
+    let mut version = 7;
+    let (store, asked) = mock(move |request| {
+        if request.method == Method::GET {
+            version += 1;
+            return (200, served("cart", version));
+        }
+        let named = json!({ "name": "cart" });
+        match request.body["metadata"]["resourceVersion"].as_str() {
+            Some("10") => (200, served("cart", 11)),
+            _ => failure(409, "Conflict", "the object has been modified", named),
+        }
+    });
+    store.update_status(&key(), "uid-cart", json!({ "s": 2 })).await.unwrap();
+    assert_eq!(asked.lock().unwrap().len(), 6, "three reads, and a write after each");
+    let busy = store.update_status(&key(), "uid-cart", json!({ "s": 2 })).await.unwrap_err();
+    assert!(matches!(busy, StoreError::Conflict { .. }), "{busy}");
+    assert_eq!(asked.lock().unwrap().len(), 12, "it is not tried for ever");
+}
+
 /// The bodies are those of kube-apiserver 1.36.
 #[tokio::test]
 async fn refusals_say_what_they_mean() {
@@ -292,7 +314,6 @@ async fn refusals_say_what_they_mean() {
         let (store, _) = mock(move |_| answer.clone());
         let error = store.apply(&desired(), &Precondition::Ours { uid: "u".to_owned() }).await.unwrap_err();
         assert_eq!(error.reason(), expected, "{error}");
-        assert_eq!(error.is_transient(), ["Conflict", "Other"].contains(&expected));
         let text = error.to_string();
         let names = if expected == "Absent" { "ServiceEntry" } else { "ServiceEntry shop/cart" };
         assert!(text.contains(names) && (text.contains(&said) || expected == "AlreadyExists"), "{text}");
@@ -486,6 +507,32 @@ impl LeaseServer {
     }
 }
 
+/// Half of what an agent at rest asks of the API server would be reads of its own lease.
+#[tokio::test(start_paused = true)]
+async fn a_leader_renews_without_a_look_until_someone_else_wrote() {
+    let server = Arc::new(Mutex::new(LeaseServer::default()));
+    let of_mock = Arc::clone(&server);
+    let (store, asked) = mock(move |request| of_mock.lock().unwrap().answer(request));
+    let leadership = store.lead("agent", &Replica::named("one"), LeaseTimings::default());
+    leadership.leader().wait_for(Leader::is_us).await.unwrap();
+    tokio::time::sleep(Duration::from_secs(60)).await;
+    let looks = || asked.lock().unwrap().iter().filter(|request| request.method == Method::GET).count();
+    assert_eq!(looks(), 1, "it looked again");
+    assert!(asked.lock().unwrap().len() > 20, "it did not renew");
+
+    // Someone takes it by hand: what stood before is not written over.
+    {
+        let mut server = server.lock().unwrap();
+        server.version += 1;
+        let version = server.version.to_string();
+        let lease = server.lease.as_mut().unwrap();
+        lease["metadata"]["resourceVersion"] = json!(version);
+        lease["spec"]["holderIdentity"] = json!("another");
+    }
+    leadership.leader().wait_for(|leader| !leader.is_us()).await.unwrap();
+    assert_eq!(looks(), 2);
+}
+
 #[tokio::test(start_paused = true)]
 async fn one_leads_and_a_leader_that_is_cut_off_stops_before_another_starts() {
     let server = Arc::new(Mutex::new(LeaseServer::default()));
@@ -503,13 +550,13 @@ async fn one_leads_and_a_leader_that_is_cut_off_stops_before_another_starts() {
     let second = two.lead("agent", &Replica::named("two"), LeaseTimings::default());
     // Renewed for longer than it lasts: nothing changes.
     tokio::time::sleep(Duration::from_secs(60)).await;
-    assert!(first.is_leader() && !second.is_leader());
+    assert!(first.leader().borrow().is_us() && !second.leader().borrow().is_us());
 
     *cut.lock().unwrap() = true;
     let at = tokio::time::Instant::now();
     first.leader().wait_for(|leader| !leader.is_us()).await.unwrap();
     let stopped = at.elapsed();
-    assert!(!second.is_leader(), "two lead at once");
+    assert!(!second.leader().borrow().is_us(), "two lead at once");
     second.leader().wait_for(Leader::is_us).await.unwrap();
     assert!(
         stopped <= Duration::from_secs(11) && at.elapsed() >= Duration::from_secs(13),
@@ -518,7 +565,7 @@ async fn one_leads_and_a_leader_that_is_cut_off_stops_before_another_starts() {
     );
     *cut.lock().unwrap() = false;
     tokio::time::sleep(Duration::from_secs(30)).await;
-    assert!(!first.is_leader() && second.is_leader(), "what was lost stays lost");
+    assert!(!first.leader().borrow().is_us() && second.leader().borrow().is_us(), "what was lost stays lost");
 
     // Given up, it is taken within a retry.
     let at = tokio::time::Instant::now();

@@ -12,9 +12,10 @@ mod tests;
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
+use crate::bounded::{Bounded, Field};
 use crate::plan::xds::view::{ClientKind, View};
 use crate::plan::xds::{Resource, ResourceType};
-use crate::proto::xds::discovery::Node;
+use crate::proto::xds::discovery::{DeltaDiscoveryRequest, DiscoveryRequest, Node};
 
 /// Most names that a stream may be subscribed to, of one type; and that it may say that it has.
 pub const MOST_NAMES: usize = 20_000;
@@ -98,7 +99,7 @@ impl Answer {
 /// A variant of the protocol, on one stream.
 pub trait Session: Default + Send + 'static {
     const VARIANT: Variant;
-    type Request: prost::Message + Default + Send + 'static;
+    type Request: Bounded + Send + 'static;
 
     /// The node of a request, where it has one.
     fn node(request: &Self::Request) -> Option<&Node>;
@@ -117,6 +118,23 @@ pub trait Session: Default + Send + 'static {
 
     /// How many names it is subscribed to, of each type; `None` where it takes all.
     fn subscriptions(&self) -> BTreeMap<ResourceType, Option<usize>>;
+}
+
+// A stream is told by itself what is too much, as long as it is not far too much.
+static REQUEST: [Field; 1] = [Field::list(3, 2 * MOST_NAMES)];
+static DELTA_REQUEST: [Field; 3] =
+    [Field::list(3, 2 * MOST_NAMES), Field::list(4, 2 * MOST_NAMES), Field::list(5, 2 * MOST_NAMES)];
+
+impl Bounded for DiscoveryRequest {
+    fn fields() -> &'static [Field] {
+        &REQUEST
+    }
+}
+
+impl Bounded for DeltaDiscoveryRequest {
+    fn fields() -> &'static [Field] {
+        &DELTA_REQUEST
+    }
 }
 
 /// What a request was.

@@ -66,7 +66,7 @@ pub use service::*;
 /// Every condition that an object of Entente may have.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum ConditionType {
-    /// TrustDomainPeer, FederatedService: the object is well formed and may be acted on.
+    /// TrustDomainPeer, FederatedService, ServiceExportRule: the object is well formed and may be acted on.
     Accepted,
     /// TrustDomainPeer: its bundle endpoint serves a bundle that can be used.
     BundleEndpointHealthy,
@@ -85,11 +85,11 @@ pub enum ConditionType {
     /// TrustDomainPeer: the gateways through which its services are called take connections from the agent. Absent where none
     /// of its services is imported, or gateways are not tried; no part of Ready.
     GatewaysReachable,
-    /// TrustDomainPeer: all of the above.
+    /// TrustDomainPeer: all of the above, but for GatewaysReachable.
     Ready,
-    /// FederatedService: every trust domain that it is exported to has imported it.
+    /// FederatedService, ServiceExportRule: every trust domain that it is exported to has imported it.
     Exported,
-    /// FederatedService: callers that are not in `clients` are refused before the application sees them.
+    /// FederatedService, ServiceExportRule: callers that are not in `clients` are refused before the application sees them.
     ClientsEnforced,
     /// ImportedService: the TrustDomainPeer admits it.
     Admitted,

@@ -263,9 +263,9 @@ reasons! {
 }
 
 reasons! {
-    /// Whether all of it is as it should be.
+    /// Whether all of it is as it should be; GatewaysReachable has no part in it.
     ReadyReason of Ready {
-        /// True: every other condition is.
+        /// True: every other condition is, GatewaysReachable left aside.
         Ready,
         /// See Accepted.
         NotAccepted,

@@ -22,6 +22,7 @@ pub(in crate::plan) fn pod(name: &str, app: &str, web: Option<u16>) -> Pod {
         service_account: app.to_owned(),
         ip: None,
         host_ip: None,
+        other_ips: Vec::new(),
         is_ready: true,
         uses_host_network: false,
         named_ports: web.into_iter().map(|number| ("web".to_owned(), number)).collect(),

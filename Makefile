@@ -7,7 +7,7 @@ PYTHON ?= python3
 check:
 	cargo fmt --check
 	cargo clippy --locked --all-targets -- -D warnings
-	cargo test --locked --lib --bins
+	cargo test --locked --lib
 	cargo test --locked --doc
 	@$(MAKE) --no-print-directory deny
 

@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""Runs the rings of tests in order, and counts.
+"""Runs the rings of tests, and counts.
 
     run.py                   every ring, but `faults`
     run.py pure pair         these rings only
@@ -12,7 +12,7 @@ istiod that is not built here, may be skipped, and is counted so.
 What is missing is built first: the programs by `tools.py`, while cargo builds the tests.
 
 Rings on real programs wait for most of their time, so all run side by side, each line with its ring before it. Where no more
-than three tests of one on real programs have failed, each of them runs once more when all rings have ended, by itself: one that passes then
+than three tests of one have failed, each of them runs once more when all rings have ended, by itself: one that passes then
 counts as passed, and is named at the end as unsteady.
 """
 
@@ -27,14 +27,15 @@ import threading
 import time
 
 REPOSITORY = pathlib.Path(__file__).resolve().parent.parent
+TOOLS = (sys.executable, str(REPOSITORY / "integration" / "tools.py"))
 RESULT = re.compile(r"^test result: \w+\. (\d+) passed; (\d+) failed; (\d+) ignored;")
 FAILED = re.compile(r"^test (\S+) \.\.\. FAILED$")
-# Unoptimized agents take half of the processor from the real programs that they are tested with.
+# Unoptimized agents take half of the processor from the real programs that they are tested with. Unit tests are not worth it: it takes
+# four times as long to build them.
 OPTIMIZED = ("--profile", "rings")
 # More than these have a cause in common: they are not run again.
 MOST_AGAIN = 3
 RINGS = ("pure", "pair", "cluster", "dataplane", "mesh", "faults")
-PURE = ("--lib", "--bins")
 # How many tests of a ring begin at a time. Scenarios of the cluster ring begin all at once, and wait for their turn: how many run
 # beside each other, which first and which alone is decided there (`cluster/turn.rs`). Of the data plane each test brings up
 # proxies, and what they do is seen as they do it.
@@ -106,14 +107,22 @@ def cargo_test(arguments, minimum=1, label=None, niceness=0):
 
 
 def flags_of(ring):
+    """The targets of a ring. The binary has no test of its own, and the documentation no example that is compiled."""
+    if ring == "pure":
+        return ["--lib"]
     return [word for target in (ring, *BESIDE.get(ring, ())) for word in ("--test", target)]
 
 
-def on_real_programs(ring, names, label):
-    """One ring, with agents that are optimized a little."""
+def built_by(ring):
+    """How the targets of a ring are built."""
+    return flags_of(ring) if ring == "pure" else [*OPTIMIZED, *flags_of(ring)]
+
+
+def run_one(ring, names, label):
     skipped = [word for name in FAULTS for word in ("--skip", name)] if ring == "cluster" else []
+    threads = [f"--test-threads={AT_A_TIME[ring]}"] if ring in AT_A_TIME else []
     # One that fails does not keep the one beside it from running.
-    arguments = [*OPTIMIZED, "--no-fail-fast", *flags_of(ring), *names, "--", f"--test-threads={AT_A_TIME[ring]}", *skipped]
+    arguments = [*built_by(ring), "--no-fail-fast", *names, "--", *threads, *skipped]
     return cargo_test(arguments, label=label, niceness=NICENESS.get(ring, 0))
 
 
@@ -122,7 +131,7 @@ def once_more(ring, count):
     if not 0 < len(count.names) == count.failed <= MOST_AGAIN:
         return
     say(f"{ring}: once more, by themselves: {', '.join(count.names)}")
-    arguments = [*OPTIMIZED, "--no-fail-fast", *flags_of(ring), "--", "--test-threads=1", "--exact", *count.names]
+    arguments = [*built_by(ring), "--no-fail-fast", "--", "--test-threads=1", "--exact", *count.names]
     again = cargo_test(arguments, len(count.names))
     if again.failed == len(again.names):
         count.unsteady = [name for name in count.names if name not in again.names]
@@ -139,12 +148,6 @@ def test_targets():
     return {target["name"] for target in targets if "test" in target["kind"]}
 
 
-def pure(names, label):
-    count = cargo_test([*PURE, *names], label=label)
-    count.add(cargo_test(["--doc", *names], minimum=0, label=label))
-    return count
-
-
 def istiod():
     return os.environ.get("ENTENTE_ISTIOD") or shutil.which("istiod") or shutil.which("pilot-discovery")
 
@@ -155,15 +158,15 @@ def is_built(arguments):
     return subprocess.run(command, cwd=REPOSITORY).returncode == 0
 
 
-def are_built(builds, with_programs):
+def are_built(rings):
     """Whether all that the rings need is there now. Linkers use one processor: the programs are built beside the tests."""
-    tools = [sys.executable, str(REPOSITORY / "integration" / "tools.py")]
-    if not with_programs:
-        return all(is_built(build) for build in builds)
-    if subprocess.run([*tools, "--check"]).returncode != 0:
-        return False
     started = time.monotonic()
-    with subprocess.Popen(tools) as programs:
+    real = [flag for ring in rings if ring != "pure" for flag in flags_of(ring)]
+    builds = [built_by("pure")] if "pure" in rings else []
+    if not real:
+        return all(is_built(build) for build in builds)
+    builds.append([*OPTIMIZED, *real])
+    with subprocess.Popen(TOOLS) as programs:
         built = all(is_built(build) for build in builds)
         built = programs.wait() == 0 and built
     say(f"what the rings need was built in {time.monotonic() - started:.0f} s")
@@ -172,19 +175,15 @@ def are_built(builds, with_programs):
 
 def run_ring(ring, names, label, counts):
     started = time.monotonic()
-    counts[ring] = pure(names, label) if ring == "pure" else on_real_programs(ring, names, label)
+    counts[ring] = run_one(ring, names, label)
     say(f"{ring}: took {time.monotonic() - started:.0f} s")
 
 
 def run_side_by_side(rings, names):
     """The counts of these rings, by name. What they need is built before the first begins."""
-    real = [ring for ring in rings if ring != "pure"]
-    builds = [PURE] if "pure" in rings else []
-    if real:
-        builds.append([*OPTIMIZED, *(flag for ring in real for flag in flags_of(ring))])
     # One that is missing at the end has not come to it.
     counts = {ring: Count(failed=1) for ring in rings}
-    if not are_built(builds, with_programs=bool(real)):
+    if rings and not are_built(rings):
         return counts
     threads = [
         threading.Thread(target=run_ring, args=(ring, names, ring if len(rings) > 1 else None, counts)) for ring in rings
@@ -193,7 +192,7 @@ def run_side_by_side(rings, names):
         thread.start()
     for thread in threads:
         thread.join()
-    for ring in real:
+    for ring in rings:
         once_more(ring, counts[ring])
     return counts
 
@@ -210,10 +209,9 @@ def run_rings(rings, names):
             counts[ring] = Count(skipped=1)
     counts.update(run_side_by_side([ring for ring in rings if ring not in counts and ring != "faults"], names))
     if "faults" in rings:
-        target = [*OPTIMIZED, "--test", "cluster"]
         counts["faults"] = Count(failed=1)
-        if are_built([target], with_programs=True):
-            counts["faults"] = cargo_test([*target, "--", "--test-threads=1", "--nocapture", *FAULTS])
+        if are_built(["cluster"]):
+            counts["faults"] = cargo_test([*built_by("cluster"), "--", "--test-threads=1", "--nocapture", *FAULTS])
     return {ring: counts[ring] for ring in rings}
 
 
@@ -225,7 +223,10 @@ def main():
     unknown = [ring for ring in arguments if ring not in RINGS]
     if unknown or len(names) > 1:
         sys.exit(f"run: {unknown or names}: expected rings of {', '.join(RINGS)}, then at most `-- NAME`")
-    counts = run_rings(arguments or [ring for ring in RINGS if ring != "faults"], names)
+    rings = arguments or [ring for ring in RINGS if ring != "faults"]
+    if rings != ["pure"] and subprocess.run([*TOOLS, "--check"]).returncode != 0:
+        sys.exit(1)
+    counts = run_rings(rings, names)
     total = Count()
     for ring, count in counts.items():
         for name in count.unsteady:

@@ -69,7 +69,8 @@ pub struct AgentArgs {
     #[arg(long, env = "ENTENTE_REPLICA", default_value = "")]
     pub replica: String,
 
-    /// `className` of the ClusterFederatedTrustDomains that are written.
+    /// The class that our spire-controller-manager follows: `className` of the ClusterFederatedTrustDomains that are written.
+    /// Registrations of another class are another SPIRE's, and left alone.
     #[arg(long, env = "ENTENTE_SPIRE_CLASS_NAME", default_value = "")]
     pub spire_class_name: String,
 

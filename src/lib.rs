@@ -26,6 +26,7 @@ pub mod app;
 pub mod apply;
 pub mod bounded;
 pub mod bundle;
+pub(crate) mod causes;
 #[cfg(test)]
 mod chart_tests;
 pub mod cli;

@@ -119,8 +119,8 @@ async fn an_ended_relationship_leaves_nothing_and_the_other_side_is_told() {
     pair.answers().await;
 }
 
-#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_registration_that_is_not_selected_holds_the_bundle_back_and_is_named() {
+/// A pair of which east ends its relationship in order, and an entry that nobody selected holds that up: its ID.
+async fn held_back() -> (Pair, String) {
     let pair = Pair::strangers().await;
     let frontend = json!({ "spiffeIDs": ["spiffe://east.example/ns/web/sa/frontend"] });
     write_peer(&pair.east, &pair.west, |spec| spec["federatesWith"] = frontend);
@@ -141,6 +141,12 @@ async fn a_registration_that_is_not_selected_holds_the_bundle_back_and_is_named(
         Ok(())
     })
     .await;
+    (pair, id)
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_registration_that_is_not_selected_holds_the_bundle_back_and_is_named() {
+    let (pair, id) = held_back().await;
     assert!(pair.east.spire().federated_bundle(&td(WEST)).is_some());
     pair.east.spire().delete_entry(&id);
     until("the end comes", async || {
@@ -150,4 +156,20 @@ async fn a_registration_that_is_not_selected_holds_the_bundle_back_and_is_named(
     })
     .await;
     assert!(pair.east.spire().federated_bundle(&td(WEST)).is_none());
+}
+
+/// Its manifest is gone by then: the command puts it back for as long as the agent needs to read how it is to end now.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn an_end_that_is_held_back_is_made_an_emergency() {
+    let (pair, _) = held_back().await;
+    let store = format!("dir:{}", pair.east.store().display());
+    let end = move || {
+        let mut command = std::process::Command::new(env!("CARGO_BIN_EXE_entente"));
+        command.args(["peer", "end", WEST, "--now", "--yes", "--store", &store]).output().unwrap()
+    };
+    let done = tokio::task::spawn_blocking(end).await.unwrap();
+    assert!(done.status.success(), "{}", String::from_utf8_lossy(&done.stderr));
+    assert!(pair.east.conditions(PEERS, WEST).is_empty());
+    assert!(pair.east.spire().federated_bundle(&td(WEST)).is_none());
+    assert!(!pair.east.store().join("manifests").join(peer_file(&pair.west)).exists());
 }

@@ -15,8 +15,9 @@ use tracing::info;
 
 use super::document;
 use super::tls::{EndpointVerifier, Refusal, Trust, client_config};
+use crate::causes::chain;
 use crate::identity::tls::provider;
-use crate::identity::verify::SvidError;
+use crate::identity::verify::{SvidError, moment};
 use crate::model::endpoint::{BundleEndpoint, EndpointProfile, EndpointUrl, FetchFailure, FetchProblem};
 use crate::model::{Bundle, BundleDigest, SpiffeId, TrustDomain};
 
@@ -127,7 +128,8 @@ impl EndpointClient {
         verify_with: Option<&Bundle>,
         now: Timestamp,
     ) -> Result<Fetched, FailedProbe> {
-        let verifier = self.trust(endpoint, verify_with).map(|trust| EndpointVerifier::new(trust, unix(now)));
+        let verifier =
+            self.trust(endpoint, verify_with).map(|trust| EndpointVerifier::new(trust, moment(now)));
         let attempt = async {
             let verifier = verifier.as_ref().map_err(Clone::clone)?;
             let fetch = self.get(verifier, endpoint);
@@ -187,7 +189,7 @@ impl EndpointClient {
                 Trust::Later { endpoint_id: endpoint_id.clone(), seen: Mutex::default() }
             }
         };
-        let verifier = EndpointVerifier::new(trust, unix(now));
+        let verifier = EndpointVerifier::new(trust, moment(now));
         let body = tokio::time::timeout(self.total_timeout, self.get(&verifier, endpoint)).await;
         let late =
             || Problem::unreachable(format!("it gave no whole answer within {:?}", self.total_timeout));
@@ -285,10 +287,6 @@ async fn body(mut answer: Response, verifier: &EndpointVerifier) -> Result<Vec<u
         body.extend_from_slice(&part);
     }
     Ok(body)
-}
-
-fn unix(now: Timestamp) -> UnixTime {
-    UnixTime::since_unix_epoch(Duration::from_secs(u64::try_from(now.as_second()).unwrap_or(0)))
 }
 
 /// A problem with its cause in words, before it is told as one of an endpoint.
@@ -425,21 +423,6 @@ fn find<'a, E: Error + 'static>(error: &'a (dyn Error + 'static)) -> Option<&'a 
         };
     }
     None
-}
-
-/// An error and its causes in one line.
-fn chain(error: &dyn Error) -> String {
-    let mut text = error.to_string();
-    let mut next = error.source();
-    while let Some(cause) = next {
-        let cause_text = cause.to_string();
-        if !text.ends_with(&cause_text) {
-            text.push_str(": ");
-            text.push_str(&cause_text);
-        }
-        next = cause.source();
-    }
-    text
 }
 
 #[cfg(test)]

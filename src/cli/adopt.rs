@@ -8,7 +8,7 @@ use std::time::Duration;
 use anyhow::{Context as _, bail};
 use clap::Args;
 
-use super::invite::tell;
+use super::output::tell;
 use super::store::StoreFlags;
 use crate::bundle::endpoint::{EndpointClient, web_roots};
 use crate::clock;
@@ -68,10 +68,10 @@ pub(super) async fn run(args: &AdoptArgs) -> anyhow::Result<()> {
     let store = args.at.open().await?;
     let mut adoption = read(args, &wish).await?;
     if let Some(untried) = try_endpoint(&wish, &adoption).await? {
-        tell(&format!("note: {untried}"))?;
+        tell(&format!("note: {untried}"));
     }
     let mut told = BTreeSet::new();
-    tell_notes(&adoption, &mut told)?;
+    tell_notes(&adoption, &mut told);
     let mut tries = 1;
     // spire-controller-manager writes the status of what is handed over when it likes: then what is left is read again.
     while let Err(error) = hand_over(args, &wish, &store, &adoption).await {
@@ -82,19 +82,18 @@ pub(super) async fn run(args: &AdoptArgs) -> anyhow::Result<()> {
         tries += 1;
         tokio::time::sleep(PAUSE).await;
         adoption = read(args, &wish).await?;
-        tell_notes(&adoption, &mut told)?;
+        tell_notes(&adoption, &mut told);
     }
     Ok(())
 }
 
 /// Each note once, however often the objects are read.
-fn tell_notes(adoption: &Adoption, told: &mut BTreeSet<String>) -> anyhow::Result<()> {
+fn tell_notes(adoption: &Adoption, told: &mut BTreeSet<String>) {
     for note in &adoption.notes {
         if told.insert(note.clone()) {
-            tell(&format!("note: {note}"))?;
+            tell(&format!("note: {note}"));
         }
     }
-    Ok(())
 }
 
 /// What is to be done as the objects are now.
@@ -126,7 +125,7 @@ async fn hand_over(args: &AdoptArgs, wish: &Wish, store: &Store, adoption: &Adop
         writeln!(out, "- {does}")?;
     }
     if !args.dry_run {
-        tell("Handed over; see `entente status` for how it stands.")?;
+        tell("Handed over; see `entente status` for how it stands.");
     }
     Ok(())
 }

@@ -11,9 +11,8 @@ use serde_json::Value;
 
 use super::control::SocketFlag;
 use super::exit::NotAsked;
-use super::invite::tell;
 use super::object::{self, list, of_kind, text};
-use super::output::{ListFormat, Screen, Tone, plain, span};
+use super::output::{ListFormat, Screen, Tone, plain, span, tell};
 use super::store::{Read, StoreFlags};
 use super::table::{Cell, Column, Table};
 use super::timeline::{Axis, Span};
@@ -75,7 +74,7 @@ pub(super) async fn run(args: &BundlesArgs, screen: Screen) -> anyhow::Result<Ex
         }
     }
     if let Some(note) = note {
-        tell(&format!("note: our own authorities are not shown: {note}"))?;
+        tell(&format!("note: our own authorities are not shown: {note}"));
     }
     Ok(ExitCode::SUCCESS)
 }

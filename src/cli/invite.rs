@@ -8,7 +8,7 @@ use anyhow::Context as _;
 use clap::{Args, Subcommand};
 
 use super::control::{ControlClient, ControlFlags};
-use super::output::TextFormat;
+use super::output::{TextFormat, tell};
 use crate::api::v1alpha1::trust_domain_peer::{BundleEndpoint, EndpointProfile, ProfileType};
 use crate::config::{ProfileArg, ReachArgs};
 use crate::control::{Invited, NewInvite, OpenInvite, Reach};
@@ -113,7 +113,8 @@ async fn invite(client: &ControlClient, new: &NewArgs) -> anyhow::Result<()> {
         inviter = invited.inviter,
         fingerprint = invited.fingerprint,
         what = if new.file.is_some() { "--file FILE" } else { "TOKEN" },
-    ))
+    ));
+    Ok(())
 }
 
 /// The invite as JSON; the token only where it is not in a file.
@@ -137,7 +138,8 @@ async fn list(client: &ControlClient, output: TextFormat) -> anyhow::Result<()> 
         return Ok(());
     }
     if open.is_empty() {
-        return tell("No invite is open.");
+        tell("No invite is open.");
+        return Ok(());
     }
     let mut out = std::io::stdout().lock();
     writeln!(out, "{:<18}{:<32}{:<24}{:<7}FINGERPRINT", "ID", "TRUST DOMAIN", "EXPIRES", "TRIES")?;
@@ -155,7 +157,8 @@ async fn withdraw(client: &ControlClient, id: &str) -> anyhow::Result<()> {
         "{id:?} is no ID of an invite: see `entente invite list`"
     );
     let withdrawn: OpenInvite = client.delete(&format!("/v1/invites/{id}")).await?;
-    tell(&format!("Invite {id} for {} is withdrawn.", withdrawn.trust_domain))
+    tell(&format!("Invite {id} for {} is withdrawn.", withdrawn.trust_domain));
+    Ok(())
 }
 
 /// What is said of how we are reached on this command line, as a request has it.
@@ -174,10 +177,4 @@ pub(super) fn reach(args: &ReachArgs) -> Reach {
         },
     });
     Reach { addresses: args.advertise.clone(), bundle_endpoint }
-}
-
-/// Says it to the operator, on standard error.
-pub(super) fn tell(text: &str) -> anyhow::Result<()> {
-    writeln!(std::io::stderr().lock(), "{text}")?;
-    Ok(())
 }

@@ -7,8 +7,8 @@ use anyhow::Context as _;
 use clap::Args;
 
 use super::control::{ControlFlags, Unanswered};
-use super::invite::{reach, tell};
-use super::output::{TextFormat, noticed};
+use super::invite::reach;
+use super::output::{TextFormat, noticed, tell};
 use crate::config::ReachArgs;
 use crate::control::{JoinReport, JoinRequest};
 use crate::enrol::token::{MAX_TOKEN, Token};
@@ -62,7 +62,8 @@ pub(super) async fn run(args: &JoinArgs) -> anyhow::Result<()> {
         )
     })?;
     if args.output.print_value(&report)? {
-        return tell(&summary(&report));
+        tell(&summary(&report));
+        return Ok(());
     }
     let mut out = std::io::stdout().lock();
     if args.dry_run {
@@ -74,7 +75,8 @@ pub(super) async fn run(args: &JoinArgs) -> anyhow::Result<()> {
         write!(out, "---\n{}", report.here)?;
     }
     out.flush()?;
-    tell(&summary(&report))
+    tell(&summary(&report));
+    Ok(())
 }
 
 fn summary(report: &JoinReport) -> String {

@@ -13,8 +13,8 @@ use tokio::io::AsyncReadExt as _;
 use super::exit::{NOT_ASKED, NotAsked};
 use super::output::plain;
 use super::store::ClusterFlags;
+use crate::causes::chain;
 use crate::model::replica::leader_lease;
-use crate::store::chain;
 
 /// The container of the agent in its pod, and the program in it.
 const CONTAINER: &str = "entente";

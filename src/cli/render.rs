@@ -76,9 +76,10 @@ async fn render(args: &RenderArgs) -> anyhow::Result<(BTreeMap<ObjectKey, Arc<Ob
         .await
         .with_context(|| format!("{}: not read within {} s", args.path.display(), PATIENCE.as_secs()))??;
     let bootstraps = bootstrap::read(&store, &bootstrap::wanted(index.world())).await;
-    problems
-        .extend(bootstraps.iter().filter_map(|(td, found)| Some(format!("{td}: {}", found.as_ref().err()?))));
-    index.world_mut().bootstraps = bootstraps;
+    problems.extend(
+        bootstraps.iter().filter_map(|(td, read)| Some(format!("{td}: {}", read.found.as_ref().err()?))),
+    );
+    index.read_bootstraps(bootstraps);
     let objects = in_the_end(&mut index);
     problems.extend(index.world().rejected.iter().map(|(key, r)| format!("{key}: {}", r.message)));
     Ok((objects?, problems))

@@ -13,12 +13,11 @@ use tokio::sync::mpsc;
 
 use super::exit::NotAsked;
 use super::output::noticed;
+use crate::causes::chain;
 use crate::config::StoreArg;
 use crate::model::object::Kind;
 use crate::model::{Object, ObjectKey};
-use crate::store::{
-    DirectoryStore, DirectoryTimings, Event, KubernetesStore, Store, StoreError, Unreadable, chain,
-};
+use crate::store::{DirectoryStore, DirectoryTimings, Event, KubernetesStore, Store, StoreError, Unreadable};
 
 /// How long a store is given to answer.
 const PATIENCE: Duration = Duration::from_secs(15);

@@ -1,8 +1,8 @@
-use rustls::pki_types::{CertificateDer, UnixTime};
+use rustls::pki_types::CertificateDer;
 use x509_parser::prelude::{FromDer, ParsedExtension, X509Certificate};
 
 use super::*;
-use crate::identity::verify::{Role, SvidError, verify_svid};
+use crate::identity::verify::{Role, SvidError, moment, verify_svid};
 
 fn at(seconds: i64) -> Timestamp {
     Timestamp::from_second(1_800_000_000 + seconds).unwrap()
@@ -23,7 +23,7 @@ fn id() -> SpiffeId {
 
 fn verify(svid: &Svid, bundle: &Arc<Bundle>, now: Timestamp) -> Result<SpiffeId, SvidError> {
     let chain = [CertificateDer::from(svid.certificate.clone())];
-    let now = UnixTime::since_unix_epoch(Duration::from_secs(now.as_second().unsigned_abs()));
+    let now = moment(now);
     let held = |td: &TrustDomain| (td == bundle.trust_domain()).then(|| Arc::clone(bundle));
     verify_svid(&chain, &held, Role::Server, now)?;
     verify_svid(&chain, &held, Role::Client, now)

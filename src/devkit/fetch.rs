@@ -10,6 +10,7 @@ use rustls::pki_types::{CertificateDer, ServerName, UnixTime};
 use rustls::{ClientConfig, RootCertStore};
 
 use super::document;
+use crate::causes::chain;
 use crate::identity::tls::provider;
 use crate::identity::verify::{Role, verify_signatures, verify_svid};
 use crate::model::endpoint::{BundleEndpoint, EndpointProfile};
@@ -60,15 +61,15 @@ async fn fetch(request: FetchRequest, web_roots: WebRoots) -> Result<Bundle, Str
         .no_proxy()
         .timeout(TIMEOUT)
         .build()
-        .map_err(|e| words(&e))?;
+        .map_err(|e| chain(&e))?;
     let answer = client.get(request.endpoint.url.as_str()).send().await;
-    let mut answer = answer.map_err(|e| format!("failed to fetch bundle: {}", words(&e)))?;
+    let mut answer = answer.map_err(|e| format!("failed to fetch bundle: {}", chain(&e)))?;
     if answer.status() != http::StatusCode::OK {
         return Err(format!("unexpected status {} fetching bundle", answer.status().as_u16()));
     }
     let mut body = Vec::new();
     while let Some(chunk) =
-        answer.chunk().await.map_err(|e| format!("failed to read bundle: {}", words(&e)))?
+        answer.chunk().await.map_err(|e| format!("failed to read bundle: {}", chain(&e)))?
     {
         if body.len() + chunk.len() > BODY_LIMIT {
             return Err(format!("bundle is over {BODY_LIMIT} bytes"));
@@ -93,17 +94,6 @@ fn client_config(request: &FetchRequest, web_roots: &WebRoots) -> Result<ClientC
             builder.dangerous().with_custom_certificate_verifier(Arc::new(verifier)).with_no_client_auth()
         }
     })
-}
-
-/// The words of an error with all its causes; the outer ones alone say nothing.
-fn words(error: &dyn std::error::Error) -> String {
-    let mut text = error.to_string();
-    let mut cause = error.source();
-    while let Some(inner) = cause {
-        text = format!("{text}: {inner}");
-        cause = inner.source();
-    }
-    text
 }
 
 /// Wants an SVID of exactly this ID, by this bundle; the host name does not matter.

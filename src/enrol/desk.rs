@@ -7,9 +7,8 @@ use std::net::IpAddr;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
+use rustls::ServerConfig;
 use rustls::pki_types::{CertificateDer, UnixTime};
-use rustls::server::NoServerSessionStorage;
-use rustls::{DistinguishedName, ServerConfig};
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, SemaphorePermit};
 use tokio::time::{Instant, timeout};
@@ -24,10 +23,9 @@ use super::wire;
 use crate::bundle::document;
 use crate::clock;
 use crate::federation::wire::Wire;
-use crate::identity::peer_tls::OwnSvid;
+use crate::identity::peer_tls::{Check, serving};
 use crate::identity::source::IdentitySource;
-use crate::identity::tls::provider;
-use crate::identity::verify::{Role, verify_signatures, verify_svid};
+use crate::identity::verify::{Role, moment, verify_svid};
 use crate::index::run::WorldHandle;
 use crate::model::{Bundle, World};
 use crate::proto::enrol::v1::{EnrolReply, EnrolRequest, Outcome};
@@ -130,13 +128,9 @@ impl Desk {
         worlds: WorldHandle,
         unfinished: TaskTracker,
     ) -> Result<Self, rustls::Error> {
-        let mut config = ServerConfig::builder_with_provider(provider())
-            .with_protocol_versions(&[&rustls::version::TLS13])?
-            .with_client_cert_verifier(Arc::new(AnyHolder))
-            .with_cert_resolver(Arc::new(OwnSvid::new(source)));
-        config.session_storage = Arc::new(NoServerSessionStorage {});
-        config.send_tls13_tickets = 0;
-        config.alpn_protocols = vec![super::ALPN.to_vec()];
+        // That its key is held is seen; whose it is, is judged once the bundle is known that the joiner brings.
+        let anybody: Check = Arc::new(|_, _, _| Ok(()));
+        let config = serving(source, anybody, super::ALPN)?;
         let rate = Rate {
             sources: Sources::new(PER_SECOND, BURST),
             total: TokenBucket::new(TOTAL_PER_SECOND, TOTAL_BURST, Duration::ZERO),
@@ -262,7 +256,7 @@ impl Desk {
             Refused::new(Outcome::InviteNotValid, format!("invite {id}: not open, or another secret"))
         })?;
         let world = self.worlds.now().await.ok_or_else(|| Refused::new(Outcome::Busy, "we are stopping"))?;
-        let (offer, bundle) = judge(&world, &shown.invite.joiner, request, chain, unix(now))?;
+        let (offer, bundle) = judge(&world, &shown.invite.joiner, request, chain, moment(now))?;
         let key = Offer::peer_key(&offer.trust_domain);
         match self.store.get(&key).await {
             Ok(None) => Ok((shown, offer, bundle)),
@@ -351,30 +345,4 @@ fn refusal(source: IpAddr, reason: &str) {
 fn chain(stream: &TlsStream<Wire>) -> Vec<CertificateDer<'static>> {
     let chain = stream.get_ref().1.peer_certificates().unwrap_or_default();
     chain.iter().cloned().map(CertificateDer::into_owned).collect()
-}
-
-pub(super) fn unix(now: jiff::Timestamp) -> UnixTime {
-    UnixTime::since_unix_epoch(Duration::from_secs(u64::try_from(now.as_second()).unwrap_or_default()))
-}
-
-/// Demands a client certificate and that its key is held; whose it is, is judged once the bundle is known that the
-/// joiner brings.
-#[derive(Debug)]
-struct AnyHolder;
-
-impl rustls::server::danger::ClientCertVerifier for AnyHolder {
-    fn root_hint_subjects(&self) -> &[DistinguishedName] {
-        &[]
-    }
-
-    fn verify_client_cert(
-        &self,
-        _: &CertificateDer<'_>,
-        _: &[CertificateDer<'_>],
-        _: UnixTime,
-    ) -> Result<rustls::server::danger::ClientCertVerified, rustls::Error> {
-        Ok(rustls::server::danger::ClientCertVerified::assertion())
-    }
-
-    verify_signatures!();
 }

@@ -5,30 +5,27 @@ use std::io;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
-use rustls::client::Resumption;
-use rustls::client::danger::{ServerCertVerified, ServerCertVerifier};
-use rustls::pki_types::{CertificateDer, ServerName, UnixTime};
-use rustls::{AlertDescription, ClientConfig};
+use rustls::AlertDescription;
+use rustls::pki_types::{CertificateDer, UnixTime};
 use tokio::net::TcpStream;
 use tokio::time::{Instant, timeout, timeout_at};
 use tokio_rustls::TlsConnector;
 use tokio_rustls::client::TlsStream;
 
-use super::desk::unix;
 use super::join::JoinError;
 use super::offer::Offer;
 use super::token::Token;
 use crate::federation::client::server_name;
-use crate::identity::peer_tls::OwnSvid;
+use crate::identity::peer_tls::{Check, dialling};
 use crate::identity::source::IdentitySource;
-use crate::identity::tls::provider;
-use crate::identity::verify::{Role, SvidError, verify_signatures, verify_svid};
+use crate::identity::verify::{Role, SvidError, verify_svid};
 use crate::model::{Bundle, SpiffeId};
 
 /// For DNS and TCP, and for TLS.
 const CONNECT: Duration = Duration::from_secs(5);
 /// For all addresses of the inviter together: the command that waits for all this does so for a minute.
 const DIAL: Duration = Duration::from_secs(12);
+
 /// Dials the inviter's addresses in turn until one of its agents has proved who it is.
 pub(super) async fn dial(
     source: &IdentitySource,
@@ -65,39 +62,24 @@ async fn dial_one(
     let tcp = timeout(CONNECT, TcpStream::connect(address)).await;
     let tcp = tcp.map_err(|_| unreachable(&late()))?.map_err(|e| unreachable(&e))?;
     let _ = tcp.set_nodelay(true);
-    let verifier = Arc::new(InviterVerifier {
-        inviter: inviter.clone(),
-        bundle: Arc::clone(bundle),
-        verdict: Mutex::new(None),
-    });
-    let config = client_config(source, &verifier).map_err(|e| unreachable(&e))?;
+    let verdict = Verdict::default();
+    let config =
+        dialling(source, check(inviter, bundle, &verdict), super::ALPN).map_err(|e| unreachable(&e))?;
     let connector = TlsConnector::from(Arc::new(config));
     let shaken = timeout(CONNECT, connector.connect(server_name(address), tcp)).await;
     let shaken = shaken.map_err(|_| unreachable(&late()))?;
-    match (shaken, verifier.verdict()) {
+    let judged = verdict.lock().unwrap_or_else(PoisonError::into_inner).take();
+    match (shaken, judged) {
         (Ok(stream), Some(Ok(id))) if stream.get_ref().1.alpn_protocol() == Some(super::ALPN) => {
             Ok((stream, id))
         }
-        (_, Some(Err(cause))) => Err(JoinError::NotTheInviter { address: address.to_owned(), cause }),
+        (_, Some(Err(cause))) => {
+            Err(JoinError::NotTheInviter { address: address.to_owned(), cause: cause.to_string() })
+        }
         (Err(error), _) if is_no_protocol(&error) => Err(JoinError::NoInviteOpen(address.to_owned())),
         (Err(error), _) => Err(unreachable(&error)),
         (Ok(_), _) => Err(JoinError::NoInviteOpen(address.to_owned())),
     }
-}
-
-fn client_config(
-    source: &IdentitySource,
-    verifier: &Arc<InviterVerifier>,
-) -> Result<ClientConfig, rustls::Error> {
-    let verifier: Arc<dyn ServerCertVerifier> = Arc::<InviterVerifier>::clone(verifier);
-    let mut config = ClientConfig::builder_with_provider(provider())
-        .with_protocol_versions(&[&rustls::version::TLS13])?
-        .dangerous()
-        .with_custom_certificate_verifier(verifier)
-        .with_client_cert_resolver(Arc::new(OwnSvid::new(source)));
-    config.resumption = Resumption::disabled();
-    config.alpn_protocols = vec![super::ALPN.to_vec()];
-    Ok(config)
 }
 
 fn is_no_protocol(error: &io::Error) -> bool {
@@ -105,62 +87,42 @@ fn is_no_protocol(error: &io::Error) -> bool {
     matches!(inner, Some(rustls::Error::AlertReceived(AlertDescription::NoApplicationProtocol)))
 }
 
+/// What was decided about who answered, if the handshake came to that.
+type Verdict = Arc<Mutex<Option<Result<SpiffeId, NotTheInviter>>>>;
+
 /// Accepts exactly the agents that the invite names, by exactly the bundle whose fingerprint it has.
-struct InviterVerifier {
-    inviter: Offer,
-    bundle: Arc<Bundle>,
-    verdict: Mutex<Option<Result<SpiffeId, String>>>,
+fn check(inviter: &Offer, bundle: &Arc<Bundle>, verdict: &Verdict) -> Check {
+    let (inviter, bundle, verdict) = (inviter.clone(), Arc::clone(bundle), Arc::clone(verdict));
+    Arc::new(move |chain, role, now| {
+        let judged = judge(&inviter, &bundle, chain, role, now);
+        *verdict.lock().unwrap_or_else(PoisonError::into_inner) = Some(judged.clone());
+        match judged {
+            Ok(_) => Ok(()),
+            Err(NotTheInviter::Svid(error)) => Err(error.into()),
+            Err(NotTheInviter::Other(_)) => {
+                Err(rustls::CertificateError::ApplicationVerificationFailure.into())
+            }
+        }
+    })
 }
 
-impl fmt::Debug for InviterVerifier {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("InviterVerifier").finish_non_exhaustive()
-    }
-}
-
-impl InviterVerifier {
-    fn verdict(&self) -> Option<Result<SpiffeId, String>> {
-        self.verdict.lock().unwrap_or_else(PoisonError::into_inner).clone()
-    }
-
-    fn judge(&self, chain: &[CertificateDer<'_>], now: UnixTime) -> Result<SpiffeId, SvidOrId> {
-        let held = |asked: &_| (*asked == self.inviter.trust_domain).then(|| Arc::clone(&self.bundle));
-        let id = verify_svid(chain, &held, Role::Server, now)?;
-        if self.inviter.agent_ids.contains(&id) { Ok(id) } else { Err(SvidOrId::Other(id)) }
-    }
+fn judge(
+    inviter: &Offer,
+    bundle: &Arc<Bundle>,
+    chain: &[CertificateDer<'_>],
+    role: Role,
+    now: UnixTime,
+) -> Result<SpiffeId, NotTheInviter> {
+    let held = |asked: &_| (*asked == inviter.trust_domain).then(|| Arc::clone(bundle));
+    let id = verify_svid(chain, &held, role, now)?;
+    if inviter.agent_ids.contains(&id) { Ok(id) } else { Err(NotTheInviter::Other(id)) }
 }
 
 /// Why it is not the inviter's agent.
-#[derive(Debug, thiserror::Error)]
-enum SvidOrId {
+#[derive(Clone, Debug, thiserror::Error)]
+enum NotTheInviter {
     #[error(transparent)]
     Svid(#[from] SvidError),
     #[error("it is {0}, which the invite does not name")]
     Other(SpiffeId),
-}
-
-impl ServerCertVerifier for InviterVerifier {
-    fn verify_server_cert(
-        &self,
-        leaf: &CertificateDer<'_>,
-        intermediates: &[CertificateDer<'_>],
-        _: &ServerName<'_>,
-        _: &[u8],
-        _: UnixTime,
-    ) -> Result<ServerCertVerified, rustls::Error> {
-        let chain: Vec<_> = std::iter::once(leaf).chain(intermediates).cloned().collect();
-        let judged = self.judge(&chain, unix(crate::clock::now()));
-        let mut verdict = self.verdict.lock().unwrap_or_else(PoisonError::into_inner);
-        *verdict = Some(match &judged {
-            Ok(id) => Ok(id.clone()),
-            Err(error) => Err(error.to_string()),
-        });
-        match judged {
-            Ok(_) => Ok(ServerCertVerified::assertion()),
-            Err(SvidOrId::Svid(error)) => Err(error.into()),
-            Err(SvidOrId::Other(_)) => Err(rustls::CertificateError::ApplicationVerificationFailure.into()),
-        }
-    }
-
-    verify_signatures!();
 }

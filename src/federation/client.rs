@@ -27,6 +27,7 @@ use super::convert::printable;
 use super::manager::{KEEPALIVE, MAX_FRAME, QUEUE, Timings};
 use crate::identity::peer_tls::{Authorize, PeerRefusal, Verdict, client_config};
 use crate::identity::source::IdentitySource;
+use crate::identity::verify::moment;
 use crate::model::session::{LinkState, Refusal};
 use crate::model::{SpiffeId, TrustDomain};
 use crate::observe::metrics::stream_state;
@@ -156,7 +157,7 @@ async fn greet(target: &Target, address: &str, tcp: TcpStream, verdict: Verdict)
     let mut first = [0_u8; 1];
     stream.read_exact(&mut first).await.map_err(Failure::FirstByte)?;
     let stream = Replayed { first: Some(first), inner: stream };
-    Ok(Greeted { id, chain, at: super::manager::unix_now(), stream })
+    Ok(Greeted { id, chain, at: moment(crate::clock::now()), stream })
 }
 
 /// The host is sent as SNI, for load balancers that route by it; the server's identity is its SPIFFE ID.

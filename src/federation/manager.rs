@@ -5,7 +5,6 @@ use std::net::SocketAddr;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
-use rustls::pki_types::UnixTime;
 use tokio::net::TcpListener;
 use tokio::sync::{mpsc, watch};
 use tokio::task::{AbortHandle, JoinHandle, JoinSet};
@@ -400,10 +399,4 @@ impl Manager {
             self.states.set(&trust_domain, None);
         }
     }
-}
-
-/// The time now, as TLS wants it.
-pub(crate) fn unix_now() -> UnixTime {
-    let seconds = u64::try_from(crate::clock::now().as_second()).unwrap_or_default();
-    UnixTime::since_unix_epoch(Duration::from_secs(seconds))
 }

@@ -27,12 +27,12 @@ use tonic::transport::server::Connected;
 use tonic::{Request, Response, Status, Streaming};
 
 use super::link::{Connection, Proof, Stream};
-use super::manager::{Hub, KEEPALIVE, MAX_FRAME, QUEUE, Timings, unix_now};
+use super::manager::{Hub, KEEPALIVE, MAX_FRAME, QUEUE, Timings};
 use super::relay::{Passing, RelayDoor};
 use super::wire::Wire;
 use crate::enrol::{self, Desk};
 use crate::identity::peer_tls::{ALPN_HTTP2, PeerRefusal, judge};
-use crate::identity::verify::Role;
+use crate::identity::verify::{Role, moment};
 use crate::model::TrustDomain;
 use crate::proto::federation::v1::Frame;
 use crate::proto::federation::v1::federation_server::{Federation, FederationServer};
@@ -126,7 +126,7 @@ impl Acceptor {
                 Some(_) = passed.join_next(), if !passed.is_empty() => {}
                 // What another replica passes on is within the rate of where it came from; what waited here has been counted.
                 Some((wire, address)) = taken.recv() => {
-                    let is_counted = matches!(wire, Wire::Direct(_)) || sources.allow(address.ip());
+                    let is_counted = matches!(wire, Wire::Left(_)) || sources.allow(address.ip());
                     if is_counted && *self.open.borrow() && let Some(place) = places.take(address.ip()) {
                         handshakes.spawn(self.handshake(wire, address.ip(), place));
                     }
@@ -139,7 +139,7 @@ impl Acceptor {
                         if *self.open.borrow() {
                             let Some(place) = places.take(address.ip()) else { continue };
                             let _ = tcp.set_nodelay(true);
-                            handshakes.spawn(self.handshake(Wire::Direct(tcp), address.ip(), place));
+                            handshakes.spawn(self.handshake(Wire::Left(tcp), address.ip(), place));
                         } else if let Some(passing) = &self.passing {
                             passed.spawn(passing.clone().pass(tcp, address));
                         }
@@ -261,7 +261,7 @@ impl PeerConnection {
             .iter()
             .map(|c| c.clone().into_owned())
             .collect();
-        let at = unix_now();
+        let at = moment(crate::clock::now());
         let id = hub.judge(&chain, at).map_err(io::Error::other)?;
         let place = hub
             .place(id.trust_domain())
@@ -412,7 +412,7 @@ mod tests {
             let accepting = accept(
                 Arc::clone(&tls),
                 Some(Arc::clone(&desk)),
-                Wire::Direct(tcp_there),
+                Wire::Left(tcp_there),
                 [192, 0, 2, 1].into(),
             );
             let connecting = connector.connect("inviter.test".try_into().unwrap(), tcp);

@@ -5,9 +5,9 @@ use std::sync::Arc;
 use rustls::pki_types::{CertificateDer, UnixTime};
 use rustls::{CertificateError, ClientConfig, ServerConfig};
 
-use super::peer_tls::{ALPN_HTTP2, PeerRefusal, dialling, serving};
+use super::peer_tls::{ALPN_HTTP2, PeerRefusal, dialling, judge_own, serving};
 use super::source::IdentitySource;
-use super::verify::{Role, verify_svid};
+use super::verify::Role;
 use crate::model::SpiffeId;
 
 /// For the listener: whoever has an SVID of our trust domain.
@@ -29,7 +29,7 @@ pub fn server_config(source: &IdentitySource) -> Result<ServerConfig, rustls::Er
 pub fn client_config(source: &IdentitySource, agent: SpiffeId) -> Result<ClientConfig, rustls::Error> {
     let judging = source.clone();
     let check = Arc::new(move |chain: &[CertificateDer<'_>], _: Role, now: UnixTime| {
-        match judge_as(&judging, chain, Role::Server, now)? {
+        match judge_own(&judging, chain, Role::Server, now)? {
             id if id == agent => Ok(()),
             _ => Err(CertificateError::ApplicationVerificationFailure.into()),
         }
@@ -46,17 +46,5 @@ pub fn judge(
     chain: &[CertificateDer<'_>],
     now: UnixTime,
 ) -> Result<SpiffeId, PeerRefusal> {
-    judge_as(source, chain, Role::Client, now)
-}
-
-fn judge_as(
-    source: &IdentitySource,
-    chain: &[CertificateDer<'_>],
-    role: Role,
-    now: UnixTime,
-) -> Result<SpiffeId, PeerRefusal> {
-    let svids = source.current().ok_or(PeerRefusal::NoIdentity)?;
-    let own = &svids.identity;
-    let bundle = |trust_domain: &_| (*trust_domain == own.trust_domain).then(|| Arc::clone(&own.bundle));
-    Ok(verify_svid(chain, &bundle, role, now)?)
+    judge_own(source, chain, Role::Client, now)
 }

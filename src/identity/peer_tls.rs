@@ -101,8 +101,24 @@ pub fn client_config(
     dialling(source, judging(source, authorize, verdict), ALPN_HTTP2)
 }
 
+/// Judges a chain of our own trust domain by our own bundle as it is now.
+///
+/// # Errors
+/// [`PeerRefusal`]; a chain of another trust domain is one without a bundle.
+pub(crate) fn judge_own(
+    source: &IdentitySource,
+    chain: &[CertificateDer<'_>],
+    role: Role,
+    now: UnixTime,
+) -> Result<SpiffeId, PeerRefusal> {
+    let svids = source.current().ok_or(PeerRefusal::NoIdentity)?;
+    let own = &svids.identity;
+    let bundle = |trust_domain: &_| (*trust_domain == own.trust_domain).then(|| Arc::clone(&own.bundle));
+    Ok(verify_svid(chain, &bundle, role, now)?)
+}
+
 /// Accepts or refuses a chain that the other end presents.
-pub(super) type Check =
+pub(crate) type Check =
     Arc<dyn Fn(&[CertificateDer<'_>], Role, UnixTime) -> Result<(), rustls::Error> + Send + Sync>;
 
 fn judging(source: &IdentitySource, authorize: Authorize, verdict: Verdict) -> Check {
@@ -115,7 +131,10 @@ fn judging(source: &IdentitySource, authorize: Authorize, verdict: Verdict) -> C
 }
 
 /// A listener that presents our SVID and takes who passes the check, for one protocol.
-pub(super) fn serving(
+///
+/// # Errors
+/// Where the provider does not offer TLS 1.3.
+pub(crate) fn serving(
     source: &IdentitySource,
     check: Check,
     alpn: &[u8],
@@ -131,7 +150,10 @@ pub(super) fn serving(
 }
 
 /// A dialler that presents our SVID and takes a server that passes the check, for one protocol.
-pub(super) fn dialling(
+///
+/// # Errors
+/// Where the provider does not offer TLS 1.3.
+pub(crate) fn dialling(
     source: &IdentitySource,
     check: Check,
     alpn: &[u8],
@@ -154,10 +176,10 @@ pub(crate) fn dialling_anybody(source: &IdentitySource) -> ClientConfig {
 
 /// Presents our SVID as it is at the time of the handshake.
 #[derive(Debug)]
-pub(crate) struct OwnSvid(IdentitySource);
+struct OwnSvid(IdentitySource);
 
 impl OwnSvid {
-    pub(crate) fn new(source: &IdentitySource) -> Self {
+    fn new(source: &IdentitySource) -> Self {
         Self(source.clone())
     }
 
@@ -182,7 +204,8 @@ impl ResolvesClientCert for OwnSvid {
     }
 }
 
-struct Verifier(Check);
+/// A certificate verifier of either end, which asks one check.
+pub(crate) struct Verifier(pub(crate) Check);
 
 impl fmt::Debug for Verifier {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {

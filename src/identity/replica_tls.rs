@@ -6,9 +6,9 @@ use std::sync::Arc;
 use rustls::pki_types::{CertificateDer, UnixTime};
 use rustls::{CertificateError, ClientConfig, ServerConfig};
 
-use super::peer_tls::{Check, PeerRefusal, dialling, serving};
+use super::peer_tls::{Check, PeerRefusal, dialling, judge_own, serving};
 use super::source::IdentitySource;
-use super::verify::{Role, verify_svid};
+use super::verify::Role;
 
 /// The protocol of what is passed on, with its version: replicas of two versions that do not know each other's pass
 /// nothing on.
@@ -41,11 +41,11 @@ fn is_ourselves(
     role: Role,
     now: UnixTime,
 ) -> Result<(), rustls::Error> {
-    let svids = source.current().ok_or(PeerRefusal::NoIdentity)?;
-    let own = &svids.identity;
-    let bundle = |trust_domain: &_| (*trust_domain == own.trust_domain).then(|| Arc::clone(&own.bundle));
-    let id = verify_svid(chain, &bundle, role, now)?;
-    if id == own.id { Ok(()) } else { Err(CertificateError::ApplicationVerificationFailure.into()) }
+    let own = source.current().ok_or(PeerRefusal::NoIdentity)?;
+    match judge_own(source, chain, role, now)? {
+        id if id == own.identity.id => Ok(()),
+        _ => Err(CertificateError::ApplicationVerificationFailure.into()),
+    }
 }
 
 #[cfg(test)]

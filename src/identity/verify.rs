@@ -4,7 +4,9 @@
 //! one trust domain can never speak for another (SPIFFE Federation, section 7.3).
 
 use std::sync::Arc;
+use std::time::Duration;
 
+use jiff::Timestamp;
 use rustls::client::danger::HandshakeSignatureValid;
 use rustls::pki_types::{CertificateDer, UnixTime};
 use rustls::server::{ParsedCertificate, WebPkiClientVerifier};
@@ -20,6 +22,12 @@ const MAX_CHAIN: usize = 10;
 /// How many authorities are tried at once. They may all have one subject, as SPIRE's do where its configuration sets
 /// one, and then each costs a signature check, of which webpki allows 100 a path: a large bundle is tried in parts.
 const AUTHORITIES_AT_ONCE: usize = 24;
+
+/// A time as TLS has it: in seconds, and none before 1970.
+#[must_use]
+pub fn moment(time: Timestamp) -> UnixTime {
+    UnixTime::since_unix_epoch(Duration::from_secs(u64::try_from(time.as_second()).unwrap_or_default()))
+}
 
 /// The role in the handshake of who presented the chain: an extended key usage, where present, must allow it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

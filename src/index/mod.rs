@@ -20,6 +20,7 @@ use crate::model::world::{Rejected, Settings};
 use crate::model::{NamespacedName, Object, ObjectKey, TrustDomain, World};
 use crate::plan::gateways::Gateways;
 use crate::store::Event;
+use bootstrap::Bootstraps;
 
 /// An object that is seldom looked at, in little memory.
 #[derive(Debug)]
@@ -52,6 +53,8 @@ pub struct Index {
     services: BTreeMap<ObjectKey, Packed>,
     /// Kinds that the store does not serve, and since when.
     missing: BTreeMap<Kind, Timestamp>,
+    /// Bootstrap bundles, each with the object that it was read from: a peer may be made anew before they are read again.
+    bootstraps: Bootstraps,
     /// What of the exports has to be decided again.
     exports: exports::Exports,
 }
@@ -67,6 +70,7 @@ impl Index {
             peers: BTreeMap::new(),
             services: BTreeMap::new(),
             missing: BTreeMap::new(),
+            bootstraps: Bootstraps::new(),
             exports: exports::Exports::default(),
         }
     }
@@ -266,6 +270,11 @@ impl Index {
             }
             Kind::ClusterSpiffeId | Kind::ClusterStaticEntry => {
                 let parsed = parse::registration::parse(&object);
+                if parsed.as_ref().is_ok_and(|found| !self.world.settings.follows_class(&found.class_name)) {
+                    let was_ours = self.world.registrations.contains_key(&key);
+                    self.forget(&key);
+                    return self.world.rejected.remove(&key).is_some() || was_ours;
+                }
                 let at = key.clone();
                 self.keep(key, parsed, |world, registration| {
                     put(&mut world.registrations, at.clone(), registration)
@@ -389,8 +398,23 @@ impl Index {
         self.world.peers = peers.into_iter().map(same).collect();
         self.world.rejected.retain(|key, _| key.kind != Kind::TrustDomainPeer);
         self.world.rejected.extend(rejected);
-        let world = &mut self.world;
-        world.bootstraps.retain(|trust_domain: &TrustDomain, _| world.peers.contains_key(trust_domain));
+        self.give_bootstraps();
+    }
+
+    /// Takes in what was read of bootstrap bundles.
+    pub fn read_bootstraps(&mut self, read: Bootstraps) {
+        self.bootstraps = read;
+        self.give_bootstraps();
+    }
+
+    /// Each peer has what was read for it: of the object that it names now.
+    fn give_bootstraps(&mut self) {
+        let wanted = bootstrap::wanted(&self.world);
+        let of_peer = |(td, named): (TrustDomain, bootstrap::Named)| {
+            let read = self.bootstraps.get(&td).filter(|read| read.of == named)?;
+            Some((td, read.found.clone()))
+        };
+        self.world.bootstraps = wanted.into_iter().filter_map(of_peer).collect();
     }
 }
 

@@ -276,7 +276,7 @@ async fn take(index: &mut Index, inputs: &mut Inputs) -> anyhow::Result<News> {
             changed.map_err(|_| ended("the peer protocol"))?;
         }
         found = inputs.bootstraps.recv() => {
-            index.world_mut().bootstraps = found.ok_or_else(|| ended("the reader of bootstrap bundles"))?;
+            index.read_bootstraps(found.ok_or_else(|| ended("the reader of bootstrap bundles"))?);
         }
         changed = inputs.mesh.changed() => {
             changed.map_err(|_| ended("the reader of the mesh"))?;

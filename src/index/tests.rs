@@ -85,3 +85,54 @@ fn what_is_kept_small_is_whole_again() {
     let object = gateway(&["192.0.2.8"]);
     assert_eq!(Packed::of(&object).unpack(), object);
 }
+
+/// Where the agent is told no class, any may be its spire-controller-manager's.
+#[test]
+fn registrations_of_another_class_are_another_controllers() {
+    let of_class = |class: &str| {
+        let key = ObjectKey::cluster(Kind::ClusterSpiffeId, "cart");
+        Object::desired(key, json!({"className": class}))
+    };
+    for (ours, theirs, is_followed) in [("", "a", true), ("a", "", true), ("a", "a", true), ("a", "b", false)]
+    {
+        let settings = Settings { spire_class_name: ours.to_owned(), ..Settings::standard() };
+        let mut index = Index::new(Arc::new(settings), Timestamp::UNIX_EPOCH);
+        assert_eq!(index.store(Event::Applied(of_class(theirs))), is_followed, "{ours:?} {theirs:?}");
+        assert_eq!(index.world().registrations.len(), usize::from(is_followed));
+    }
+    let settings = Settings { spire_class_name: "a".to_owned(), ..Settings::standard() };
+    let mut index = Index::new(Arc::new(settings), Timestamp::UNIX_EPOCH);
+    index.store(Event::Applied(of_class("a")));
+    assert!(index.store(Event::Applied(of_class("b"))), "it is no longer ours");
+    assert!(index.world().registrations.is_empty());
+}
+
+/// Deleted and made again before it is planned for, the peer is the same to who reads its bundle, which says nothing anew.
+#[test]
+fn a_peer_that_is_made_anew_has_the_bundle_that_was_read_for_it() {
+    let named = |key: &str| {
+        let spec = json!({
+            "trustDomain": "east.example",
+            "bundleEndpoint": {
+                "url": "https://east.example/",
+                "profile": {"type": "https_web"},
+            },
+            "agent": {"spiffeIDs": ["spiffe://east.example/ns/entente-system/sa/entente"]},
+            "bootstrapBundle": {"configMapKeyRef": {"name": "east", "key": key}},
+        });
+        Object::desired(ObjectKey::cluster(Kind::TrustDomainPeer, "east"), spec)
+    };
+    let td = TrustDomain::new("east.example").unwrap();
+    let mut index = Index::new(Arc::new(Settings::standard()), Timestamp::UNIX_EPOCH);
+    index.store(Event::Applied(named("bundle")));
+    let of = bootstrap::wanted(index.world())[&td].clone();
+    let read = bootstrap::Read { of, found: Err("it is not there".to_owned()) };
+    index.read_bootstraps(Bootstraps::from([(td.clone(), read)]));
+    assert!(index.world().bootstraps.contains_key(&td));
+    index.store(Event::Deleted(named("bundle").key));
+    assert!(index.world().bootstraps.is_empty());
+    index.store(Event::Applied(named("bundle")));
+    assert!(index.world().bootstraps.contains_key(&td));
+    index.store(Event::Applied(named("other")));
+    assert!(index.world().bootstraps.is_empty(), "it was read of another place");
+}

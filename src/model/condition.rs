@@ -2,6 +2,8 @@
 
 use std::borrow::Cow;
 
+use crate::api::v1alpha1::conditions::{ConditionType, Reason};
+
 /// `True`, `False` or `Unknown`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Truth {
@@ -30,7 +32,7 @@ impl From<bool> for Truth {
 /// A condition as computed; its transition time is set by comparison with what stands in the store.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Condition {
-    pub kind: &'static str,
+    pub kind: ConditionType,
     pub status: Truth,
     /// In CamelCase.
     pub reason: Cow<'static, str>,
@@ -39,9 +41,16 @@ pub struct Condition {
 }
 
 impl Condition {
+    /// The condition whose reason this is.
     #[must_use]
-    pub fn new(
-        kind: &'static str,
+    pub fn new(reason: impl Reason, status: impl Into<Truth>, message: String) -> Self {
+        Self::worded(reason.condition(), status, reason.as_str(), message)
+    }
+
+    /// One whose reason was decided elsewhere: it stood in the store, or a parser gave it.
+    #[must_use]
+    pub fn worded(
+        kind: ConditionType,
         status: impl Into<Truth>,
         reason: impl Into<Cow<'static, str>>,
         message: String,

@@ -9,7 +9,7 @@ use jiff::Timestamp;
 
 use super::endpoint::BundleEndpoint;
 use super::object::Kind;
-use super::{Bundle, OwnerRef, ServiceName, SpiffeId, TrustDomain};
+use super::{Bundle, ObjectKey, OwnerRef, ServiceName, SpiffeId, TrustDomain};
 
 /// On a TrustDomainPeer: `now` has its deletion drop trust first and at once, as [`Ending`] says.
 pub const ANNOTATION_END: &str = "entente.dev/end";
@@ -52,6 +52,17 @@ impl Peer {
     #[must_use]
     pub fn owner(&self) -> OwnerRef {
         OwnerRef { kind: Kind::TrustDomainPeer, name: self.object.clone(), uid: self.uid.clone() }
+    }
+
+    /// The object in the agent's namespace in which its bootstrap bundle lies, and the key in it; `None` where it names none.
+    #[must_use]
+    pub fn bootstrap_object(&self, namespace: &str) -> Option<(ObjectKey, String)> {
+        let (kind, name, key) = match self.bootstrap.as_ref()? {
+            Bootstrap::Inline(_) => return None,
+            Bootstrap::ConfigMapKey { name, key } => (Kind::ConfigMap, name, key),
+            Bootstrap::SecretKey { name, key } => (Kind::Secret, name, key),
+        };
+        Some((ObjectKey::namespaced(kind, namespace, name), key.clone()))
     }
 }
 

@@ -51,7 +51,8 @@ pub struct Settings {
     pub fence: bool,
     /// The revision of Istio whose mesh configuration counts; empty: the one without a revision.
     pub istio_revision: String,
-    /// `className` of the ClusterFederatedTrustDomains that are written; empty: none.
+    /// `className` of the ClusterFederatedTrustDomains that are written; empty: none. Registrations of another class are left
+    /// alone: see [`Settings::follows_class`].
     pub spire_class_name: String,
     /// Who makes relationships in SPIRE of what is written.
     pub relationships: Relationships,
@@ -75,6 +76,13 @@ pub struct Settings {
 }
 
 impl Settings {
+    /// Whether our spire-controller-manager may follow an object of this class (`spec.className`, empty: of none). One of another
+    /// class is another controller's, of another SPIRE; where the agent is told no class, any may be ours.
+    #[must_use]
+    pub fn follows_class(&self, class: &str) -> bool {
+        class.is_empty() || self.spire_class_name.is_empty() || class == self.spire_class_name
+    }
+
     /// What holds where the operator says nothing.
     #[must_use]
     pub fn standard() -> Self {
@@ -195,25 +203,28 @@ pub struct PeerMemory {
     pub stale_since: Option<Timestamp>,
     /// Public keys in the bundle of the peer that SPIRE held last and that was usable, by since when.
     pub held_keys: BTreeMap<[u8; 32], Timestamp>,
-    /// Registrations out of which the peer is kept now, and who puts it back there: by object, or SPIFFE ID.
+    /// Registrations in which the agent has changed something for the peer, and whether someone changes it back: by object, or by
+    /// the ID of the entry in SPIRE.
     pub contests: BTreeMap<String, Contest>,
+    /// What is contested: whether the peer is to be kept out of them, or to be named in them.
+    pub keeps_out: bool,
     /// Our authorities that the peer gave its last receipt for, in this exchange; `None` while it gave none.
     pub receipted: Option<BTreeSet<AuthorityId>>,
     /// Our authorities that the peer held when it was last heard in this life of the process.
     pub last_held: Option<BTreeSet<AuthorityId>>,
 }
 
-/// What was seen of a registration since the peer was to be kept out of it.
+/// What was seen of a registration since something was wanted of it.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Contest {
-    /// Whether it names the peer now.
-    pub named: bool,
+    /// Whether it is now as it is wanted.
+    pub stands: bool,
     /// The resourceVersion that was seen last.
     pub version: String,
-    /// When the peer was last seen to go, or to come back.
+    /// When that changed last.
     pub changed: Timestamp,
-    /// How often it came back, with less than an hour in between.
-    pub returns: u32,
+    /// How often it was undone, with less than an hour in between.
+    pub undone: u32,
 }
 
 /// SPIRE holds another bundle than the peer's endpoint served us when last asked. Either may be ahead.

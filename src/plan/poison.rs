@@ -4,14 +4,13 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
-use std::time::Duration;
 
 use jiff::Timestamp;
-use rustls::pki_types::{CertificateDer, UnixTime};
+use rustls::pki_types::CertificateDer;
 use serde_json::{Value, json};
 
 use super::relationship;
-use crate::identity::verify::{Role, is_self_signed, verify_svid};
+use crate::identity::verify::{Role, is_self_signed, moment, verify_svid};
 use crate::model::endpoint::Proof;
 use crate::model::world::{Disputed, Harm, Owner, PeerMemory, Poisoned};
 use crate::model::{Authority, Bundle, Peer, TrustDomain, World};
@@ -153,12 +152,11 @@ fn used(world: &World, peer: &Peer, is_disputed: impl Fn(&[u8; 32]) -> bool) -> 
     let Some(Proof { chain, at }) = proof else { return BTreeSet::new() };
     let chain: Vec<CertificateDer<'_>> =
         chain.iter().map(|der| CertificateDer::from(der.as_slice())).collect();
-    let at = UnixTime::since_unix_epoch(Duration::from_secs(at.as_second().try_into().unwrap_or_default()));
     let trust_domain = &peer.trust_domain;
     let ends_it = |authority: &&Authority| {
         let alone = Arc::new(Bundle::new(trust_domain.clone(), [(*authority).clone()]));
         let held = |asked: &TrustDomain| (asked == trust_domain).then(|| Arc::clone(&alone));
-        verify_svid(&chain, &held, Role::Server, at).is_ok()
+        verify_svid(&chain, &held, Role::Server, moment(*at)).is_ok()
     };
     let disputed = known(world, peer).flat_map(Bundle::authorities).filter(|a| is_disputed(&a.key()));
     disputed.take(MOST_CHECKED).filter(ends_it).map(Authority::key).collect()

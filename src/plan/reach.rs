@@ -9,14 +9,13 @@ use std::collections::{BTreeMap, BTreeSet};
 use serde_json::Value;
 
 use super::imports::ImportReport;
-use super::status::stored_condition;
+use super::status::{keep, stored_condition};
 use crate::api::v1alpha1::conditions::GatewaysReachableReason as Reason;
 use crate::model::condition::{Condition, Truth};
 use crate::model::reach::{Attempt, Tried};
 use crate::model::service::{Address, GatewayAddress, RemoteService};
 use crate::model::{NamespacedName, Peer, TrustDomain, World};
 
-const KIND: &str = "GatewaysReachable";
 /// Most addresses of one peer that are tried: the first in order.
 pub const MOST: usize = 16;
 /// Most addresses that one message names.
@@ -115,17 +114,12 @@ pub fn condition(
     stored: Option<&Value>,
 ) -> Option<Condition> {
     let of_peer = carriers.get(&peer.trust_domain)?;
-    let before = stored_condition(stored, KIND);
     let was_lost = was_lost(stored);
     let tried: Vec<(&GatewayAddress, Tried)> =
         of_peer.addresses.iter().filter_map(|at| Some((at, *world.reached.get(at)?))).collect();
     if tried.len() < of_peer.addresses.len() {
         // What stands was true when it was said; nothing is said from not having looked.
-        let (truth, reason, message) = before.unwrap_or_else(|| {
-            let message = "they were not tried yet".to_owned();
-            (Truth::Unknown, Reason::NotTried.to_string(), message)
-        });
-        return Some(Condition::new(KIND, truth, reason, message));
+        return Some(keep(stored, Reason::NotTried, "they were not tried yet"));
     }
     let of = |verdict: Verdict| {
         tried.iter().filter(move |(_, tried)| self::verdict(*tried, was_lost) == verdict).copied()
@@ -142,7 +136,7 @@ pub fn condition(
              another path: see Connected. Ask the operator of {td} whether they run, and see what forbids the way to them",
             in_words(of(Verdict::Lost))
         );
-        Condition::new(KIND, Truth::False, reason.as_str(), message)
+        Condition::new(reason, Truth::False, message)
     } else if never > 0 {
         let message = format!(
             "of {which} that services of {td} are called through, {never} of {all} have not taken a connection from the \
@@ -150,11 +144,11 @@ pub fn condition(
              this says nothing of calls: let the agent dial them, or set --gateway-check-seconds=0",
             in_words(of(Verdict::NeverReached))
         );
-        Condition::new(KIND, Truth::Unknown, Reason::NeverReached.as_str(), message)
+        Condition::new(Reason::NeverReached, Truth::Unknown, message)
     } else {
         let message =
             format!("{which} that services of {td} are called through take connections from the agent");
-        Condition::new(KIND, Truth::True, Reason::Reached.as_str(), message)
+        Condition::new(Reason::Reached, Truth::True, message)
     };
     Some(condition)
 }
@@ -181,7 +175,7 @@ pub fn tried(world: &World, peer: &TrustDomain) -> BTreeMap<GatewayAddress, Trie
 /// Whether the stored condition of the peer says that gateways are lost.
 #[must_use]
 pub fn was_lost(stored: Option<&Value>) -> bool {
-    stored_condition(stored, KIND).is_some_and(|(truth, ..)| truth == Truth::False)
+    stored_condition(stored, Reason::CONDITION).is_some_and(|before| before.status == Truth::False)
 }
 
 /// The first of them, and how the last attempt at each ended.

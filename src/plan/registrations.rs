@@ -110,8 +110,7 @@ pub fn added_for(world: &World, trust_domain: &TrustDomain) -> Added {
         Relationships::ServerApi => {
             let Some(peer) = world.peers.get(trust_domain) else { return added };
             let federating = world.spire.iter().flat_map(|spire| spire.federating_with(trust_domain));
-            let is_left =
-                |entry: &&Entry| contest::is_left(world, trust_domain, &entry.spiffe_id.to_string());
+            let is_left = |entry: &&Entry| contest::is_left(world, trust_domain, &entry.id);
             for entry in federating.filter(|entry| !is_left(entry)) {
                 if is_own_entry(world, entry) {
                     added.own = Some(entry.spiffe_id.to_string());
@@ -180,8 +179,7 @@ pub fn unselected(world: &World, peer: &Peer) -> Vec<String> {
 pub fn not_ours(world: &World, peer: &Peer) -> Vec<String> {
     let trust_domain = &peer.trust_domain;
     if world.settings.relationships == Relationships::ServerApi {
-        let left = contest::left(world, trust_domain).into_iter().map(str::to_owned);
-        return unselected(world, peer).into_iter().chain(left).collect();
+        return unselected(world, peer).into_iter().chain(contest::left_in(world, trust_domain)).collect();
     }
     let naming = world.registrations.values().filter(|r| r.names(trust_domain));
     let ours =
@@ -196,7 +194,7 @@ pub fn revocable(world: &World, peer: &Peer) -> Vec<String> {
     let trust_domain = &peer.trust_domain;
     if world.settings.relationships == Relationships::ServerApi {
         let federating = world.spire.iter().flat_map(|spire| spire.federating_with(trust_domain));
-        let is_left = |entry: &Entry| contest::is_left(world, trust_domain, &entry.spiffe_id.to_string());
+        let is_left = |entry: &Entry| contest::is_left(world, trust_domain, &entry.id);
         let selected = federating.filter(|entry| selects_entry(world, peer, entry) && !is_left(entry));
         return selected.map(|entry| entry.spiffe_id.to_string()).collect();
     }
@@ -213,7 +211,8 @@ pub(super) fn is_recorded(registration: &Registration, trust_domain: &TrustDomai
     record.added.contains(trust_domain) || record.suspended.contains(trust_domain)
 }
 
-/// Selected registrations in which someone else took away what the agent had added. It does not fight.
+/// Selected registrations in which someone else took away what the agent had added. It does not fight: where its record says
+/// so, at once; where that was taken away with it, after a few times.
 #[must_use]
 pub fn reverted(world: &World, peer: &Peer) -> Vec<String> {
     let reverted = |r: &&std::sync::Arc<Registration>| {
@@ -222,7 +221,9 @@ pub fn reverted(world: &World, peer: &Peer) -> Vec<String> {
             && !r.record.suspended.contains(&peer.trust_domain)
             && !r.names(&peer.trust_domain)
     };
-    world.registrations.values().filter(reverted).map(|r| r.key.to_string()).collect()
+    let recorded = world.registrations.values().filter(reverted).map(|r| r.key.to_string());
+    let all: BTreeSet<String> = recorded.chain(contest::left_out(world, &peer.trust_domain)).collect();
+    all.into_iter().collect()
 }
 
 /// The patches for all registrations, at most one each.
@@ -241,7 +242,7 @@ fn patch(world: &World, registration: &Registration, wants: &[(&Peer, Want)]) ->
     let mut record = registration.record.clone();
     let object = registration.key.to_string();
     for (peer, want) in wants {
-        if *want != Want::Federate && contest::is_left(world, &peer.trust_domain, &object) {
+        if contest::is_left(world, &peer.trust_domain, &object) {
             continue;
         }
         edit(registration, peer, *want, &mut names, &mut record);
@@ -350,13 +351,12 @@ pub fn entry_actions(world: &World) -> Vec<SpireAction> {
                 continue;
             }
             match want {
+                _ if contest::is_left(world, &peer.trust_domain, &entry.id) => {}
                 Want::Leave => {}
                 Want::Federate => {
                     names.insert(peer.trust_domain.clone());
                 }
                 Want::Strip { agent: false } if is_own_entry(world, entry) => {}
-                Want::Suspend | Want::Revoke | Want::Strip { .. }
-                    if contest::is_left(world, &peer.trust_domain, &entry.spiffe_id.to_string()) => {}
                 Want::Suspend | Want::Revoke | Want::Strip { .. } => {
                     names.remove(&peer.trust_domain);
                 }

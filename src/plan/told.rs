@@ -4,7 +4,7 @@
 use jiff::{SignedDuration, Timestamp};
 
 use super::notice::told;
-use crate::api::v1alpha1::conditions::{BundleDistributedReason, BundleEndpointReason};
+use crate::api::v1alpha1::conditions::{BundleDistributedReason, BundleEndpointReason, ConditionType};
 use crate::federation::convert::MAX_TROUBLES;
 use crate::model::condition::{Condition, Truth};
 use crate::model::endpoint::FetchProblem;
@@ -14,8 +14,8 @@ use crate::model::{Peer, TrustDomain, World};
 
 /// How long the Workload API may give nothing before that means anything: a SPIRE agent restarts in seconds.
 const PATIENCE: SignedDuration = SignedDuration::from_secs(10);
-const ENDPOINT: &str = "BundleEndpointHealthy";
-const DISTRIBUTED: &str = "BundleDistributed";
+const ENDPOINT: ConditionType = ConditionType::BundleEndpointHealthy;
+const DISTRIBUTED: ConditionType = ConditionType::BundleDistributed;
 
 /// What the other side is told: which of our conditions on it are not True, where that is ours to know, and matters to it.
 /// It is told in fixed words, since our messages name our objects, sockets and other peers; also why its own endpoint cannot be
@@ -36,7 +36,7 @@ pub fn troubles(conditions: &[Condition]) -> Vec<Trouble> {
             DISTRIBUTED => of_distribution(&condition.reason)?.to_owned(),
             _ => return None,
         };
-        let (condition, reason) = (condition.kind.to_owned(), condition.reason.clone().into_owned());
+        let (condition, reason) = (condition.kind.to_string(), condition.reason.clone().into_owned());
         Some(Trouble { condition, reason, message })
     };
     conditions.iter().filter(matters).filter_map(trouble).take(MAX_TROUBLES).collect()
@@ -152,8 +152,8 @@ pub fn clocks(trust_domain: &TrustDomain, skew: i64) -> String {
     )
 }
 
-fn of<'a>(report: &'a TrustReport, condition: &str) -> Option<&'a Trouble> {
-    report.troubles.iter().find(|trouble| trouble.condition == condition)
+fn of(report: &TrustReport, condition: ConditionType) -> Option<&Trouble> {
+    report.troubles.iter().find(|trouble| trouble.condition == condition.as_str())
 }
 
 fn words(trouble: &Trouble) -> String {

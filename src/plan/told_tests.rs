@@ -169,7 +169,7 @@ fn both_sides_name_the_side_and_the_cause() {
         // Only fixed words: who has its endpoint lead us into our networks reads nothing of what is there.
         assert!(told.contains(here.1), "{told}: not {}", here.1);
         assert!(!told.contains(&message) && !told.contains("10.0.0.5"), "{told}; here: {message}");
-        let is_failed = here.0 == ENDPOINT;
+        let is_failed = here.0 == ENDPOINT.as_str();
         assert_eq!(message.contains("10.0.0.5"), is_failed, "our operator reads the cause: {message}");
         assert_eq!(east.says("Ready").0, "False");
         assert_eq!(west.says("Ready").0, "False");
@@ -238,9 +238,8 @@ fn what_was_told_before_a_cut_is_no_word() {
 #[test]
 fn nobody_is_told_what_is_called_how_here() {
     let secret = "ClusterSPIFFEID payroll, unix:///run/secret.sock, etcd: denied, north.example".to_owned();
-    let of = |kind: &'static str, reason: &str| {
-        let condition = Condition::new(kind, false, "Other", secret.clone());
-        troubles(&[Condition { reason: reason.to_owned().into(), ..condition }])
+    let of = |kind: ConditionType, reason: &str| {
+        troubles(&[Condition::worded(kind, false, reason.to_owned(), secret.clone())])
     };
     let distributed = BundleDistributedReason::ALL.iter().map(|reason| (DISTRIBUTED, reason.as_str()));
     let endpoint = BundleEndpointReason::ALL.iter().map(|reason| (ENDPOINT, reason.as_str()));

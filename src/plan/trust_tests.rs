@@ -28,6 +28,9 @@ use crate::model::{AuthorityId, Bundle, Peer, World};
 
 const EAST: &str = "east.example";
 
+#[path = "contest_tests.rs"]
+mod contest_tests;
+
 /// West, with a peer east, at a time at which test certificates are valid.
 struct Scene {
     world: World,
@@ -1298,95 +1301,6 @@ fn a_bootstrap_bundle_that_is_not_there_begins_nothing_and_ends_nothing() {
     assert_eq!(plan(&scene.world).objects.get(&at), Some(&begun), "what was begun stays as it is");
     scene.world.bootstraps.clear();
     assert_eq!(plan(&scene.world).objects.get(&at), Some(&begun), "as after a restart");
-}
-
-/// Someone's own manifest names the peer, and is put back by them each time, with or without what the agent wrote down.
-fn heal(scene: &mut Scene, name: &str, version: usize, keeps_record: bool) {
-    let key = ObjectKey::cluster(Kind::ClusterStaticEntry, name);
-    let mut healed = scene.world.registrations[&key].as_ref().clone();
-    healed.federates_with = vec![EAST.to_owned()];
-    healed.resource_version = version.to_string();
-    if !keeps_record {
-        healed.record = Record::default();
-    }
-    scene.register(healed);
-}
-
-#[test]
-fn who_puts_a_name_back_each_time_is_told_and_not_fought() {
-    type Change = fn(&mut Scene);
-    let wants: [(Change, &str); 3] = [
-        (
-            |scene| {
-                scene.spire(|spire, _| {
-                    spire.bundles.insert(td(EAST), empty());
-                });
-            },
-            "without a usable X.509 authority",
-        ),
-        (|scene| scene.change_peer(|peer| peer.withdraw = true), "spec.withdraw"),
-        (
-            |scene| {
-                scene.change_peer(|peer| {
-                    peer.deletion = Some(now());
-                    peer.ending.at_once = true;
-                });
-            },
-            "ending at once",
-        ),
-    ];
-    for (change, words) in wants {
-        for keeps_record in [true, false] {
-            for is_coalesced in [true, false] {
-                contest(change, words, keeps_record, is_coalesced);
-            }
-        }
-    }
-}
-
-fn contest(change: fn(&mut Scene), words: &str, keeps_record: bool, is_coalesced: bool) {
-    let mut scene = Scene::related();
-    scene.write_patches();
-    heal(&mut scene, "cart", 8, false);
-    change(&mut scene);
-    scene.pass(1);
-    // What never was seen to be gone is only known to have come back by the record.
-    let is_known = !is_coalesced || (keeps_record && words != "ending at once");
-    let mut written = 0;
-    for round in 0..20 {
-        if scene.write_patches() == 0 {
-            break;
-        }
-        written += 1;
-        if !is_coalesced {
-            scene.pass(1);
-        }
-        heal(&mut scene, "cart", 10 + round, keeps_record);
-        scene.pass(1);
-    }
-    if !is_known {
-        return;
-    }
-    assert!((2..=4).contains(&written), "{words} {keeps_record} {is_coalesced}: {written} patches");
-    assert_eq!(scene.names("cart"), [EAST]);
-    assert!(scene.names("agent").is_empty(), "others are kept out");
-    let status = distributed(&scene);
-    assert!(status.contains(words) && status.contains("ClusterStaticEntry cart"), "{status}");
-    assert!(status.contains("RegistrationContested") || words == "ending at once", "{status}");
-    // In an emergency the rest of the end does not wait for it.
-    assert!(stage(&scene.world, &scene.peer()).is_none_or(|stage| stage > Stage::Registrations(Vec::new())));
-
-    // Its source is changed; an hour later it is something new.
-    let key = ObjectKey::cluster(Kind::ClusterStaticEntry, "cart");
-    let mut mended = scene.world.registrations[&key].as_ref().clone();
-    mended.federates_with.clear();
-    scene.register(mended);
-    scene.pass(1);
-    assert!(!distributed(&scene).contains("RegistrationContested"));
-    scene.pass(3_600);
-    heal(&mut scene, "cart", 99, keeps_record);
-    scene.pass(1);
-    assert_eq!(scene.write_patches(), 1);
 }
 
 /// The reason and the message of `BundleDistributed`.

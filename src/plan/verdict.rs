@@ -10,8 +10,8 @@ use jiff::Timestamp;
 use super::told;
 use crate::api::v1alpha1::conditions::ReciprocalReason as Reason;
 use crate::model::condition::Truth;
-use crate::model::session::{GoodbyeReason, LinkState, Refusal, SessionState, TrustReport};
-use crate::model::{Peer, World};
+use crate::model::session::{GoodbyeReason, HeldBundle, LinkState, Refusal, SessionState, TrustReport};
+use crate::model::{Peer, TrustDomain, World};
 use crate::plan::rotation;
 
 /// How long after a start, or after a peer appeared, nothing is concluded from silence.
@@ -145,6 +145,11 @@ fn by_report(world: &World, peer: &Peer, remote: &TrustReport) -> Verdict {
         );
         return Verdict::new(Truth::False, Reason::PeerRefusesUs, message);
     }
+    by_bundle(world, trust_domain, remote, held)
+}
+
+/// Whether the bundle of ours that the peer holds is one that it can go on with.
+fn by_bundle(world: &World, trust_domain: &TrustDomain, remote: &TrustReport, held: &HeldBundle) -> Verdict {
     let ours = world.identity.as_ref().map(|identity| identity.bundle.digest());
     let lacks_signing = rotation::signing_without(world, &held.authority_ids).into_iter().next();
     // Only we can say which of two bundles of ours is older. After a restart, since when we know that it is not ours.

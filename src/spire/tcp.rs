@@ -4,14 +4,12 @@ use std::io;
 use std::sync::Arc;
 
 use rustls::client::ResolvesClientCert;
-use rustls::client::danger::{ServerCertVerified, ServerCertVerifier};
-use rustls::pki_types::{CertificateDer, ServerName, UnixTime};
 use rustls::sign::CertifiedKey;
 use rustls::{ClientConfig, SignatureScheme};
 
+use crate::identity::peer_tls::{Check, Verifier, judge_own};
 use crate::identity::source::IdentitySource;
 use crate::identity::tls::provider;
-use crate::identity::verify::{Role, SvidError, verify_signatures, verify_svid};
 
 /// What gives the configuration of each new connection: an error while there is no SVID of the admin registration. SPIRE
 /// lets a client without a certificate connect, and then refuses its calls for as long as that connection lasts.
@@ -38,7 +36,7 @@ fn admin_config(identity: IdentitySource) -> Result<Arc<ClientConfig>, rustls::E
     let config = ClientConfig::builder_with_provider(provider())
         .with_protocol_versions(&[&rustls::version::TLS13, &rustls::version::TLS12])?
         .dangerous()
-        .with_custom_certificate_verifier(Arc::new(ServerVerifier(identity.clone())))
+        .with_custom_certificate_verifier(Arc::new(Verifier(server_check(identity.clone()))))
         .with_client_cert_resolver(Arc::new(AdminResolver(identity)));
     let mut config = config;
     config.alpn_protocols = vec![b"h2".to_vec()];
@@ -61,32 +59,13 @@ impl ResolvesClientCert for AdminResolver {
     }
 }
 
-#[derive(Debug)]
-struct ServerVerifier(IdentitySource);
-
-impl ServerCertVerifier for ServerVerifier {
-    fn verify_server_cert(
-        &self,
-        end_entity: &CertificateDer<'_>,
-        intermediates: &[CertificateDer<'_>],
-        _: &ServerName<'_>,
-        _: &[u8],
-        now: UnixTime,
-    ) -> Result<ServerCertVerified, rustls::Error> {
-        let svids = self.0.current().ok_or_else(|| rustls::Error::General("no identity yet".to_owned()))?;
-        let own = &svids.identity;
-        let chain: Vec<CertificateDer<'_>> =
-            std::iter::once(end_entity.clone()).chain(intermediates.iter().cloned()).collect();
-        let bundle_for = |trust_domain: &crate::model::TrustDomain| {
-            (*trust_domain == own.trust_domain).then(|| Arc::clone(&own.bundle))
-        };
-        let id = verify_svid(&chain, &bundle_for, Role::Server, now)
-            .map_err(|e: SvidError| rustls::Error::from(e))?;
-        if id.path() != "/spire/server" {
-            return Err(rustls::Error::General(format!("{id} is not a SPIRE server")));
+/// Takes SPIRE servers of our own trust domain alone.
+fn server_check(identity: IdentitySource) -> Check {
+    Arc::new(move |chain, role, now| {
+        let id = judge_own(&identity, chain, role, now)?;
+        if id.path() == "/spire/server" {
+            return Ok(());
         }
-        Ok(ServerCertVerified::assertion())
-    }
-
-    verify_signatures!();
+        Err(rustls::Error::General(format!("{id} is not a SPIRE server")))
+    })
 }

@@ -19,7 +19,6 @@ use tokio::sync::mpsc;
 pub use crate::model::change::Precondition;
 pub use directory::{DirectoryStore, DirectoryTimings};
 pub use error::StoreError;
-pub(crate) use error::chain;
 pub use kubernetes::KubernetesStore;
 pub use lease::{Leadership, LeaseClock, LeaseTimings, LeaseView, PeerLease};
 pub use patch::{PatchOp, pointer};

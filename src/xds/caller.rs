@@ -9,6 +9,7 @@ use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::{TcpStream, UnixStream};
 use tokio::sync::OwnedSemaphorePermit;
 use tokio_rustls::server::TlsStream;
+use tokio_util::either::Either;
 use tokio_util::sync::{CancellationToken, DropGuard, WaitForCancellationFutureOwned};
 use tonic::transport::server::Connected;
 
@@ -30,10 +31,8 @@ pub(super) struct Caller {
     pub(super) end: CancellationToken,
 }
 
-enum Wire {
-    Tls(Box<TlsStream<TcpStream>>),
-    Unix(UnixStream),
-}
+/// From afar by TLS, or from this machine by a socket.
+type Wire = Either<Box<TlsStream<TcpStream>>, UnixStream>;
 
 /// A connection of a client.
 pub(super) struct CallerConnection {
@@ -53,11 +52,11 @@ impl CallerConnection {
         present: Present,
         place: OwnedSemaphorePermit,
     ) -> Self {
-        Self::new(Wire::Tls(Box::new(stream)), id, Some(present), place)
+        Self::new(Wire::Left(Box::new(stream)), id, Some(present), place)
     }
 
     pub(super) fn unix(stream: UnixStream, id: SpiffeId, place: OwnedSemaphorePermit) -> Self {
-        Self::new(Wire::Unix(stream), id, None, place)
+        Self::new(Wire::Right(stream), id, None, place)
     }
 
     fn new(wire: Wire, id: SpiffeId, present: Option<Present>, place: OwnedSemaphorePermit) -> Self {
@@ -90,10 +89,7 @@ impl AsyncRead for CallerConnection {
         if self.ended.as_mut().poll(cx).is_ready() {
             return Poll::Ready(Ok(()));
         }
-        match &mut self.wire {
-            Wire::Tls(stream) => Pin::new(stream.as_mut()).poll_read(cx, buffer),
-            Wire::Unix(stream) => Pin::new(stream).poll_read(cx, buffer),
-        }
+        Pin::new(&mut self.wire).poll_read(cx, buffer)
     }
 }
 
@@ -102,20 +98,14 @@ impl AsyncWrite for CallerConnection {
         if self.caller.end.is_cancelled() {
             return Poll::Ready(Err(io::ErrorKind::BrokenPipe.into()));
         }
-        match &mut self.wire {
-            Wire::Tls(stream) => Pin::new(stream.as_mut()).poll_write(cx, data),
-            Wire::Unix(stream) => Pin::new(stream).poll_write(cx, data),
-        }
+        Pin::new(&mut self.wire).poll_write(cx, data)
     }
 
     fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         if self.caller.end.is_cancelled() {
             return Poll::Ready(Err(io::ErrorKind::BrokenPipe.into()));
         }
-        match &mut self.wire {
-            Wire::Tls(stream) => Pin::new(stream.as_mut()).poll_flush(cx),
-            Wire::Unix(stream) => Pin::new(stream).poll_flush(cx),
-        }
+        Pin::new(&mut self.wire).poll_flush(cx)
     }
 
     fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
@@ -123,9 +113,6 @@ impl AsyncWrite for CallerConnection {
             // Who does not read would not let TLS say goodbye.
             return Poll::Ready(Ok(()));
         }
-        match &mut self.wire {
-            Wire::Tls(stream) => Pin::new(stream.as_mut()).poll_shutdown(cx),
-            Wire::Unix(stream) => Pin::new(stream).poll_shutdown(cx),
-        }
+        Pin::new(&mut self.wire).poll_shutdown(cx)
     }
 }

@@ -16,9 +16,9 @@ use tokio_rustls::TlsAcceptor;
 
 use super::caller::{CallerConnection, Proof};
 use super::here::Here;
-use crate::federation::manager::unix_now;
 use crate::identity::client_tls;
 use crate::identity::source::IdentitySource;
+use crate::identity::verify::moment;
 use crate::model::SpiffeId;
 use crate::rate::{self, Place, Sources};
 
@@ -117,7 +117,7 @@ impl TlsDoor {
                     .iter()
                     .map(|one| one.clone().into_owned())
                     .collect();
-                let at = unix_now();
+                let at = moment(crate::clock::now());
                 // It is here before it is judged: whenever our bundle changes, either of the two looks at the new one.
                 let present = here.add(Proof { chain, at });
                 let id = client_tls::judge(&source, present.chain(), at).map_err(io::Error::other)?;

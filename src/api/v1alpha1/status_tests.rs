@@ -190,8 +190,8 @@ fn worlds() -> Vec<(&'static str, World)> {
     all
 }
 
-fn words<R: Copy + Into<&'static str>>(all: &[R]) -> Vec<&'static str> {
-    all.iter().map(|reason| (*reason).into()).collect()
+fn words<R: Reason>(all: &[R]) -> Vec<&'static str> {
+    all.iter().map(|reason| reason.as_str()).collect()
 }
 
 /// The reasons that a condition of a kind may have.

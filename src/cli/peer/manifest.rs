@@ -1,7 +1,7 @@
 //! The end of a relationship whose TrustDomainPeer is a file.
 
 use std::collections::BTreeMap;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use anyhow::{Context as _, bail};
@@ -13,7 +13,8 @@ use crate::store::{Store, directory};
 /// How long the agent is given to read the manifest again: it looks every 10 s where it is told of no change.
 const PATIENCE: Duration = Duration::from_secs(20);
 
-/// Writes the annotations into the manifest, waits until the agent has read them, and removes it.
+/// Writes the annotations into the manifest, waits until the agent has read them, and removes it. Where it was removed before, and
+/// the end goes on, it is put back for as long as that takes.
 ///
 /// # Errors
 /// Where the file holds other objects too, or the agent does not read it.
@@ -24,15 +25,18 @@ pub(super) async fn end(
     annotations: &BTreeMap<&'static str, String>,
 ) -> anyhow::Result<()> {
     let Store::Directory(directory) = store else { bail!("not a directory") };
-    let Some(path) = directory.manifest(key) else {
-        return Ok(());
+    let (path, mut document) = match directory.manifest(key) {
+        Some(path) => {
+            let document = directory::read_document(&path).map_err(|why| {
+                anyhow::anyhow!(
+                    "{}: {why}: {key} must be alone in its file to be removed by this command; take it out yourself",
+                    path.display()
+                )
+            })?;
+            (path, document)
+        }
+        None => put_back(root, key)?,
     };
-    let mut document = directory::read_document(&path).map_err(|why| {
-        anyhow::anyhow!(
-            "{}: {why}: {key} must be alone in its file to be removed by this command; take it out yourself",
-            path.display()
-        )
-    })?;
     let metadata = document.get_mut("metadata").and_then(Value::as_object_mut).context("no metadata")?;
     let there = metadata.entry("annotations").or_insert_with(|| json!({}));
     let there = there.as_object_mut().context("metadata.annotations is no object")?;
@@ -51,6 +55,17 @@ pub(super) async fn end(
         );
     }
     std::fs::remove_file(&path).with_context(failed)
+}
+
+/// The file in which the manifest lay, and what stood there.
+fn put_back(root: &Path, key: &ObjectKey) -> anyhow::Result<(PathBuf, Value)> {
+    let (path, manifest) = directory::kept_manifest(root, key).with_context(|| {
+        format!("no file in {} defines {key}, and no record of it is kept there", root.display())
+    })?;
+    if path.exists() {
+        bail!("{} holds something else now than {key}: move that away, and try again", path.display());
+    }
+    Ok((path, manifest))
 }
 
 /// Waits until the agent's own record of the object has the annotations.

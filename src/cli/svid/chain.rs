@@ -3,14 +3,14 @@
 use std::sync::Arc;
 
 use jiff::Timestamp;
-use rustls::pki_types::{CertificateDer, UnixTime};
+use rustls::pki_types::CertificateDer;
 use serde::Serialize;
 use x509_parser::prelude::{FromDer, GeneralName, ParsedExtension, X509Certificate};
 
 use super::bundles::Held;
 use super::{Svid, names};
 use crate::cli::output::{Screen, Tone, plain, span, wrapped};
-use crate::identity::verify::{Role, SvidError, claimed_id, verify_svid};
+use crate::identity::verify::{Role, SvidError, claimed_id, moment, verify_svid};
 use crate::model::{Authority, Bundle, SpiffeId, TrustDomain};
 
 /// The most certificates of a chain that are described.
@@ -103,8 +103,7 @@ fn verify(
     bundle: Option<&Arc<Bundle>>,
     now: Timestamp,
 ) -> Result<(), SvidError> {
-    let seconds = u64::try_from(now.as_second()).unwrap_or_default();
-    let now = UnixTime::since_unix_epoch(std::time::Duration::from_secs(seconds));
+    let now = moment(now);
     let bundle_for = |name: &TrustDomain| bundle.filter(|bundle| bundle.trust_domain() == name).cloned();
     match verify_svid(chain, &bundle_for, Role::Server, now) {
         Err(SvidError::ExtendedKeyUsage(_)) => verify_svid(chain, &bundle_for, Role::Client, now),

@@ -8,7 +8,6 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::Context as _;
-use rustls::pki_types::UnixTime;
 use tokio::io::{AsyncRead, AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::Semaphore;
@@ -19,7 +18,7 @@ use tokio_util::sync::{CancellationToken, DropGuard};
 use super::policy::Policies;
 use crate::identity::peer_tls::{Authorize, server_config};
 use crate::identity::source::IdentitySource;
-use crate::identity::verify::{Role, verify_svid};
+use crate::identity::verify::{Role, moment, verify_svid};
 use crate::identity::workload::WorkloadEndpoint;
 use crate::model::SpiffeId;
 
@@ -118,10 +117,8 @@ impl Server {
         let sni = session.server_name().unwrap_or_default().to_owned();
         let chain: Vec<_> = session.peer_certificates().unwrap_or_default().to_vec();
         let svids = self.identity.current().context("no SVID")?;
-        let now = UnixTime::since_unix_epoch(Duration::from_secs(
-            u64::try_from(crate::clock::now().as_second()).unwrap_or_default(),
-        ));
-        let caller = verify_svid(&chain, &|td| svids.peer_bundle(td), Role::Client, now)?;
+        let now = crate::clock::now();
+        let caller = verify_svid(&chain, &|td| svids.peer_bundle(td), Role::Client, moment(now))?;
         let (status, body) = self.answer(&sni, &caller, &svids.identity.id);
         read_head(&mut stream).await?;
         let length = body.len();

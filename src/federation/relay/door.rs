@@ -84,6 +84,6 @@ async fn take(
     }
     stream.write_all(&[TAKEN]).await?;
     stream.flush().await?;
-    place.send((Wire::PassedOn(Box::new(stream)), source));
+    place.send((Wire::Right(Box::new(stream)), source));
     Ok(())
 }

@@ -65,7 +65,7 @@ impl Passing {
                 }
             }
             Way::Ourselves => {
-                let _ = self.ours.send((Wire::Direct(tcp), source)).await;
+                let _ = self.ours.send((Wire::Left(tcp), source)).await;
             }
             Way::None => {}
         }

@@ -8,7 +8,7 @@ use std::sync::Arc;
 
 use ipnet::IpNet;
 
-use crate::api::v1alpha1::conditions::AdmittedReason;
+use crate::api::v1alpha1::conditions::{AdmittedReason, Reason};
 use crate::model::condition::Truth;
 use crate::model::name::is_dns_label;
 use crate::model::service::{Address, DirectEndpoint, GatewayAddress, Outcome, RemoteService};
@@ -44,10 +44,9 @@ impl<R> Refusal<R> {
     }
 }
 
-impl<R: Into<&'static str>> From<Refusal<R>> for Outcome {
+impl<R: Reason> From<Refusal<R>> for Outcome {
     fn from(refusal: Refusal<R>) -> Self {
-        let reason: &'static str = refusal.reason.into();
-        Self::Refused { reason: reason.to_owned(), message: refusal.message }
+        Self::Refused { reason: refusal.reason.as_str().to_owned(), message: refusal.message }
     }
 }
 

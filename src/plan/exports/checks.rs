@@ -9,7 +9,6 @@ use super::{Around, ExportProblem, ExportReport};
 use crate::api::v1alpha1::conditions::{ClientsEnforcedReason, ExportedReason};
 use crate::model::object::Kind;
 use crate::model::service::{DirectEndpoint, TlsMode};
-use crate::model::world::Rejected;
 use crate::model::{ObjectKey, Service, TrustDomain, World};
 use crate::plan::istio::peer_authentication;
 use crate::plan::{authorization, generated, mesh};
@@ -210,9 +209,9 @@ pub(super) fn reached(
 
 /// Whether a TrustDomainPeer names this trust domain, but is malformed, and no good version of it is known.
 pub(super) fn is_unreadable(world: &World, td: &TrustDomain) -> bool {
-    let names =
-        |rejected: &Rejected| rejected.trust_domain.as_ref() == Some(td) && rejected.deletion.is_none();
-    !world.peers.contains_key(td) && world.rejected.values().any(names)
+    let mut peers = world.rejected.iter().filter(|(key, _)| key.kind == Kind::TrustDomainPeer);
+    !world.peers.contains_key(td)
+        && peers.any(|(_, peer)| peer.trust_domain.as_ref() == Some(td) && peer.deletion.is_none())
 }
 
 pub(super) fn to_peer(

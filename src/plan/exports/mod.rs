@@ -239,34 +239,17 @@ fn export(
         reached(&way, td, direct.contains(td), &endpoints)
     };
     report.to = service.exported_to.iter().map(|td| (td.clone(), to(td))).collect();
-    let nowhere = report.to.values().all(Result::is_err);
-    if nowhere && service.exported_to.iter().any(|td| is_unreadable(world, td)) {
-        // Its TrustDomainPeer cannot be read now: what is out to it stays.
-        exports.held.insert(service.object.clone());
-    }
-    if report.exported.is_ok() && report.to.values().all(Result::is_err) {
-        report.exported = report.to.values().next().cloned().unwrap_or(Ok(()));
-    }
-    if report.exported.is_err() {
-        return;
-    }
-    match policy::gate(world, || around.standing.closed(), service, &report.enforced) {
-        Gate::Open => {}
-        Gate::Held => {
+    if report.to.values().all(Result::is_err) {
+        if service.exported_to.iter().any(|td| is_unreadable(world, td)) {
+            // Its TrustDomainPeer cannot be read now: what is out to it stays.
             exports.held.insert(service.object.clone());
-            hold_back(report, &direct);
         }
-        gate @ (Gate::Shut(_) | Gate::Ended(_)) => {
-            let (Gate::Shut(problem) | Gate::Ended(problem)) = &gate else { return };
-            if matches!(gate, Gate::Shut(_)) {
-                exports.held.insert(service.object.clone());
-            }
-            for result in report.to.values_mut().filter(|result| result.is_ok()) {
-                *result = Err(problem.clone());
-            }
-            report.exported = Err(problem.clone());
-            return;
+        if report.exported.is_ok() {
+            report.exported = report.to.values().next().cloned().unwrap_or(Ok(()));
         }
+    }
+    if report.exported.is_err() || !passes_gate(world, around, service, &direct, report, exports) {
+        return;
     }
     let to: BTreeSet<TrustDomain> =
         report.to.iter().filter(|(_, result)| result.is_ok()).map(|(td, _)| td.clone()).collect();
@@ -296,6 +279,35 @@ fn export(
         is_plain,
     };
     exports.exported.insert(service.object.clone(), Arc::new(export));
+}
+
+/// Whether the service may be offered as far as its policies go; what stands of it is held, or taken away, where not.
+fn passes_gate(
+    world: &World,
+    around: &Around<'_>,
+    service: &Service,
+    direct: &BTreeSet<TrustDomain>,
+    report: &mut ExportReport,
+    exports: &mut Exports,
+) -> bool {
+    let gate = policy::gate(world, || around.standing.closed(), service, &report.enforced);
+    if matches!(gate, Gate::Held | Gate::Shut(_)) {
+        exports.held.insert(service.object.clone());
+    }
+    match gate {
+        Gate::Open => true,
+        Gate::Held => {
+            hold_back(report, direct);
+            true
+        }
+        Gate::Shut(problem) | Gate::Ended(problem) => {
+            for result in report.to.values_mut().filter(|result| result.is_ok()) {
+                *result = Err(problem.clone());
+            }
+            report.exported = Err(problem);
+            false
+        }
+    }
 }
 
 /// Whether Istio can serve it, and whether its policy is in place.

@@ -1,4 +1,4 @@
-use crate::api::v1alpha1::conditions::ExportedReason;
+use crate::api::v1alpha1::conditions::{ExportedReason, Reason};
 use crate::model::ServiceName;
 use crate::model::condition::Truth;
 use crate::model::object::Kind;
@@ -11,8 +11,8 @@ use super::super::authorization;
 use super::testing::{catalogue, catalogues};
 use super::*;
 
-fn reason<R: Copy + Into<&'static str>>(result: &Result<(), ExportProblem<R>>) -> &'static str {
-    result.as_ref().err().map_or("", |problem| problem.reason.into())
+fn reason<R: Reason>(result: &Result<(), ExportProblem<R>>) -> &'static str {
+    result.as_ref().err().map_or("", |problem| problem.reason.as_str())
 }
 
 /// What is decided once the policies were written.

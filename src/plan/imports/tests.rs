@@ -1,8 +1,13 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use crate::model::NamespacedName;
+use serde_json::json;
+
+use crate::model::condition::Truth;
+use crate::model::peer::OnDisconnect;
+use crate::model::service::{Outcome, RemoteService};
 use crate::model::session::{GoodbyeReason, LinkState};
+use crate::model::{NamespacedName, Peer};
 use crate::plan::fixtures::{NAMESPACE, WorldExt as _, at, foreign, peer, remote_cart, session, td, world};
 use crate::plan::services::{ServicesPlan, services};
 
@@ -305,7 +310,8 @@ fn the_spec_does_not_depend_on_the_peers_order() {
     let mut other = one.clone();
     other.gateways.reverse();
     other.ports.reverse();
-    assert_eq!(spec(&td("west.example"), &one, HOST), spec(&td("west.example"), &other, HOST));
+    let spec = |service| super::spec(&td("west.example"), service, HOST);
+    assert_eq!(spec(&one), spec(&other));
 }
 
 /// A service whose application ends TLS, on a port where the sidecar of the client begins it.

@@ -23,7 +23,6 @@ use crate::model::mesh::{Mesh, Seen};
 use crate::model::service::TlsMode;
 use crate::model::{NamespacedName, Peer, TrustDomain, World};
 
-const KIND: &str = "MeshReady";
 /// Most names in one message.
 const NAMED: usize = 5;
 
@@ -200,34 +199,30 @@ fn workloads(world: &World, exchange: &Exchange<'_>) -> Vec<Finding> {
 /// The condition `MeshReady` of a peer; `None` where there is no mesh to speak of.
 #[must_use]
 pub fn condition(world: &World, report: &Report, peer: &Peer, stored: Option<&Value>) -> Option<Condition> {
-    let kept = || {
-        let (truth, reason, message) = stored_condition(stored, KIND)?;
-        Some(Condition::new(KIND, truth, reason, message))
-    };
     let mesh = match world.mesh.as_deref() {
         Some(mesh) if is_read(mesh) => mesh,
-        _ => return kept(),
+        _ => return stored_condition(stored, Reason::CONDITION),
     };
     let found = report.of(&peer.trust_domain);
     let all = in_words(found);
     if let Some(worst) = found.first().filter(|worst| worst.severity < Severity::Advises) {
-        return Some(Condition::new(KIND, false, worst.reason.as_str(), all));
+        return Some(Condition::new(worst.reason, false, all));
     }
     let has_services = report.has_services(&peer.trust_domain);
     match (&mesh.config, found.first()) {
         (Seen::Unreadable(why), _) => {
-            Some(Condition::new(KIND, Truth::Unknown, Reason::MeshConfigUnreadable.as_str(), why.clone()))
+            Some(Condition::new(Reason::MeshConfigUnreadable, Truth::Unknown, why.clone()))
         }
         (Seen::Absent | Seen::Unread, _) if !has_services => None,
         (Seen::Absent | Seen::Unread, _) => {
             let message = config::absent(world);
-            Some(Condition::new(KIND, Truth::Unknown, Reason::NoMeshConfig.as_str(), message))
+            Some(Condition::new(Reason::NoMeshConfig, Truth::Unknown, message))
         }
-        (Seen::There(_), Some(best)) => Some(Condition::new(KIND, true, best.reason.as_str(), all)),
+        (Seen::There(_), Some(best)) => Some(Condition::new(best.reason, true, all)),
         (Seen::There(config), None) => {
             let message =
                 format!("the mesh configuration ({}) is as {} needs it", config.object, peer.trust_domain);
-            Some(Condition::new(KIND, true, Reason::Configured.as_str(), message))
+            Some(Condition::new(Reason::Configured, true, message))
         }
     }
 }

@@ -42,7 +42,8 @@ fn tried(mut world: World, all: &[(&GatewayAddress, Tried)]) -> World {
 }
 
 fn stored(status: &str, reason: &str) -> Value {
-    json!({"conditions": [{"type": KIND, "status": status, "reason": reason, "message": "as it was"}]})
+    let kind = Reason::CONDITION.as_str();
+    json!({"conditions": [{"type": kind, "status": status, "reason": reason, "message": "as it was"}]})
 }
 
 fn edited(mut world: World, edit: impl FnOnce(&mut Peer)) -> World {
@@ -143,7 +144,7 @@ fn a_lost_gateway_has_no_part_in_ready() {
         let write = of_peer.map(|(_, write)| write).next().unwrap();
         let conditions = write.status["conditions"].as_array().unwrap().clone();
         let of = |kind: &str| conditions.iter().find(|c| c["type"] == kind).map(|c| c["reason"].clone());
-        (of("Ready"), of(KIND))
+        (of("Ready"), of(Reason::CONDITION.as_str()))
     };
     let well = ready(&tried(world.clone(), &[(&one, Tried::first(Attempt::Answered))]));
     let lost = ready(&tried(world, &[(&one, Tried::first(Attempt::Refused))]));

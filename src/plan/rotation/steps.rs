@@ -50,8 +50,8 @@ pub fn exempt(world: &World, peer: &Peer) -> Option<&'static str> {
 /// Whether the peer said that it ended the relationship, before a restart of ours maybe.
 fn has_said_so(world: &World, peer: &Peer) -> bool {
     let key = ObjectKey::cluster(Kind::TrustDomainPeer, &peer.object);
-    let stored = stored_condition(world.statuses.get(&key).map(AsRef::as_ref), "Reciprocal");
-    stored.is_some_and(|(_, reason, _)| reason == ReciprocalReason::PeerEnded.as_str())
+    let stored = stored_condition(world.statuses.get(&key).map(AsRef::as_ref), ReciprocalReason::CONDITION);
+    stored.is_some_and(|stored| stored.reason == ReciprocalReason::PeerEnded.as_str())
 }
 
 /// The peers that do not hold what an authority stands on, of those that have a say.

@@ -1,19 +1,18 @@
 //! What services need: everything that is exported and imported, in one decision.
 
+mod retain;
+
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
 use jiff::Timestamp;
 
-use crate::model::object::{
-    ANNOTATION_DRY_RUN, ANNOTATION_SOURCE, Kind, LABEL_PEER, Meta, Object, ObjectKey,
-};
+use crate::model::object::{ANNOTATION_DRY_RUN, Kind, Meta, Object, ObjectKey};
 use crate::model::session::{Offers, Outcomes};
 use crate::model::{NamespacedName, Service, ServiceName, TrustDomain, World};
 
-use super::authorization::Allows;
 use super::exports::{self, Export, ExportReport, Exports};
-use super::generated::{label_value, source_of};
+use super::generated::source_of;
 use super::imports::{self, ImportReport};
 use super::memo::Memo;
 use super::origin::Origin;
@@ -85,7 +84,7 @@ pub fn decide(world: &World, ending: &BTreeSet<TrustDomain>, memo: &mut Memo) ->
     blocked.extend(imports.blocked);
     let held = exports.held.iter().filter_map(|name| world.services.get(name));
     let held = held.map(|service| source_of(&service.key())).collect();
-    retain(world, held, &imports.silent, &blocked, &mut objects);
+    retain::retain(world, held, &imports.silent, &blocked, &mut objects);
     for object in closing::kept(world, &objects) {
         objects.insert(object.key.clone(), diff::seal(as_it_stands(object)));
     }
@@ -131,94 +130,6 @@ fn passed_on(world: &World, own: &TrustDomain, exports: &Exports) -> Vec<Object>
         istio::peer_authentication::object(&world.settings, workloads, &services, origin)
     });
     all.filter(|object| generated::claim(world, &object.key).is_ok()).collect()
-}
-
-/// Keeps, as it stands, what was generated from an object that has become unreadable: missing information takes nothing
-/// away. That is what came from a FederatedService that was edited into something malformed; the imports of a TrustDomainPeer
-/// that was; and, while the peer has not said what it exports, an ImportedService that was, and what lies beside it.
-/// What of ours allows goes all the same, once it stands alone.
-/// So is what came from a FederatedService that is `held`, also the policy of a selector that it had: its workloads are
-/// closed still while it is reached through what stands.
-fn retain(
-    world: &World,
-    held: BTreeSet<String>,
-    silent: &BTreeSet<TrustDomain>,
-    blocked: &BTreeMap<ObjectKey, String>,
-    objects: &mut BTreeMap<ObjectKey, Arc<Object>>,
-) {
-    let left = diff::left(world, objects);
-    if left.is_empty() {
-        return;
-    }
-    let unreadable: BTreeSet<&ObjectKey> = world
-        .rejected
-        .iter()
-        .filter(|(key, rejected)| rejected.deletion.is_none() && !world.has_last_good(key, &rejected.uid))
-        .map(|(key, _)| key)
-        .collect();
-    let silent: BTreeSet<String> = silent.iter().map(|td| label_value(td.as_str())).collect();
-    let rejected_peers: BTreeSet<String> = world
-        .rejected
-        .iter()
-        .filter(|(key, _)| key.kind == Kind::TrustDomainPeer)
-        .filter_map(|(_, rejected)| rejected.trust_domain.as_ref())
-        .filter(|td| !world.peers.contains_key(td))
-        .map(|td| label_value(td.as_str()))
-        .filter(|td| silent.contains(td))
-        .collect();
-    let mut services = held;
-    let declares = |key: &&&ObjectKey| matches!(key.kind, Kind::FederatedService | Kind::ServiceExportRule);
-    services.extend(unreadable.iter().filter(declares).map(|key| source_of(key)));
-    let is_kept = |object: &Object, objects: &BTreeMap<ObjectKey, Arc<Object>>| {
-        let peer = object.meta.labels.get(LABEL_PEER);
-        let is_silent = peer.is_some_and(|peer| silent.contains(peer));
-        let is_of_rejected_peer = peer.is_some_and(|peer| rejected_peers.contains(peer));
-        let is_of_rejected = |import: &ObjectKey| {
-            let import = world.objects.get(import);
-            let peer = import.and_then(|import| import.meta.labels.get(LABEL_PEER));
-            peer.is_some_and(|peer| rejected_peers.contains(peer))
-        };
-        let came_from = object.meta.annotations.get(ANNOTATION_SOURCE).map_or("", String::as_str);
-        match object.key.kind {
-            Kind::ImportedService => is_of_rejected_peer || (is_silent && unreadable.contains(&object.key)),
-            // What is made of imports follows them, the ones that are kept here included.
-            Kind::ServiceEntry | Kind::DestinationRule | Kind::VirtualService
-                if came_from.starts_with(Kind::ImportedService.kind()) =>
-            {
-                let is_kept = |import: &ObjectKey| {
-                    is_of_rejected(import) || unreadable.contains(import) && objects.contains_key(import)
-                };
-                imports_of(came_from).any(|import| is_kept(&import))
-            }
-            Kind::ServiceEntry
-            | Kind::Gateway
-            | Kind::VirtualService
-            | Kind::PeerAuthentication
-            | Kind::AuthorizationPolicy => came_from.split(',').any(|source| services.contains(source)),
-            _ => false,
-        }
-    };
-    let allows = Allows::new(world);
-    // ImportedServices come before ServiceEntries, since what lies beside one follows it.
-    for object in left {
-        if object.meta.deletion.is_none()
-            && !blocked.contains_key(&object.key)
-            && is_kept(object, objects)
-            && !allows.is_left(object)
-        {
-            objects.insert(object.key.clone(), diff::seal(as_it_stands(object)));
-        }
-    }
-}
-
-/// The ImportedServices that an annotation names.
-fn imports_of(sources: &str) -> impl Iterator<Item = ObjectKey> {
-    sources.split(',').filter_map(|source| {
-        let mut parts = source.split('/');
-        let is_import = parts.next()? == Kind::ImportedService.kind();
-        let key = ObjectKey::namespaced(Kind::ImportedService, parts.next()?, parts.next()?);
-        is_import.then_some(key)
-    })
 }
 
 /// An observed object as a desired one.

@@ -3,6 +3,7 @@ use std::sync::Arc;
 use proptest::prelude::*;
 use serde_json::{Value, json};
 
+use crate::model::object::LABEL_PEER;
 use crate::model::service::{Address, AppProtocol, GatewayAddress, RemotePort, TlsMode};
 use crate::model::session::LinkState;
 use crate::model::{Service, ServiceName, SpiffeId};
@@ -236,6 +237,19 @@ fn an_unreadable_service_loses_nothing() {
     assert_eq!(kinds(&decide(&deleted)), closed, "its owner deletes it");
     unreadable.rejected.clear();
     assert_eq!(kinds(&decide(&unreadable)), closed, "it is gone");
+}
+
+/// A TrustDomainPeer that cannot be read now may be one in a moment; an import of a trust domain without one says nothing of it.
+#[test]
+fn only_an_unreadable_peer_holds_what_is_out_to_it() {
+    let written = all_written();
+    let mut without = written.clone();
+    without.peers.clear();
+    let objects = |world: &World| decide(world).objects;
+    let peer = ObjectKey::cluster(Kind::TrustDomainPeer, "east-example");
+    assert_eq!(objects(&without.clone().with_rejected(peer, Some("east.example"))), objects(&written));
+    let import = imports::key(&written, "cart.shop.east.example");
+    assert_eq!(objects(&without.clone().with_rejected(import, Some("east.example"))), objects(&without));
 }
 
 fn east() -> World {

@@ -5,7 +5,9 @@ use std::sync::Arc;
 
 use serde_json::{Map, Value, json};
 
-use crate::api::v1alpha1::conditions::{ClientsEnforcedReason, ExportedReason, ServiceAcceptedReason};
+use crate::api::v1alpha1::conditions::{
+    ClientsEnforcedReason, ExportedReason, Reason, ServiceAcceptedReason,
+};
 use crate::model::condition::{Condition, Truth};
 use crate::model::service::{ExportedBy, GatewayAddress, Outcome, TlsMode};
 use crate::model::session::Offers;
@@ -150,23 +152,21 @@ fn entry(td: &TrustDomain, answer: &Answer<'_>) -> Value {
 
 fn accepted(service: &Subject<'_>, report: &ExportReport) -> Condition {
     match &report.accepted {
-        Ok(()) => Condition::new(
-            "Accepted",
-            true,
-            ServiceAcceptedReason::Accepted.as_str(),
-            format!("FederatedService {} is well formed", service.object),
-        ),
-        Err(problem) => refused("Accepted", problem),
+        Ok(()) => {
+            let message = format!("FederatedService {} is well formed", service.object);
+            Condition::new(ServiceAcceptedReason::Accepted, true, message)
+        }
+        Err(problem) => refused(problem),
     }
 }
 
 /// True where every trust domain has imported it.
 pub(super) fn exported(report: &ExportReport, answers: &BTreeMap<&TrustDomain, Answer<'_>>) -> Condition {
     if let Err(problem) = &report.exported {
-        return with_warnings(refused("Exported", problem), report);
+        return with_warnings(refused(problem), report);
     }
     if let Some(problem) = &report.kept {
-        return with_warnings(refused("Exported", problem), report);
+        return with_warnings(refused(problem), report);
     }
     let not_offered = answers.values().find_map(|answer| match answer {
         Answer::NotOffered(problem) => Some(*problem),
@@ -186,18 +186,17 @@ pub(super) fn exported(report: &ExportReport, answers: &BTreeMap<&TrustDomain, A
     };
     let pending = of(|answer| matches!(answer, Answer::Pending));
     let condition = if let Some(problem) = not_offered {
-        refused("Exported", problem)
+        refused(problem)
     } else if !refusing.is_empty() {
         let message = format!("refused by {}", cut(&refusing.join("; "), 4096));
-        Condition::new("Exported", false, ExportedReason::RefusedByPeer.as_str(), message)
+        Condition::new(ExportedReason::RefusedByPeer, false, message)
     } else if !pending.is_empty() {
         let message = format!("no answer yet from {}", cut(&pending.join(", "), 4096));
-        let reason = ExportedReason::AwaitingAcknowledgement.as_str();
-        Condition::new("Exported", Truth::Unknown, reason, message)
+        Condition::new(ExportedReason::AwaitingAcknowledgement, Truth::Unknown, message)
     } else {
         let imported = of(|answer| matches!(answer, Answer::Imported)).join(", ");
         let message = format!("imported by {}", cut(&imported, 4096));
-        Condition::new("Exported", true, ExportedReason::Exported.as_str(), message)
+        Condition::new(ExportedReason::Exported, true, message)
     };
     with_warnings(condition, report)
 }
@@ -210,48 +209,46 @@ fn with_warnings(mut condition: Condition, report: &ExportReport) -> Condition {
 }
 
 fn enforced(service: &Subject<'_>, report: &ExportReport) -> Condition {
-    let kind = "ClientsEnforced";
     match (report.enforcer, &report.enforced) {
         (Enforcer::Mesh, _) => {}
-        (_, Err(problem)) => return refused(kind, problem),
+        (_, Err(problem)) => return refused(problem),
         (Enforcer::Proxy, Ok(())) => {
             let message = "the Envoy in front of the application refuses every foreign SPIFFE ID that spec.clients does not name, \
                            by what this agent serves it";
-            let reason = ClientsEnforcedReason::ProxyEnforces.as_str();
-            return Condition::new(kind, true, reason, message.to_owned());
+            return Condition::new(ClientsEnforcedReason::ProxyEnforces, true, message.to_owned());
         }
         (Enforcer::Gateway, Ok(())) => {
             let message = "whoever ends TLS at spec.gateways has to hold callers to spec.clients: the application, or an Envoy that \
                            this agent serves, which does; where it is such an Envoy, say so by spec.endpoints";
-            let reason = ClientsEnforcedReason::ApplicationTerminatesTLS.as_str();
-            return Condition::new(kind, false, reason, message.to_owned());
+            return Condition::new(
+                ClientsEnforcedReason::ApplicationTerminatesTLS,
+                false,
+                message.to_owned(),
+            );
         }
     }
     let doubt = report.doubt.as_ref().filter(|_| report.enforced.is_ok());
     if let (Some(doubt), TlsMode::IstioMtls) = (doubt, service.tls_mode) {
-        return refused(kind, doubt);
+        return refused(doubt);
     }
     match (&report.enforced, service.tls_mode) {
         (_, TlsMode::Mtls) => Condition::new(
-            kind,
+            ClientsEnforcedReason::ApplicationTerminatesTLS,
             false,
-            ClientsEnforcedReason::ApplicationTerminatesTLS.as_str(),
             "the application ends TLS, so only it can hold callers to spec.clients".to_owned(),
         ),
         (Ok(()), TlsMode::IstioMtls) => Condition::new(
-            kind,
+            ClientsEnforcedReason::SidecarEnforces,
             true,
-            ClientsEnforcedReason::SidecarEnforces.as_str(),
             "the workload's sidecar refuses every foreign SPIFFE ID that spec.clients does not name"
                 .to_owned(),
         ),
-        (Err(problem), TlsMode::IstioMtls) => refused(kind, problem),
+        (Err(problem), TlsMode::IstioMtls) => refused(problem),
     }
 }
 
-fn refused<R: Copy + Into<&'static str>>(kind: &'static str, problem: &ExportProblem<R>) -> Condition {
-    let reason: &'static str = problem.reason.into();
-    Condition::new(kind, problem.status, reason, problem.message.clone())
+fn refused<R: Reason>(problem: &ExportProblem<R>) -> Condition {
+    Condition::new(problem.reason, problem.status, problem.message.clone())
 }
 
 /// At most this many characters of what may be a peer's words.

@@ -4,7 +4,7 @@ use std::collections::BTreeSet;
 
 use serde_json::{Value, json};
 
-use crate::api::v1alpha1::conditions::{AdmittedReason, GeneratedReason, LocalReason, TakenReason};
+use crate::api::v1alpha1::conditions::{AdmittedReason, GeneratedReason, LocalReason, Reason, TakenReason};
 use crate::model::condition::Condition;
 use crate::model::refused::ClientRefusal;
 use crate::model::{NamespacedName, ObjectKey};
@@ -20,10 +20,10 @@ pub fn status(
     refused: Option<&BTreeSet<ClientRefusal>>,
 ) -> (Vec<Condition>, Value) {
     let mut conditions = vec![
-        condition("Admitted", AdmittedReason::Admitted, &report.admitted, || {
+        condition(AdmittedReason::Admitted, &report.admitted, || {
             format!("ImportedService {name}: spec.imports of its TrustDomainPeer admits it")
         }),
-        condition("Generated", GeneratedReason::Generated, &report.generated, || {
+        condition(GeneratedReason::Generated, &report.generated, || {
             format!("ImportedService {name}: what clients need is generated")
         }),
     ];
@@ -53,11 +53,10 @@ fn taken(refused: &BTreeSet<ClientRefusal>) -> Option<Condition> {
     let message = format!(
         "{client}{others} refuses a {kind} that it is served by xDS, and keeps what it had: {message}"
     );
-    Some(Condition::new("TakenByClients", false, TakenReason::ClientRefuses.as_str(), message))
+    Some(Condition::new(TakenReason::ClientRefuses, false, message))
 }
 
 fn local(report: &LocalReport) -> Condition {
-    const KIND: &str = "ServedLocally";
     match report {
         Ok(served) => {
             let (reason, how) = if served.is_merged && served.by_name {
@@ -72,23 +71,20 @@ fn local(report: &LocalReport) -> Condition {
             };
             let notes: String = served.notes.iter().map(|note| format!("; {note}")).collect();
             let message = format!("answers at {}, {how}{notes}", served.host);
-            Condition::new(KIND, true, reason.as_str(), message)
+            Condition::new(reason, true, message)
         }
-        Err(refusal) => {
-            Condition::new(KIND, refusal.status, refusal.reason.as_str(), refusal.message.clone())
-        }
+        Err(refusal) => Condition::new(refusal.reason, refusal.status, refusal.message.clone()),
     }
 }
 
-fn condition<T, R: Copy + Into<&'static str>>(
-    kind: &'static str,
+fn condition<T, R: Reason>(
     reason: R,
     result: &Result<T, Refusal<R>>,
     message: impl Fn() -> String,
 ) -> Condition {
     match result {
-        Ok(_) => Condition::new(kind, true, reason.into(), message()),
-        Err(refusal) => Condition::new(kind, refusal.status, refusal.reason.into(), refusal.message.clone()),
+        Ok(_) => Condition::new(reason, true, message()),
+        Err(refusal) => Condition::new(refusal.reason, refusal.status, refusal.message.clone()),
     }
 }
 

@@ -25,7 +25,7 @@ use super::exports::ExportReport;
 use super::imports::ImportReport;
 use super::memo::Memo;
 use super::services::ServicesPlan;
-use crate::api::v1alpha1::conditions::ReadyReason;
+use crate::api::v1alpha1::conditions::{ConditionType, ReadyReason, Reason};
 use crate::model::condition::{Condition, Truth};
 use crate::model::import::Imported;
 use crate::model::object::{Kind, ObjectKey};
@@ -49,11 +49,12 @@ pub fn merge(
     let written: Vec<Value> = conditions
         .iter()
         .map(|condition| {
-            let last = before.and_then(|all| all.iter().find(|c| field(c, "type") == Some(condition.kind)));
+            let last =
+                before.and_then(|all| all.iter().find(|c| field(c, "type") == Some(condition.kind.as_str())));
             let unchanged = last.filter(|c| field(c, "status") == Some(condition.status.as_str()));
             let since = unchanged.and_then(|c| field(c, "lastTransitionTime"));
             json!({
-                "type": condition.kind,
+                "type": condition.kind.as_str(),
                 "status": condition.status.as_str(),
                 "reason": condition.reason,
                 "message": bounded(&condition.message),
@@ -101,15 +102,23 @@ fn without_nulls(value: Value) -> Value {
 
 /// A condition as it stands in the store, where what is known now is not enough to say anything else.
 #[must_use]
-pub fn stored_condition(stored: Option<&Value>, kind: &'static str) -> Option<(Truth, String, String)> {
+pub fn stored_condition(stored: Option<&Value>, kind: ConditionType) -> Option<Condition> {
     let all = stored?.get("conditions")?.as_array()?;
-    let condition = all.iter().find(|c| field(c, "type") == Some(kind))?;
+    let condition = all.iter().find(|c| field(c, "type") == Some(kind.as_str()))?;
     let truth = match field(condition, "status")? {
         "True" => Truth::True,
         "False" => Truth::False,
         _ => Truth::Unknown,
     };
-    Some((truth, field(condition, "reason")?.to_owned(), field(condition, "message")?.to_owned()))
+    let (reason, message) = (field(condition, "reason")?.to_owned(), field(condition, "message")?.to_owned());
+    Some(Condition::worded(kind, truth, reason, message))
+}
+
+/// What stands in the store, or this where nothing does: after a restart, nothing is said from not knowing yet.
+#[must_use]
+pub fn keep(stored: Option<&Value>, reason: impl Reason, message: &str) -> Condition {
+    stored_condition(stored, reason.condition())
+        .unwrap_or_else(|| Condition::new(reason, Truth::Unknown, message.to_owned()))
 }
 
 /// The statuses of objects that cannot be used: `Accepted=False`, and what was known of them before stays.
@@ -152,17 +161,15 @@ fn reject(
     waits: Option<&str>,
     now: Timestamp,
 ) -> Option<Value> {
-    let because = |kind, reason| Condition::new(kind, false, reason, rejected.message.clone());
+    let because = |kind| Condition::worded(kind, false, rejected.reason, rejected.message.clone());
     let ready = match waits {
-        Some(waits) => Condition::new("Ready", false, ReadyReason::Ending.as_str(), waits.to_owned()),
-        None => because("Ready", ReadyReason::NotAccepted.as_str()),
+        Some(waits) => Condition::new(ReadyReason::Ending, false, waits.to_owned()),
+        None => Condition::new(ReadyReason::NotAccepted, false, rejected.message.clone()),
     };
     let conditions = match key.kind {
-        Kind::ImportedService => vec![because("Admitted", rejected.reason)],
-        Kind::TrustDomainPeer => {
-            vec![because("Accepted", rejected.reason), ready]
-        }
-        _ => vec![because("Accepted", rejected.reason)],
+        Kind::ImportedService => vec![because(ConditionType::Admitted)],
+        Kind::TrustDomainPeer => vec![because(ConditionType::Accepted), ready],
+        _ => vec![because(ConditionType::Accepted)],
     };
     let rest = stored.and_then(Value::as_object).cloned().unwrap_or_default();
     let fresh = merge(stored, rejected.generation, &conditions, rest, now);
@@ -173,7 +180,7 @@ fn reject(
         .and_then(Value::as_array)
         .into_iter()
         .flatten()
-        .filter(|c| !conditions.iter().any(|new| field(c, "type") == Some(new.kind)))
+        .filter(|c| !conditions.iter().any(|new| field(c, "type") == Some(new.kind.as_str())))
         .cloned()
         .collect();
     if let Some(list) = status.get_mut("conditions").and_then(Value::as_array_mut) {
@@ -362,7 +369,7 @@ mod tests {
     }
 
     fn one(status: bool, message: &str) -> Vec<Condition> {
-        vec![Condition::new("Ready", status, "Because", message.to_owned())]
+        vec![Condition::worded(ConditionType::Ready, status, "Because", message.to_owned())]
     }
 
     #[test]
@@ -379,8 +386,9 @@ mod tests {
         assert!(write.transitions[0].is_warning && write.transitions[0].message == "a");
         let reworded = merge(Some(&first), 1, &one(false, "b"), Map::new(), at(20)).unwrap();
         assert!(written("u", Some(&first), reworded).transitions.is_empty());
-        let distributed =
-            |reason: &'static str| vec![Condition::new("BundleDistributed", false, reason, "d".to_owned())];
+        let distributed = |reason: &'static str| {
+            vec![Condition::worded(ConditionType::BundleDistributed, false, reason, "d".to_owned())]
+        };
         let suspended = "SuspendedUnusableBundle";
         let bad = merge(None, 1, &distributed("StaleInSpire"), Map::new(), at(10)).unwrap();
         let worse = merge(Some(&bad), 1, &distributed(suspended), Map::new(), at(20)).unwrap();
@@ -406,8 +414,8 @@ mod tests {
     fn a_rejected_object_keeps_what_was_known_and_settles() {
         let key = ObjectKey::cluster(Kind::TrustDomainPeer, "west");
         let known = vec![
-            Condition::new("Connected", true, "Connected", String::new()),
-            Condition::new("Ready", true, "Ready", String::new()),
+            Condition::worded(ConditionType::Connected, true, "Connected", String::new()),
+            Condition::worded(ConditionType::Ready, true, "Ready", String::new()),
         ];
         let stored = merge(None, 1, &known, Map::new(), at(10)).unwrap();
         let rejected = Rejected {

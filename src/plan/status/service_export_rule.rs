@@ -88,9 +88,8 @@ fn why_not(report: &ExportReport) -> Option<(&str, &str)> {
 fn status(rule: &ExportRule, tally: Option<Tally<'_>>) -> Said {
     let tally = tally.unwrap_or_default();
     let accepted = Condition::new(
-        "Accepted",
+        ServiceAcceptedReason::Accepted,
         true,
-        ServiceAcceptedReason::Accepted.as_str(),
         format!("ServiceExportRule {} is well formed", rule.name),
     );
     let cut = |text: &str| text.chars().take(MESSAGE).collect::<String>();
@@ -120,18 +119,17 @@ fn status(rule: &ExportRule, tally: Option<Tally<'_>>) -> Said {
 
 /// True where every Service that it exports was imported by every trust domain.
 fn exported(tally: &Tally<'_>) -> Condition {
-    let kind = "Exported";
     if tally.exported == 0 {
         return match tally.skipped.iter().next() {
             None => {
                 let message =
                     "no Service is selected; see spec.serviceSelector and spec.namespaceSelector".to_owned();
-                Condition::new(kind, false, ExportedReason::NothingSelected.as_str(), message)
+                Condition::new(ExportedReason::NothingSelected, false, message)
             }
             Some((_, (_, message))) => {
                 let message =
                     format!("none of the {} Services selected is exported: {message}", tally.skipped.len());
-                Condition::new(kind, false, ExportedReason::NothingExported.as_str(), message)
+                Condition::new(ExportedReason::NothingExported, false, message)
             }
         };
     }
@@ -141,13 +139,12 @@ fn exported(tally: &Tally<'_>) -> Condition {
             tally.refused.len(),
             tally.exported
         );
-        return Condition::new(kind, false, ExportedReason::RefusedByPeer.as_str(), message);
+        return Condition::new(ExportedReason::RefusedByPeer, false, message);
     }
     if tally.imported < tally.exported {
         let message = format!("of {} Services, not every trust domain has imported all yet", tally.exported);
-        let reason = ExportedReason::AwaitingAcknowledgement.as_str();
-        return Condition::new(kind, Truth::Unknown, reason, message);
+        return Condition::new(ExportedReason::AwaitingAcknowledgement, Truth::Unknown, message);
     }
     let message = format!("{} Services are imported", tally.exported);
-    Condition::new(kind, true, ExportedReason::Exported.as_str(), message)
+    Condition::new(ExportedReason::Exported, true, message)
 }

@@ -56,7 +56,7 @@ fn status_of(world: &World) -> (Vec<Condition>, serde_json::Value) {
 }
 
 fn brief(conditions: &[Condition]) -> Vec<(&str, Truth, &str)> {
-    conditions.iter().map(|c| (c.kind, c.status, c.reason.as_ref())).collect()
+    conditions.iter().map(|c| (c.kind.as_str(), c.status, c.reason.as_ref())).collect()
 }
 
 #[test]

@@ -3,15 +3,15 @@
 use serde_json::Value;
 
 use super::peer_bundle::{distributed, endpoint_healthy};
-use super::{merge, peer_details, stored_condition, written};
+use super::{keep, merge, peer_details, stored_condition, written};
 use crate::api::v1alpha1::conditions::{
-    ConnectedReason, PeerAcceptedReason, ReadyReason, ReciprocalReason, RotationSafeReason,
+    ConditionType, ConnectedReason, PeerAcceptedReason, ReadyReason, ReciprocalReason, RotationSafeReason,
     ServicesSyncedReason,
 };
 use crate::federation::catalogue::MALFORMED;
 use crate::model::condition::{Condition, Truth};
 use crate::model::object::{Kind, ObjectKey};
-use crate::model::peer::{Bootstrap, OnDisconnect};
+use crate::model::peer::OnDisconnect;
 use crate::model::service::Outcome;
 use crate::model::session::{LinkPlan, LinkState, Refusal, SessionState, Trouble};
 use crate::model::{Peer, World};
@@ -76,15 +76,10 @@ fn conditions(subject: Subject<'_>, stored: Option<&Value>) -> Vec<Condition> {
 
 fn accepted(Subject { world, peer, .. }: Subject<'_>) -> Condition {
     if let Some(Err(problem)) = world.bootstraps.get(&peer.trust_domain) {
-        return Condition::new(
-            "Accepted",
-            false,
-            PeerAcceptedReason::BootstrapUnavailable.as_str(),
-            problem.clone(),
-        );
+        return Condition::new(PeerAcceptedReason::BootstrapUnavailable, false, problem.clone());
     }
     let message = "every field is understood and in use".to_owned();
-    Condition::new("Accepted", true, PeerAcceptedReason::Accepted.as_str(), message)
+    Condition::new(PeerAcceptedReason::Accepted, true, message)
 }
 
 pub(super) fn session<'a>(subject: Subject<'a>) -> Option<&'a SessionState> {
@@ -92,43 +87,41 @@ pub(super) fn session<'a>(subject: Subject<'a>) -> Option<&'a SessionState> {
 }
 
 fn connected(subject: Subject<'_>, stored: Option<&Value>) -> Condition {
-    const KIND: &str = "Connected";
     let Subject { world, peer, .. } = subject;
     let trust_domain = &peer.trust_domain;
-    let because = |truth: Truth, reason, message: String| Condition::new(KIND, truth, reason, message);
     if let Some(stage) = ending::stage(world, peer) {
         let message = ending::message(world, peer, &stage);
-        return because(Truth::False, ConnectedReason::Ending.as_str(), message);
+        return Condition::new(ConnectedReason::Ending, Truth::False, message);
     }
     if peer.suspend {
         let message = "spec.suspend is set; unset it to go on".to_owned();
-        return because(Truth::False, ConnectedReason::Suspended.as_str(), message);
+        return Condition::new(ConnectedReason::Suspended, Truth::False, message);
     }
     if peer.withdraw {
         let message = "spec.withdraw is set; unset it to go on".to_owned();
-        return because(Truth::False, ConnectedReason::Suspended.as_str(), message);
+        return Condition::new(ConnectedReason::Suspended, Truth::False, message);
     }
-    let awaiting = ConnectedReason::AwaitingPeer.as_str();
+    let awaiting = ConnectedReason::AwaitingPeer;
     let Some(session) = session(subject) else {
-        return keep(stored, KIND, Truth::Unknown, awaiting, "no exchange was tried yet");
+        return keep(stored, awaiting, "no exchange was tried yet");
     };
     match &session.link {
         LinkState::Connected => match session.skew {
-            None => because(
+            None => Condition::new(
+                ConnectedReason::Connected,
                 Truth::True,
-                ConnectedReason::Connected.as_str(),
                 format!("exchanging with the agent of {trust_domain}"),
             ),
             Some(skew) => {
-                because(Truth::True, ConnectedReason::ClocksDiffer.as_str(), told::clocks(trust_domain, skew))
+                Condition::new(ConnectedReason::ClocksDiffer, Truth::True, told::clocks(trust_domain, skew))
             }
         },
         LinkState::Idle if verdict::is_settling(world, session) => {
-            keep(stored, KIND, Truth::Unknown, awaiting, "waiting for the first attempt")
+            keep(stored, awaiting, "waiting for the first attempt")
         }
-        LinkState::Idle => because(
-            Truth::Unknown,
+        LinkState::Idle => Condition::new(
             awaiting,
+            Truth::Unknown,
             format!(
                 "{trust_domain} has not dialled us, and we have no address of it in spec.agent.addresses"
             ),
@@ -139,63 +132,41 @@ fn connected(subject: Subject<'_>, stored: Option<&Value>) -> Condition {
                 Refusal::NotAccepted => ConnectedReason::RefusedNotAccepted,
                 Refusal::Expired => ConnectedReason::RefusedExpired,
             };
-            because(Truth::False, reason.as_str(), message.clone())
+            Condition::new(reason, Truth::False, message.clone())
         }
         LinkState::Unverified { message } => {
-            because(Truth::False, ConnectedReason::PeerUnverified.as_str(), message.clone())
+            Condition::new(ConnectedReason::PeerUnverified, Truth::False, message.clone())
         }
         LinkState::WrongPeerId { message } => {
-            because(Truth::False, ConnectedReason::WrongPeerId.as_str(), message.clone())
+            Condition::new(ConnectedReason::WrongPeerId, Truth::False, message.clone())
         }
         LinkState::Unreachable { message } => {
-            because(Truth::False, ConnectedReason::Unreachable.as_str(), message.clone())
+            Condition::new(ConnectedReason::Unreachable, Truth::False, message.clone())
         }
-        LinkState::Parted { reason: why, message } => because(
+        LinkState::Parted { reason: why, message } => Condition::new(
+            ConnectedReason::PeerParted,
             Truth::False,
-            ConnectedReason::PeerParted.as_str(),
             format!("the peer said goodbye ({why:?}) {message}"),
         ),
     }
 }
 
-/// What stands in the store, or this where nothing does: after a restart, nothing is said from not knowing yet.
-pub(super) fn keep(
-    stored: Option<&Value>,
-    kind: &'static str,
-    truth: Truth,
-    reason: &'static str,
-    message: &str,
-) -> Condition {
-    let known = stored_condition(stored, kind);
-    let Some((truth, stored_reason, message)) = known else {
-        return Condition::new(kind, truth, reason, message.to_owned());
-    };
-    Condition::new(kind, truth, stored_reason, message)
-}
-
 fn reciprocal(subject: Subject<'_>, stored: Option<&Value>) -> Condition {
-    const KIND: &str = "Reciprocal";
     // What a peer said of its end stands until it comes back, over a restart of this agent too.
-    let ended =
-        stored_condition(stored, KIND).filter(|(_, why, _)| why == ReciprocalReason::PeerEnded.as_str());
+    let ended = stored_condition(stored, ReciprocalReason::CONDITION)
+        .filter(|before| before.reason == ReciprocalReason::PeerEnded.as_str());
     let is_back = session(subject).is_some_and(SessionState::is_connected);
     let verdict = verdict::reciprocal(subject.world, subject.peer);
     let tells_less = verdict.as_ref().is_none_or(|verdict| {
         use ReciprocalReason::{AwaitingPeer, PeerRefusesUs, PeerUnreachable};
         matches!(verdict.reason, AwaitingPeer | PeerRefusesUs | PeerUnreachable)
     });
-    if let (Some((truth, reason, message)), true) = (ended, tells_less && !is_back) {
-        return Condition::new(KIND, truth, reason, message);
+    if let (Some(ended), true) = (ended, tells_less && !is_back) {
+        return ended;
     }
     match verdict {
-        Some(verdict) => Condition::new(KIND, verdict.truth, verdict.reason.as_str(), verdict.message),
-        None => keep(
-            stored,
-            KIND,
-            Truth::Unknown,
-            ReciprocalReason::AwaitingPeer.as_str(),
-            "nothing has been heard from the peer yet",
-        ),
+        Some(verdict) => Condition::new(verdict.reason, verdict.truth, verdict.message),
+        None => keep(stored, ReciprocalReason::AwaitingPeer, "nothing has been heard from the peer yet"),
     }
 }
 
@@ -209,23 +180,21 @@ pub(super) fn is_settling(subject: Subject<'_>) -> bool {
 }
 
 fn rotation_safe(subject: Subject<'_>, stored: Option<&Value>) -> Condition {
-    const KIND: &str = "RotationSafe";
     let trust_domain = &subject.peer.trust_domain;
     if let Some(judged) = rotation::judge(subject.world, subject.peer) {
-        return Condition::new(KIND, judged.truth, judged.reason.as_str(), judged.message);
+        return Condition::new(judged.reason, judged.truth, judged.message);
     }
     let message = format!("{trust_domain} has not said which of our authorities it holds");
     if is_settling(subject) {
-        return keep(stored, KIND, Truth::Unknown, RotationSafeReason::Unknown.as_str(), &message);
+        return keep(stored, RotationSafeReason::Unknown, &message);
     }
     if let Some(judged) = rotation::judge_unheard(subject.world, subject.peer) {
-        return Condition::new(KIND, judged.truth, judged.reason.as_str(), judged.message);
+        return Condition::new(judged.reason, judged.truth, judged.message);
     }
-    Condition::new(KIND, Truth::Unknown, RotationSafeReason::Unknown.as_str(), message)
+    Condition::new(RotationSafeReason::Unknown, Truth::Unknown, message)
 }
 
 fn services_synced(subject: Subject<'_>, stored: Option<&Value>) -> Condition {
-    const KIND: &str = "ServicesSynced";
     let trust_domain = &subject.peer.trust_domain;
     let connected = session(subject).filter(|session| session.is_connected());
     let (Some(session), Some(link)) = (connected, subject.link) else {
@@ -233,33 +202,33 @@ fn services_synced(subject: Subject<'_>, stored: Option<&Value>) -> Condition {
     };
     if session.catalogue.is_none() {
         let message = format!("the catalogue of {trust_domain} has not arrived yet");
-        return keep(stored, KIND, Truth::Unknown, ServicesSyncedReason::AwaitingPeer.as_str(), &message);
+        return keep(stored, ServicesSyncedReason::AwaitingPeer, &message);
     }
     if !links::is_acknowledged(session, link) {
         // A change is on its way, and in sync again within moments.
-        let was_synced = stored_condition(stored, KIND).filter(|(truth, ..)| *truth == Truth::True);
-        if let (Some((truth, reason, message)), false) = (was_synced, session.answer_overdue) {
-            return Condition::new(KIND, truth, reason, message);
+        let before = stored_condition(stored, ServicesSyncedReason::CONDITION);
+        let was_synced = before.filter(|before| before.status == Truth::True);
+        if let (Some(synced), false) = (was_synced, session.answer_overdue) {
+            return synced;
         }
         let truth = if session.answer_overdue { Truth::False } else { Truth::Unknown };
         let message = format!("{trust_domain} has not answered our catalogue yet");
-        return Condition::new(KIND, truth, ServicesSyncedReason::AwaitingAcknowledgement.as_str(), message);
+        return Condition::new(ServicesSyncedReason::AwaitingAcknowledgement, truth, message);
     }
     let (_, imported, refused) = counts(subject);
     let which = refusals(subject);
     let message = format!("{imported} imported, {refused} refused{which}, and our catalogue is answered");
     let reason = if refused == 0 { ServicesSyncedReason::InSync } else { ServicesSyncedReason::SomeRefused };
-    Condition::new(KIND, true, reason.as_str(), message)
+    Condition::new(reason, true, message)
 }
 
 /// What becomes of the services of a peer whose agent is away. Clients reach them by the peer's gateways, which the agents
 /// have no part in: they may work as ever.
 fn services_of_one_away(subject: Subject<'_>, stored: Option<&Value>) -> Condition {
-    const KIND: &str = "ServicesSynced";
     let Subject { world, peer, .. } = subject;
     if is_settling(subject) {
-        let awaiting = ServicesSyncedReason::AwaitingPeer.as_str();
-        return keep(stored, KIND, Truth::Unknown, awaiting, "no exchange with the peer");
+        let awaiting = ServicesSyncedReason::AwaitingPeer;
+        return keep(stored, awaiting, "no exchange with the peer");
     }
     let td = &peer.trust_domain;
     let (truth, reason, becomes) = match (peer.on_disconnect, imports::withdrawal(world, peer)) {
@@ -285,23 +254,19 @@ fn services_of_one_away(subject: Subject<'_>, stored: Option<&Value>) -> Conditi
                 .to_owned(),
         ),
     };
-    Condition {
-        status: truth,
-        ..Condition::new(KIND, false, reason.as_str(), format!("the agent of {td} is away {becomes}"))
-    }
+    Condition::new(reason, truth, format!("the agent of {td} is away {becomes}"))
 }
 
 fn ready(subject: Subject<'_>, others: &[Condition]) -> Condition {
-    const KIND: &str = "Ready";
     let Subject { world, peer, .. } = subject;
     if let Some(stage) = ending::stage(world, peer) {
         let reason = if stage.is_held_back() { ReadyReason::EndingHeldBack } else { ReadyReason::Ending };
         let message = ending::message(world, peer, &stage);
-        return Condition::new(KIND, false, reason.as_str(), message);
+        return Condition::new(reason, false, message);
     }
     if peer.suspend {
         let message = "spec.suspend is set: nothing is changed, and nothing is exchanged".to_owned();
-        return Condition::new(KIND, false, ReadyReason::Suspended.as_str(), message);
+        return Condition::new(ReadyReason::Suspended, false, message);
     }
     let worst = others
         .iter()
@@ -310,21 +275,21 @@ fn ready(subject: Subject<'_>, others: &[Condition]) -> Condition {
     let differs = ConnectedReason::ClocksDiffer.as_str();
     let worst = worst.or_else(|| others.iter().find(|c| c.reason == differs));
     match worst {
-        None => Condition::new(KIND, true, ReadyReason::Ready.as_str(), "every condition is True".to_owned()),
+        None => Condition::new(ReadyReason::Ready, true, "every condition is True".to_owned()),
         Some(c) => {
             let reason = match c.kind {
-                "Accepted" => ReadyReason::NotAccepted,
-                "BundleEndpointHealthy" => ReadyReason::BundleEndpointUnhealthy,
-                "BundleDistributed" => ReadyReason::BundleNotDistributed,
-                "Connected" if c.reason == differs => ReadyReason::ClocksDiffer,
-                "Connected" => ReadyReason::NotConnected,
-                "Reciprocal" => ReadyReason::NotReciprocal,
-                "RotationSafe" => ReadyReason::NotRotationSafe,
-                "MeshReady" => ReadyReason::MeshNotReady,
+                ConditionType::Accepted => ReadyReason::NotAccepted,
+                ConditionType::BundleEndpointHealthy => ReadyReason::BundleEndpointUnhealthy,
+                ConditionType::BundleDistributed => ReadyReason::BundleNotDistributed,
+                ConditionType::Connected if c.reason == differs => ReadyReason::ClocksDiffer,
+                ConditionType::Connected => ReadyReason::NotConnected,
+                ConditionType::Reciprocal => ReadyReason::NotReciprocal,
+                ConditionType::RotationSafe => ReadyReason::NotRotationSafe,
+                ConditionType::MeshReady => ReadyReason::MeshNotReady,
                 _ => ReadyReason::ServicesNotSynced,
             };
             let status = if c.status == Truth::True { Truth::False } else { c.status };
-            Condition::new(KIND, status, reason.as_str(), format!("{}: {}", c.kind, c.message))
+            Condition::new(reason, status, format!("{}: {}", c.kind, c.message))
         }
     }
 }
@@ -358,20 +323,6 @@ pub(super) fn counts(subject: Subject<'_>) -> (usize, usize, usize) {
     let imported = outcomes.map_or(0, |o| o.values().filter(|v| **v == Outcome::Imported).count());
     let refused = outcomes.map_or(0, |outcomes| outcomes.len()) - imported;
     (exported, imported, refused + malformed(subject).len())
-}
-
-/// Whether the bootstrap bundle is named in another object, for the index to read.
-#[must_use]
-pub fn bootstrap_object(peer: &Peer, namespace: &str) -> Option<(ObjectKey, String)> {
-    match peer.bootstrap.as_ref()? {
-        Bootstrap::Inline(_) => None,
-        Bootstrap::ConfigMapKey { name, key } => {
-            Some((ObjectKey::namespaced(Kind::ConfigMap, namespace, name), key.clone()))
-        }
-        Bootstrap::SecretKey { name, key } => {
-            Some((ObjectKey::namespaced(Kind::Secret, namespace, name), key.clone()))
-        }
-    }
 }
 
 #[cfg(test)]

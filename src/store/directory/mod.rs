@@ -31,7 +31,7 @@ mod watch;
 mod write;
 
 use std::collections::BTreeMap;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 use std::time::Duration;
 
@@ -63,8 +63,20 @@ pub fn read_document(path: &Path) -> Result<Value, String> {
 /// The annotations of an object as the agent that follows the directory last read them; `None` where none has.
 #[must_use]
 pub fn kept_annotations(root: &Path, key: &ObjectKey) -> Option<BTreeMap<String, String>> {
+    kept(root, key).map(|record| record.definition.annotations)
+}
+
+/// The manifest of an object as the agent that follows the directory last read it, and the file that it lay in.
+#[must_use]
+pub fn kept_manifest(root: &Path, key: &ObjectKey) -> Option<(PathBuf, Value)> {
+    let record = kept(root, key)?;
+    let manifest = manifest::from_yaml_as(&manifest::render(&record.definition)).ok()?;
+    Some((root.join(&record.source), manifest))
+}
+
+fn kept(root: &Path, key: &ObjectKey) -> Option<record::Record> {
     let text = files::read(&root.join(STATUS).join(files::place(key))).ok()?;
-    record::Record::parse(&text).ok().map(|record| record.definition.annotations)
+    record::Record::parse(&text).ok()
 }
 
 /// How a directory is watched.
@@ -102,7 +114,7 @@ struct Shared {
     timings: DirectoryTimings,
     /// Ends the scanner, which is started by the first watch.
     scanner: OnceLock<DropGuard>,
-    root: std::path::PathBuf,
+    root: PathBuf,
     said: Said,
 }
 
@@ -149,7 +161,7 @@ impl DirectoryStore {
 
     /// The file under `manifests` that defines an object, where one does.
     #[must_use]
-    pub fn manifest(&self, key: &ObjectKey) -> Option<std::path::PathBuf> {
+    pub fn manifest(&self, key: &ObjectKey) -> Option<PathBuf> {
         let source = self.shared.with_state(|state| {
             state.ensure_scanned(clock::now());
             state.records.get(key).map(|record| record.source.clone())

@@ -195,8 +195,7 @@ impl State {
             self.missing.remove(key);
             let known = self.records.get_mut(key);
             let changed = match known {
-                // It is being deleted, and comes back as another once it is.
-                Some(record) if record.deletion.is_some() => false,
+                // Where it is being deleted that goes on, by what the manifest says of how; once it is gone, it comes back as another.
                 Some(record) => record.define(definition.clone(), source.clone()),
                 None => {
                     let record = Record::new(definition.clone(), source.clone(), self.epoch(), now);
@@ -330,13 +329,13 @@ impl State {
         Path::new(GENERATED).join(files::place(key)).to_string_lossy().into_owned()
     }
 
-    /// Writes the manifest of a generated object.
     /// Where a manifest lies that an operator has made by the agent.
     pub(super) fn manifest_at(&self, key: &ObjectKey) -> PathBuf {
         let name = files::place(key);
         self.root.join(MANIFESTS).join(name.file_name().unwrap_or(name.as_os_str()))
     }
 
+    /// Writes the manifest of a generated object.
     pub(super) fn write_generated(&self, definition: &Definition) -> std::io::Result<()> {
         let path = self.root.join(Self::generated_at(&definition.key));
         let private = definition.key.kind == Kind::Secret;

@@ -210,10 +210,15 @@ async fn an_object_is_held_by_its_finalizers_over_a_restart() {
     assert!(held.meta.deletion.is_some() && held.meta.uid == uid);
     assert_eq!(held.spec(), Some(&json!({ "trustDomain": "west.example" })));
 
-    // Its manifest comes back: the deletion goes on, and then it is another.
-    s.put("west.yaml", PEER);
+    // Its manifest comes back, and says how it is to end: the deletion goes on by that, and then it is another.
+    let annotated = PEER.replace("{name: west}", "{name: west, annotations: {entente.dev/end: now}}");
+    s.put("west.yaml", &annotated);
+    s.until("what it says now", |s| !s.peer().meta.annotations.is_empty()).await;
+    assert!(s.peer().meta.deletion.is_some() && s.peer().meta.uid == uid);
+    fs::remove_file(s.manifest("west.yaml")).unwrap();
     s.settle().await;
-    assert!(s.peer().meta.deletion.is_some());
+    assert_eq!(s.peer().meta.annotations["entente.dev/end"], "now", "as it was last read");
+    s.put("west.yaml", PEER);
     s.patch_finalizers(&west(), &[]).await.unwrap();
     s.until("it anew", |s| s.objects.get(&west()).is_some_and(|o| o.meta.deletion.is_none())).await;
     assert_ne!(s.peer().meta.uid, uid);

@@ -3,8 +3,9 @@
 use kube::core::Status;
 
 use super::REQUEST_TIMEOUT;
+use crate::causes::chain;
 use crate::model::ObjectKey;
-use crate::store::{StoreError, chain};
+use crate::store::StoreError;
 
 /// The error of a request for this object.
 pub(super) fn of_object(verb: &'static str, key: &ObjectKey, error: &kube::Error) -> StoreError {

@@ -46,9 +46,13 @@ macro_rules! reasons {
             }
         }
 
-        impl From<$name> for &'static str {
-            fn from(reason: $name) -> Self {
-                reason.as_str()
+        impl $crate::api::v1alpha1::conditions::Reason for $name {
+            fn condition(self) -> $crate::api::v1alpha1::conditions::ConditionType {
+                Self::CONDITION
+            }
+
+            fn as_str(self) -> &'static str {
+                self.as_str()
             }
         }
     };
@@ -62,6 +66,14 @@ mod service;
 pub use mesh::*;
 pub use peer::*;
 pub use service::*;
+
+/// Why a condition stands as it does. A reason belongs to one condition.
+pub trait Reason: Copy {
+    /// The condition that it is a reason of.
+    fn condition(self) -> ConditionType;
+    /// The word in `reason`.
+    fn as_str(self) -> &'static str;
+}
 
 /// Every condition that an object of Entente may have.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]

@@ -36,7 +36,7 @@ const MOST: usize = 64 * 1024 * 1024;
 #[derive(Args, Clone, Debug, Default)]
 pub(super) struct SocketFlag {
     /// The control socket of an agent beside us. Without it, `/run/entente/control.sock` where that is there; else the agent that
-    /// leads in the cluster, through `kubectl exec` (it needs `get` and `create` on `pods/exec`).
+    /// leads in the cluster, through `kubectl exec` (it needs `get` on the agent's Lease and Pod, `get` and `create` on `pods/exec`).
     #[arg(long, env = "ENTENTE_CONTROL", value_name = "SOCKET", help_heading = WHICH)]
     pub(super) control: Option<PathBuf>,
 }

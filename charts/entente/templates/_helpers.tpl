@@ -16,6 +16,19 @@
 {{- default .Release.Name .Values.instance }}
 {{- end }}
 
+{{/* The labels of the agent's registrations. The class is among them: with `filterByClassName` spire-controller-manager reads
+nothing else. A class that cannot be a label is filtered by no one. */}}
+{{- define "entente.registrationLabels" -}}
+{{ include "entente.labels" . }}
+{{- $labels := dict }}
+{{- if regexMatch "^[A-Za-z0-9]([-A-Za-z0-9_.]{0,61}[A-Za-z0-9])?$" .Values.spire.className }}
+{{- $labels = dict "spire.spiffe.io/class-name" .Values.spire.className }}
+{{- end }}
+{{- with merge (dict) .Values.spire.register.labels $labels }}
+{{ toYaml . }}
+{{- end }}
+{{- end }}
+
 {{/* What pods are selected by. */}}
 {{- define "entente.selectorLabels" -}}
 app.kubernetes.io/name: entente

@@ -117,8 +117,9 @@ impl<'a> Nodes<'a> {
         let first = pod["spec"]["containers"][0]["name"].clone();
         pod["metadata"]["annotations"]["kubectl.kubernetes.io/default-container"] = first;
         let mount = json!({"name": "workload-socket", "mountPath": "/run/secrets/workload-spiffe-uds"});
-        let sidecar = json!({"name": "istio-proxy", "image": "none.example/proxy", "volumeMounts": [mount]});
-        pod["spec"]["containers"].as_array_mut().context("no containers")?.push(sidecar);
+        pod["spec"]["initContainers"] = json!([{
+            "name": "istio-proxy", "image": "none.example/proxy", "restartPolicy": "Always", "volumeMounts": [mount],
+        }]);
         pod["spec"]["volumes"] =
             json!([{"name": "workload-socket", "csi": {"driver": "csi.spiffe.io", "readOnly": true}}]);
         Ok(())

@@ -2,8 +2,11 @@
 
 use super::{Agents, PEER, READY, SOON, both_ready, delete, gone, make_peers, quick};
 use crate::agent::{Agent, AgentOptions};
+use crate::chart::{CHART, RELEASE, helm};
 use crate::kubelet::Kubelet;
+use crate::kubernetes::documents;
 use crate::pair::{Pair, with_pair};
+use crate::rights::granted;
 use crate::wait::eventually;
 use crate::world::{AGENT_NAMESPACE, Domain};
 use anyhow::{Context, Result, ensure};
@@ -15,6 +18,7 @@ use tokio::io::{AsyncBufReadExt as _, BufReader};
 
 /// The pod that stands for east's agent.
 const POD: &str = "entente-0";
+const RBAC: &str = "rbac.authorization.k8s.io/v1";
 
 /// What a command answered.
 struct Answer {
@@ -162,7 +166,58 @@ fn who_may_reach_the_agent_is_decided_by_rbac() {
         })
         .await?;
         for (kind, name) in [("Role", "operator"), ("RoleBinding", "operator")] {
-            delete(east, ("rbac.authorization.k8s.io/v1", kind), Some(AGENT_NAMESPACE), name).await?;
+            delete(east, (RBAC, kind), Some(AGENT_NAMESPACE), name).await?;
+        }
+        drop(agents);
+        kubelet.remove(east).await
+    });
+}
+
+/// Whom the chart's values name as an operator may run the commands, and change no peer by hand.
+#[test]
+fn operators_of_the_chart_may_run_the_commands() {
+    with_pair(async |pair| {
+        let (agents, kubelet) = stand(pair).await?;
+        let east = &pair.east;
+        let kubeconfig = east.kubernetes.service_account_kubeconfig("default", "operator").await?;
+        let run = async |args: &[&str]| answer(program(), &kubeconfig, args).await;
+        run(&["status"]).await?.must(3, &["you may not list TrustDomainPeer"])?;
+        let values = "rbac.create=false,rbac.aggregate=false,rbac.operators[0].kind=ServiceAccount,\
+                      rbac.operators[0].namespace=default,rbac.operators[0].name=operator";
+        let template = [
+            "template",
+            RELEASE,
+            CHART,
+            "--namespace",
+            AGENT_NAMESPACE,
+            "--show-only",
+            "templates/rbac.yaml",
+        ];
+        let printed = helm(east, &[&template[..], &["--set", values]].concat()).await?;
+        let mut roles = documents(&printed)?;
+        roles.retain(|object| object["apiVersion"] == RBAC);
+        ensure!(roles.len() == 4, "{printed}");
+        for role in &roles {
+            east.kubernetes.apply(role).await?;
+        }
+        eventually("the grant is in force", SOON, || async {
+            run(&["about"]).await?.must(0, &["entente-0 (leads)"])?;
+            run(&["status"]).await?.must(0, &["west.example"])?;
+            Ok(())
+        })
+        .await?;
+        run(&["services"]).await?.must(0, &[])?;
+        run(&["bundles"]).await?.must(0, &["east.example (ours)"])?;
+        run(&["diagnose", "west.example"]).await?.must(0, &["The path to west.example is well"])?;
+        run(&["invite", "list"]).await?.must(0, &[])?;
+        let rights = granted(&east.kubernetes, "default", "operator").await?;
+        let rights = rights.iter().map(ToString::to_string);
+        let is_read = |right: &String| ["get ", "list ", "watch "].iter().any(|verb| right.starts_with(verb));
+        let others: Vec<String> = rights.filter(|right| !is_read(right)).collect();
+        ensure!(others == ["create pods/exec in entente-system"], "{others:?}");
+        for role in &roles {
+            let (api, name) = east.kubernetes.api_of(role).await?;
+            api.delete(&name, &DeleteParams::default()).await?;
         }
         drop(agents);
         kubelet.remove(east).await
@@ -171,10 +226,9 @@ fn who_may_reach_the_agent_is_decided_by_rbac() {
 
 async fn grant(domain: &Domain, rules: &[&Value]) -> Result<()> {
     let metadata = json!({"name": "operator", "namespace": AGENT_NAMESPACE});
-    let api = "rbac.authorization.k8s.io/v1";
-    let role = json!({"apiVersion": api, "kind": "Role", "metadata": metadata, "rules": rules});
+    let role = json!({"apiVersion": RBAC, "kind": "Role", "metadata": metadata, "rules": rules});
     let binding = json!({
-        "apiVersion": api, "kind": "RoleBinding", "metadata": metadata,
+        "apiVersion": RBAC, "kind": "RoleBinding", "metadata": metadata,
         "roleRef": {"apiGroup": "rbac.authorization.k8s.io", "kind": "Role", "name": "operator"},
         "subjects": [{"kind": "ServiceAccount", "namespace": "default", "name": "operator"}],
     });

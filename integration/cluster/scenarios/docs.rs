@@ -12,6 +12,7 @@ use crate::tools::Tools;
 use crate::world::{Domain, Options};
 use anyhow::{Context, Result, ensure};
 use serde_json::{Value, json};
+use std::path::Path;
 
 /// In the order in which each sends its reader on.
 const GUIDES: [&str; 5] = [
@@ -23,6 +24,7 @@ const GUIDES: [&str; 5] = [
 ];
 /// As SPIRE's Helm charts have it, by the release of the guides.
 const CLASS: &str = "spire-server-spire";
+const SPIRE: &str = "spire-server";
 
 fn options() -> Options {
     Options { spire: SpireOptions { class_name: CLASS, ..SpireOptions::default() } }
@@ -43,6 +45,10 @@ fn values(domain: &Domain, mesh: &Mesh<'_>) -> Result<Value> {
 /// Runs every block of these files that holds commands, but those that are marked, which it counts and names.
 async fn follow(pair: &Pair, files: &[&str]) -> Result<()> {
     tokio::try_join!(chart::prepare(&pair.east), chart::prepare(&pair.west))?;
+    // Where SPIRE's charts are installed, which are not.
+    for domain in [&pair.east, &pair.west] {
+        domain.kubernetes.namespace(SPIRE).await?;
+    }
     let mut mesh = Mesh::stand(pair).await?;
     let shell = Shell::new(pair, |domain| values(domain, &mesh))?;
     let (mut east, mut west) = tokio::try_join!(Nodes::start(&pair.east), Nodes::start(&pair.west))?;
@@ -90,6 +96,58 @@ async fn is_taken(pair: &Pair, block: &Block) -> Result<()> {
         pair.west.kubernetes.dry_run(&object).await.with_context(|| block.place())?;
     }
     Ok(())
+}
+
+/// The values that the guide shows are those of the files that its commands name.
+#[test]
+fn the_values_that_are_shown_are_those_of_the_files() {
+    let root = Path::new(env!("CARGO_MANIFEST_DIR"));
+    let mut shown = 0;
+    for block in blocks::of_file("docs/guides/install.md").unwrap() {
+        let files: &[&str] = match block.text.split(':').next() {
+            Some("spire-server") => &["spire/helm/federation.yaml", "spire/helm/istio.yaml"],
+            Some("meshConfig") => &["integration/kind/values/istiod.yaml"],
+            _ => continue,
+        };
+        let mut whole = serde_json::Map::new();
+        for file in files {
+            let text = std::fs::read_to_string(root.join(file)).unwrap();
+            whole.extend(serde_saphyr::from_str::<serde_json::Map<String, Value>>(&text).unwrap());
+        }
+        let text: Value = serde_saphyr::from_str(&block.text).unwrap();
+        assert!(is_part(&text, &Value::Object(whole)), "{} is not of {files:?}", block.place());
+        shown += 1;
+    }
+    assert_eq!(shown, 2);
+}
+
+/// Whether all of the first is in the second, which may hold more.
+fn is_part(one: &Value, whole: &Value) -> bool {
+    match (one, whole) {
+        (Value::Object(one), Value::Object(whole)) => {
+            one.iter().all(|(key, value)| whole.get(key).is_some_and(|other| is_part(value, other)))
+        }
+        _ => one == whole,
+    }
+}
+
+/// The guide installs the charts of others in the versions of `integration/kind/`.
+#[test]
+fn the_charts_of_others_are_pinned_as_in_kind() {
+    let root = Path::new(env!("CARGO_MANIFEST_DIR"));
+    let guide = std::fs::read_to_string(root.join("docs/guides/install.md")).unwrap();
+    let pins = std::fs::read_to_string(root.join("integration/kind/versions.env")).unwrap();
+    for (chart, pin) in [
+        ("spire-crds spire-crds", "SPIRE_CRDS_CHART"),
+        ("spire spire", "SPIRE_CHART"),
+        ("istio-base base", "ISTIO_CHART"),
+        ("istiod istiod", "ISTIO_CHART"),
+        ("istio-eastwestgateway gateway", "ISTIO_CHART"),
+    ] {
+        let version = pins.lines().find_map(|line| line.strip_prefix(pin)?.strip_prefix('=')).unwrap();
+        let command = format!("helm upgrade --install {chart} --version {version} ");
+        assert!(guide.contains(&command), "the guide has no `{command}`");
+    }
 }
 
 /// The row of a program in the table of tested versions.

@@ -255,8 +255,8 @@ async fn pod(domain: &Domain, deployment: &Value) -> Result<()> {
     let (namespace, name) = (&deployment["metadata"]["namespace"], &deployment["metadata"]["name"]);
     let mut spec = deployment["spec"]["template"]["spec"].clone();
     let mount = json!([{"name": "workload-socket", "mountPath": "/run/secrets/workload-spiffe-uds"}]);
-    let containers = spec["containers"].as_array_mut().context("no containers")?;
-    containers.push(json!({"name": "istio-proxy", "image": "none", "volumeMounts": mount}));
+    spec["initContainers"] =
+        json!([{"name": "istio-proxy", "image": "none", "restartPolicy": "Always", "volumeMounts": mount}]);
     spec["volumes"] =
         json!([{"name": "workload-socket", "csi": {"driver": "csi.spiffe.io", "readOnly": true}}]);
     let metadata = json!({

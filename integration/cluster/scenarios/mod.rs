@@ -18,6 +18,7 @@ mod federation;
 mod gateways;
 mod health;
 mod hostile;
+mod injection;
 mod kind;
 mod mesh;
 mod observe;

@@ -51,7 +51,11 @@ fn matrix() -> Vec<(&'static str, Value, &'static [&'static str])> {
                     "url": "https://spire.west.example", "profile": "https_spiffe", "spiffeID": "spiffe://west.example/spire/server",
                 },
                 "webRoots": {"configMap": "roots"}, "tracing": {"endpoint": "http://otel:4317"}, "view": {"enabled": true},
-                "serviceAccount": {"create": false, "name": "mine"}, "rbac": {"bootstrapSecrets": ["bundle"]},
+                "serviceAccount": {"create": false, "name": "mine"},
+                "rbac": {
+                    "bootstrapSecrets": ["bundle"],
+                    "operators": [{"kind": "Group", "name": "federation"}, {"kind": "ServiceAccount", "name": "ci", "namespace": "ci"}],
+                },
             }),
             &["Service"],
         ),
@@ -147,6 +151,68 @@ async fn render(domain: &Domain, values: &Value) -> Result<String> {
     helm(domain, &["template", RELEASE, CHART, "--namespace", AGENT_NAMESPACE, "--values", &file]).await
 }
 
+/// What one template of the chart comes to with these values.
+async fn of_template(scratch: &Scratch, template: &str, values: &str) -> Result<Vec<Value>> {
+    let template = format!("templates/{template}.yaml");
+    let args = ["template", RELEASE, CHART, "--show-only", &template, "--set", values];
+    let (code, printed, said) = run_helm(scratch.path(), None, &args).await?;
+    ensure!(code == 0, "{values}: {said}");
+    crate::kubernetes::documents(&printed)
+}
+
+/// A policy that restricts what the agents reach lets them reach each other all the same, on the port where the one that leads listens.
+#[test]
+fn a_policy_of_egress_leaves_the_replicas_their_relay() {
+    let given = "networkPolicy.egress[0].ports[0].port=443";
+    let to_443 = json!({"ports": [{"port": 443}]});
+    let labels = json!({"app.kubernetes.io/name": "entente", "app.kubernetes.io/instance": RELEASE});
+    let to_replicas = json!({
+        "ports": [{"port": 7555, "protocol": "TCP"}], "to": [{"podSelector": {"matchLabels": labels}}],
+    });
+    let cases = [
+        (format!("replicas=2,relay.port=7555,{given}"), Some(json!([to_443, to_replicas]))),
+        (format!("replicas=1,{given}"), Some(json!([to_443]))),
+        ("replicas=2".to_owned(), None),
+    ];
+    let scratch = Scratch::new().unwrap();
+    crate::pair::runtime().block_on(async {
+        for (values, expected) in cases {
+            let values = format!("networkPolicy.enabled=true,{values}");
+            let policies = of_template(&scratch, "networkpolicy", &values).await.unwrap();
+            let [policy] = policies.as_slice() else { panic!("{policies:?}") };
+            assert_eq!(policy["spec"].get("egress"), expected.as_ref(), "{values}");
+            let types = policy["spec"]["policyTypes"].as_array().unwrap();
+            assert_eq!(types.contains(&json!("Egress")), expected.is_some(), "{values}");
+        }
+    });
+}
+
+/// A spire-controller-manager that filters by class reads what carries the class as a label, and nothing else.
+#[test]
+fn registrations_carry_their_class_as_a_label_too() {
+    const LABEL: &str = "spire.spiffe.io/class-name";
+    let own = r"spire.register.labels.spire\.spiffe\.io/class-name=mine";
+    let cases = [
+        ("spire.className=spire-mgmt-spire".to_owned(), Some("spire-mgmt-spire")),
+        ("spire.className=".to_owned(), None),
+        // Not to be written as a label, and so not to be filtered by.
+        ("spire.className=a/b".to_owned(), None),
+        (format!("spire.className=spire-mgmt-spire,{}", own.replace(r"\\", r"\")), Some("mine")),
+    ];
+    let scratch = Scratch::new().unwrap();
+    crate::pair::runtime().block_on(async {
+        for (values, expected) in cases {
+            let registrations = of_template(&scratch, "registrations", &values).await.unwrap();
+            assert_eq!(registrations.len(), 2, "{values}");
+            for registration in registrations {
+                let labels = &registration["metadata"]["labels"];
+                assert_eq!(labels[LABEL].as_str(), expected, "{values}: {registration}");
+                assert_eq!(labels["app.kubernetes.io/instance"], RELEASE);
+            }
+        }
+    });
+}
+
 /// The ranges of imports reach the agent with Istio and without; where none are given, it is left to its own default.
 #[test]
 fn the_ranges_of_imports_reach_the_agent() {
@@ -165,11 +231,7 @@ fn the_ranges_of_imports_reach_the_agent() {
     let scratch = Scratch::new().unwrap();
     crate::pair::runtime().block_on(async {
         for (values, expected) in cases {
-            let args =
-                ["template", RELEASE, CHART, "--show-only", "templates/deployment.yaml", "--set", &values];
-            let (code, printed, said) = run_helm(scratch.path(), None, &args).await.unwrap();
-            assert!(code == 0, "{values}: {said}");
-            let objects = crate::kubernetes::documents(&printed).unwrap();
+            let objects = of_template(&scratch, "deployment", &values).await.unwrap();
             let deployment = objects.iter().find(|object| object["kind"] == "Deployment").unwrap();
             let env = deployment["spec"]["template"]["spec"]["containers"][0]["env"].as_array().unwrap();
             let set = env.iter().find(|one| one["name"] == NAME).map(|one| one["value"].as_str().unwrap());
@@ -222,6 +284,7 @@ fn values_that_cannot_be_are_refused() {
         ("xds.service.type=ExternalName".to_owned(), "/xds/service/type"),
         ("dns.upstream={dns.example}".to_owned(), "upstream"),
         ("image.digest=latest".to_owned(), "digest"),
+        ("rbac.operators[0].kind=Robot,rbac.operators[0].name=a".to_owned(), "/rbac/operators/0/kind"),
         ("bundleEndpoint.url=http://spire".to_owned(), "/bundleEndpoint/url"),
         ("serviceAccount.create=false".to_owned(), "name the ServiceAccount"),
         ("peer.gateway.enabled=true".to_owned(), "peer.gateway.hosts"),

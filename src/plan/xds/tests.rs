@@ -354,6 +354,29 @@ fn services_of_one_server_share_a_listener_and_have_doors_of_their_own() {
     assert!(chains[1].contains("web.shop.west.example") && chains[1].contains("application:9090"));
 }
 
+/// With `Mtls` all ports of a host are one door, by which all come to one port of the application: whom any of them names is let
+/// in, and may speak what any of them speaks.
+#[test]
+fn the_ports_of_one_host_are_one_door() {
+    let second = "spiffe://east.example/ns/web/sa/second";
+    let mut service = cart();
+    service.tls_mode = TlsMode::Mtls;
+    service.gateways[0].gateway_type = GatewayType::IngressGateway;
+    service.ports.push(crate::model::service::ExportedPort {
+        name: "grpc".to_owned(),
+        port: 18_081,
+        protocol: AppProtocol::Grpc,
+        clients: Some(BTreeSet::from([client(second)])),
+        ..service.ports[0].clone()
+    });
+    let text = text(&exporting(vec![service], &["east.example"]), CART, ClientKind::Envoy);
+    assert_eq!(text.matches("server_names").count(), 1, "{text}");
+    for client in [FRONTEND, second] {
+        assert_eq!(text.matches(client).count(), 2, "in the handshake and by RBAC: {text}");
+    }
+    assert!(text.contains("\"h2\""), "{text}");
+}
+
 #[test]
 fn nothing_is_served_where_that_is_not_asked_for_or_not_known() {
     let world = world("east.example");

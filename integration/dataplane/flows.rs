@@ -6,7 +6,7 @@ use crate::envoy::{Envoy, Workload};
 use crate::foreign;
 use crate::pair::with_pair;
 use crate::proxy::{From, Proxy};
-use crate::ring::{BATCH, Exported, FRONTEND, MODES, PORT, Ring, SOON, change, withdraw};
+use crate::ring::{BATCH, CART, Exported, FRONTEND, MODES, PORT, Ring, SOON, change, withdraw};
 use crate::wait::{always, eventually};
 use crate::world::Part;
 use anyhow::{Context as _, Result, ensure};
@@ -17,6 +17,8 @@ use tokio::net::{TcpListener, TcpStream};
 
 /// Within this a change at the exporter must have reached every client.
 const TAKEN_AWAY: Duration = Duration::from_secs(5);
+/// And within this a client must call a server that takes the place of another.
+const REPLACED: Duration = Duration::from_secs(3);
 
 /// Plain clients in east resolve names by our DNS, and call plain servers in west by TCP, HTTP/1.1 and gRPC, in both modes of TLS,
 /// through Envoys that have nothing but what our agents serve them. Another client of east has no such listener, by TLS or by socket. What is exported
@@ -122,6 +124,44 @@ fn who_is_not_meant_is_refused() {
         passing.abort();
         drop(impostor);
         foreign::is_refused(&pair.east, &frontend, ring.gateway, || service.call(at)).await
+    });
+}
+
+/// A server with an ID of its own takes the place of another, and nothing else changes: clients pin the new one within seconds,
+/// whether they ask for what changed or for the state of the world.
+#[test]
+fn a_server_with_another_id_takes_the_place_of_the_first() {
+    with_pair(async |pair| {
+        let ring = Ring::start(pair).await?;
+        let service = Exported::new("Mtls", Speaks::Tcp).await?;
+        ring.export(pair, &service).await?;
+        let at = service.address(&pair.east).await?;
+        let calls = format!("cluster.application_{}.upstream_cx_total", service.application.port);
+        let mut server = ring.server(&pair.west).await?;
+        let variants = [
+            ("incremental", From::Listener(ring.xds_east)),
+            ("whole", From::WholeFromListener(ring.xds_east)),
+        ];
+        for (variant, from) in variants {
+            let (name, path) = (format!("cart-{variant}"), format!("{CART}-{variant}"));
+            let next =
+                Proxy::start(&pair.west, &name, &path, &From::WholeFromListener(ring.xds_west)).await?;
+            let frontend = Proxy::start(&pair.east, variant, FRONTEND, &from).await?;
+            let called = eventually("the first server answers", SOON, || service.call(at)).await;
+            called.map_err(|error| error.context(server.process.log_tail()))?;
+            change(&pair.west, &service, json!({"spec": {"serverSPIFFEIDs": [next.id]}})).await?;
+            let since = Instant::now();
+            let called = eventually("the one in its place answers", REPLACED, || async {
+                service.call(at).await?;
+                ensure!(next.admin.stat(&calls).await? > 0, "the first one still does");
+                Ok(())
+            });
+            let called = called.await.with_context(|| format!("by a client that is {variant}"));
+            called.map_err(|error| error.context(frontend.process.log_tail()))?;
+            eprintln!("{variant}: another server was called after {} ms", since.elapsed().as_millis());
+            server = next;
+        }
+        Ok(())
     });
 }
 

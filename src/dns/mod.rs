@@ -67,8 +67,8 @@ struct Answers {
     metrics: Arc<Metrics>,
 }
 
-/// Places of questions that wait for an upstream, by the way that they came. They are fewer than all that is answered at a
-/// time: our own names are answered whatever becomes of the others.
+/// Places of questions that wait for an upstream, by the way that they came, and of each source a share of them. They are fewer
+/// than all that is answered at a time: our own names are answered whatever becomes of the others.
 #[derive(Debug)]
 struct Waiting {
     udp: Places,
@@ -196,7 +196,7 @@ impl Answers {
             (answer::Answer::Silence, _) => (Asked::Malformed, None),
             (answer::Answer::Reply(asked, bytes), _) => (asked, Some(bytes)),
             (answer::Answer::Ask(question), Some(upstream)) => match places.take(from) {
-                Some(_place) => match upstream.ask(&question, way).await {
+                Some(place) => match upstream.ask(&question, way, &place).await {
                     Some(bytes) => (Asked::Forwarded, Some(bytes)),
                     None => (Asked::Failed, question.failed()),
                 },

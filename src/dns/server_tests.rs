@@ -224,20 +224,29 @@ async fn heard(socket: &UdpSocket) -> Message {
     decoded(&buffer[..length])
 }
 
-/// However many wait for an upstream that says nothing, our own names are answered, and what others ask of it is asked.
-#[tokio::test]
-async fn who_waits_for_an_upstream_holds_up_nobody_else() {
+/// An upstream that says nothing of names that begin with `silent`, and how often it was asked for these.
+async fn silent_of_some() -> (SocketAddr, Arc<AtomicUsize>) {
     let socket = UdpSocket::bind(local()).await.unwrap();
-    let there = socket.local_addr().unwrap();
+    let (there, count) = (socket.local_addr().unwrap(), Arc::new(AtomicUsize::new(0)));
+    let counted = Arc::clone(&count);
     tokio::spawn(async move {
         let mut buffer = [0; 4096];
         while let Ok((length, from)) = socket.recv_from(&mut buffer).await {
             let message = decoded(&buffer[..length]).into_response();
-            if !message.queries[0].name().to_ascii().starts_with("silent.") {
+            if message.queries[0].name().to_ascii().starts_with("silent") {
+                counted.fetch_add(1, Ordering::SeqCst);
+            } else {
                 socket.send_to(&message.to_vec().unwrap(), from).await.unwrap();
             }
         }
     });
+    (there, count)
+}
+
+/// However many wait for an upstream that says nothing, our own names are answered, and what others ask of it is asked.
+#[tokio::test]
+async fn who_waits_for_an_upstream_holds_up_nobody_else() {
+    let (there, _) = silent_of_some().await;
     // It is asked five times, and each time given two seconds.
     let stand = Stand::with(vec![there; 5], 1_000_000, plan()).await;
     stand.answers("cart.shop.west.example.", ResponseCode::NoError).await;
@@ -300,6 +309,35 @@ async fn one_source_has_a_share_of_what_is_asked_elsewhere() {
     let mut buffer = [0; 4096];
     let soon = tokio::time::timeout(Duration::from_secs(1), modest.recv(&mut buffer)).await;
     assert!(soon.is_err(), "it has no place: it is answered at once");
+}
+
+/// Two sources that wait at all of their places, each with questions of its own, leave the upstream to others.
+#[tokio::test]
+async fn two_sources_do_not_use_up_what_can_be_asked_elsewhere() {
+    let (there, asked) = silent_of_some().await;
+    // It is asked five times, and each time given two seconds.
+    let stand = Stand::with(vec![there; 5], 1_000_000, plan()).await;
+    stand.answers("cart.shop.west.example.", ResponseCode::NoError).await;
+    let mut flood = Vec::new();
+    for source in 2..4 {
+        let socket = asking([127, 0, 0, source], stand.server.listen).await;
+        for number in 0..200 {
+            let name = format!("silent-{source}-{number}.example.com.");
+            socket.send(&ask(&name, RecordType::A, None)).await.unwrap();
+            tokio::task::yield_now().await;
+        }
+        flood.push(socket);
+    }
+    tokio::time::timeout(LIMIT, async {
+        while asked.load(Ordering::SeqCst) < 256 {
+            tokio::task::yield_now().await;
+        }
+    })
+    .await
+    .unwrap();
+    let other = asking([127, 0, 0, 9], stand.server.listen).await;
+    other.send(&ask("www.example.com.", RecordType::A, None)).await.unwrap();
+    assert_eq!(heard(&other).await.metadata.response_code, ResponseCode::NoError);
 }
 
 /// Two that ask each other for what neither knows come to an end, and soon.

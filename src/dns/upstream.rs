@@ -17,11 +17,10 @@ use tokio::time::timeout;
 
 use super::question::{DATAGRAM, HEADER, Question};
 use super::{Way, tcp};
+use crate::rate::Place;
 
 /// How long one upstream is given.
 const WAIT: Duration = Duration::from_secs(2);
-/// How many questions may be on their way.
-const AT_ONCE: usize = 256;
 /// The largest answer that is taken by UDP.
 const LARGEST: usize = 4096;
 
@@ -59,24 +58,22 @@ impl Upstream {
         Self { servers: servers.into(), asked: Arc::default() }
     }
 
-    /// The answer of the first upstream that gives one, as the client asked; `None` where none does.
-    pub(super) async fn ask(&self, question: &Question, way: Way) -> Option<Vec<u8>> {
+    /// The answer of the first upstream that gives one, as the client asked; `None` where none does. Who asks waits at a place of
+    /// its own: no more questions are on their way than there are places, and who has one is asked for, whatever others ask.
+    pub(super) async fn ask(&self, question: &Question, way: Way, _at: &Place) -> Option<Vec<u8>> {
         let key = Key { bytes: packet(question)? };
-        let mut awaited = self.awaited(key)?;
+        let mut awaited = self.awaited(key);
         // The sender went without a word where its task was ended.
         let answer = awaited.wait_for(Option::is_some).await.ok()?.clone()??;
         let bytes = addressed(&answer, question)?;
         if bytes.len() <= question.most() { Some(bytes) } else { fallback(question, way) }
     }
 
-    /// The answer that is on its way, or is asked for now; `None` where too much is asked for already.
-    fn awaited(&self, key: Key) -> Option<Awaited> {
+    /// The answer that is on its way, or is asked for now.
+    fn awaited(&self, key: Key) -> Awaited {
         let mut asked = self.asked.lock().unwrap_or_else(PoisonError::into_inner);
         if let Some(awaited) = asked.get(&key) {
-            return Some(awaited.clone());
-        }
-        if asked.len() >= AT_ONCE {
-            return None;
+            return awaited.clone();
         }
         let (sender, receiver) = watch::channel(None);
         asked.insert(key.clone(), receiver.clone());
@@ -85,10 +82,11 @@ impl Upstream {
         // It goes on where the one who asked first goes away: others may wait.
         tokio::spawn(async move {
             let answer = ask_all(&servers, &underway.key.bytes).await;
-            sender.send_replace(Some(answer));
+            // Before those who wait give their places to others.
             drop(underway);
+            sender.send_replace(Some(answer));
         });
-        Some(receiver)
+        receiver
     }
 }
 

@@ -118,6 +118,35 @@ impl DeltaAssembly {
     }
 }
 
+/// Changes that are whole and not followed yet, in the order in which they came.
+#[derive(Debug, Default)]
+pub(super) struct Pending {
+    deltas: Vec<Delta>,
+    bytes: usize,
+    entries: usize,
+}
+
+impl Pending {
+    pub(super) fn push(&mut self, delta: Delta) {
+        self.bytes += delta.bytes;
+        self.entries += 1 + delta.services.len() + delta.removed.len();
+        self.deltas.push(delta);
+    }
+
+    pub(super) const fn is_empty(&self) -> bool {
+        self.deltas.is_empty()
+    }
+
+    /// Whether they are as much as a whole catalogue may be.
+    pub(super) const fn is_full(&self) -> bool {
+        self.bytes >= MAX_BYTES || self.entries >= MAX_SERVICES
+    }
+
+    pub(super) fn deltas(&self) -> &[Delta] {
+        &self.deltas
+    }
+}
+
 /// A catalogue as it was received.
 #[derive(Debug, PartialEq)]
 pub(super) struct Held {
@@ -153,14 +182,44 @@ impl Held {
         malformed.take(MAX_MALFORMED).map(Malformed::refusal).collect()
     }
 
-    /// The catalogue with these changes; `None` where they do not lead from this one to what they say, or to nothing that
-    /// could be held so: then the whole has to be asked for.
-    pub(super) fn with(&self, delta: &Delta) -> Option<Self> {
-        if delta.from != self.catalogue.version {
+    /// The catalogue with these changes, one after the other; `None` where they do not lead from this one to what the last of them
+    /// says, or to nothing that could be held so: then the whole has to be asked for.
+    pub(super) fn with<'d>(&self, deltas: impl IntoIterator<Item = &'d Delta>) -> Option<Self> {
+        let catalogue = Catalogue::clone(&self.catalogue);
+        let mut draft = Draft { catalogue, sent: self.sent.clone(), bad: self.bad.clone() };
+        for delta in deltas {
+            draft.follow(delta)?;
+        }
+        let Draft { catalogue, sent, bad } = draft;
+        let marks = || sent.values().chain(self.nameless.iter().map(|(mark, _)| mark));
+        let bytes: usize = marks().map(|(_, size)| size).sum();
+        let is_right = version(marks().map(|(hash, _)| *hash).collect()) == catalogue.version;
+        if !is_right
+            || sent.len() + self.nameless.len() > MAX_SERVICES
+            || bad.len() + self.nameless.len() > MAX_MALFORMED
+            || bytes > MAX_BYTES
+        {
             return None;
         }
-        let (mut services, mut sent) = (self.catalogue.services.clone(), self.sent.clone());
-        let (mut held, mut bad) = (self.catalogue.held.clone(), self.bad.clone());
+        Some(Self::new(catalogue, sent, bad, self.nameless.clone()))
+    }
+}
+
+/// A catalogue on its way to another, whose content is not yet held against its version.
+struct Draft {
+    catalogue: Catalogue,
+    sent: BTreeMap<ServiceName, Mark>,
+    bad: BTreeMap<ServiceName, Malformed>,
+}
+
+impl Draft {
+    /// `None` where the changes are not of this one.
+    fn follow(&mut self, delta: &Delta) -> Option<()> {
+        let Self { catalogue: Catalogue { version, services, held, .. }, sent, bad } = self;
+        if delta.from != *version {
+            return None;
+        }
+        *version = delta.version;
         for gone in &delta.removed {
             let name = ServiceName::new(&gone.namespace, &gone.name).ok()?;
             services.remove(&name);
@@ -182,7 +241,7 @@ impl Held {
             match entry {
                 Ok(entry) => {
                     bad.remove(&name);
-                    entry.put(&mut services, &mut held);
+                    entry.put(services, held);
                 }
                 Err(one) => {
                     services.remove(&name);
@@ -191,18 +250,7 @@ impl Held {
                 }
             }
         }
-        let marks = || sent.values().chain(self.nameless.iter().map(|(mark, _)| mark));
-        let bytes: usize = marks().map(|(_, size)| size).sum();
-        let is_right = version(marks().map(|(hash, _)| *hash).collect()) == delta.version;
-        if !is_right
-            || sent.len() + self.nameless.len() > MAX_SERVICES
-            || bad.len() + self.nameless.len() > MAX_MALFORMED
-            || bytes > MAX_BYTES
-        {
-            return None;
-        }
-        let catalogue = Catalogue { version: delta.version, services, held, malformed: Vec::new() };
-        Some(Self::new(catalogue, sent, bad, self.nameless.clone()))
+        Some(())
     }
 }
 

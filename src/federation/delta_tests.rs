@@ -37,11 +37,11 @@ fn what_changed_alone_is_sent_and_leads_to_the_same_catalogue() {
     let frame = changes.next();
     assert_eq!((frame.services.len(), frame.removed.len(), frame.more), (1, 2, false));
     let delta = DeltaAssembly::default().push(frame).unwrap().unwrap();
-    let now = held(&before).with(&delta).unwrap();
+    let now = held(&before).with([&delta]).unwrap();
     assert_eq!(now.catalogue, after);
     let kept = crate::model::ServiceName::new("shop", "service-5").unwrap();
     let held = held(&before);
-    let next = held.with(&delta).unwrap();
+    let next = held.with([&delta]).unwrap();
     assert!(Arc::ptr_eq(&held.catalogue.services[&kept], &next.catalogue.services[&kept]), "the same one");
     assert!(Changes::between(&before, &many(30..70)).is_none(), "a snapshot is as well");
 }
@@ -51,19 +51,19 @@ fn what_does_not_lead_there_is_not_taken() {
     let (before, after) = (many(0..40), many(1..41));
     let delta = || whole(Changes::between(&before, &after).unwrap());
     let held = held(&before);
-    assert!(held.with(&delta()).is_some());
-    assert!(held.with(&Delta { from: [9; 32], ..delta() }).is_none(), "from another one");
-    assert!(held.with(&Delta { version: [9; 32], ..delta() }).is_none(), "to another one");
-    assert!(held.with(&Delta { removed: Vec::new(), ..delta() }).is_none(), "something is kept");
+    assert!(held.with([&delta()]).is_some());
+    assert!(held.with([&Delta { from: [9; 32], ..delta() }]).is_none(), "from another one");
+    assert!(held.with([&Delta { version: [9; 32], ..delta() }]).is_none(), "to another one");
+    assert!(held.with([&Delta { removed: Vec::new(), ..delta() }]).is_none(), "something is kept");
     let mut twice = delta();
     twice.removed.push(twice.removed[0].clone());
-    assert!(held.with(&twice).is_none(), "what is not there is taken away");
+    assert!(held.with([&twice]).is_none(), "what is not there is taken away");
     let mut twice = delta();
     twice.services.push(twice.services[0].clone());
-    assert!(held.with(&twice).is_none(), "one is there twice");
+    assert!(held.with([&twice]).is_none(), "one is there twice");
     let mut malformed = delta();
     malformed.services.push(vec![0xff]);
-    assert!(held.with(&malformed).is_none(), "one cannot be read");
+    assert!(held.with([&malformed]).is_none(), "one cannot be read");
 }
 
 #[test]
@@ -88,6 +88,38 @@ fn changes_are_bounded() {
     assert_eq!(DeltaAssembly::default().push(short).unwrap_err(), CatalogueError::Version);
 }
 
+/// Changes that follow on each other lead where the last of them says, and nowhere if one does not belong there.
+#[test]
+fn several_changes_are_followed_at_once() {
+    let steps = [many(0..40), many(1..41), many(2..42), many(3..43)];
+    let deltas: Vec<Delta> =
+        steps.windows(2).map(|pair| whole(Changes::between(&pair[0], &pair[1]).unwrap())).collect();
+    assert_eq!(held(&steps[0]).with(&deltas).unwrap(), held(&steps[3]));
+    assert!(held(&steps[0]).with(&deltas[1..]).is_none(), "the first is missing");
+    assert!(held(&steps[0]).with([&deltas[0], &deltas[2]]).is_none(), "one between is missing");
+    assert!(held(&steps[0]).with([&deltas[1], &deltas[0], &deltas[2]]).is_none(), "in another order");
+    let bad = Delta { version: [9; 32], ..whole(Changes::between(&steps[2], &steps[3]).unwrap()) };
+    assert!(held(&steps[0]).with([&deltas[0], &deltas[1], &bad]).is_none(), "to another one");
+}
+
+/// What waits is no more than one catalogue may be, and what came last.
+#[test]
+fn changes_that_wait_are_bounded() {
+    let removed =
+        |count| Delta { removed: vec![proto::RemovedService::default(); count], ..Delta::default() };
+    let mut pending = Pending::default();
+    pending.push(removed(MAX_SERVICES / 2));
+    assert!(!pending.is_full());
+    pending.push(removed(MAX_SERVICES / 2));
+    assert!(pending.is_full());
+    let mut pending = Pending::default();
+    pending.push(Delta { bytes: MAX_BYTES, ..Delta::default() });
+    assert!(pending.is_full());
+    let mut pending = Pending::default();
+    (0..MAX_SERVICES).for_each(|_| pending.push(Delta::default()));
+    assert!(pending.is_full(), "with nothing in them");
+}
+
 proptest! {
     #[test]
     fn any_two_catalogues_are_a_delta_apart(
@@ -100,7 +132,7 @@ proptest! {
         };
         let (before, after) = (of(&before), of(&after));
         if let Some(changes) = Changes::between(&before, &after) {
-            prop_assert_eq!(held(&before).with(&whole(changes)).unwrap().catalogue, after);
+            prop_assert_eq!(held(&before).with([&whole(changes)]).unwrap().catalogue, after);
         }
     }
 }
@@ -113,7 +145,7 @@ fn what_is_held_comes_and_goes_by_changes() {
     for (before, after) in [(&all, &one_held), (&one_held, &all), (&one_held, &gone), (&gone, &one_held)] {
         let delta = whole(Changes::between(before, after).unwrap());
         assert_eq!((delta.services.len() + delta.removed.len()), 1);
-        let now = held(before).with(&delta).unwrap();
+        let now = held(before).with([&delta]).unwrap();
         assert_eq!(now, held(after));
     }
 }
@@ -149,19 +181,19 @@ fn a_malformed_service_is_changed_like_any_other() {
     };
     let more = encoded(service("more", true));
     let grown = held
-        .with(&delta(&[bad.clone(), good.clone(), nameless.clone(), more.clone()], vec![more], &[]))
+        .with([&delta(&[bad.clone(), good.clone(), nameless.clone(), more.clone()], vec![more], &[])])
         .expect("another");
     assert_eq!((grown.catalogue.held.len(), grown.refused().len()), (2, 2));
     let mended = encoded(service("bad", true));
     let whole = held
-        .with(&delta(&[mended.clone(), good.clone(), nameless.clone()], vec![mended], &[]))
+        .with([&delta(&[mended.clone(), good.clone(), nameless.clone()], vec![mended], &[])])
         .expect("it is mended");
     assert_eq!((whole.catalogue.held.len(), whole.refused().len()), (2, 1));
     let spoilt = encoded(service("good", false));
     let worse = held
-        .with(&delta(&[bad.clone(), spoilt.clone(), nameless.clone()], vec![spoilt], &[]))
+        .with([&delta(&[bad.clone(), spoilt.clone(), nameless.clone()], vec![spoilt], &[])])
         .expect("another is spoilt");
     assert_eq!((worse.catalogue.held.len(), worse.refused().len()), (0, 3));
-    let gone = held.with(&delta(&[good, nameless], Vec::new(), &["bad"])).expect("it is gone");
+    let gone = held.with([&delta(&[good, nameless], Vec::new(), &["bad"])]).expect("it is gone");
     assert_eq!((gone.catalogue.held.len(), gone.refused().len()), (1, 1));
 }

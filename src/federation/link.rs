@@ -147,6 +147,7 @@ impl Link {
             if let (Some(at), None) = (ended_at, &pending) {
                 return at;
             }
+            let due = session.due().map(|due| self.origin + due);
             tokio::select! {
                 permit = stream.out.reserve(), if pending.is_some() => match permit {
                     Ok(permit) => if let Some(frame) = pending.take() { permit.send(frame) },
@@ -169,6 +170,7 @@ impl Link {
                     Say::Reply(id, checks) => session.reply(id, &checks),
                 },
                 _ = tick.tick(), if ended_at.is_none() => session.on_tick(self.origin.elapsed()),
+                _ = moment(due, Duration::ZERO), if ended_at.is_none() => session.on_tick(self.origin.elapsed()),
                 // the peer does not read
                 at = moment(ended_at, self.goodbye) => return at,
             }

@@ -28,6 +28,12 @@ impl TokenBucket {
         taken
     }
 
+    /// When there is one to take, if none is taken before.
+    pub(crate) fn ready(&self) -> Duration {
+        let lacking = (1.0 - self.tokens).max(0.0) / self.per_second;
+        self.at.saturating_add(Duration::try_from_secs_f64(lacking).unwrap_or(Duration::MAX))
+    }
+
     /// Whether nothing was taken for so long that a new one would be no different.
     pub(crate) fn is_full(&mut self, now: Duration) -> bool {
         self.fill(now);
@@ -51,9 +57,10 @@ mod tests {
         let mut bucket = TokenBucket::new(2, 5, second(10));
         assert_eq!((0..10).filter(|_| bucket.take(second(10))).count(), 5);
         assert_eq!((0..10).filter(|_| bucket.take(second(11))).count(), 2);
+        assert_eq!(bucket.ready(), Duration::from_millis(11_500));
         assert!(!bucket.is_full(second(11)));
         assert!(!bucket.take(second(9)), "time that goes back gives nothing");
-        assert!(bucket.is_full(second(60)));
+        assert!(bucket.is_full(second(60)) && bucket.ready() == second(60));
         assert_eq!((0..10).filter(|_| bucket.take(second(60))).count(), 5, "never more than the burst");
     }
 }

@@ -117,6 +117,10 @@ fn limits() -> Vec<(&'static str, String)> {
             format!("{} a second, {} at once", session.frames_per_second, session.frames_burst),
         ),
         (
+            "changes of a catalogue, of which more are followed together",
+            format!("{} a second, {} at once", session.changes_per_second, session.changes_burst),
+        ),
+        (
             "connections from one address",
             format!("{} a second, {} at once", times.connections_per_second, times.connections_burst),
         ),

@@ -7,7 +7,7 @@ use std::time::Duration;
 use super::Session;
 use crate::federation::catalogue::{Frames, Received};
 use crate::federation::convert::{outcome_from_proto, outcome_to_proto};
-use crate::federation::delta::Changes;
+use crate::federation::delta::{Changes, Pending};
 use crate::model::session::{Acknowledgement, Catalogue, CatalogueVersion, Outcomes};
 use crate::proto::federation::v1::{
     Again, CatalogueAck, CatalogueDelta, CatalogueSnapshot, ServiceOutcome, frame::Body,
@@ -139,19 +139,49 @@ impl Session {
         let Received { catalogue, held, refused } = received;
         self.held = held;
         self.awaits_whole = false;
+        // They were of what this replaces.
+        self.pending = Pending::default();
         self.take_catalogue(catalogue, refused);
         Ok(())
     }
 
     /// Changes to what we hold. Until the whole that was asked for has come, they are not looked at.
-    pub(super) fn on_delta(&mut self, frame: CatalogueDelta) -> Result<(), String> {
+    pub(super) fn on_delta(&mut self, frame: CatalogueDelta, now: Duration) -> Result<(), String> {
         if self.awaits_whole {
             return Ok(());
         }
         let Some(delta) = self.deltas.push(frame).map_err(|e| e.to_string())? else {
             return Ok(());
         };
-        if let Some(held) = self.held.as_ref().and_then(|held| held.with(&delta)) {
+        self.pending.push(delta);
+        if self.pending.is_full() {
+            self.follow();
+        } else {
+            self.follow_at(now);
+        }
+        Ok(())
+    }
+
+    /// When changes that wait can be followed; `None` where none do.
+    #[must_use]
+    pub fn due(&self) -> Option<Duration> {
+        (!self.pending.is_empty()).then(|| self.pace.ready())
+    }
+
+    /// Follows the changes that wait, if their pace allows it.
+    pub(super) fn follow_at(&mut self, now: Duration) {
+        if !self.pending.is_empty() && self.pace.take(now) {
+            self.follow();
+        }
+    }
+
+    /// Follows the changes that wait, all at once.
+    pub(super) fn follow(&mut self) {
+        let pending = std::mem::take(&mut self.pending);
+        if pending.is_empty() {
+            return;
+        }
+        if let Some(held) = self.held.as_ref().and_then(|held| held.with(pending.deltas())) {
             let (catalogue, refused) = (Arc::clone(&held.catalogue), held.refused());
             self.held = Some(held);
             self.take_catalogue(catalogue, refused);
@@ -159,7 +189,6 @@ impl Session {
             self.awaits_whole = true;
             self.outgoing.again.catalogue = true;
         }
-        Ok(())
     }
 
     fn take_catalogue(&mut self, catalogue: Arc<Catalogue>, refused: Vec<ServiceOutcome>) {

@@ -9,7 +9,7 @@ use crate::federation::catalogue::Assembly;
 use crate::federation::convert::{
     goodbye_from_proto, goodbye_to_proto, message, printable, report_from_proto, report_to_proto,
 };
-use crate::federation::delta::{DeltaAssembly, Held};
+use crate::federation::delta::{DeltaAssembly, Held, Pending};
 use crate::model::TrustDomain;
 use crate::model::session::{
     Acknowledgement, Catalogue, CatalogueVersion, GoodbyeReason, LinkPlan, LinkState, Outcomes, Refusal,
@@ -87,6 +87,9 @@ pub struct Session {
     // the peer's
     assembly: Assembly,
     deltas: DeltaAssembly,
+    pending: Pending,
+    /// Of following these.
+    pace: TokenBucket,
     held: Option<Held>,
     /// Whether its catalogue was asked for, whole.
     awaits_whole: bool,
@@ -130,6 +133,8 @@ impl Session {
             whole_answered: None,
             assembly: Assembly::default(),
             deltas: DeltaAssembly::default(),
+            pending: Pending::default(),
+            pace: TokenBucket::new(limits.changes_per_second, limits.changes_burst, now),
             held: None,
             awaits_whole: false,
             refused: Vec::new(),
@@ -212,6 +217,7 @@ impl Session {
 
     /// Time has passed.
     pub fn on_tick(&mut self, now: Duration) {
+        self.follow_at(now);
         let message = if !self.is_open() && now.saturating_sub(self.started) >= self.limits.hello {
             format!("the agent of {} said no hello in {:?}", self.peer, self.limits.hello)
         } else if now.saturating_sub(self.last_heard) >= self.limits.silence {
@@ -246,7 +252,7 @@ impl Session {
                 .map(|report| self.hear(|heard| heard.remote = Some(report)))
                 .map_err(|e| format!("a trust report that is not well formed: {e}")),
             (Some(Body::Catalogue(frame)), true) => self.on_catalogue(frame),
-            (Some(Body::CatalogueDelta(frame)), true) => self.on_delta(frame),
+            (Some(Body::CatalogueDelta(frame)), true) => self.on_delta(frame, now),
             (Some(Body::CatalogueAck(ack)), true) => self.on_answer(&ack),
             (Some(Body::Again(again)), true) => {
                 self.on_again(again);
@@ -366,6 +372,8 @@ impl Session {
 
     fn finish(&mut self, end: End, goodbye: Option<(GoodbyeReason, String)>) {
         if self.end.is_none() {
+            // What has come counts, though its turn has not.
+            self.follow();
             self.end = Some(end);
             self.outgoing = Outgoing { goodbye, ..Outgoing::default() };
         }

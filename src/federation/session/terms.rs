@@ -17,6 +17,10 @@ pub struct SessionLimits {
     pub hello: Duration,
     pub frames_per_second: u32,
     pub frames_burst: u32,
+    /// To follow changes of a catalogue, however few, costs as much as all of it: so often a second, and so often at once, it is
+    /// done. What comes meanwhile is followed together.
+    pub changes_per_second: u32,
+    pub changes_burst: u32,
 }
 
 impl Default for SessionLimits {
@@ -27,6 +31,8 @@ impl Default for SessionLimits {
             hello: Duration::from_secs(10),
             frames_per_second: 100,
             frames_burst: 1_000,
+            changes_per_second: 10,
+            changes_burst: 50,
         }
     }
 }

@@ -530,6 +530,81 @@ fn changes_that_lead_nowhere_have_the_whole_sent_again_and_no_more_often_than_it
     assert!(matches!(said(&mut importer, s(102)).as_slice(), [Body::Again(_)]), "it follows again");
 }
 
+/// The services of a plan move on by one, so often; the importer hears of each.
+fn moves(
+    out: &mut LinkPlan,
+    exporter: &mut Session,
+    importer: &mut Session,
+    steps: std::ops::Range<usize>,
+    now: Duration,
+) {
+    for step in steps {
+        out.catalogue = numbered(step..step + 40);
+        exporter.on_plan(out);
+        for body in said(exporter, now) {
+            assert!(matches!(body, Body::CatalogueDelta(_)), "{body:?}");
+            importer.on_frame(frame(body), now);
+        }
+    }
+}
+
+/// To follow a change costs as much as the whole catalogue: a flood of small ones is followed together, at a pace, and none is
+/// lost.
+#[test]
+fn a_flood_of_changes_is_followed_at_a_pace() {
+    let (mut out, mut exporter, _taken, mut importer) = pair(&numbered(0..40));
+    talk(&mut exporter, &mut importer, s(100));
+    let before = importer.revision();
+    assert_eq!(importer.due(), None);
+    moves(&mut out, &mut exporter, &mut importer, 1..301, s(101));
+    assert_eq!(importer.revision(), before + 50, "so many at once");
+    assert_eq!(importer.heard().catalogue.as_ref(), Some(&numbered(50..90)));
+    assert_eq!(importer.due(), Some(s(101) + Duration::from_millis(100)));
+    assert!(said(&mut importer, s(101)).is_empty());
+    importer.on_tick(s(101) + Duration::from_millis(50));
+    assert_eq!(importer.revision(), before + 50, "it is not time yet");
+    importer.on_tick(s(101) + Duration::from_millis(101));
+    assert_eq!(importer.revision(), before + 51, "the rest of them together");
+    assert_eq!((importer.heard().catalogue.as_ref(), importer.due()), (Some(&out.catalogue), None));
+    assert!(said(&mut importer, s(101)).is_empty(), "it could follow");
+    moves(&mut out, &mut exporter, &mut importer, 301..302, s(103));
+    assert_eq!(
+        importer.heard().catalogue.as_ref(),
+        Some(&out.catalogue),
+        "one by itself is followed at once"
+    );
+}
+
+/// Changes that wait are followed before an exchange ends, and are nothing any more once the whole has come.
+#[test]
+fn changes_that_wait_are_not_lost() {
+    let flooded = || {
+        let (mut out, mut exporter, _taken, mut importer) = pair(&numbered(0..40));
+        talk(&mut exporter, &mut importer, s(100));
+        moves(&mut out, &mut exporter, &mut importer, 1..101, s(101));
+        assert_ne!(importer.heard().catalogue.as_ref(), Some(&out.catalogue));
+        (out.catalogue, exporter, importer)
+    };
+    let ends: [fn(&mut Session); 3] = [
+        |importer| importer.on_frame(farewell(Reason::ShuttingDown), s(101)),
+        |importer| importer.on_closed("reset"),
+        |importer| importer.part(GoodbyeReason::Suspended, "text"),
+    ];
+    for end in ends {
+        let (last, _, mut importer) = flooded();
+        end(&mut importer);
+        assert_eq!(importer.heard().catalogue.as_ref(), Some(&last));
+    }
+    let (last, mut exporter, mut importer) = flooded();
+    exporter.on_frame(frame(Body::Again(Again { catalogue: true, ..Again::default() })), s(102));
+    for body in said(&mut exporter, s(102)) {
+        importer.on_frame(frame(body), s(102));
+    }
+    assert_eq!((importer.heard().catalogue.as_ref(), importer.due()), (Some(&last), None));
+    importer.on_tick(s(103));
+    assert!(said(&mut importer, s(103)).is_empty(), "it asks for nothing");
+}
+
 #[test]
 fn a_whole_answer_is_given_no_more_often_than_its_pace() {
     let first = numbered(0..40);

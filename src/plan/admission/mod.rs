@@ -180,7 +180,8 @@ impl Admission {
 
     /// A host has exactly two labels before its trust domain, so two trust domains never make the same one; but the labels that
     /// a peer chooses must not put a host into a zone that is the cluster's, ours or another peer's. A trust domain that
-    /// lies below another one by itself was named by whoever wrote its TrustDomainPeer.
+    /// lies below another one by itself was named by whoever wrote its TrustDomainPeer. Nor may a host be what our pods call one of
+    /// our own pods by, `{pod}.{service}.{namespace}`.
     fn shadows(&self, service: &RemoteService, host: &str) -> Result<(), (AdmittedReason, String)> {
         let cluster_domain = self.around.cluster_domain.as_str();
         let local = LOCAL_ZONES.into_iter().chain([cluster_domain]).find(|zone| is_in_zone(host, zone));
@@ -190,10 +191,18 @@ impl Admission {
                 format!("{host} lies in {zone}, which is the importer's own"),
             ));
         }
-        let zone = format!("{}.{}", service.name.namespace(), self.peer.trust_domain);
-        let is_others = |zone: &&str| {
-            *zone != self.peer.trust_domain.as_str() && self.around.trust_domains.contains(*zone)
-        };
+        let td = self.peer.trust_domain.as_str();
+        if !td.contains('.') && self.around.namespaces.contains(td) {
+            return Err((
+                AdmittedReason::HostShadows,
+                format!(
+                    "{host} is a name of three labels that ends in {td}, a namespace of the importer, by which its pods call one \
+                     another; nothing is imported from a trust domain of that name while the namespace is there"
+                ),
+            ));
+        }
+        let zone = format!("{}.{td}", service.name.namespace());
+        let is_others = |zone: &&str| *zone != td && self.around.trust_domains.contains(*zone);
         match [zone.as_str(), host].into_iter().find(is_others) {
             Some(other) => Err((
                 AdmittedReason::HostShadows,

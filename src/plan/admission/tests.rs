@@ -224,9 +224,14 @@ fn hosts_stay_out_of_other_zones() {
         ("east.example", "north.example", "svc", "shop", "cart", false),
         ("east.example", "north.example", "localhost", "shop", "cart", false),
         ("east.example", "north.example", "mycluster.local", "shop", "cart", true),
+        // `cart-0.cart.staging` is a pod of ours.
+        ("east.example", "north.example", "staging", "cart", "cart-0", false),
+        ("east.example", "north.example", "production", "cart", "cart-0", true),
+        ("east.example", "north.example", "staging.example", "cart", "cart-0", true),
     ];
     for (own, other, td, namespace, name, expected) in table {
-        let world = world(own).with_peer(peer(other));
+        let mut world = world(own).with_peer(peer(other));
+        world.namespaces.insert("staging".to_owned(), Default::default());
         let verdict = judge_in(world, peer(td), &named(namespace, name, td));
         assert_eq!(verdict.is_ok(), expected, "{name}.{namespace}.{td} in {own}");
         assert!(expected || verdict == Err("HostShadows"), "{name}.{namespace}.{td} in {own}");

@@ -220,18 +220,20 @@ pub(super) fn passing_over() -> pb::OutlierDetection {
     }
 }
 
-/// All endpoints in one locality, which has no name: exporters do not tell where their gateways are.
+/// All endpoints in one locality, which has no name: exporters do not tell where their gateways are. Those that are `down` are said
+/// to be ill while another is left; where none is, that we reach none says little about who asks, which finds out by itself.
 #[must_use]
 pub(super) fn assignment(
     name: &str,
     all: &BTreeSet<GatewayAddress>,
     down: &BTreeSet<GatewayAddress>,
 ) -> pb::ClusterLoadAssignment {
+    let is_any_up = all.iter().any(|at| !down.contains(at));
     let locality = pb::LocalityLbEndpoints {
         // gRPC refuses a locality that is not there, and passes over one without weight (gRFC A27).
         locality: Some(pb::Locality::default()),
         load_balancing_weight: Some(1),
-        lb_endpoints: all.iter().map(|at| endpoint(at, down.contains(at))).collect(),
+        lb_endpoints: all.iter().map(|at| endpoint(at, is_any_up && down.contains(at))).collect(),
         ..Default::default()
     };
     pb::ClusterLoadAssignment {

@@ -1,6 +1,8 @@
 //! What a proxyless gRPC client needs to call a port as `xds:///HOST:PORT` (gRFC A27, A29): a listener by that name with its
 //! routes in it, the cluster with its certificate providers, its endpoints.
 
+use std::collections::BTreeSet;
+
 use crate::model::service::{AppProtocol, RemotePort};
 use crate::proto::xds::resources as pb;
 
@@ -29,12 +31,14 @@ pub(super) fn resources(input: &OfferOf, port: &RemotePort) -> Vec<Resource> {
     let mut resources = vec![Resource::listener(&listener(&name))];
     match named {
         Some(one) => {
-            let assignment = envoy::assignment(&name, &[one].into(), &input.down);
+            let assignment = envoy::assignment(&name, &[one].into(), &BTreeSet::new());
             resources.push(Resource::cluster(&cluster(input, port, Some(assignment))));
         }
         None => {
             resources.push(Resource::cluster(&cluster(input, port, None)));
-            resources.push(Resource::endpoints(&envoy::assignment(&name, &all, &input.down)));
+            // A library leaves out what is said to be ill, though nothing else is left; and what takes no connection from itself it
+            // passes over by itself.
+            resources.push(Resource::endpoints(&envoy::assignment(&name, &all, &BTreeSet::new())));
         }
     }
     resources

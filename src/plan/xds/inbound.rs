@@ -6,7 +6,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::net::{IpAddr, Ipv4Addr};
 use std::sync::Arc;
 
-use crate::model::service::{Address, ClientPattern, GatewayAddress, TlsMode};
+use crate::model::service::{Address, ClientPattern, ExportedPort, GatewayAddress, TlsMode};
 use crate::model::world::Settings;
 use crate::model::{Service, SpiffeId, TrustDomain};
 use crate::plan::exports::{Export, Exports};
@@ -63,7 +63,7 @@ fn given(service: &Service) -> BTreeSet<(u16, bool)> {
     all.map(|gateway| (gateway.at.port, is_v6(&gateway.at.address))).collect()
 }
 
-/// One end of TLS: an SNI, and who may come by it to which port of the application.
+/// One end of TLS: an SNI, and who may come by it to which port of the application. With `IstioMtls` each exported port has one.
 struct Door {
     sni: String,
     alpn: Vec<String>,
@@ -121,26 +121,38 @@ fn doors(service: &Service, host: &str, to: &BTreeSet<TrustDomain>, all_bundles:
         Some(only) if to.len() == 1 => tls::bundle(only),
         _ => all_bundles.to_owned(),
     };
-    let mut ports: Vec<_> = service.ports.iter().collect();
+    let mut ports: Vec<&ExportedPort> = service.ports.iter().collect();
     ports.sort_by_key(|port| port.port);
-    if service.tls_mode == TlsMode::Mtls {
-        // All of its ports have one SNI, the host, and lead to the first.
-        ports.truncate(1);
-    }
-    let door = |port: &&crate::model::service::ExportedPort| Door {
-        sni: tls::sni(service.tls_mode, host, port.port),
-        alpn: tls::accepted(service.tls_mode, port.protocol),
-        bundle: bundle.clone(),
-        clients: service
-            .clients_of(port)
-            .iter()
-            .filter(|client| to.contains(client.trust_domain()))
-            .cloned()
-            .collect(),
-        target: Target::of(service, host, port.target_port),
+    let of_one = match service.tls_mode {
+        TlsMode::IstioMtls => 1,
+        // All of its ports have one SNI, the host, and one target port.
+        TlsMode::Mtls => ports.len().max(1),
+    };
+    let door = |ports: &[&ExportedPort]| {
+        let first = ports.first()?;
+        let clients = ports.iter().flat_map(|port| service.clients_of(port));
+        let clients = clients.filter(|client| to.contains(client.trust_domain()));
+        Some(Door {
+            sni: tls::sni(service.tls_mode, host, first.port),
+            alpn: spoken(service.tls_mode, ports),
+            bundle: bundle.clone(),
+            clients: clients.cloned().collect(),
+            target: Target::of(service, host, first.target_port),
+        })
     };
     // Without clients there is nobody to open for.
-    ports.iter().map(door).filter(|door| !door.clients.is_empty()).collect()
+    ports.chunks(of_one).filter_map(door).filter(|door| !door.clients.is_empty()).collect()
+}
+
+/// The application protocols that the clients of any of these ports come with.
+fn spoken(mode: TlsMode, ports: &[&ExportedPort]) -> Vec<String> {
+    let mut all = Vec::new();
+    for protocol in ports.iter().flat_map(|port| tls::accepted(mode, port.protocol)) {
+        if !all.contains(&protocol) {
+            all.push(protocol);
+        }
+    }
+    all
 }
 
 /// Who is no client is refused in the handshake, so that nothing is said to it by an application that speaks first; and by

@@ -150,7 +150,8 @@ fn cluster(
     }
 }
 
-/// Every place has one share, whatever it has of endpoints; or ours has all, until none of them is healthy.
+/// Every place has one share, whatever it has of endpoints; or ours has all, until none of them is healthy. Gateways that are down
+/// are said to be ill while anything else is left.
 fn assignment(
     input: &LocalOf,
     port: &LocalNamePort,
@@ -160,10 +161,12 @@ fn assignment(
     let near = port.near.iter().map(|at| marked(HERE, envoy::endpoint(at, false)));
     let near: Vec<pb::LbEndpoint> = near.collect();
     let after = u32::from(input.name.local_first && !near.is_empty());
+    let has_any_up = |place: &&Place<'_>| place.at.iter().any(|at| !place.down.contains(at));
+    let is_any_up = !near.is_empty() || theirs.iter().any(has_any_up);
     let ours = (!near.is_empty()).then(|| locality(&input.own, near, 0));
     let theirs = theirs.iter().map(|place| {
         let td = &place.imported.trust_domain;
-        let one = |at| marked(td.as_str(), envoy::endpoint(at, place.down.contains(at)));
+        let one = |at| marked(td.as_str(), envoy::endpoint(at, is_any_up && place.down.contains(at)));
         locality(td, place.at.iter().map(one).collect(), after)
     });
     pb::ClusterLoadAssignment {

@@ -204,9 +204,13 @@ fn a_peers_gateway_that_refuses_connections_is_ill_at_the_local_name() {
     let mut world = with_near(east()).with_peer(as_local("west.example", false));
     let tried = Tried { last: Attempt::Refused, has_answered: true, is_doubted: false };
     world.reached = Arc::new([(gateway("10.77.2.2", 15_443), tried)].into());
-    let xds = served(world, &[("west.example", cart_of("west.example"))]);
+    let xds = served(world.clone(), &[("west.example", cart_of("west.example"))]);
     let both = places(&[("0 east.example", NEAR), ("0 west.example", &["10.77.2.2:15443 ill"])]);
     assert_eq!(led(&xds, FRONTEND, 80), both);
+    let mut alone = east().with_peer(as_local("west.example", false));
+    alone.reached = world.reached;
+    let xds = served(alone, &[("west.example", cart_of("west.example"))]);
+    assert_eq!(led(&xds, FRONTEND, 80), places(&[("0 west.example", FAR)]), "where nothing else is left");
 }
 
 /// A client is led to those whose exporters name it, and to ours; one of another namespace than the import is for to ours alone.

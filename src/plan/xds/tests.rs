@@ -239,23 +239,28 @@ fn an_import_for_some_namespaces_is_for_their_clients_alone() {
     }
 }
 
+/// A gateway that takes no connection from us is said to be ill to an Envoy while another is left, and never to a gRPC library,
+/// which calls none that is.
 #[test]
 fn gateways_that_refuse_connections_are_said_to_be_ill() {
-    let mut service = remote_cart();
+    let mut service = of(TlsMode::Mtls, AppProtocol::Grpc);
     service.gateways.push(gateway("10.77.2.3", 15_443));
-    let health = |down: Option<&str>| -> Vec<i32> {
+    let health = |kind, down: &[&str]| -> Vec<i32> {
         let xds = importing(vec![service.clone()], |_, world| {
             let tried = Tried { last: Attempt::Refused, has_answered: true, is_doubted: false };
-            let reached = down.map(|down| (gateway(down, 15_443), tried));
-            world.reached = Arc::new(reached.into_iter().collect());
+            world.reached = Arc::new(down.iter().map(|down| (gateway(down, 15_443), tried)).collect());
         });
-        let view = View::of(&xds, &id(FRONTEND), ClientKind::Envoy);
+        let view = View::of(&xds, &id(FRONTEND), kind);
         let body = view.of_type(ResourceType::Endpoints).values().next().unwrap().body.clone();
         let assignment = pb::ClusterLoadAssignment::decode(body).unwrap();
         assignment.endpoints[0].lb_endpoints.iter().map(|endpoint| endpoint.health_status).collect()
     };
-    assert_eq!(health(None), [0, 0]);
-    assert_eq!(health(Some("10.77.2.3")), [0, 2]);
+    for (down, to_envoy) in
+        [(&[][..], [0, 0]), (&["10.77.2.3"], [0, 2]), (&["10.77.2.2", "10.77.2.3"], [0, 0])]
+    {
+        assert_eq!(health(ClientKind::Envoy, down), to_envoy, "{down:?}");
+        assert_eq!(health(ClientKind::Grpc, down), [0, 0], "{down:?}");
+    }
 }
 
 /// What nothing changes for keeps its bytes and versions; what changes for one service changes nothing of another.
@@ -347,6 +352,29 @@ fn services_of_one_server_share_a_listener_and_have_doors_of_their_own() {
     assert!(chains[0].contains("\"ALL\"") && chains[1].contains("\"spiffe://east.example\""), "{chains:?}");
     assert!(chains[0].contains("spiffe://north.example/") && !chains.concat().contains("void"), "{chains:?}");
     assert!(chains[1].contains("web.shop.west.example") && chains[1].contains("application:9090"));
+}
+
+/// With `Mtls` all ports of a host are one door, by which all come to one port of the application: whom any of them names is let
+/// in, and may speak what any of them speaks.
+#[test]
+fn the_ports_of_one_host_are_one_door() {
+    let second = "spiffe://east.example/ns/web/sa/second";
+    let mut service = cart();
+    service.tls_mode = TlsMode::Mtls;
+    service.gateways[0].gateway_type = GatewayType::IngressGateway;
+    service.ports.push(crate::model::service::ExportedPort {
+        name: "grpc".to_owned(),
+        port: 18_081,
+        protocol: AppProtocol::Grpc,
+        clients: Some(BTreeSet::from([client(second)])),
+        ..service.ports[0].clone()
+    });
+    let text = text(&exporting(vec![service], &["east.example"]), CART, ClientKind::Envoy);
+    assert_eq!(text.matches("server_names").count(), 1, "{text}");
+    for client in [FRONTEND, second] {
+        assert_eq!(text.matches(client).count(), 2, "in the handshake and by RBAC: {text}");
+    }
+    assert!(text.contains("\"h2\""), "{text}");
 }
 
 #[test]

@@ -5,8 +5,8 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
 use super::{Answer, Heard, MOST_NAMES, NAME, Nonces, Session, Variant, Violation, checked, nack, unserved};
-use crate::plan::xds::ResourceType;
 use crate::plan::xds::view::{Changes, View};
+use crate::plan::xds::{Resource, ResourceType};
 use crate::proto::xds::discovery::{DeltaDiscoveryRequest, Node};
 
 /// The most bytes of resources in one answer, but for one that is larger by itself: clients read 4 MiB at a time by default.
@@ -17,6 +17,8 @@ const MOST_BYTES: usize = 1024 * 1024;
 pub struct Delta {
     types: BTreeMap<ResourceType, Watch>,
     nonces: Nonces,
+    /// It was sent a cluster.
+    has_clusters: bool,
 }
 
 /// What a client has of one name, where its last view does not say it.
@@ -109,6 +111,14 @@ impl Watch {
         }
     }
 
+    /// The endpoints of these clusters are due. An Envoy uses a cluster that has become another once it is told the endpoints, and
+    /// does not ask for those that it has subscribed to already.
+    fn renew(&mut self, clusters: &[Resource]) {
+        for cluster in clusters.iter().filter(|cluster| self.names.contains(&cluster.name)) {
+            self.apart.insert(Arc::clone(&cluster.name), Held::Unknown);
+        }
+    }
+
     /// What of this the client lacks, and what it has that is gone; then it has it.
     fn changes(&mut self, view: &View, kind: ResourceType) -> Changes {
         let before = self.last.replace(view.clone());
@@ -179,7 +189,12 @@ impl Session for Delta {
     fn request(&mut self, request: DeltaDiscoveryRequest) -> Result<Heard, Violation> {
         let Some(kind) = ResourceType::of_url(&request.type_url) else { return Ok(Heard::Asked) };
         let Some(watch) = self.types.get_mut(&kind) else {
-            self.types.insert(kind, Watch::first(kind, &request)?);
+            let mut watch = Watch::first(kind, &request)?;
+            if kind == ResourceType::Endpoints && self.has_clusters {
+                // It may wait for those of a cluster that it was sent, and have them from an earlier stream.
+                watch.apart.values_mut().for_each(|held| *held = Held::Unknown);
+            }
+            self.types.insert(kind, watch);
             return Ok(Heard::Asked);
         };
         let changes = watch.change(kind, &request)?;
@@ -191,12 +206,19 @@ impl Session for Delta {
     }
 
     fn answers(&mut self, view: &View) -> Vec<Answer> {
-        let mut answers = Vec::new();
+        let (mut answers, mut clusters) = (Vec::new(), Vec::<Resource>::new());
         for (&kind, watch) in &mut self.types {
+            if kind == ResourceType::Endpoints {
+                watch.renew(&clusters);
+            }
             let changes = watch.changes(view, kind);
             let is_due = std::mem::take(&mut watch.is_due);
             if !is_due && changes.is_empty() {
                 continue;
+            }
+            if kind == ResourceType::Cluster {
+                clusters.clone_from(&changes.changed);
+                self.has_clusters |= !clusters.is_empty();
             }
             for answer in in_parts(kind, changes) {
                 answers.push(Answer { nonce: self.nonces.next(), ..answer });

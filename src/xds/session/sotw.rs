@@ -29,8 +29,10 @@ struct Watch {
     version: Option<String>,
     /// Something is due whatever its version.
     is_due: bool,
-    /// What `version` was found in last; nothing where it is subscribed to something else since.
+    /// What `version` was found in last.
     last: Option<View>,
+    /// It is subscribed to something else since.
+    is_other: bool,
 }
 
 impl Watch {
@@ -45,7 +47,7 @@ impl Watch {
         let wildcard = star || (kind.has_wildcard() && !self.has_named);
         let is_new = (wildcard && !self.wildcard) || named.iter().any(|name| !self.names.contains(name));
         if named != self.names || wildcard != self.wildcard {
-            (self.names, self.wildcard, self.last) = (named, wildcard, None);
+            (self.names, self.wildcard, self.is_other) = (named, wildcard, true);
         }
         Ok(is_new)
     }
@@ -65,7 +67,7 @@ impl Watch {
 
     /// Whether nothing of what it asks for is other than it was when it was last looked at.
     fn is_as_it_was(&self, view: &View, kind: ResourceType) -> bool {
-        let Some(last) = &self.last else { return false };
+        let Some(last) = self.last.as_ref().filter(|_| !self.is_other) else { return false };
         let Changes { changed, removed } = view.since(last, kind);
         let is_wanted = |name: &Arc<str>| self.wildcard || self.names.contains(name);
         !changed.iter().any(|resource| is_wanted(&resource.name)) && !removed.iter().any(is_wanted)
@@ -74,6 +76,32 @@ impl Watch {
     /// Whether it asks for anything.
     fn is_open(&self) -> bool {
         self.wildcard || !self.names.is_empty()
+    }
+
+    /// Everything that it asks for, where that is to be sent now.
+    fn answer(&mut self, view: &View, kind: ResourceType, nonces: &mut Nonces) -> Option<Answer> {
+        if !self.is_open() {
+            self.last = None;
+            return None;
+        }
+        let is_as_it_was = self.is_as_it_was(view, kind);
+        (self.last, self.is_other) = (Some(view.clone()), false);
+        if is_as_it_was && !self.is_due {
+            return None;
+        }
+        let resources = self.wanted(view, kind);
+        // Of types without a wildcard, what goes goes with what names it: nothing says that there is nothing.
+        if resources.is_empty() && !kind.has_wildcard() {
+            return None;
+        }
+        let all = resources.iter().map(|resource| (resource.name.as_ref(), resource.version));
+        let version = Version::of_all(all).to_string();
+        if !self.is_due && self.version.as_ref() == Some(&version) {
+            return None;
+        }
+        let nonce = nonces.next();
+        (self.is_due, self.nonce, self.version) = (false, Some(nonce.clone()), Some(version.clone()));
+        Some(Answer { version, nonce, resources, ..Answer::of(kind) })
     }
 }
 
@@ -88,12 +116,15 @@ impl Session for Sotw {
     fn request(&mut self, request: DiscoveryRequest) -> Result<Heard, Violation> {
         let Some(kind) = ResourceType::of_url(&request.type_url) else { return Ok(Heard::Asked) };
         let is_first = !self.types.contains_key(&kind);
+        let clusters = self.types.get(&ResourceType::Cluster);
+        let has_clusters = clusters.is_some_and(|clusters| clusters.nonce.is_some());
         let watch = self.types.entry(kind).or_default();
         if is_first {
             // What it has from an earlier stream, where it says so.
             watch.version = Some(request.version_info).filter(|version| !version.is_empty());
             watch.subscribe(kind, &request.resource_names)?;
-            watch.is_due = watch.version.is_none();
+            // Of endpoints it may wait for those of a cluster that it was sent, and have them.
+            watch.is_due = watch.version.is_none() || (kind == ResourceType::Endpoints && has_clusters);
             return Ok(Heard::Asked);
         }
         // It answers to an answer that another has followed since: the one to that is on its way.
@@ -110,29 +141,22 @@ impl Session for Sotw {
     }
 
     fn answers(&mut self, view: &View) -> Vec<Answer> {
-        let mut answers = Vec::new();
+        let (mut answers, mut clusters) = (Vec::new(), Vec::<Resource>::new());
         for (&kind, watch) in &mut self.types {
-            if !watch.is_open() {
-                continue;
+            if kind == ResourceType::Endpoints {
+                // An Envoy uses a cluster that has become another once it is told the endpoints, though it has them already; that
+                // it asks for them again cannot be told from an answer to those that it has.
+                watch.is_due |= clusters.iter().any(|cluster| watch.names.contains(&cluster.name));
             }
-            let is_as_it_was = watch.is_as_it_was(view, kind);
-            watch.last = Some(view.clone());
-            if is_as_it_was && !watch.is_due {
-                continue;
+            let before = watch.last.clone();
+            let Some(answer) = watch.answer(view, kind, &mut self.nonces) else { continue };
+            if kind == ResourceType::Cluster {
+                clusters = match before {
+                    Some(before) => view.since(&before, kind).changed,
+                    None => answer.resources.clone(),
+                };
             }
-            let resources = watch.wanted(view, kind);
-            // Of types without a wildcard, what goes goes with what names it: nothing says that there is nothing.
-            if resources.is_empty() && !kind.has_wildcard() {
-                continue;
-            }
-            let all = resources.iter().map(|resource| (resource.name.as_ref(), resource.version));
-            let version = Version::of_all(all).to_string();
-            if !watch.is_due && watch.version.as_ref() == Some(&version) {
-                continue;
-            }
-            let nonce = self.nonces.next();
-            (watch.is_due, watch.nonce, watch.version) = (false, Some(nonce.clone()), Some(version.clone()));
-            answers.push(Answer { version, nonce, resources, ..Answer::of(kind) });
+            answers.push(answer);
         }
         answers
     }

@@ -35,6 +35,19 @@ fn view(services: &[(&str, u16)]) -> View {
     View::of(&xds_of(offers), &client(), ClientKind::Envoy)
 }
 
+/// The same, where another server stands behind `a`: its cluster is another, its endpoints are not.
+fn with_another_server(services: &[(&str, u16)]) -> View {
+    let of = |(name, port): &(&str, u16)| {
+        let mut imported = service(name, *port);
+        if *name == "a" {
+            Arc::make_mut(&mut imported.service).server_ids =
+                [id("spiffe://west.example/ns/shop/sa/b")].into();
+        }
+        offered(imported, &["127.64.0.1"])
+    };
+    View::of(&xds_of(services.iter().map(of)), &client(), ClientKind::Envoy)
+}
+
 fn names(of: &str) -> String {
     format!("{of}.shop.west.example:18080")
 }
@@ -99,6 +112,87 @@ fn who_takes_everything_is_sent_what_changed_and_what_went() {
     assert_eq!(told(&answers, LISTENERS), [(vec!["c".to_owned()], vec!["a".to_owned()])]);
     assert_eq!(told(&answers, ENDPOINTS), [went(&["a"])], "c was not asked for");
     assert!(session.answers(&fewer).is_empty());
+}
+
+/// An Envoy goes on with what a cluster was until it is told the endpoints of what it has become, though they are the same.
+#[test]
+fn a_cluster_that_becomes_another_is_followed_by_its_endpoints() {
+    let services = [("a", 1), ("b", 1)];
+    let (before, after) = (view(&services), with_another_server(&services));
+    let kinds = |answers: &[Answer]| answers.iter().map(|answer| answer.kind).collect::<Vec<_>>();
+    let asked = vec![names("a"), names("b")];
+
+    let mut session = Delta::default();
+    session.request(delta(CLUSTERS)).unwrap();
+    session.answers(&before);
+    let request = DeltaDiscoveryRequest { resource_names_subscribe: asked.clone(), ..delta(ENDPOINTS) };
+    session.request(request).unwrap();
+    session.answers(&before);
+    let answers = session.answers(&after);
+    assert_eq!(kinds(&answers), [CLUSTERS, ENDPOINTS]);
+    assert_eq!(told(&answers, CLUSTERS), [came(&["a"])]);
+    assert_eq!(told(&answers, ENDPOINTS), [came(&["a"])], "those of b are as they were");
+    assert!(session.answers(&after).is_empty());
+
+    let mut session = Sotw::default();
+    session.request(sotw(CLUSTERS)).unwrap();
+    session.answers(&before);
+    session.request(DiscoveryRequest { resource_names: asked.clone(), ..sotw(ENDPOINTS) }).unwrap();
+    let held = one(session.answers(&before));
+    session.request(ack(&held, &asked)).unwrap();
+    let answers = session.answers(&after);
+    assert_eq!(kinds(&answers), [CLUSTERS, ENDPOINTS]);
+    assert_eq!(answers[1].resources, held.resources);
+    // It asks for them again before it has read the answer.
+    session.request(ack(&held, &asked)).unwrap();
+    session.request(ack(&answers[1], &asked)).unwrap();
+    assert!(session.answers(&after).is_empty());
+    let grown = with_another_server(&[("a", 1), ("b", 1), ("c", 1)]);
+    assert_eq!(kinds(&session.answers(&grown)), [CLUSTERS], "those that nobody asks for yet");
+}
+
+/// The same for who comes again with what it held, whichever it asks for first.
+#[test]
+fn who_comes_again_is_told_the_endpoints_of_the_clusters_that_it_lacks() {
+    let services = [("a", 1), ("b", 1)];
+    let (before, after) = (view(&services), with_another_server(&services));
+    let versions =
+        |kind| before.of_type(kind).into_values().map(|one| (one.name.to_string(), one.version.to_string()));
+    let asked = |kind| if kind == ENDPOINTS { vec![names("a"), names("b")] } else { Vec::new() };
+    let version_info = |kind| {
+        let mut earlier = Sotw::default();
+        earlier.request(DiscoveryRequest { resource_names: asked(kind), ..sotw(kind) }).unwrap();
+        one(earlier.answers(&before)).version
+    };
+    for (now, is_due) in [(&after, true), (&before, false)] {
+        for order in [[CLUSTERS, ENDPOINTS], [ENDPOINTS, CLUSTERS]] {
+            let (mut by_name, mut whole) = (Delta::default(), Sotw::default());
+            let (mut named, mut all) = (Vec::new(), Vec::new());
+            for kind in order {
+                let request = DeltaDiscoveryRequest {
+                    resource_names_subscribe: asked(kind),
+                    initial_resource_versions: versions(kind).collect(),
+                    ..delta(kind)
+                };
+                by_name.request(request).unwrap();
+                named.extend(by_name.answers(now));
+                let request = DiscoveryRequest {
+                    resource_names: asked(kind),
+                    version_info: version_info(kind),
+                    ..sotw(kind)
+                };
+                whole.request(request).unwrap();
+                all.extend(whole.answers(now));
+            }
+            for answers in [named, all] {
+                let last = answers.iter().rev().find(|answer| !answer.resources.is_empty());
+                let is_told = last.is_some_and(|answer| {
+                    answer.kind == ENDPOINTS && answer.resources.iter().any(|one| *one.name == *names("a"))
+                });
+                assert_eq!(is_told, is_due, "{order:?} {answers:?}");
+            }
+        }
+    }
 }
 
 #[test]

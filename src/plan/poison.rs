@@ -40,7 +40,17 @@ pub fn shared(world: &World, peer: &Peer, bundle: &Bundle) -> Option<Harm> {
 }
 
 fn judge(world: &World, disputed: &Disputed, bundle: &Bundle) -> Option<Harm> {
-    if bundle.is_usable_at(world.now) { shared_of(disputed, bundle) } else { Some(Harm::NoUsableAuthority) }
+    if bundle.is_usable_at(world.now) || (!bundle.is_empty() && is_our_clock_wrong(world)) {
+        shared_of(disputed, bundle)
+    } else {
+        Some(Harm::NoUsableAuthority)
+    }
+}
+
+/// Where not even an authority of our own is valid now, nothing can be said of others' by this clock.
+fn is_our_clock_wrong(world: &World) -> bool {
+    let own = world.identity.as_ref().map(|identity| &identity.bundle);
+    own.is_some_and(|own| !own.is_empty() && !own.is_usable_at(world.now))
 }
 
 fn shared_of(disputed: &Disputed, bundle: &Bundle) -> Option<Harm> {

@@ -272,6 +272,22 @@ fn a_poisoned_bundle_is_withdrawn_at_once_and_comes_back_after_three_good_fetche
     assert_eq!(scene.write_patches(), 2);
 }
 
+/// SPIRE, and the channels to it, may outlast a jump of our clock.
+#[test]
+fn a_clock_that_has_left_our_own_authorities_behind_poisons_nobody() {
+    let mut scene = Scene::related();
+    scene.pass(1);
+    assert_eq!(want(&scene.world, &scene.peer()), Want::Federate);
+    scene.pass(100 * 365 * 86_400);
+    assert!(!scene.east.is_usable_at(scene.world.now));
+    assert_eq!(want(&scene.world, &scene.peer()), Want::Federate);
+    scene.spire(|spire, _| {
+        spire.bundles.insert(td(EAST), empty());
+    });
+    scene.pass(1);
+    assert_eq!(want(&scene.world, &scene.peer()), Want::Suspend, "no clock makes that usable");
+}
+
 #[test]
 fn good_fetches_before_the_poison_do_not_count() {
     let mut scene = Scene::related();

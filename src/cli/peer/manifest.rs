@@ -35,7 +35,11 @@ pub(super) async fn end(
             })?;
             (path, document)
         }
-        None => put_back(root, key)?,
+        None => match put_back(root, key)? {
+            Some(found) => found,
+            // It has ended meanwhile.
+            None => return Ok(()),
+        },
     };
     let metadata = document.get_mut("metadata").and_then(Value::as_object_mut).context("no metadata")?;
     let there = metadata.entry("annotations").or_insert_with(|| json!({}));
@@ -57,15 +61,13 @@ pub(super) async fn end(
     std::fs::remove_file(&path).with_context(failed)
 }
 
-/// The file in which the manifest lay, and what stood there.
-fn put_back(root: &Path, key: &ObjectKey) -> anyhow::Result<(PathBuf, Value)> {
-    let (path, manifest) = directory::kept_manifest(root, key).with_context(|| {
-        format!("no file in {} defines {key}, and no record of it is kept there", root.display())
-    })?;
-    if path.exists() {
+/// The file in which the manifest lay, and what stood there; `None` where nothing is known of it any more.
+fn put_back(root: &Path, key: &ObjectKey) -> anyhow::Result<Option<(PathBuf, Value)>> {
+    let kept = directory::kept_manifest(root, key);
+    if let Some((path, _)) = kept.as_ref().filter(|(path, _)| path.exists()) {
         bail!("{} holds something else now than {key}: move that away, and try again", path.display());
     }
-    Ok((path, manifest))
+    Ok(kept)
 }
 
 /// Waits until the agent's own record of the object has the annotations.

@@ -6,10 +6,8 @@ use std::time::Duration;
 
 use anyhow::{Context as _, ensure};
 use entente::devkit::demo::Domain;
-use entente::devkit::{Authority, Fault, Settings};
+use entente::devkit::{Authority, Fault, Meddling, Settings};
 use entente::model::SpiffeId;
-use entente::model::trust::SpireAction;
-use entente::spire::SpireServer;
 use serde_json::{Value, json};
 
 use crate::world::{EAST, Pair, WEST, peer_file, says, td, write_peer};
@@ -185,33 +183,10 @@ async fn each_thing_that_is_wrong_about_a_bundle_endpoint_is_named() {
     pair.confirmed().await;
 }
 
-/// Does the same to a domain's SPIRE again and again, until it is dropped: the agent mends what it can.
-struct Meddler(tokio::task::JoinHandle<()>);
-
-impl Meddler {
-    fn with(domain: &Domain, action: SpireAction) -> Self {
-        let server = SpireServer::connect_unix(&domain.spire().server_socket);
-        let own = domain.trust_domain().clone();
-        Self(tokio::spawn(async move {
-            loop {
-                // what is gone cannot be taken away again
-                let _ = server.act(&own, &action).await;
-                tokio::time::sleep(Duration::from_millis(5)).await;
-            }
-        }))
-    }
-}
-
-impl Drop for Meddler {
-    fn drop(&mut self) {
-        self.0.abort();
-    }
-}
-
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn what_someone_does_to_our_spire_is_named() {
     let mut pair = Pair::peers().await;
-    let meddler = Meddler::with(&pair.east, SpireAction::DeleteRelationship(td(WEST)));
+    pair.east.spire().set_meddling(Some(Meddling::NoRelationship(td(WEST))));
     east_names(&pair, "relationship", "ours", "the agent makes it so").await;
     // What is in motion is looked at for a while, and who waits is told so, where it does not spoil the JSON.
     let (_, _, stderr) = diagnose(&pair.east, &[WEST]).await.unwrap();
@@ -220,25 +195,20 @@ async fn what_someone_does_to_our_spire_is_named() {
     names(&pair.west, &[EAST], "relationship", "theirs", "says").await;
     // Without being asked, it has reported it.
     names(&pair.west, &[EAST, "--no-peer"], "peer-view", "theirs", "BundleDistributed").await;
-    drop(meddler);
+    pair.east.spire().set_meddling(None);
     is_well(&pair).await;
 
     let stranger = Authority::new(td(WEST), Settings::new(entente::clock::now())).unwrap();
-    let meddler = Meddler::with(&pair.east, SpireAction::SetBundle(Arc::clone(stranger.bundle())));
+    pair.east.spire().set_meddling(Some(Meddling::Bundle(Arc::clone(stranger.bundle()))));
     east_names(&pair, "bundle-in-spire", "ours", "federation refresh -id spiffe://west.example").await;
-    drop(meddler);
+    pair.east.spire().set_meddling(None);
     is_well(&pair).await;
 
     let state = pair.east.spire_state().await.unwrap();
     let own = state.entries.values().find(|entry| entry.spiffe_id == *pair.east.agent_id()).unwrap();
-    let strip = SpireAction::ChangeFederatesWith {
-        entry: own.id.clone(),
-        add: [].into(),
-        remove: own.federates_with.clone(),
-    };
-    let meddler = Meddler::with(&pair.east, strip);
+    pair.east.spire().set_meddling(Some(Meddling::NoFederation(own.id.clone())));
     east_names(&pair, "agent-registration", "ours", "who takes it away").await;
-    drop(meddler);
+    pair.east.spire().set_meddling(None);
     is_well(&pair).await;
 
     write_peer(&pair.east, &pair.west, |spec| {

@@ -1,9 +1,10 @@
-//! What a bundle endpoint can be made to do wrong.
+//! What a bundle endpoint can be made to do wrong, and what someone else may undo in SPIRE.
 
 use std::sync::Arc;
 use std::time::Duration;
 
-use crate::model::{Bundle, SpiffeId};
+use super::state::State;
+use crate::model::{Bundle, SpiffeId, TrustDomain};
 
 /// A fault of the bundle endpoints, for tests of those who fetch from them.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -38,4 +39,37 @@ pub enum Fault {
     UntrustedCertificate,
     /// Connections are taken and closed at once.
     Hangup,
+}
+
+/// Someone who has it their way in SPIRE at once, whatever anyone does.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Meddling {
+    /// There is no relationship with this trust domain.
+    NoRelationship(TrustDomain),
+    /// This bundle is stored of its trust domain.
+    Bundle(Arc<Bundle>),
+    /// The entry of this ID federates with nobody.
+    NoFederation(String),
+}
+
+impl Meddling {
+    pub(super) fn have_it_so(&self, state: &mut State) {
+        match self {
+            Self::NoRelationship(trust_domain) => {
+                state.relationships.remove(trust_domain);
+            }
+            Self::Bundle(bundle) => {
+                state.bundles.insert(bundle.trust_domain().clone(), Arc::clone(bundle));
+            }
+            Self::NoFederation(id) => {
+                let revision = state.number();
+                if let Some(entry) =
+                    state.entries.get_mut(id).filter(|entry| !entry.federates_with.is_empty())
+                {
+                    entry.federates_with.clear();
+                    entry.revision = revision;
+                }
+            }
+        }
+    }
 }

@@ -35,7 +35,7 @@ use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 
 pub use authority::{Authority, AuthorityError, Settings, Slots};
-pub use fault::Fault;
+pub use fault::{Fault, Meddling};
 pub use fetch::{Fetch, FetchRequest, WebRoots, as_spire};
 pub use server_api::NewEntry;
 pub use state::Selector;
@@ -310,6 +310,11 @@ impl EmbeddedSpire {
     /// Has both bundle endpoints do something wrong, or no longer.
     pub fn set_fault(&self, fault: Option<Fault>) {
         self.shared.change(|state, _| state.fault = fault);
+    }
+
+    /// Has someone meddle with what is held, or no longer.
+    pub fn set_meddling(&self, meddling: Option<Meddling>) {
+        self.shared.change(|state, _| state.meddling = meddling);
     }
 
     /// Has preparing an authority through the API take this long, as with an upstream authority, and then fail or not.

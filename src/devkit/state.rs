@@ -9,7 +9,7 @@ use jiff::Timestamp;
 use tokio::sync::watch;
 
 use super::authority::{Authority, AuthorityError};
-use super::fault::Fault;
+use super::fault::{Fault, Meddling};
 use super::svid::{Svid, Validity};
 use crate::clock;
 use crate::model::trust::Relationship;
@@ -52,6 +52,7 @@ pub(super) struct State {
     pub(super) relationships: BTreeMap<TrustDomain, Relationship>,
     pub(super) bundles: BTreeMap<TrustDomain, Arc<Bundle>>,
     pub(super) fault: Option<Fault>,
+    pub(super) meddling: Option<Meddling>,
     /// How long preparing an authority through the API takes, as with an upstream authority, and whether it then fails.
     pub(super) preparing: (Duration, bool),
     /// How often that was begun.
@@ -150,6 +151,7 @@ impl Shared {
                 relationships: BTreeMap::new(),
                 bundles: BTreeMap::new(),
                 fault: None,
+                meddling: None,
                 preparing: (Duration::ZERO, false),
                 preparations: 0,
                 svids: BTreeMap::new(),
@@ -170,7 +172,14 @@ impl Shared {
 
     /// Changes the state and says so to all who watch it.
     pub(super) fn change<R>(&self, change: impl FnOnce(&mut State, Timestamp) -> R) -> R {
-        let outcome = change(&mut self.lock(), clock::now());
+        let outcome = {
+            let mut state = self.lock();
+            let outcome = change(&mut state, clock::now());
+            if let Some(meddling) = state.meddling.clone() {
+                meddling.have_it_so(&mut state);
+            }
+            outcome
+        };
         self.changes.send_modify(|n| *n = n.wrapping_add(1));
         outcome
     }

@@ -45,13 +45,14 @@ pub(super) async fn end(
     let there = metadata.entry("annotations").or_insert_with(|| json!({}));
     let there = there.as_object_mut().context("metadata.annotations is no object")?;
     there.extend(annotations.iter().map(|(name, value)| ((*name).to_owned(), json!(value))));
+    let was_there = directory::kept_annotations(root, key).is_some();
     let failed = || format!("{} cannot be written", path.display());
     let beside = path.with_extension("ending");
     let is_json = path.extension().is_some_and(|extension| extension == "json");
     let text = if is_json { document.to_string() } else { directory::to_yaml(&document) };
     std::fs::write(&beside, text).with_context(failed)?;
     std::fs::rename(&beside, &path).with_context(failed)?;
-    if tokio::time::timeout(PATIENCE, until_read(root, key, annotations)).await.is_err() {
+    if tokio::time::timeout(PATIENCE, until_read(root, key, annotations, was_there)).await.is_err() {
         bail!(
             "no agent follows {}: the manifest says how the relationship is to end; remove {} once one does",
             root.display(),
@@ -70,14 +71,21 @@ fn put_back(root: &Path, key: &ObjectKey) -> anyhow::Result<Option<(PathBuf, Val
     Ok(kept)
 }
 
-/// Waits until the agent's own record of the object has the annotations.
-async fn until_read(root: &Path, key: &ObjectKey, annotations: &BTreeMap<&'static str, String>) {
+/// Waits until the agent's own record of the object has the annotations, or is gone: then it has ended.
+async fn until_read(
+    root: &Path,
+    key: &ObjectKey,
+    annotations: &BTreeMap<&'static str, String>,
+    mut was_there: bool,
+) {
     let mut look = tokio::time::interval(Duration::from_millis(100));
     loop {
         look.tick().await;
-        let known = directory::kept_annotations(root, key).unwrap_or_default();
-        if annotations.iter().all(|(name, value)| known.get(*name) == Some(value)) {
-            return;
+        match directory::kept_annotations(root, key) {
+            Some(known) if annotations.iter().all(|(name, value)| known.get(*name) == Some(value)) => return,
+            Some(_) => was_there = true,
+            None if was_there => return,
+            None => {}
         }
     }
 }

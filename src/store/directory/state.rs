@@ -11,6 +11,7 @@ use super::files::{self, MAX_FILES, Manner, Stamp};
 use super::manifest::{self, Definition, Document, Refusal};
 use super::record::Record;
 use crate::model::object::Kind;
+use crate::model::peer::{ANNOTATION_END, ANNOTATION_ENDED_BY};
 use crate::model::{Object, ObjectKey};
 use crate::store::Unreadable;
 
@@ -103,7 +104,8 @@ impl State {
     /// missing and not yet given up.
     pub(super) fn scan(&mut self, now: Timestamp) -> Option<Duration> {
         self.read_records();
-        let defined = self.read_definitions();
+        let mut defined = self.read_definitions();
+        defined.leave_ended(&self.root, &self.records);
         self.take_definitions(&defined, now);
         let again = self.drop_missing(&defined, now);
         self.collect_garbage(now);
@@ -376,6 +378,25 @@ impl Defined {
                     self.refuse(path, refused.clone());
                 }
             }
+        }
+    }
+
+    /// Leaves out what says how it ends, and is not there (any more): nobody who writes that into a manifest wants it to begin, and
+    /// a command that hurries an end may come after it.
+    fn leave_ended(&mut self, root: &Path, records: &BTreeMap<ObjectKey, Record>) {
+        let ended = self.definitions.extract_if(.., |key, (definition, _)| {
+            key.kind == Kind::TrustDomainPeer
+                && !records.contains_key(key)
+                && [ANNOTATION_END, ANNOTATION_ENDED_BY]
+                    .iter()
+                    .any(|of| definition.annotations.contains_key(*of))
+        });
+        for (key, (_, source)) in ended.collect::<Vec<_>>() {
+            let message = format!(
+                "{key}: it has ended, as its annotation {ANNOTATION_END} or {ANNOTATION_ENDED_BY} asks for; remove the manifest, \
+                 or the annotation to begin anew"
+            );
+            self.refuse(&root.join(source), Refusal { message, key: Some(key) });
         }
     }
 

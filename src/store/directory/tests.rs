@@ -218,8 +218,15 @@ async fn an_object_is_held_by_its_finalizers_over_a_restart() {
     fs::remove_file(s.manifest("west.yaml")).unwrap();
     s.settle().await;
     assert_eq!(s.peer().meta.annotations["entente.dev/end"], "now", "as it was last read");
-    s.put("west.yaml", PEER);
+
+    // The manifest that says so may outlast the end.
+    s.put("west.yaml", &annotated);
+    s.settle().await;
     s.patch_finalizers(&west(), &[]).await.unwrap();
+    s.until("the end, and why it does not begin", |s| s.objects.is_empty() && !s.unreadable.is_empty()).await;
+    let Unreadable { message, key, .. } = &s.unreadable[0];
+    assert!(message.contains("entente.dev/end") && *key == Some(west()), "{message}");
+    s.put("west.yaml", PEER);
     s.until("it anew", |s| s.objects.get(&west()).is_some_and(|o| o.meta.deletion.is_none())).await;
     assert_ne!(s.peer().meta.uid, uid);
 }

@@ -30,9 +30,6 @@ REPOSITORY = pathlib.Path(__file__).resolve().parent.parent
 TOOLS = (sys.executable, str(REPOSITORY / "integration" / "tools.py"))
 RESULT = re.compile(r"^test result: \w+\. (\d+) passed; (\d+) failed; (\d+) ignored;")
 FAILED = re.compile(r"^test (\S+) \.\.\. FAILED$")
-# Unoptimized agents take half of the processor from the real programs that they are tested with. Unit tests are not worth it: it takes
-# four times as long to build them.
-OPTIMIZED = ("--profile", "rings")
 # More than these have a cause in common: they are not run again.
 MOST_AGAIN = 3
 RINGS = ("pure", "pair", "cluster", "dataplane", "mesh", "faults")
@@ -40,7 +37,7 @@ RINGS = ("pure", "pair", "cluster", "dataplane", "mesh", "faults")
 # beside each other, which first and which alone is decided there (`cluster/turn.rs`). Of the data plane each test brings up
 # proxies, and what they do is seen as they do it.
 AT_A_TIME = {"pair": 4, "cluster": 1000, "dataplane": 1, "mesh": 1}
-# The cluster ring takes what the processors have left. The tests of the others promise short times, and need little.
+# The tests of the other rings promise short times, and need little; the cluster ring takes longest.
 NICENESS = {"cluster": 10}
 # The embedded authority, on which the pair ring stands, is held to the behaviour of the real one.
 BESIDE = {"pair": ("authority",)}
@@ -113,16 +110,11 @@ def flags_of(ring):
     return [word for target in (ring, *BESIDE.get(ring, ())) for word in ("--test", target)]
 
 
-def built_by(ring):
-    """How the targets of a ring are built."""
-    return flags_of(ring) if ring == "pure" else [*OPTIMIZED, *flags_of(ring)]
-
-
 def run_one(ring, names, label):
     skipped = [word for name in FAULTS for word in ("--skip", name)] if ring == "cluster" else []
     threads = [f"--test-threads={AT_A_TIME[ring]}"] if ring in AT_A_TIME else []
     # One that fails does not keep the one beside it from running.
-    arguments = [*built_by(ring), "--no-fail-fast", *names, "--", *threads, *skipped]
+    arguments = [*flags_of(ring), "--no-fail-fast", *names, "--", *threads, *skipped]
     return cargo_test(arguments, label=label, niceness=NICENESS.get(ring, 0))
 
 
@@ -131,7 +123,7 @@ def once_more(ring, count):
     if not 0 < len(count.names) == count.failed <= MOST_AGAIN:
         return
     say(f"{ring}: once more, by themselves: {', '.join(count.names)}")
-    arguments = [*built_by(ring), "--no-fail-fast", "--", "--test-threads=1", "--exact", *count.names]
+    arguments = [*flags_of(ring), "--no-fail-fast", "--", "--test-threads=1", "--exact", *count.names]
     again = cargo_test(arguments, len(count.names))
     if again.failed == len(again.names):
         count.unsteady = [name for name in count.names if name not in again.names]
@@ -161,13 +153,11 @@ def is_built(arguments):
 def are_built(rings):
     """Whether all that the rings need is there now. Linkers use one processor: the programs are built beside the tests."""
     started = time.monotonic()
-    real = [flag for ring in rings if ring != "pure" for flag in flags_of(ring)]
-    builds = [built_by("pure")] if "pure" in rings else []
-    if not real:
-        return all(is_built(build) for build in builds)
-    builds.append([*OPTIMIZED, *real])
+    tests = [flag for ring in rings for flag in flags_of(ring)]
+    if rings == ["pure"]:
+        return is_built(tests)
     with subprocess.Popen(TOOLS) as programs:
-        built = all(is_built(build) for build in builds)
+        built = is_built(tests)
         built = programs.wait() == 0 and built
     say(f"what the rings need was built in {time.monotonic() - started:.0f} s")
     return built
@@ -211,7 +201,7 @@ def run_rings(rings, names):
     if "faults" in rings:
         counts["faults"] = Count(failed=1)
         if are_built(["cluster"]):
-            counts["faults"] = cargo_test([*built_by("cluster"), "--", "--test-threads=1", "--nocapture", *FAULTS])
+            counts["faults"] = cargo_test([*flags_of("cluster"), "--", "--test-threads=1", "--nocapture", *FAULTS])
     return {ring: counts[ring] for ring in rings}
 
 

@@ -178,7 +178,7 @@ impl Spire {
                 ("SERVER_PORT", &server_port),
                 ("SERVER_SOCKET", &text(&self.server_socket)),
                 ("DATA_DIR", &text(&self.server_data)),
-                ("LOG_LEVEL", "DEBUG"),
+                ("LOG_LEVEL", "INFO"),
                 ("CA_TTL", &seconds(options.ca_ttl)),
                 ("X509_SVID_TTL", &seconds(options.svid_ttl)),
                 ("AGENT_TTL", &seconds(options.svid_ttl.max(AGENT_TTL))),

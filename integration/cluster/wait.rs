@@ -5,7 +5,7 @@ use std::future::Future;
 use std::time::{Duration, Instant};
 
 const POLL: Duration = Duration::from_millis(100);
-/// Between two looks at what is not to change: each costs the programs that others wait for.
+/// Between two looks at what takes long, or is not to change: each costs the programs that others wait for.
 const LOOK_AGAIN: Duration = Duration::from_millis(300);
 
 /// Calls `look` until it succeeds; what it then returns. After `within`, an error with `what` and what the last look
@@ -15,7 +15,8 @@ where
     L: FnMut() -> F,
     F: Future<Output = Result<T>>,
 {
-    let deadline = Instant::now() + within;
+    let start = Instant::now();
+    let deadline = start + within;
     let mut before = None;
     loop {
         let left = deadline.saturating_duration_since(Instant::now()).max(POLL);
@@ -28,7 +29,7 @@ where
             return Err(last).with_context(|| format!("not so after {within:?}: {what}"));
         }
         before = Some(format!("{last:#}"));
-        tokio::time::sleep(POLL).await;
+        tokio::time::sleep((start.elapsed() / 20).clamp(POLL, LOOK_AGAIN)).await;
     }
 }
 

@@ -187,6 +187,24 @@ fn a_policy_of_egress_leaves_the_replicas_their_relay() {
     });
 }
 
+/// Who is sent to the DNS port is sent to its number: an upgrade that turns DNS on leaves one of the two container ports, since Helm
+/// tells them apart by that alone.
+#[test]
+fn dns_is_reached_by_number() {
+    let values = "dns.enabled=true,dns.port=7553,networkPolicy.enabled=true";
+    let scratch = Scratch::new().unwrap();
+    crate::pair::runtime().block_on(async {
+        let service = of_template(&scratch, "dns", values).await.unwrap().remove(0);
+        let by_udp = json!({"name": "dns", "port": 53, "targetPort": 7553, "protocol": "UDP"});
+        let by_tcp = json!({"name": "dns-tcp", "port": 53, "targetPort": 7553, "protocol": "TCP"});
+        assert_eq!(service["spec"]["ports"], json!([by_udp, by_tcp]));
+        let policy = of_template(&scratch, "networkpolicy", values).await.unwrap().remove(0);
+        let both = json!([{"port": 7553, "protocol": "UDP"}, {"port": 7553, "protocol": "TCP"}]);
+        let rules = policy["spec"]["ingress"].as_array().unwrap();
+        assert!(rules.iter().any(|rule| rule["ports"] == both), "{rules:?}");
+    });
+}
+
 /// A spire-controller-manager that filters by class reads what carries the class as a label, and nothing else.
 #[test]
 fn registrations_carry_their_class_as_a_label_too() {

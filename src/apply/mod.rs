@@ -227,12 +227,14 @@ impl Applier {
         stage == Stage::Statuses || operation::ends_trust(&self.plans.borrow())
     }
 
-    /// Another replica may lead now: what was done before says nothing, and what still runs is broken off.
+    /// Another replica may lead now: what was done before says nothing, and what still runs is broken off. What failed is
+    /// known no longer: whether it still does is seen by who writes now.
     fn forget(&mut self) {
         self.attempts.clear();
         self.drift = Drift::default();
         self.paced.clear();
         self.refreshes.clear();
+        self.publish_failures();
     }
 
     fn own(&self) -> Option<TrustDomain> {

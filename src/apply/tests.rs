@@ -23,7 +23,7 @@ struct Stand {
     cancel: CancellationToken,
     /// Until it runs.
     applier: Option<Applier>,
-    _failures: watch::Receiver<Arc<BTreeMap<ObjectKey, String>>>,
+    failures: watch::Receiver<Arc<BTreeMap<ObjectKey, String>>>,
     _spire: UnixListener,
     _folder: tempfile::TempDir,
 }
@@ -83,7 +83,7 @@ impl Stand {
             metrics,
             cancel,
             applier,
-            _failures: failed,
+            failures: failed,
             _spire: listener,
             _folder: folder,
         }
@@ -204,6 +204,22 @@ async fn who_lost_the_lead_writes_nothing_more() {
     stand.leading.send_replace(true);
     sleep(Duration::from_secs(6)).await;
     assert_eq!(stand.ended("Ok"), 1);
+}
+
+/// What it could not write is another's to say from then on: an alert on it would never end.
+#[tokio::test(start_paused = true)]
+async fn who_lost_the_lead_speaks_of_no_failures() {
+    let stand = Stand::new();
+    let failures = || stand.failures.borrow().len();
+    stand.wants(patch("a"));
+    sleep(MOMENT).await;
+    assert_eq!(failures(), 1);
+    stand.leading.send_replace(false);
+    sleep(MOMENT).await;
+    assert_eq!(failures(), 0);
+    stand.leading.send_replace(true);
+    sleep(MOMENT).await;
+    assert_eq!(failures(), 1, "who leads again tries again");
 }
 
 #[tokio::test(start_paused = true)]

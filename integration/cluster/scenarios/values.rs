@@ -205,6 +205,32 @@ fn dns_is_reached_by_number() {
     });
 }
 
+/// A pod that is to end serves on until no node sends it anything, where Kubernetes knows how, and leaves time to say goodbye.
+#[test]
+fn a_pod_that_is_to_end_serves_on_for_a_moment() {
+    let cases = [
+        ("1.30.0", "30", Some(json!(5))),
+        ("1.30.4-gke.100", "11", Some(json!(5))),
+        ("1.36.3", "10", None),
+        ("1.29.9", "30", None),
+    ];
+    let scratch = Scratch::new().unwrap();
+    crate::pair::runtime().block_on(async {
+        for (version, grace, expected) in cases {
+            let grace = format!("terminationGracePeriodSeconds={grace}");
+            let template = ["template", RELEASE, CHART, "--show-only", "templates/deployment.yaml"];
+            let args = [&template[..], &["--kube-version", version, "--set", &grace]].concat();
+            let (code, printed, said) = run_helm(scratch.path(), None, &args).await.unwrap();
+            assert_eq!(code, 0, "{said}");
+            let objects = crate::kubernetes::documents(&printed).unwrap();
+            let deployment = objects.iter().find(|object| object["kind"] == "Deployment").unwrap();
+            let container = &deployment["spec"]["template"]["spec"]["containers"][0];
+            let seconds = container.pointer("/lifecycle/preStop/sleep/seconds");
+            assert_eq!(seconds, expected.as_ref(), "{version}, {grace}");
+        }
+    });
+}
+
 /// A spire-controller-manager that filters by class reads what carries the class as a label, and nothing else.
 #[test]
 fn registrations_carry_their_class_as_a_label_too() {

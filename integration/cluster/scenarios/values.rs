@@ -231,6 +231,27 @@ fn a_pod_that_is_to_end_serves_on_for_a_moment() {
     });
 }
 
+/// What extraEnv sets is not set a second time: of two variables of one name an upgrade by Helm may leave none.
+#[test]
+fn a_variable_is_set_once() {
+    let names = ["ENTENTE_REPLICA", "ENTENTE_RELAY_LISTEN", "ENTENTE_RELAY_ADDRESS", "ENTENTE_NAMESPACE", "ENTENTE_LOG", "MORE"];
+    let given = (0..).zip(names).map(|(n, name)| format!("extraEnv[{n}].name={name},extraEnv[{n}].value=mine"));
+    let values = format!("replicas=2,{}", given.collect::<Vec<_>>().join(","));
+    let scratch = Scratch::new().unwrap();
+    crate::pair::runtime().block_on(async {
+        let objects = of_template(&scratch, "deployment", &values).await.unwrap();
+        let deployment = objects.iter().find(|object| object["kind"] == "Deployment").unwrap();
+        let env = deployment["spec"]["template"]["spec"]["containers"][0]["env"].as_array().unwrap();
+        assert!(env.len() > 15, "{env:?}");
+        let mut set = BTreeSet::new();
+        for one in env {
+            let name = one["name"].as_str().unwrap();
+            assert!(set.insert(name), "{name} is there twice");
+            assert_eq!(names.contains(&name), one["value"] == "mine", "{one}");
+        }
+    });
+}
+
 /// A spire-controller-manager that filters by class reads what carries the class as a label, and nothing else.
 #[test]
 fn registrations_carry_their_class_as_a_label_too() {

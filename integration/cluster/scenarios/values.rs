@@ -351,6 +351,7 @@ fn values_that_cannot_be_are_refused() {
         ("image.digest=latest".to_owned(), "digest"),
         ("rbac.operators[0].kind=Robot,rbac.operators[0].name=a".to_owned(), "/rbac/operators/0/kind"),
         ("bundleEndpoint.url=http://spire".to_owned(), "/bundleEndpoint/url"),
+        ("tracing.endpoint=https://otel:4317".to_owned(), "/tracing/endpoint"),
         ("serviceAccount.create=false".to_owned(), "name the ServiceAccount"),
         ("peer.gateway.enabled=true".to_owned(), "peer.gateway.hosts"),
         (gateway("192.0.2.1"), "no DNS name"),

@@ -93,6 +93,9 @@ fn matrix() -> Vec<(&'static str, Value, &'static [&'static str])> {
 
 /// Every port that the chart can open, to whom, and all that watches the agent.
 fn watched(from: &Value) -> Value {
+    let certificate = json!({
+        "caFile": "/certs/root.pem", "certFile": "/certs/chain.pem", "keyFile": "/certs/key.pem", "insecureSkipVerify": true,
+    });
     json!({
         "replicas": 2,
         "dns": {
@@ -110,7 +113,9 @@ fn watched(from: &Value) -> Value {
             "egress": [{"ports": [{"port": 443, "protocol": "TCP"}]}],
         },
         "metrics": {
-            "serviceMonitor": {"enabled": true, "labels": {"release": "prometheus"}},
+            "serviceMonitor": {
+                "enabled": true, "labels": {"release": "prometheus"}, "scheme": "https", "tlsConfig": certificate,
+            },
             "prometheusRule": {"enabled": true}, "dashboard": {"enabled": true, "annotations": {"folder": "SPIFFE"}},
         },
     })
@@ -234,8 +239,16 @@ fn a_pod_that_is_to_end_serves_on_for_a_moment() {
 /// What extraEnv sets is not set a second time: of two variables of one name an upgrade by Helm may leave none.
 #[test]
 fn a_variable_is_set_once() {
-    let names = ["ENTENTE_REPLICA", "ENTENTE_RELAY_LISTEN", "ENTENTE_RELAY_ADDRESS", "ENTENTE_NAMESPACE", "ENTENTE_LOG", "MORE"];
-    let given = (0..).zip(names).map(|(n, name)| format!("extraEnv[{n}].name={name},extraEnv[{n}].value=mine"));
+    let names = [
+        "ENTENTE_REPLICA",
+        "ENTENTE_RELAY_LISTEN",
+        "ENTENTE_RELAY_ADDRESS",
+        "ENTENTE_NAMESPACE",
+        "ENTENTE_LOG",
+        "MORE",
+    ];
+    let given =
+        (0..).zip(names).map(|(n, name)| format!("extraEnv[{n}].name={name},extraEnv[{n}].value=mine"));
     let values = format!("replicas=2,{}", given.collect::<Vec<_>>().join(","));
     let scratch = Scratch::new().unwrap();
     crate::pair::runtime().block_on(async {
@@ -248,6 +261,36 @@ fn a_variable_is_set_once() {
             let name = one["name"].as_str().unwrap();
             assert!(set.insert(name), "{name} is there twice");
             assert_eq!(names.contains(&name), one["value"] == "mine", "{one}");
+        }
+    });
+}
+
+/// Prometheus scrapes with a certificate of the mesh where it is told to, and in plaintext where it is not.
+#[test]
+fn metrics_are_scraped_with_a_certificate_of_the_mesh() {
+    let on = "metrics.serviceMonitor.enabled=true";
+    let of_monitor = "metrics.serviceMonitor";
+    let secret = format!(
+        "{on},{of_monitor}.scheme=https,{of_monitor}.tlsConfig.caFile=/certs/root.pem,{of_monitor}.interval=9s"
+    );
+    let cases = [
+        (
+            on.to_owned(),
+            json!({"port": "http-admin", "path": "/metrics", "interval": "30s", "scheme": "http"}),
+        ),
+        (
+            secret,
+            json!({
+                "port": "http-admin", "path": "/metrics", "interval": "9s", "scheme": "https",
+                "tlsConfig": {"caFile": "/certs/root.pem"},
+            }),
+        ),
+    ];
+    let scratch = Scratch::new().unwrap();
+    crate::pair::runtime().block_on(async {
+        for (values, expected) in cases {
+            let monitor = of_template(&scratch, "monitoring", &values).await.unwrap().remove(0);
+            assert_eq!(monitor["spec"]["endpoints"], json!([expected]), "{values}");
         }
     });
 }
@@ -351,6 +394,7 @@ fn values_that_cannot_be_are_refused() {
         ("image.digest=latest".to_owned(), "digest"),
         ("rbac.operators[0].kind=Robot,rbac.operators[0].name=a".to_owned(), "/rbac/operators/0/kind"),
         ("bundleEndpoint.url=http://spire".to_owned(), "/bundleEndpoint/url"),
+        ("metrics.serviceMonitor.scheme=tls".to_owned(), "/metrics/serviceMonitor/scheme"),
         ("tracing.endpoint=https://otel:4317".to_owned(), "/tracing/endpoint"),
         ("serviceAccount.create=false".to_owned(), "name the ServiceAccount"),
         ("peer.gateway.enabled=true".to_owned(), "peer.gateway.hosts"),

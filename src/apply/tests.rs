@@ -48,6 +48,7 @@ impl Stand {
         let own = td("west.test");
         let identity = Identity {
             id: SpiffeId::new("spiffe://west.test/agent").unwrap(),
+            not_before: jiff::Timestamp::MIN,
             not_after: jiff::Timestamp::MAX,
             bundle: Arc::new(Bundle::new(own.clone(), [])),
             trust_domain: own,

@@ -131,6 +131,7 @@ fn index(services: usize) -> Index {
     index.identity(Some(Arc::new(Identity {
         id: SpiffeId::new("spiffe://west.example/ns/entente-system/sa/entente").expect("a legal ID"),
         trust_domain: own.clone(),
+        not_before: clock::now(),
         not_after: clock::now(),
         bundle: Arc::new(Bundle::new(own, [])),
         federated: BTreeMap::new(),

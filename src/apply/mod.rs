@@ -7,6 +7,7 @@
 mod drift;
 mod operation;
 mod refresh;
+mod reports;
 #[cfg(test)]
 mod tests;
 
@@ -16,6 +17,7 @@ use std::time::Duration;
 
 use futures::StreamExt as _;
 use tokio::sync::watch;
+use tokio::task::JoinSet;
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 use tracing::Instrument as _;
@@ -31,6 +33,7 @@ use crate::store::Store;
 use drift::Drift;
 use operation::{Operation, Stage, Wrote};
 use refresh::{Ended, Refreshes};
+use reports::Reports;
 
 /// How long the watch is given to show what was written.
 const ECHO: Duration = Duration::from_secs(5);
@@ -69,6 +72,9 @@ pub struct Applier {
     paced: BTreeMap<String, Instant>,
     refreshes: Refreshes,
     drift: Drift,
+    reports: Reports,
+    /// What waits there, until it runs.
+    told: Option<reports::Waiting>,
 }
 
 /// The last try of an operation.
@@ -92,6 +98,7 @@ impl Applier {
         leading: watch::Receiver<bool>,
         failures: watch::Sender<Arc<BTreeMap<ObjectKey, String>>>,
     ) -> Self {
+        let (reports, told) = Reports::new(targets.store.clone());
         Self {
             targets,
             plans,
@@ -101,11 +108,18 @@ impl Applier {
             paced: BTreeMap::new(),
             refreshes: Refreshes::default(),
             drift: Drift::default(),
+            reports,
+            told: Some(told),
         }
     }
 
     /// Runs until `cancel`, or until no more plans can come.
     pub async fn run(mut self, cancel: CancellationToken) {
+        // Broken off when this ends.
+        let mut recording = JoinSet::new();
+        if let Some(told) = self.told.take() {
+            recording.spawn(reports::run(self.targets.store.clone(), told));
+        }
         loop {
             let mut again = None;
             if *self.leading.borrow_and_update() {
@@ -123,7 +137,7 @@ impl Applier {
                 changed = self.leading.changed() => if changed.is_err() { return },
                 ended = self.refreshes.ended() => if let Some((id, operation, result)) = ended {
                     self.targets.spire_watch.refresh();
-                    self.remember(id, operation, result).await;
+                    self.remember(id, operation, result);
                 },
                 () = sleep_until(again) => {}
             }
@@ -158,7 +172,7 @@ impl Applier {
             }
             if stage == Stage::Refresh {
                 for (id, operation) in due {
-                    self.refreshes.start(id, operation, &self.targets, &own);
+                    self.refreshes.start(id, operation, &self.targets, &self.reports, &own);
                 }
                 continue;
             }
@@ -171,7 +185,7 @@ impl Applier {
                 self.targets.spire_watch.refresh();
             }
             for (id, operation, result) in results {
-                self.remember(id, operation, result).await;
+                self.remember(id, operation, result);
             }
         }
         self.publish_failures();
@@ -202,7 +216,7 @@ impl Applier {
                 }
                 let limit = limit.filter(|_| operation.object().is_some() && !operation.is_end());
                 let span = traces::operation(&operation);
-                let done = within(limit, operation.execute(&self.targets, own));
+                let done = within(limit, operation.execute(&self.targets, &self.reports, own));
                 let result = done.instrument(span.clone()).await;
                 if let Err(error) = &result {
                     traces::failed(&span, error);
@@ -227,12 +241,14 @@ impl Applier {
         stage == Stage::Statuses || operation::ends_trust(&self.plans.borrow())
     }
 
-    /// Another replica may lead now: what was done before says nothing, and what still runs is broken off.
+    /// Another replica may lead now: what was done before says nothing, and what still runs is broken off. What failed is
+    /// known no longer: whether it still does is seen by who writes now.
     fn forget(&mut self) {
         self.attempts.clear();
         self.drift = Drift::default();
         self.paced.clear();
         self.refreshes.clear();
+        self.publish_failures();
     }
 
     fn own(&self) -> Option<TrustDomain> {
@@ -264,7 +280,7 @@ impl Applier {
         Some(again.max(pace).unwrap_or(now))
     }
 
-    async fn remember(&mut self, id: String, operation: Operation, result: Result<Option<Wrote>, String>) {
+    fn remember(&mut self, id: String, operation: Operation, result: Result<Option<Wrote>, String>) {
         if operation.is_paced() {
             let now = Instant::now();
             let ahead = self.paced.get(&id).map_or(now, |ahead| now.max(*ahead));
@@ -285,7 +301,9 @@ impl Applier {
             }
             Err(error) if failed == 0 => {
                 tracing::warn!(operation = %operation, %error, "failed; it is tried again");
-                operation.report(&self.targets.store, error).await;
+                if let Some(report) = operation.report(error) {
+                    self.reports.tell(report);
+                }
                 (1, FIRST_RETRY)
             }
             Err(error) => {

@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 use std::fmt;
 use std::time::Duration;
 
+use super::reports::{Report, Reports};
 use super::{ECHO, Targets};
 use serde_json::Value;
 
@@ -177,6 +178,7 @@ impl Operation {
     pub(super) async fn execute(
         &self,
         targets: &Targets,
+        reports: &Reports,
         own: &TrustDomain,
     ) -> Result<Option<Wrote>, String> {
         let store = &targets.store;
@@ -197,7 +199,7 @@ impl Operation {
             // What is gone needs no status: it went with what was done just before.
             Self::Status { key, write } => {
                 match store.update_status(key, &write.uid, write.status.clone()).await {
-                    Ok(()) => announce(store, key, write).await,
+                    Ok(()) => announce(reports, key, write),
                     Err(crate::store::StoreError::NotFound { .. }) => {}
                     Err(error) => return Err(error.to_string()),
                 }
@@ -206,8 +208,8 @@ impl Operation {
         Ok(None)
     }
 
-    /// Tells the failure on the object that it is about, where that is there.
-    pub(super) async fn report(&self, store: &crate::store::Store, error: &str) {
+    /// The failure, as it is told on the object that it is about, where that is there.
+    pub(super) fn report(&self, error: &str) -> Option<Report> {
         let about = match self {
             Self::Write(write) => {
                 let owner = write.object.meta.owners.first();
@@ -225,9 +227,13 @@ impl Operation {
             Self::Status { key, write } => Some((key.clone(), write.uid.clone())),
             Self::Patch(_) | Self::Spire(_) => None,
         };
-        if let Some((key, uid)) = about {
-            store.event(&key, &uid, Severity::Warning, "ApplyFailed", &format!("{self}: {error}")).await;
-        }
+        about.map(|(about, uid)| Report {
+            about,
+            uid,
+            severity: Severity::Warning,
+            reason: "ApplyFailed".to_owned(),
+            message: format!("{self}: {error}"),
+        })
     }
 }
 
@@ -242,11 +248,17 @@ fn timeless(status: &Value) -> Value {
 
 /// Tells what changed in a status, in the words of its conditions: as an Event, which is logged too. That an import goes
 /// well is no news, since thousands may come at once.
-async fn announce(store: &crate::store::Store, key: &ObjectKey, write: &StatusWrite) {
+fn announce(reports: &Reports, key: &ObjectKey, write: &StatusWrite) {
     let is_news = |transition: &&Transition| transition.is_warning || key.kind != Kind::ImportedService;
     for Transition { is_warning, condition, reason, message } in write.transitions.iter().filter(is_news) {
         let severity = if *is_warning { Severity::Warning } else { Severity::Normal };
-        store.event(key, &write.uid, severity, reason, &format!("{condition}: {message}")).await;
+        reports.tell(Report {
+            about: key.clone(),
+            uid: write.uid.clone(),
+            severity,
+            reason: reason.clone(),
+            message: format!("{condition}: {message}"),
+        });
     }
 }
 

@@ -6,6 +6,7 @@ use tokio::task::{AbortHandle, JoinSet};
 
 use super::Targets;
 use super::operation::{Operation, Wrote};
+use super::reports::Reports;
 use crate::model::TrustDomain;
 
 /// How many run at a time, for all peers together.
@@ -27,14 +28,21 @@ impl Refreshes {
     }
 
     /// Starts one, where there is room.
-    pub(super) fn start(&mut self, id: String, operation: Operation, targets: &Targets, own: &TrustDomain) {
+    pub(super) fn start(
+        &mut self,
+        id: String,
+        operation: Operation,
+        targets: &Targets,
+        reports: &Reports,
+        own: &TrustDomain,
+    ) {
         let Some(trust_domain) = operation.refreshes().cloned() else { return };
         if !self.has_room_for(&trust_domain) {
             return;
         }
-        let (targets, own) = (targets.clone(), own.clone());
+        let (targets, reports, own) = (targets.clone(), reports.clone(), own.clone());
         let task = self.tasks.spawn(async move {
-            let result = operation.execute(&targets, &own).await;
+            let result = operation.execute(&targets, &reports, &own).await;
             (id, operation, result)
         });
         self.running.insert(trust_domain, task);

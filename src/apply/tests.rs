@@ -23,7 +23,7 @@ struct Stand {
     cancel: CancellationToken,
     /// Until it runs.
     applier: Option<Applier>,
-    _failures: watch::Receiver<Arc<BTreeMap<ObjectKey, String>>>,
+    failures: watch::Receiver<Arc<BTreeMap<ObjectKey, String>>>,
     _spire: UnixListener,
     _folder: tempfile::TempDir,
 }
@@ -48,6 +48,7 @@ impl Stand {
         let own = td("west.test");
         let identity = Identity {
             id: SpiffeId::new("spiffe://west.test/agent").unwrap(),
+            not_before: jiff::Timestamp::MIN,
             not_after: jiff::Timestamp::MAX,
             bundle: Arc::new(Bundle::new(own.clone(), [])),
             trust_domain: own,
@@ -77,16 +78,7 @@ impl Stand {
         let (leading, leads) = watch::channel(true);
         let (failures, failed) = watch::channel(Arc::default());
         let applier = Some(Applier::new(targets, planned, leads, failures));
-        Self {
-            plans,
-            leading,
-            metrics,
-            cancel,
-            applier,
-            _failures: failed,
-            _spire: listener,
-            _folder: folder,
-        }
+        Self { plans, leading, metrics, cancel, applier, failures: failed, _spire: listener, _folder: folder }
     }
 
     fn wants(&self, plan: Plan) {
@@ -206,6 +198,22 @@ async fn who_lost_the_lead_writes_nothing_more() {
     assert_eq!(stand.ended("Ok"), 1);
 }
 
+/// What it could not write is another's to say from then on: an alert on it would never end.
+#[tokio::test(start_paused = true)]
+async fn who_lost_the_lead_speaks_of_no_failures() {
+    let stand = Stand::new();
+    let failures = || stand.failures.borrow().len();
+    stand.wants(patch("a"));
+    sleep(MOMENT).await;
+    assert_eq!(failures(), 1);
+    stand.leading.send_replace(false);
+    sleep(MOMENT).await;
+    assert_eq!(failures(), 0);
+    stand.leading.send_replace(true);
+    sleep(MOMENT).await;
+    assert_eq!(failures(), 1, "who leads again tries again");
+}
+
 #[tokio::test(start_paused = true)]
 async fn who_is_to_stop_waits_for_no_write() {
     let mut stand = Stand::at_rest(Some(hanging_api_server()));
@@ -264,7 +272,7 @@ async fn a_refresh_that_changed_nothing_is_not_asked_for_again_before_the_poll_i
     let mut applier = stand.applier.take().unwrap();
     let operations = |served| operation::of(&with(refresh(served), Plan::default()));
     let (id, operation) = operations(1).pop_first().unwrap();
-    applier.remember(id, operation, Ok(None)).await;
+    applier.remember(id, operation, Ok(None));
     for (after, same) in [(0, 0), (6, 0), (292, 0), (3, 1)] {
         sleep(Duration::from_secs(after)).await;
         assert_eq!(applier.due(&operations(1), Stage::Refresh).len(), same, "{after}");
@@ -311,7 +319,7 @@ async fn what_was_undone_is_put_back_at_once_and_counted() {
         let found = applier.due(&operations, Stage::Writes);
         assert_eq!(found.len(), due, "{plan:?}");
         for (id, operation) in found {
-            applier.remember(id, operation, Ok(left.clone())).await;
+            applier.remember(id, operation, Ok(left.clone()));
         }
         assert_eq!(counted(), repaired, "{plan:?}");
     }
@@ -320,7 +328,7 @@ async fn what_was_undone_is_put_back_at_once_and_counted() {
     let plan = plan(Precondition::Absent, None);
     let (id, operation) = operation::of(&plan).pop_first().unwrap();
     for (uid, repaired) in [("b", 3), ("b", 3), ("c", 4)] {
-        applier.remember(id.clone(), operation.clone(), Ok(Some(wrote(uid, "20")))).await;
+        applier.remember(id.clone(), operation.clone(), Ok(Some(wrote(uid, "20"))));
         assert_eq!(counted(), repaired, "{uid}");
     }
 }
@@ -388,6 +396,42 @@ async fn a_webhook_that_hangs_does_not_hold_up_the_end_of_trust() {
     stand.wants(Plan { patches: vec![one_patch()], ..Plan::default() });
     sleep(Duration::from_secs(20)).await;
     assert_eq!(stand.tries(), before);
+}
+
+/// Imports cannot be deleted, and Events that say so hang. All else is done.
+fn api_server_without_events() -> Store {
+    let service = tower::service_fn(|request: http::Request<kube::client::Body>| async move {
+        if request.method() == http::Method::POST {
+            std::future::pending::<()>().await;
+        }
+        let is_import = request.uri().path().contains("/importedservices/");
+        let code = if is_import { 500 } else { 200 };
+        let status = if is_import { "Failure" } else { "Success" };
+        let done =
+            json!({ "apiVersion": "v1", "kind": "Status", "status": status, "code": code, "metadata": {} });
+        let body = kube::client::Body::from(done.to_string().into_bytes());
+        Ok::<_, std::convert::Infallible>(http::Response::builder().status(code).body(body).unwrap())
+    });
+    let client = kube::Client::new(service, "default");
+    Store::Kubernetes(crate::store::KubernetesStore::new(client, "entente", "main"))
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_is_told_holds_up_neither_an_end_of_trust_nor_who_is_to_stop() {
+    let mut stand = Stand::at_rest(Some(api_server_without_events()));
+    let running = tokio::spawn(stand.applier.take().unwrap().run(stand.cancel.clone()));
+    let import =
+        |n| (ObjectKey::namespaced(Kind::ImportedService, "entente", format!("{n}")), "1".to_owned());
+    let mut prune: BTreeMap<_, _> = (0..5).map(import).collect();
+    stand.wants(Plan { prune: prune.clone(), ..Plan::default() });
+    sleep(MOMENT).await;
+    assert_eq!((stand.ended("Ok"), stand.ended("Error")), (0, 5));
+    prune.insert(ObjectKey::cluster(Kind::ClusterFederatedTrustDomain, "east"), "1".to_owned());
+    stand.wants(Plan { prune, ..Plan::default() });
+    sleep(MOMENT).await;
+    assert_eq!(stand.ended("Ok"), 1);
+    stand.cancel.cancel();
+    tokio::time::timeout(MOMENT, running).await.expect("it waits for the Events").unwrap();
 }
 
 /// What ends trust waits for no write, no patch and no other call.

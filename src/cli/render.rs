@@ -161,6 +161,7 @@ fn identity(own: &TrustDomain, args: &RenderArgs) -> anyhow::Result<Identity> {
     Ok(Identity {
         id: SpiffeId::new(format!("spiffe://{own}/ns/{}/sa/entente", args.namespace))?,
         trust_domain: own.clone(),
+        not_before: clock::now(),
         not_after: clock::now(),
         bundle: Arc::new(Bundle::new(own.clone(), [])),
         federated: BTreeMap::new(),

@@ -135,6 +135,7 @@ pub enum ResponseError {
 struct Parsed {
     id: SpiffeId,
     hint: String,
+    not_before: Timestamp,
     not_after: Timestamp,
     key: Arc<CertifiedKey>,
     bundle: Vec<u8>,
@@ -172,6 +173,7 @@ pub fn read(response: X509svidResponse, admin_hint: Option<&str>) -> Result<Svid
     let trust_domain = shown.id.trust_domain().clone();
     let (federated, malformed) = read_federated(response.federated_bundles.into_iter().collect());
     let identity = Identity {
+        not_before: shown.not_before,
         not_after: shown.not_after,
         bundle: Arc::new(own_bundle(&trust_domain, &shown.bundle)),
         id: shown.id,
@@ -229,14 +231,20 @@ fn parse_svid(svid: X509svid) -> Result<Parsed, ResponseError> {
     if id.to_string() != svid.spiffe_id {
         return Err(fail(format!("its certificate is of {id}")));
     }
-    let not_after = X509Certificate::from_der(parsed.leaf().as_bytes())
-        .ok()
-        .and_then(|(_, leaf)| Timestamp::from_second(leaf.validity().not_after.timestamp()).ok())
-        .ok_or_else(|| fail("its validity is out of range".to_owned()))?;
+    let (not_before, not_after) =
+        validity(parsed.leaf().as_bytes()).ok_or_else(|| fail("its validity is out of range".to_owned()))?;
     let chain = parsed.cert_chain().iter().map(|c| CertificateDer::from(c.as_bytes().to_vec())).collect();
     let key = PrivateKeyDer::Pkcs8(PrivatePkcs8KeyDer::from(svid.x509_svid_key));
     let key = CertifiedKey::from_der(chain, key, &provider()).map_err(|e| fail(e.to_string()))?;
-    Ok(Parsed { id, hint: svid.hint, not_after, key: Arc::new(key), bundle: svid.bundle })
+    Ok(Parsed { id, hint: svid.hint, not_before, not_after, key: Arc::new(key), bundle: svid.bundle })
+}
+
+/// From when until when a certificate is valid.
+fn validity(der: &[u8]) -> Option<(Timestamp, Timestamp)> {
+    let (_, certificate) = X509Certificate::from_der(der).ok()?;
+    let validity = certificate.validity();
+    let at = |time: x509_parser::time::ASN1Time| Timestamp::from_second(time.timestamp()).ok();
+    Some((at(validity.not_before)?, at(validity.not_after)?))
 }
 
 /// Our own bundle: what of it cannot be read is left out, since it must not cost us our SVID.

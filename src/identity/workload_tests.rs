@@ -141,6 +141,7 @@ fn an_expired_svid_is_still_ours_and_no_key_reaches_a_log() {
     let expired = west.message(AGENT, "", &west.ca.sign(&params));
     let key = hex::encode(&expired.x509_svid_key);
     let svids = read(response(&west, vec![expired]), None).unwrap();
+    assert_eq!(svids.identity.not_before, Timestamp::from_second(800_000_000).unwrap());
     assert_eq!(svids.identity.not_after, Timestamp::from_second(900_000_000).unwrap());
     assert!(!format!("{svids:?}").contains(&key[..32]));
     assert!(format!("{svids:?}").contains(AGENT));

@@ -70,6 +70,7 @@ fn identity(own: &str) -> Option<Arc<Identity>> {
     let own = TrustDomain::new(own).unwrap();
     Some(Arc::new(Identity {
         id: SpiffeId::new(format!("spiffe://{own}/agent")).unwrap(),
+        not_before: at(0),
         not_after: at(10_000),
         bundle: Arc::new(Bundle::new(own.clone(), [])),
         trust_domain: own,

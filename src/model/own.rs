@@ -14,6 +14,7 @@ pub struct Identity {
     /// The ID that peers see.
     pub id: SpiffeId,
     pub trust_domain: TrustDomain,
+    pub not_before: Timestamp,
     pub not_after: Timestamp,
     /// Our own trust domain's bundle.
     pub bundle: Arc<Bundle>,

@@ -59,6 +59,7 @@ pub(crate) fn world(own: &str) -> World {
     let trust_domain = td(own);
     world.identity = Some(Arc::new(Identity {
         id: id(&format!("spiffe://{own}/ns/entente-system/sa/entente")),
+        not_before: at(0),
         not_after: at(3_600),
         bundle: Arc::new(Bundle::new(trust_domain.clone(), [])),
         trust_domain,

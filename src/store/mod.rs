@@ -208,10 +208,25 @@ impl Store {
     /// counted, not repeated; of one reason, five at once and then one a minute are told. Failure to record it is logged
     /// only.
     pub async fn event(&self, key: &ObjectKey, uid: &str, severity: Severity, reason: &str, message: &str) {
+        if self.say(key, uid, severity, reason, message) {
+            self.record(key, uid, severity, reason, message).await;
+        }
+    }
+
+    /// The first half of [`Self::event`]: logs it; whether it is to be recorded.
+    #[must_use]
+    pub(crate) fn say(
+        &self,
+        key: &ObjectKey,
+        uid: &str,
+        severity: Severity,
+        reason: &str,
+        message: &str,
+    ) -> bool {
         let (said, now) = (either!(self, store => store.said()), crate::clock::now());
         if !said.may_say(uid, reason, now) {
             tracing::debug!(object = %key, reason, "told too often: {message}");
-            return;
+            return false;
         }
         match severity {
             Severity::Normal => tracing::info!(object = %key, reason, "{message}"),
@@ -224,6 +239,18 @@ impl Store {
             reason: reason.to_owned(),
             message: message.to_owned(),
         });
+        true
+    }
+
+    /// The second half of [`Self::event`]: records in Kubernetes what was said.
+    pub(crate) async fn record(
+        &self,
+        key: &ObjectKey,
+        uid: &str,
+        severity: Severity,
+        reason: &str,
+        message: &str,
+    ) {
         if let Self::Kubernetes(store) = self {
             store.event(key, uid, severity, reason, message).await;
         }

@@ -193,6 +193,7 @@ fn index() -> Result<Index> {
     index.identity(Some(Arc::new(Identity {
         id: id("spiffe://east.example/ns/entente-system/sa/entente"),
         trust_domain: own.clone(),
+        not_before: clock::now(),
         not_after: clock::now(),
         bundle: Arc::new(Bundle::new(own, [])),
         federated: BTreeMap::new(),

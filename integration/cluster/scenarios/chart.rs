@@ -297,12 +297,33 @@ async fn upgrade(east: &Domain, agent: &mut Agent) -> Result<()> {
     let mut values = values(east)?;
     values["replicas"] = json!(2);
     values["podAnnotations"] = json!({"changed": "yes"});
+    values["dns"] = json!({"enabled": true, "port": ports::free()?.port()});
     install(east, &values).await?;
+    dns_is_led_to_the_pods(east).await?;
     ensure!(kept().await? == before, "the upgrade wrote over what is the agent's");
     found(east, ("policy/v1", "PodDisruptionBudget"), AGENT, RELEASE).await?;
     ensure!(agent.stop().await? == 0, "the agent ended badly");
     *agent = start_pod(east, "entente-1").await?;
     agent.ready(READY).await
+}
+
+/// DNS that was turned on by an upgrade: the Service leads to ports by numbers, or by names that the pods have.
+async fn dns_is_led_to_the_pods(east: &Domain) -> Result<()> {
+    let service = found(east, ("v1", "Service"), AGENT, "entente-dns").await?;
+    let deployment = found(east, ("apps/v1", "Deployment"), AGENT, RELEASE).await?;
+    let containers = deployment.data["spec"]["template"]["spec"]["containers"].as_array();
+    let has = |port: &Value| {
+        let mut all = containers.into_iter().flatten().filter_map(|one| one["ports"].as_array()).flatten();
+        all.any(|has| {
+            has["containerPort"] == port["targetPort"]
+                || has["name"] == port["targetPort"] && has["protocol"] == port["protocol"]
+        })
+    };
+    let ports = service.data["spec"]["ports"].as_array().context("no ports")?;
+    let to: BTreeSet<_> =
+        ports.iter().filter(|port| has(port)).map(|port| port["protocol"].as_str()).collect();
+    ensure!(to == BTreeSet::from([Some("TCP"), Some("UDP")]), "{ports:?} lead to {containers:?}");
+    Ok(())
 }
 
 /// What an export of another shape does not need, the agent itself takes away, since its owner stays.

@@ -3,6 +3,7 @@
 
 use super::{Agents, PEER, READY, SOON, both_ready, make_peers, merge, peer_says, quick};
 use crate::agent::Agent;
+use crate::chart::{CHART, RELEASE, run_helm};
 use crate::pair::with_pair;
 use crate::tools::Tools;
 use crate::wait::{always, eventually};
@@ -43,6 +44,41 @@ fn promtool(args: &[&str], file: &Path) -> Result<()> {
 fn alert_rules_fire_when_they_say_so_and_not_before() {
     promtool(&["check", "rules"], &repository(ALERTS)).unwrap();
     promtool(&["test", "rules"], &repository("integration/alerts/alerts_test.yaml")).unwrap();
+}
+
+/// An agent that is gone is missed by its release's rules, whatever other agent the same Prometheus sees.
+#[test]
+fn an_agent_that_is_gone_is_missed_beside_another() {
+    let folder = tempfile::tempdir().unwrap();
+    let values = "metrics.serviceMonitor.enabled=true,metrics.prometheusRule.enabled=true";
+    let args =
+        ["template", RELEASE, CHART, "--namespace", "edge", "--show-only", "templates/monitoring.yaml"];
+    let args = [&args[..], &["--set", values]].concat();
+    let (code, printed, said) =
+        crate::pair::runtime().block_on(run_helm(folder.path(), None, &args)).unwrap();
+    assert_eq!(code, 0, "{said}");
+    let objects = crate::kubernetes::documents(&printed).unwrap();
+    let rules = objects.iter().find(|object| object["kind"] == "PrometheusRule").unwrap();
+    // JSON is YAML.
+    std::fs::write(folder.path().join("rules.yaml"), rules["spec"].to_string()).unwrap();
+    let gone = r#"entente_build_info{namespace="edge",job="entente-admin"}"#;
+    let other = r#"entente_build_info{namespace="core",job="entente-admin"}"#;
+    let firing = r#"ALERTS{alertname="EntenteDown",alertstate="firing"}"#;
+    let labels = r#"alertname="EntenteDown",alertstate="firing",job="entente-admin",namespace="edge",severity="critical""#;
+    let test = json!({
+        "rule_files": ["rules.yaml"], "evaluation_interval": "30s",
+        "tests": [{
+            "interval": "30s",
+            "input_series": [{"series": gone, "values": "1x10 _x60"}, {"series": other, "values": "1x70"}],
+            "promql_expr_test": [
+                {"expr": firing, "eval_time": "5m", "exp_samples": []},
+                {"expr": firing, "eval_time": "16m", "exp_samples": [{"labels": format!("ALERTS{{{labels}}}"), "value": 1}]},
+            ],
+        }],
+    });
+    let file = folder.path().join("test.yaml");
+    std::fs::write(&file, test.to_string()).unwrap();
+    promtool(&["test", "rules"], &file).unwrap();
 }
 
 /// The queries of a dashboard, wherever they stand.

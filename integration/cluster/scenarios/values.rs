@@ -93,6 +93,9 @@ fn matrix() -> Vec<(&'static str, Value, &'static [&'static str])> {
 
 /// Every port that the chart can open, to whom, and all that watches the agent.
 fn watched(from: &Value) -> Value {
+    let certificate = json!({
+        "caFile": "/certs/root.pem", "certFile": "/certs/chain.pem", "keyFile": "/certs/key.pem", "insecureSkipVerify": true,
+    });
     json!({
         "replicas": 2,
         "dns": {
@@ -110,7 +113,9 @@ fn watched(from: &Value) -> Value {
             "egress": [{"ports": [{"port": 443, "protocol": "TCP"}]}],
         },
         "metrics": {
-            "serviceMonitor": {"enabled": true, "labels": {"release": "prometheus"}},
+            "serviceMonitor": {
+                "enabled": true, "labels": {"release": "prometheus"}, "scheme": "https", "tlsConfig": certificate,
+            },
             "prometheusRule": {"enabled": true}, "dashboard": {"enabled": true, "annotations": {"folder": "SPIFFE"}},
         },
     })
@@ -183,6 +188,109 @@ fn a_policy_of_egress_leaves_the_replicas_their_relay() {
             assert_eq!(policy["spec"].get("egress"), expected.as_ref(), "{values}");
             let types = policy["spec"]["policyTypes"].as_array().unwrap();
             assert_eq!(types.contains(&json!("Egress")), expected.is_some(), "{values}");
+        }
+    });
+}
+
+/// Who is sent to the DNS port is sent to its number: an upgrade that turns DNS on leaves one of the two container ports, since Helm
+/// tells them apart by that alone.
+#[test]
+fn dns_is_reached_by_number() {
+    let values = "dns.enabled=true,dns.port=7553,networkPolicy.enabled=true";
+    let scratch = Scratch::new().unwrap();
+    crate::pair::runtime().block_on(async {
+        let service = of_template(&scratch, "dns", values).await.unwrap().remove(0);
+        let by_udp = json!({"name": "dns", "port": 53, "targetPort": 7553, "protocol": "UDP"});
+        let by_tcp = json!({"name": "dns-tcp", "port": 53, "targetPort": 7553, "protocol": "TCP"});
+        assert_eq!(service["spec"]["ports"], json!([by_udp, by_tcp]));
+        let policy = of_template(&scratch, "networkpolicy", values).await.unwrap().remove(0);
+        let both = json!([{"port": 7553, "protocol": "UDP"}, {"port": 7553, "protocol": "TCP"}]);
+        let rules = policy["spec"]["ingress"].as_array().unwrap();
+        assert!(rules.iter().any(|rule| rule["ports"] == both), "{rules:?}");
+    });
+}
+
+/// A pod that is to end serves on until no node sends it anything, where Kubernetes knows how, and leaves time to say goodbye.
+#[test]
+fn a_pod_that_is_to_end_serves_on_for_a_moment() {
+    let cases = [
+        ("1.30.0", "30", Some(json!(5))),
+        ("1.30.4-gke.100", "11", Some(json!(5))),
+        ("1.36.3", "10", None),
+        ("1.29.9", "30", None),
+    ];
+    let scratch = Scratch::new().unwrap();
+    crate::pair::runtime().block_on(async {
+        for (version, grace, expected) in cases {
+            let grace = format!("terminationGracePeriodSeconds={grace}");
+            let template = ["template", RELEASE, CHART, "--show-only", "templates/deployment.yaml"];
+            let args = [&template[..], &["--kube-version", version, "--set", &grace]].concat();
+            let (code, printed, said) = run_helm(scratch.path(), None, &args).await.unwrap();
+            assert_eq!(code, 0, "{said}");
+            let objects = crate::kubernetes::documents(&printed).unwrap();
+            let deployment = objects.iter().find(|object| object["kind"] == "Deployment").unwrap();
+            let container = &deployment["spec"]["template"]["spec"]["containers"][0];
+            let seconds = container.pointer("/lifecycle/preStop/sleep/seconds");
+            assert_eq!(seconds, expected.as_ref(), "{version}, {grace}");
+        }
+    });
+}
+
+/// What extraEnv sets is not set a second time: of two variables of one name an upgrade by Helm may leave none.
+#[test]
+fn a_variable_is_set_once() {
+    let names = [
+        "ENTENTE_REPLICA",
+        "ENTENTE_RELAY_LISTEN",
+        "ENTENTE_RELAY_ADDRESS",
+        "ENTENTE_NAMESPACE",
+        "ENTENTE_LOG",
+        "MORE",
+    ];
+    let given =
+        (0..).zip(names).map(|(n, name)| format!("extraEnv[{n}].name={name},extraEnv[{n}].value=mine"));
+    let values = format!("replicas=2,{}", given.collect::<Vec<_>>().join(","));
+    let scratch = Scratch::new().unwrap();
+    crate::pair::runtime().block_on(async {
+        let objects = of_template(&scratch, "deployment", &values).await.unwrap();
+        let deployment = objects.iter().find(|object| object["kind"] == "Deployment").unwrap();
+        let env = deployment["spec"]["template"]["spec"]["containers"][0]["env"].as_array().unwrap();
+        assert!(env.len() > 15, "{env:?}");
+        let mut set = BTreeSet::new();
+        for one in env {
+            let name = one["name"].as_str().unwrap();
+            assert!(set.insert(name), "{name} is there twice");
+            assert_eq!(names.contains(&name), one["value"] == "mine", "{one}");
+        }
+    });
+}
+
+/// Prometheus scrapes with a certificate of the mesh where it is told to, and in plaintext where it is not.
+#[test]
+fn metrics_are_scraped_with_a_certificate_of_the_mesh() {
+    let on = "metrics.serviceMonitor.enabled=true";
+    let of_monitor = "metrics.serviceMonitor";
+    let secret = format!(
+        "{on},{of_monitor}.scheme=https,{of_monitor}.tlsConfig.caFile=/certs/root.pem,{of_monitor}.interval=9s"
+    );
+    let cases = [
+        (
+            on.to_owned(),
+            json!({"port": "http-admin", "path": "/metrics", "interval": "30s", "scheme": "http"}),
+        ),
+        (
+            secret,
+            json!({
+                "port": "http-admin", "path": "/metrics", "interval": "9s", "scheme": "https",
+                "tlsConfig": {"caFile": "/certs/root.pem"},
+            }),
+        ),
+    ];
+    let scratch = Scratch::new().unwrap();
+    crate::pair::runtime().block_on(async {
+        for (values, expected) in cases {
+            let monitor = of_template(&scratch, "monitoring", &values).await.unwrap().remove(0);
+            assert_eq!(monitor["spec"]["endpoints"], json!([expected]), "{values}");
         }
     });
 }
@@ -286,6 +394,8 @@ fn values_that_cannot_be_are_refused() {
         ("image.digest=latest".to_owned(), "digest"),
         ("rbac.operators[0].kind=Robot,rbac.operators[0].name=a".to_owned(), "/rbac/operators/0/kind"),
         ("bundleEndpoint.url=http://spire".to_owned(), "/bundleEndpoint/url"),
+        ("metrics.serviceMonitor.scheme=tls".to_owned(), "/metrics/serviceMonitor/scheme"),
+        ("tracing.endpoint=https://otel:4317".to_owned(), "/tracing/endpoint"),
         ("serviceAccount.create=false".to_owned(), "name the ServiceAccount"),
         ("peer.gateway.enabled=true".to_owned(), "peer.gateway.hosts"),
         (gateway("192.0.2.1"), "no DNS name"),

@@ -76,6 +76,7 @@ fn world() -> World {
     world.identity = Some(Arc::new(Identity {
         id: SpiffeId::new("spiffe://east.example/agent").unwrap(),
         trust_domain: east.clone(),
+        not_before: now(),
         not_after: now(),
         bundle: own.clone(),
         federated: BTreeMap::from([(west.clone(), foreign.clone())]),

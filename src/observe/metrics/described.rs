@@ -64,6 +64,8 @@ metrics! {
 
     /// 1 where the Workload API serves the agent.
     WORKLOAD_API_UP = Gauge "entente_workload_api_up" [];
+    /// From when on the agent's own SVID is valid.
+    SVID_NOT_BEFORE = Gauge "entente_svid_not_before_timestamp_seconds" [];
     /// When the agent's own SVID expires.
     SVID_NOT_AFTER = Gauge "entente_svid_not_after_timestamp_seconds" [];
     /// 1 where the SPIRE Server API could be read when it was last asked.

@@ -47,6 +47,7 @@ fn own(world: &World, text: &mut Text) {
     let up = world.identity.is_some() && world.workload_failure.is_none();
     text.set(&of::WORKLOAD_API_UP, &[], flag(up));
     if let Some(identity) = &world.identity {
+        text.set(&of::SVID_NOT_BEFORE, &[], at(identity.not_before));
         text.set(&of::SVID_NOT_AFTER, &[], at(identity.not_after));
     }
     let reads = world.spire.as_ref().is_some_and(|spire| spire.failure.is_none());

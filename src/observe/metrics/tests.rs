@@ -62,6 +62,8 @@ fn what_is_known_is_told() {
         "entente_ready 1",
         "entente_leader 1",
         "entente_workload_api_up 1",
+        "entente_svid_not_before_timestamp_seconds 1700000000",
+        "entente_svid_not_after_timestamp_seconds 1700003600",
         r#"entente_spire_server_up{server="spire-0"} 1"#,
         r#"entente_authority_not_after_timestamp_seconds{server="spire-0",slot="prepared"} 1700000060"#,
         r#"entente_peer_condition{trust_domain="west.example",type="Reciprocal",status="False"} 1"#,

@@ -219,6 +219,18 @@ pub(super) fn degraded() -> Federation {
     federation
 }
 
+/// More peers than are shown, of which the last by name is away.
+pub(super) fn many() -> Federation {
+    let own = Bundle::new(td(EAST), [ca(0xaa, -72, 96).authority()]);
+    let mut federation = empty(&own);
+    for n in 0..100 {
+        add(&mut federation, &own, &format!("a{n}.example"), good(), true);
+    }
+    let away = [("Ready", "False", "NotConnected", "no answer")];
+    add(&mut federation, &own, "z.example", with(good(), &away), false);
+    federation
+}
+
 /// A new authority is prepared: one peer holds it, one does not yet.
 pub(super) fn rotating() -> Federation {
     let last = ca(0x99, -150, 6).authority();

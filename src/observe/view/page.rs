@@ -114,12 +114,16 @@ pub(super) fn html(known: Known<'_>) -> Result<String, String> {
 
 fn page(known: Known<'_>) -> Page {
     let Known { world, .. } = known;
+    let mut all: Vec<(Tone, &Peer)> =
+        world.peers.values().map(|peer| (ready(world, peer), peer.as_ref())).collect();
+    // What needs a look comes first.
+    all.sort_by_key(|(tone, _)| *tone);
+    let (summary, summary_tone) = summary(&all);
     let peers: Vec<PeerSection> =
-        (1..).zip(world.peers.values().take(MOST_PEERS)).map(|(n, peer)| section(world, peer, n)).collect();
+        (1..).zip(all.iter().take(MOST_PEERS)).map(|(n, (_, peer))| section(world, peer, n)).collect();
     let own = own(known);
-    let pairs: Vec<Pair> = world.peers.values().zip(&peers).map(|(_, peer)| pair(peer)).collect();
+    let pairs: Vec<Pair> = peers.iter().map(pair).collect();
     let note = format!("{} peers", world.peers.len());
-    let (summary, summary_tone) = summary(&peers);
     Page {
         title: format!("{} · Entente", own.trust_domain),
         version: env!("CARGO_PKG_VERSION"),
@@ -175,13 +179,14 @@ fn own(Known { world, leads, ready, .. }: Known<'_>) -> Own {
     Own { trust_domain, facts }
 }
 
-fn summary(peers: &[PeerSection]) -> (String, Tone) {
-    let ready = peers.iter().filter(|peer| peer.ready == Tone::Good).count();
+/// Of every peer, also of those that are not shown.
+fn summary(peers: &[(Tone, &Peer)]) -> (String, Tone) {
+    let ready = peers.iter().filter(|(tone, _)| *tone == Tone::Good).count();
     let wrong: Vec<&str> = peers
         .iter()
-        .filter(|peer| peer.ready == Tone::Bad)
+        .filter(|(tone, _)| *tone == Tone::Bad)
         .take(3)
-        .map(|peer| peer.trust_domain.as_str())
+        .map(|(_, peer)| peer.trust_domain.as_str())
         .collect();
     match (peers.len(), wrong.as_slice()) {
         (0, _) => ("No peers yet: invite one, or create a TrustDomainPeer.".to_owned(), Tone::Unknown),
@@ -197,6 +202,14 @@ fn summary(peers: &[PeerSection]) -> (String, Tone) {
 /// A string in a JSON object.
 fn word<'a>(value: &'a Value, name: &str) -> &'a str {
     value.get(name).and_then(Value::as_str).unwrap_or_default()
+}
+
+/// How it stands with a peer.
+fn ready(world: &World, peer: &Peer) -> Tone {
+    let key = ObjectKey::cluster(Kind::TrustDomainPeer, &peer.object);
+    let conditions = world.statuses.get(&key).and_then(|status| status.get("conditions")?.as_array());
+    let ready = conditions.into_iter().flatten().find(|condition| word(condition, "type") == "Ready");
+    ready.map_or(Tone::Unknown, |ready| Tone::of_status(word(ready, "status")))
 }
 
 fn section(world: &World, peer: &Peer, number: usize) -> PeerSection {

@@ -33,6 +33,15 @@ fn a_degraded_federation_says_who_is_to_be_looked_at() {
     assert!(html.contains("no pattern of imports.services matches shop/cart"), "{html}");
 }
 
+/// Whoever is left out for want of room, it is none that is to be looked at.
+#[test]
+fn of_many_peers_the_one_that_is_ill_is_told_of_and_shown() {
+    let html = html(&federations::many());
+    assert!(html.contains("100 of 101 peers are ready. Look at z.example."), "{html}");
+    assert!(html.contains("NotConnected: no answer"), "{html}");
+    assert!(html.contains("And 1 more."), "{html}");
+}
+
 #[test]
 fn a_rotation_shows_who_holds_what() {
     let html = html(&federations::rotating());

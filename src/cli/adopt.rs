@@ -58,7 +58,7 @@ pub(super) struct AdoptArgs {
 
 /// Says on standard output what changes, step by step; the manifest of the peer with `--dry-run`.
 pub(super) async fn run(args: &AdoptArgs) -> anyhow::Result<()> {
-    if let StoreArg::Directory(_) = args.at.store {
+    if let StoreArg::Directory(_) = args.at.store() {
         bail!(
             "in a directory there is nothing to hand over: write a TrustDomainPeer with the endpoint of SPIRE's \
              relationship, and the agent takes that as it is"

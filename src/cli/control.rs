@@ -49,9 +49,10 @@ impl SocketFlag {
 
     /// A client; nothing is asked yet.
     pub(super) fn client(&self, cluster: &ClusterFlags) -> ControlClient {
+        // A cluster that is named on the command line counts more than a socket of the environment; beside a flag it was refused.
         // In the agent's own pod there is no kubeconfig, and nobody else to be asked.
         let is_beside =
-            self.control.is_some() || (!cluster.is_named() && (self.path().exists() || !has_kubeconfig()));
+            !cluster.is_named() && (self.control.is_some() || self.path().exists() || !has_kubeconfig());
         let way = if is_beside { Way::Socket(self.path().to_owned()) } else { Way::Pod(cluster.clone()) };
         ControlClient::new(way, PATIENCE)
     }
@@ -315,6 +316,24 @@ mod tests {
 
     use super::*;
     use crate::cli::exit;
+
+    #[test]
+    fn a_cluster_on_the_command_line_counts_more_than_a_socket_of_the_environment() {
+        let socket = SocketFlag { control: Some("/s".into()) };
+        let way = |context: Option<&str>| {
+            let cluster = ClusterFlags {
+                kubeconfig: None,
+                context: context.map(str::to_owned),
+                namespace: "entente-system".to_owned(),
+                instance: "entente".to_owned(),
+            };
+            socket.client(&cluster).way
+        };
+        assert!(
+            matches!(&*way(Some("east")), Way::Pod(cluster) if cluster.context.as_deref() == Some("east"))
+        );
+        assert!(matches!(&*way(None), Way::Socket(_)));
+    }
 
     #[tokio::test]
     async fn an_agent_that_is_not_there_is_told_from_one_that_does_not_answer() {

@@ -259,6 +259,26 @@ mod tests {
     }
 
     #[test]
+    fn a_cluster_is_not_named_beside_a_socket_or_a_directory() {
+        for line in [
+            "entente --context east rotate x509 --control /s",
+            "entente about --kubeconfig k --control /s",
+            "entente --kubeconfig k status --store dir:/e",
+        ] {
+            let refused = read(line).unwrap_err();
+            assert_eq!(refused.kind(), clap::error::ErrorKind::ArgumentConflict, "{line}");
+            assert!(refused.to_string().contains("each says whom to ask"), "{refused}");
+        }
+        for line in [
+            "entente --context east status --store kubernetes",
+            "entente bundles --store dir:/e --control /s",
+            "entente -n other about --control /s",
+        ] {
+            assert!(read(line).is_ok(), "{line}");
+        }
+    }
+
+    #[test]
     fn what_asks_no_cluster_takes_none() {
         for line in [
             "entente --context east crds",

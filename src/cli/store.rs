@@ -30,11 +30,12 @@ pub(super) const WHICH: &str = "Which cluster, agent or directory";
 /// Which cluster, as kubectl's own flags have it.
 #[derive(Args, Clone, Debug)]
 pub(super) struct ClusterFlags {
-    /// The kubeconfig; by default what KUBECONFIG names, else `~/.kube/config`, else the cluster that this runs in.
+    /// The kubeconfig; by default what KUBECONFIG names, else `~/.kube/config`, else the cluster that this runs in. Given, it counts
+    /// more than ENTENTE_STORE and ENTENTE_CONTROL.
     #[arg(long, value_name = "FILE", help_heading = WHICH)]
     pub(super) kubeconfig: Option<PathBuf>,
 
-    /// The context of the kubeconfig; by default its current one.
+    /// The context of the kubeconfig; by default its current one. Given, it counts more than ENTENTE_STORE and ENTENTE_CONTROL.
     #[arg(long, value_name = "NAME", help_heading = WHICH)]
     pub(super) context: Option<String>,
 
@@ -108,10 +109,10 @@ pub(super) fn before_the_command(command: Command) -> Command {
     }))
 }
 
-/// Refuses a flag of a cluster that was given to a command that asks none.
+/// Refuses a flag of a cluster that was given to a command that asks none, or beside one that names something else to ask.
 ///
 /// # Errors
-/// That of an argument that is not expected.
+/// That of an argument that is not expected, or of two that conflict.
 pub(super) fn refuse_unused(root: &Command, matches: &ArgMatches) -> Result<(), clap::Error> {
     let (mut command, mut matches) = (root, matches);
     while let Some((name, inner)) = matches.subcommand() {
@@ -121,9 +122,27 @@ pub(super) fn refuse_unused(root: &Command, matches: &ArgMatches) -> Result<(), 
     // A flag that the command defines itself is shown in its help.
     let is_own = |id: &str| command.get_arguments().any(|arg| arg.get_id() == id && !arg.is_hide_set());
     let given = |id: &str| matches.value_source(id) == Some(ValueSource::CommandLine);
-    let Some(unused) = CLUSTER.into_iter().find(|id| given(id) && !is_own(id)) else { return Ok(()) };
+    let Some(unused) = CLUSTER.into_iter().find(|id| given(id) && !is_own(id)) else {
+        return refuse_two(command, matches);
+    };
     let message = format!("unexpected argument '--{unused}': `{}` asks no cluster\n", command.get_name());
     Err(clap::Error::raw(ErrorKind::UnknownArgument, message).with_cmd(command))
+}
+
+/// Refuses a cluster and a socket, or a directory, that were both named on the command line.
+fn refuse_two(command: &Command, matches: &ArgMatches) -> Result<(), clap::Error> {
+    let given = |id: &str| {
+        command.get_arguments().any(|arg| arg.get_id() == id)
+            && matches.value_source(id) == Some(ValueSource::CommandLine)
+    };
+    let is_directory = given("store")
+        && matches.get_one::<StoreArg>("store").is_some_and(|store| *store != StoreArg::Kubernetes);
+    let cluster = ["context", "kubeconfig"].into_iter().find(|id| given(id));
+    let other = if is_directory { Some("store dir:PATH") } else { given("control").then_some("control") };
+    let (Some(cluster), Some(other)) = (cluster, other) else { return Ok(()) };
+    let message =
+        format!("the argument '--{cluster}' cannot be used with '--{other}': each says whom to ask\n");
+    Err(clap::Error::raw(ErrorKind::ArgumentConflict, message).with_cmd(command))
 }
 
 fn no_cluster(error: &dyn std::error::Error) -> NotAsked {
@@ -156,6 +175,11 @@ pub(super) struct Read {
 }
 
 impl StoreFlags {
+    /// Where they are. A cluster that is named on the command line counts more than the environment; beside a flag it was refused.
+    pub(super) const fn store(&self) -> &StoreArg {
+        if self.cluster.is_named() { &StoreArg::Kubernetes } else { &self.store }
+    }
+
     /// Opens it; nothing is read yet.
     ///
     /// # Errors
@@ -166,7 +190,7 @@ impl StoreFlags {
 
     /// As [`Self::open`], with where that is.
     async fn open_at(&self) -> anyhow::Result<(Store, String)> {
-        Ok(match &self.store {
+        Ok(match self.store() {
             StoreArg::Kubernetes => {
                 let (client, server) = self.cluster.connect().await?;
                 let ClusterFlags { namespace, instance, .. } = &self.cluster;

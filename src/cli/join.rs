@@ -7,6 +7,7 @@ use anyhow::Context as _;
 use clap::Args;
 
 use super::control::{ControlFlags, Unanswered};
+use super::exit::Unusable;
 use super::invite::reach;
 use super::output::{TextFormat, noticed, tell};
 use crate::config::ReachArgs;
@@ -46,7 +47,7 @@ pub(super) struct JoinArgs {
 pub(super) async fn run(args: &JoinArgs) -> anyhow::Result<()> {
     let token = read(args)?;
     // What is wrong with the text itself is said without asking anyone.
-    Token::parse(&token)?;
+    Token::parse(&token).map_err(|error| Unusable(error.to_string()))?;
     let request =
         JoinRequest { token, dry_run: args.dry_run, accepted: args.accepted, reach: reach(&args.reach) };
     let client = args.control.client();

@@ -221,9 +221,11 @@ fn log(cli: &Cli) -> anyhow::Result<Option<traces::Exporter>> {
     Ok(exporter)
 }
 
-#[allow(clippy::print_stderr, reason = "the last word of a command that failed")]
+/// The last word of a command that failed. Who has closed our output does not want to know.
 fn fail(error: &anyhow::Error) -> ExitCode {
-    eprintln!("entente: {error:#}");
+    if !exit::is_unheard(error) {
+        output::tell(&format!("entente: {error:#}"));
+    }
     exit::of_error(error)
 }
 

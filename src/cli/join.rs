@@ -52,7 +52,7 @@ pub(super) async fn run(args: &JoinArgs) -> anyhow::Result<()> {
         JoinRequest { token, dry_run: args.dry_run, accepted: args.accepted, reach: reach(&args.reach) };
     let client = args.control.client();
     let what = || "the agent asks the trust domain that invites".to_owned();
-    let answer = noticed(what, client.post("/v1/join", &request)).await;
+    let answer = noticed(what, client.post_quietly("/v1/join", &request)).await;
     let report: JoinReport = answer.map_err(|error: anyhow::Error| {
         if args.dry_run || !error.is::<Unanswered>() {
             return error;

@@ -18,7 +18,7 @@ use crate::model::object::Kind;
 ///
 /// Of an export it shows which trust domain has imported it, by its own word, or why not.
 ///
-/// Exit code 1 where one is not accepted or admitted.
+/// Exit code 1 where one is not accepted or admitted, or something is wrong with it otherwise, as is explained below the tables.
 #[derive(Args, Debug)]
 pub(super) struct ServicesArgs {
     /// Only services whose host, or `namespace/name`, contains one of these.

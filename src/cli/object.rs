@@ -113,14 +113,19 @@ fn is_chosen(condition: &Value) -> bool {
 /// Everything that was read, for scripts.
 pub(super) fn as_value(read: &Read) -> Value {
     let list = |kind: Kind| -> Vec<Value> { of_kind(&read.objects, kind).map(object_value).collect() };
-    let unreadable = read.unreadable.iter().map(|it| json!({ "path": it.path, "message": it.message }));
-    let mut value = json!({
+    let value = json!({
         "healthy": all_well(read),
         "peers": list(Kind::TrustDomainPeer),
         "federatedServices": list(Kind::FederatedService),
         "serviceExportRules": list(Kind::ServiceExportRule),
         "importedServices": list(Kind::ImportedService),
     });
+    with_unreadable(value, read)
+}
+
+/// With what was not read, where there is any.
+pub(super) fn with_unreadable(mut value: Value, read: &Read) -> Value {
+    let unreadable = read.unreadable.iter().map(|it| json!({ "path": it.path, "message": it.message }));
     if let (false, Some(fields)) = (read.unreadable.is_empty(), value.as_object_mut()) {
         fields.insert("unreadable".to_owned(), unreadable.collect());
     }

@@ -1,7 +1,7 @@
 //! Where a command finds objects: the flags that every such command has, and reading what they name.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use anyhow::Context as _;
@@ -17,7 +17,9 @@ use crate::causes::chain;
 use crate::config::StoreArg;
 use crate::model::object::Kind;
 use crate::model::{Object, ObjectKey};
-use crate::store::{DirectoryStore, DirectoryTimings, Event, KubernetesStore, Store, StoreError, Unreadable};
+use crate::store::{
+    DirectoryStore, DirectoryTimings, Event, KubernetesStore, Store, StoreError, Unreadable, directory,
+};
 
 /// How long a store is given to answer.
 const PATIENCE: Duration = Duration::from_secs(15);
@@ -157,7 +159,7 @@ fn no_cluster(error: &dyn std::error::Error) -> NotAsked {
 pub(super) struct StoreFlags {
     /// Where objects are: `kubernetes` (by kubeconfig, as kubectl finds it), or `dir:PATH`.
     #[arg(long, env = "ENTENTE_STORE", default_value = "kubernetes", help_heading = WHICH)]
-    pub(super) store: StoreArg,
+    store: StoreArg,
 
     #[command(flatten)]
     pub(super) cluster: ClusterFlags,
@@ -216,8 +218,31 @@ impl StoreFlags {
         let (store, at) = self.open_at().await?;
         let reading = tokio::time::timeout(PATIENCE, read(&store, kinds, &at));
         let read = noticed(|| format!("waiting for {at}"), reading).await;
-        read.map_err(|_| NotAsked(format!("{at} gave no answer within {} s", PATIENCE.as_secs())))?
+        let read =
+            read.map_err(|_| NotAsked(format!("{at} gave no answer within {} s", PATIENCE.as_secs())))??;
+        if let StoreArg::Directory(root) = self.store() {
+            denied(root, &read.unreadable, is_denied)?;
+        }
+        Ok(read)
     }
+}
+
+/// Whether we may not open this.
+fn is_denied(path: &Path) -> bool {
+    let opened = std::fs::File::open(path);
+    opened.is_err_and(|error| error.kind() == std::io::ErrorKind::PermissionDenied)
+}
+
+/// Without the agent's records nothing is known of how things are.
+fn denied(root: &Path, unreadable: &[Unreadable], is_denied: impl Fn(&Path) -> bool) -> Result<(), NotAsked> {
+    let record = |unread: &&Unreadable| directory::is_record(root, &unread.path) && is_denied(&unread.path);
+    unreadable.iter().find(record).map_or(Ok(()), |unread| {
+        Err(NotAsked(format!(
+            "{}: {}: what the agent knows of each object is for its own user; run this as that one, as by `sudo -u entente`",
+            unread.path.display(),
+            unread.message
+        )))
+    })
 }
 
 async fn read(store: &Store, kinds: &[Kind], at: &str) -> anyhow::Result<Read> {
@@ -332,6 +357,29 @@ mod tests {
         assert!(flags(Some(path), Some("east")).client().await.is_ok());
         let gone = flags(Some(folder.path().join("none")), None).client().await.map(drop).unwrap_err();
         assert!(gone.is::<NotAsked>() && gone.to_string().contains("none"), "{gone:#}");
+    }
+
+    #[test]
+    fn a_cluster_on_the_command_line_counts_more_than_a_directory_of_the_environment() {
+        let store = StoreArg::Directory("/etc/entente".into());
+        let at = |cluster| StoreFlags { store: store.clone(), cluster };
+        assert_eq!(*at(flags(None, Some("east"))).store(), StoreArg::Kubernetes);
+        assert_eq!(*at(flags(None, None)).store(), store);
+    }
+
+    #[test]
+    fn records_of_another_user_are_not_taken_for_none() {
+        let unread = |path: &str| Unreadable {
+            path: path.into(),
+            message: "Permission denied (os error 13)".to_owned(),
+            key: None,
+        };
+        let root = Path::new("/etc/entente");
+        let all = [unread("/etc/entente/manifests/west.yaml"), unread("/etc/entente/status")];
+        let error = denied(root, &all, |_| true).unwrap_err().to_string();
+        assert!(error.starts_with("/etc/entente/status: Permission denied"), "{error}");
+        // One that is broken, or a manifest, is told of with the rest.
+        assert!(denied(root, &all, |_| false).is_ok() && denied(root, &all[..1], |_| true).is_ok());
     }
 
     #[tokio::test]

@@ -8,7 +8,7 @@ use std::time::Duration;
 use anyhow::{Context as _, bail};
 use clap::Args;
 
-use super::output::tell;
+use super::output::{noticed, tell};
 use super::store::StoreFlags;
 use crate::bundle::endpoint::{EndpointClient, web_roots};
 use crate::clock;
@@ -58,7 +58,7 @@ pub(super) struct AdoptArgs {
 
 /// Says on standard output what changes, step by step; the manifest of the peer with `--dry-run`.
 pub(super) async fn run(args: &AdoptArgs) -> anyhow::Result<()> {
-    if let StoreArg::Directory(_) = args.at.store {
+    if let StoreArg::Directory(_) = args.at.store() {
         bail!(
             "in a directory there is nothing to hand over: write a TrustDomainPeer with the endpoint of SPIRE's \
              relationship, and the agent takes that as it is"
@@ -159,7 +159,9 @@ async fn try_endpoint(wish: &Wish, adoption: &Adoption) -> anyhow::Result<Option
         return Ok(None);
     };
     let client = EndpointClient::new(web_roots("")?);
-    match client.fetch(&wish.trust_domain, &adoption.endpoint, Some(bundle), clock::now()).await {
+    let what = || format!("trying the bundle endpoint {}", adoption.endpoint.url);
+    let fetching = client.fetch(&wish.trust_domain, &adoption.endpoint, Some(bundle), clock::now());
+    match noticed(what, fetching).await {
         Ok(_) => Ok(None),
         Err(failure) if failure.problem == FetchProblem::EndpointCertificateUntrusted => bail!(
             "the bundle to begin with does not verify the endpoint any more: {}; {}",

@@ -59,7 +59,7 @@ pub(super) async fn run(args: &BundlesArgs, screen: Screen) -> anyhow::Result<Ex
         .retain(|bundle| args.trust_domains.is_empty() || args.trust_domains.contains(&bundle.trust_domain));
     let is_known = |name: &&String| bundles.iter().any(|bundle| bundle.trust_domain == **name);
     if let Some(name) = args.trust_domains.iter().find(|name| !is_known(name)) {
-        anyhow::bail!("{}: no bundle of {name} is known; `entente peers` lists the peers", args.at.store);
+        return Err(unknown(args.at.store(), name, note.as_deref()));
     }
     if !args.output.print_value(&serde_json::json!({ "bundles": bundles }))? {
         let is_wide = args.output == ListFormat::Wide;
@@ -79,10 +79,21 @@ pub(super) async fn run(args: &BundlesArgs, screen: Screen) -> anyhow::Result<Ex
     Ok(ExitCode::SUCCESS)
 }
 
+/// Why there is no bundle of a trust domain. It may be ours, which the agent alone can tell.
+fn unknown(store: &StoreArg, name: &str, unasked: Option<&str>) -> anyhow::Error {
+    match unasked {
+        Some(why) => NotAsked(format!(
+            "{store}: no bundle of {name} is there, and whether it is ours is not known: {why}"
+        ))
+        .into(),
+        None => anyhow::anyhow!("{store}: no bundle of {name} is known; `entente peers` lists the peers"),
+    }
+}
+
 async fn ask(args: &BundlesArgs) -> anyhow::Result<(HeldBundles, RotationState)> {
     // A cluster's agent has nothing to do with a directory.
     let is_beside = args.socket.control.is_some() || args.socket.path().exists();
-    if matches!(args.at.store, StoreArg::Directory(_)) && !is_beside {
+    if matches!(args.at.store(), StoreArg::Directory(_)) && !is_beside {
         return Err(NotAsked("give the control socket of the agent with --control".to_owned()).into());
     }
     let client = args.socket.client(&args.at.cluster);
@@ -372,6 +383,14 @@ mod tests {
             unasked: BTreeMap::new(),
         };
         (held, rotation)
+    }
+
+    #[test]
+    fn whether_a_bundle_is_ours_is_not_guessed() {
+        let unasked = unknown(&StoreArg::Kubernetes, "west.example", Some("no agent answers at /s"));
+        assert!(unasked.is::<NotAsked>() && unasked.to_string().contains("no agent answers"), "{unasked}");
+        let asked = unknown(&StoreArg::Kubernetes, "west.example", None);
+        assert!(!asked.is::<NotAsked>() && asked.to_string().contains("entente peers"), "{asked}");
     }
 
     #[test]

@@ -49,9 +49,10 @@ impl SocketFlag {
 
     /// A client; nothing is asked yet.
     pub(super) fn client(&self, cluster: &ClusterFlags) -> ControlClient {
+        // A cluster that is named on the command line counts more than a socket of the environment; beside a flag it was refused.
         // In the agent's own pod there is no kubeconfig, and nobody else to be asked.
         let is_beside =
-            self.control.is_some() || (!cluster.is_named() && (self.path().exists() || !has_kubeconfig()));
+            !cluster.is_named() && (self.control.is_some() || self.path().exists() || !has_kubeconfig());
         let way = if is_beside { Way::Socket(self.path().to_owned()) } else { Way::Pod(cluster.clone()) };
         ControlClient::new(way, PATIENCE)
     }
@@ -144,6 +145,13 @@ pub(super) struct ControlClient {
     line: Arc<Mutex<Option<Line>>>,
 }
 
+/// Who says what is waited for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Notice {
+    AfterASecond,
+    ByCaller,
+}
+
 /// A connection, and what is at the other end.
 #[derive(Debug)]
 struct Line {
@@ -162,7 +170,7 @@ impl ControlClient {
     /// # Errors
     /// [`Refusal`] has the agent's own words; [`NotAsked`] and [`Unanswered`] tell whether it may have been asked.
     pub(super) async fn get<T: DeserializeOwned>(&self, path: &str) -> anyhow::Result<T> {
-        self.send(Method::GET, path, Vec::new()).await
+        self.send(Method::GET, path, Vec::new(), Notice::AfterASecond).await
     }
 
     /// `GET path` of an agent that may be taking over or still reading: it is asked again for [`SETTLING`], and what is waited for
@@ -201,7 +209,20 @@ impl ControlClient {
         body: &impl Serialize,
     ) -> anyhow::Result<T> {
         let body = serde_json::to_vec(body).context("the request cannot be written")?;
-        self.send(Method::POST, path, body).await
+        self.send(Method::POST, path, body, Notice::AfterASecond).await
+    }
+
+    /// As [`Self::post`], for who says what is waited for in words of its own.
+    ///
+    /// # Errors
+    /// As [`Self::get`].
+    pub(super) async fn post_quietly<T: DeserializeOwned>(
+        &self,
+        path: &str,
+        body: &impl Serialize,
+    ) -> anyhow::Result<T> {
+        let body = serde_json::to_vec(body).context("the request cannot be written")?;
+        self.send(Method::POST, path, body, Notice::ByCaller).await
     }
 
     /// `DELETE path`.
@@ -209,7 +230,7 @@ impl ControlClient {
     /// # Errors
     /// As [`Self::get`].
     pub(super) async fn delete<T: DeserializeOwned>(&self, path: &str) -> anyhow::Result<T> {
-        self.send(Method::DELETE, path, Vec::new()).await
+        self.send(Method::DELETE, path, Vec::new(), Notice::AfterASecond).await
     }
 
     /// Where the agent is that was asked last, where that was through its pod.
@@ -222,6 +243,7 @@ impl ControlClient {
         method: Method,
         path: &str,
         body: Vec<u8>,
+        notice: Notice,
     ) -> anyhow::Result<T> {
         let request = Request::builder()
             .method(method)
@@ -235,20 +257,28 @@ impl ControlClient {
         let kept = place.take().filter(|line| line.sender.is_ready());
         let (line, status, text) = match kept {
             // One that the agent closes at this moment: nothing of the request has left.
-            Some(line) => match self.ask(line, request.clone()).await {
-                Err(error) if error.is::<NotAsked>() => self.ask(self.connect().await?, request).await?,
+            Some(line) => match self.ask(line, request.clone(), notice).await {
+                Err(error) if error.is::<NotAsked>() => {
+                    self.ask(self.connect().await?, request, notice).await?
+                }
                 asked => asked?,
             },
-            None => self.ask(self.connect().await?, request).await?,
+            None => self.ask(self.connect().await?, request, notice).await?,
         };
         let agent = line.agent.clone();
-        *place = Some(line);
-        if !status.is_success() {
+        let refusal = (!status.is_success()).then(|| {
             let text = String::from_utf8_lossy(&text);
             let error: Option<Value> = serde_json::from_str(&text).ok();
             let error = error.as_ref().and_then(|e| e.get("error")).and_then(Value::as_str);
             let message = error.unwrap_or(text.trim()).to_owned();
-            return Err(Refusal { status: status.as_u16(), message }.into());
+            Refusal { status: status.as_u16(), message }
+        });
+        // The next question is for whoever leads by then.
+        if !refusal.as_ref().is_some_and(Refusal::is_misdirected) {
+            *place = Some(line);
+        }
+        if let Some(refusal) = refusal {
+            return Err(refusal.into());
         }
         serde_json::from_slice(&text).with_context(|| format!("the agent {agent} is of another version"))
     }
@@ -257,13 +287,20 @@ impl ControlClient {
         &self,
         mut line: Line,
         request: Request<Full<Bytes>>,
+        notice: Notice,
     ) -> anyhow::Result<(Line, StatusCode, Bytes)> {
+        let agent = line.agent.clone();
         let asking = async {
             let (head, body) = line.sender.send_request(request).await?.into_parts();
             let body = Limited::new(body, MOST).collect().await.map_err(anyhow::Error::from_boxed)?;
             Ok::<_, anyhow::Error>((head.status, body.to_bytes()))
         };
-        match tokio::time::timeout(self.patience, asking).await {
+        let asking = tokio::time::timeout(self.patience, asking);
+        let answer = match notice {
+            Notice::AfterASecond => noticed(|| format!("waiting for the agent {agent}"), asking).await,
+            Notice::ByCaller => asking.await,
+        };
+        match answer {
             Ok(Ok((status, body))) => Ok((line, status, body)),
             Ok(Err(error)) => Err(broken(line, &error).await),
             Err(_) => Err(Unanswered { agent: line.agent, what: "has not answered in time" }.into()),
@@ -315,6 +352,24 @@ mod tests {
 
     use super::*;
     use crate::cli::exit;
+
+    #[test]
+    fn a_cluster_on_the_command_line_counts_more_than_a_socket_of_the_environment() {
+        let socket = SocketFlag { control: Some("/s".into()) };
+        let way = |context: Option<&str>| {
+            let cluster = ClusterFlags {
+                kubeconfig: None,
+                context: context.map(str::to_owned),
+                namespace: "entente-system".to_owned(),
+                instance: "entente".to_owned(),
+            };
+            socket.client(&cluster).way
+        };
+        assert!(
+            matches!(&*way(Some("east")), Way::Pod(cluster) if cluster.context.as_deref() == Some("east"))
+        );
+        assert!(matches!(&*way(None), Way::Socket(_)));
+    }
 
     #[tokio::test]
     async fn an_agent_that_is_not_there_is_told_from_one_that_does_not_answer() {
@@ -385,19 +440,23 @@ mod tests {
         let socket = folder.path().join("control.sock");
         let listener = tokio::net::UnixListener::bind(&socket).unwrap();
         tokio::spawn(async move {
-            let asked = std::sync::atomic::AtomicUsize::new(0);
-            let (stream, _) = listener.accept().await.unwrap();
-            let service = hyper::service::service_fn(move |request: Request<hyper::body::Incoming>| {
-                let before = asked.fetch_add(1, std::sync::atomic::Ordering::SeqCst);
-                let (status, body) = match request.uri().path() {
-                    "/soon" if before > 2 => (200, r#""it leads""#),
-                    "/never" => (404, r#"{"error": "there is none"}"#),
-                    _ => (421, r#"{"error": "it does not lead"}"#),
-                };
-                let answer = http::Response::builder().status(status).body(Full::<Bytes>::from(body));
-                std::future::ready(answer)
-            });
-            hyper::server::conn::http1::Builder::new().serve_connection(TokioIo::new(stream), service).await
+            // Each connection is to another replica; the fourth leads.
+            for replica in 0.. {
+                let (stream, _) = listener.accept().await.unwrap();
+                let service = hyper::service::service_fn(move |request: Request<hyper::body::Incoming>| {
+                    let (status, body) = match request.uri().path() {
+                        "/soon" if replica > 2 => (200, r#""it leads""#),
+                        "/never" => (404, r#"{"error": "there is none"}"#),
+                        _ => (421, r#"{"error": "it does not lead"}"#),
+                    };
+                    let answer = http::Response::builder().status(status).body(Full::<Bytes>::from(body));
+                    std::future::ready(answer)
+                });
+                tokio::spawn(
+                    hyper::server::conn::http1::Builder::new()
+                        .serve_connection(TokioIo::new(stream), service),
+                );
+            }
         });
         let client = ControlClient::new(Way::Socket(socket), Duration::from_secs(60));
         assert_eq!(client.get_settled::<String>("/soon").await.unwrap(), "it leads");

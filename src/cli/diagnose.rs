@@ -72,7 +72,7 @@ async fn ask(args: &DiagnoseArgs) -> anyhow::Result<Diagnosis> {
         let peer = &args.peer;
         format!("looking at the path to {peer}; what seems broken is looked at again for some seconds")
     };
-    noticed(what, client.post(&path, &how)).await
+    noticed(what, client.post_quietly(&path, &how)).await
 }
 
 fn print(out: &mut impl Write, diagnosis: &Diagnosis, screen: Screen) -> std::io::Result<()> {

@@ -8,6 +8,7 @@ use anyhow::Context as _;
 use clap::{Args, Subcommand};
 
 use super::control::{ControlClient, ControlFlags};
+use super::exit::Unusable;
 use super::output::{TextFormat, tell};
 use crate::api::v1alpha1::trust_domain_peer::{BundleEndpoint, EndpointProfile, ProfileType};
 use crate::config::{ProfileArg, ReachArgs};
@@ -81,7 +82,7 @@ pub(super) async fn run(args: &InviteArgs) -> anyhow::Result<()> {
 
 async fn invite(client: &ControlClient, new: &NewArgs) -> anyhow::Result<()> {
     let ttl = new.ttl.as_deref().map(|text| time_span::parse("--ttl", text));
-    let ttl = ttl.transpose().map_err(|problem| anyhow::anyhow!("{}", problem.message))?;
+    let ttl = ttl.transpose().map_err(|problem| Unusable(problem.message))?;
     let request = NewInvite {
         trust_domain: new.trust_domain.clone().unwrap_or_default(),
         ttl_seconds: ttl.map(|ttl| ttl.as_secs()),

@@ -7,6 +7,7 @@ use anyhow::Context as _;
 use clap::Args;
 
 use super::control::{ControlFlags, Unanswered};
+use super::exit::Unusable;
 use super::invite::reach;
 use super::output::{TextFormat, noticed, tell};
 use crate::config::ReachArgs;
@@ -46,12 +47,12 @@ pub(super) struct JoinArgs {
 pub(super) async fn run(args: &JoinArgs) -> anyhow::Result<()> {
     let token = read(args)?;
     // What is wrong with the text itself is said without asking anyone.
-    Token::parse(&token)?;
+    Token::parse(&token).map_err(|error| Unusable(error.to_string()))?;
     let request =
         JoinRequest { token, dry_run: args.dry_run, accepted: args.accepted, reach: reach(&args.reach) };
     let client = args.control.client();
     let what = || "the agent asks the trust domain that invites".to_owned();
-    let answer = noticed(what, client.post("/v1/join", &request)).await;
+    let answer = noticed(what, client.post_quietly("/v1/join", &request)).await;
     let report: JoinReport = answer.map_err(|error: anyhow::Error| {
         if args.dry_run || !error.is::<Unanswered>() {
             return error;

@@ -221,9 +221,11 @@ fn log(cli: &Cli) -> anyhow::Result<Option<traces::Exporter>> {
     Ok(exporter)
 }
 
-#[allow(clippy::print_stderr, reason = "the last word of a command that failed")]
+/// The last word of a command that failed. Who has closed our output does not want to know.
 fn fail(error: &anyhow::Error) -> ExitCode {
-    eprintln!("entente: {error:#}");
+    if !exit::is_unheard(error) {
+        output::tell(&format!("entente: {error:#}"));
+    }
     exit::of_error(error)
 }
 
@@ -256,6 +258,26 @@ mod tests {
         assert!(named("entente status").contains(r#"namespace: "entente-system", instance: "entente""#));
         let own = named("entente -n other render . --trust-domain west.example");
         assert!(own.contains(r#"namespace: "other""#), "{own}");
+    }
+
+    #[test]
+    fn a_cluster_is_not_named_beside_a_socket_or_a_directory() {
+        for line in [
+            "entente --context east rotate x509 --control /s",
+            "entente about --kubeconfig k --control /s",
+            "entente --kubeconfig k status --store dir:/e",
+        ] {
+            let refused = read(line).unwrap_err();
+            assert_eq!(refused.kind(), clap::error::ErrorKind::ArgumentConflict, "{line}");
+            assert!(refused.to_string().contains("each says whom to ask"), "{refused}");
+        }
+        for line in [
+            "entente --context east status --store kubernetes",
+            "entente bundles --store dir:/e --control /s",
+            "entente -n other about --control /s",
+        ] {
+            assert!(read(line).is_ok(), "{line}");
+        }
     }
 
     #[test]

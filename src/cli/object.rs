@@ -3,6 +3,7 @@
 use serde_json::{Value, json};
 
 use super::store::{Objects, Read};
+use crate::api::v1alpha1::conditions::ClientsEnforcedReason;
 use crate::model::Object;
 use crate::model::object::Kind;
 
@@ -70,9 +71,10 @@ const fn verdict(kind: Kind) -> &'static str {
     }
 }
 
-/// Whether an object is as its writer wants it: a peer ready, a service accepted or admitted.
+/// Whether nothing keeps an object from being as its writer wants it: a peer is ready, a service accepted or admitted, and no
+/// condition of a service is False that could be otherwise.
 pub(super) fn is_well(object: &Object) -> bool {
-    truth(object, verdict(object.key.kind)) == "True"
+    complaints(object).is_empty()
 }
 
 /// Whether all is well.
@@ -93,26 +95,37 @@ pub(super) fn complaints(object: &Object) -> Vec<(String, String)> {
             "no agent has looked at it: does one follow this store?".to_owned(),
         )],
         // Ready sums up the others, and names what is first to be done.
-        Some(condition) if !is_well(object) => vec![describe(condition)],
+        Some(condition) if text(Some(condition), "/status") != "True" => vec![describe(condition)],
         Some(_) if object.key.kind == Kind::TrustDomainPeer => Vec::new(),
         Some(_) => conditions(object)
-            .filter(|condition| text(Some(condition), "/status") == "False")
+            .filter(|condition| text(Some(condition), "/status") == "False" && !is_chosen(condition))
             .map(describe)
             .collect(),
     }
 }
 
+/// Whether a condition is False by its writer's own choice: with `tlsMode: Mtls` nobody but the application can hold callers to
+/// the list.
+fn is_chosen(condition: &Value) -> bool {
+    text(Some(condition), "/reason") == ClientsEnforcedReason::ApplicationTerminatesTLS.as_str()
+}
+
 /// Everything that was read, for scripts.
 pub(super) fn as_value(read: &Read) -> Value {
     let list = |kind: Kind| -> Vec<Value> { of_kind(&read.objects, kind).map(object_value).collect() };
-    let unreadable = read.unreadable.iter().map(|it| json!({ "path": it.path, "message": it.message }));
-    let mut value = json!({
+    let value = json!({
         "healthy": all_well(read),
         "peers": list(Kind::TrustDomainPeer),
         "federatedServices": list(Kind::FederatedService),
         "serviceExportRules": list(Kind::ServiceExportRule),
         "importedServices": list(Kind::ImportedService),
     });
+    with_unreadable(value, read)
+}
+
+/// With what was not read, where there is any.
+pub(super) fn with_unreadable(mut value: Value, read: &Read) -> Value {
+    let unreadable = read.unreadable.iter().map(|it| json!({ "path": it.path, "message": it.message }));
     if let (false, Some(fields)) = (read.unreadable.is_empty(), value.as_object_mut()) {
         fields.insert("unreadable".to_owned(), unreadable.collect());
     }
@@ -287,5 +300,36 @@ pub(super) mod testing {
                 ],
             ),
         ])
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::testing::{degraded, healthy, object};
+    use super::*;
+    use crate::model::ObjectKey;
+
+    /// What is complained of is what the exit code and `healthy` are of.
+    #[test]
+    fn what_is_not_well_is_not_healthy() {
+        assert!(
+            all_well(&healthy()) && healthy().objects.values().all(|object| complaints(object).is_empty())
+        );
+        let key = ObjectKey::namespaced(Kind::FederatedService, "shop", "cart");
+        let service = |conditions: &[[&str; 4]]| {
+            let all: Vec<_> =
+                [["Accepted", "True", "Accepted", "in use"]].iter().chain(conditions).copied().collect();
+            object(key.clone(), json!({}), json!({}), &all)
+        };
+        let refused = service(&[["Exported", "False", "RefusedByPeer", "west.example refuses it"]]);
+        assert!(!is_well(&refused) && complaints(&refused).len() == 1);
+        // By design, and for ever.
+        let own_tls = service(&[["ClientsEnforced", "False", "ApplicationTerminatesTLS", "only it can"]]);
+        assert!(is_well(&own_tls) && complaints(&own_tls).is_empty());
+        let unfenced = service(&[["ClientsEnforced", "False", "PolicyNotInPlace", "it is not there"]]);
+        assert!(!is_well(&unfenced));
+        for object in degraded("refused").objects.values() {
+            assert_eq!(is_well(object), complaints(object).is_empty(), "{}", object.key);
+        }
     }
 }

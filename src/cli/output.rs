@@ -7,7 +7,7 @@ use clap::ValueEnum;
 use serde::Serialize;
 
 /// After this long, who waits is told what for.
-const QUIET: Duration = Duration::from_secs(1);
+pub(super) const QUIET: Duration = Duration::from_secs(1);
 /// The narrowest terminal that lines are made to fit.
 const NARROWEST: usize = 40;
 

@@ -12,7 +12,7 @@ use super::exit;
 use super::object::{self, all_well, conditions, count, list, of_kind, text};
 use super::output::{ListFormat, Screen, Tone, plain, span, wrapped};
 use super::status;
-use super::store::StoreFlags;
+use super::store::{Read, StoreFlags};
 use crate::clock;
 use crate::model::Object;
 use crate::model::object::Kind;
@@ -24,7 +24,7 @@ const INDENT: usize = 26;
 ///
 /// Of those that are named it shows all that is known: conditions with their reasons, addresses, bundle, what they hold of ours.
 ///
-/// Exit code 1 where one is not ready.
+/// Exit code 1 where one is not ready, or a manifest cannot be read.
 #[derive(Args, Debug)]
 pub(super) struct PeersArgs {
     /// A trust domain, or the name of a TrustDomainPeer.
@@ -46,26 +46,44 @@ pub(super) async fn run(args: &PeersArgs, screen: Screen) -> anyhow::Result<Exit
         |object: &Object, name: &String| object.key.name == *name || object::trust_domain(object) == name;
     for name in &args.peers {
         read.objects.values().find(|object| is(object, name)).with_context(|| {
-            format!("{}: no TrustDomainPeer is of {name}; `entente peers` lists them", args.at.store)
+            format!("{}: no TrustDomainPeer is of {name}; `entente peers` lists them", args.at.store())
         })?;
     }
     if !args.peers.is_empty() {
         read.objects.retain(|_, object| args.peers.iter().any(|name| is(object, name)));
         read.unreadable.clear();
     }
-    let values: Vec<Value> =
-        of_kind(&read.objects, Kind::TrustDomainPeer).map(object::object_value).collect();
-    if !args.output.print_value(&json!({ "peers": values }))? {
+    if !args.output.print_value(&value(&read))? {
+        let screen = if args.output == ListFormat::Wide { Screen { width: None, ..screen } } else { screen };
         let mut out = std::io::stdout().lock();
         let now = clock::now();
         if args.peers.is_empty() {
-            write!(out, "{}", status::peers(&read, args.output == ListFormat::Wide, screen, now))?;
+            write!(out, "{}", table(&read, args.output == ListFormat::Wide, screen, now))?;
         } else {
             let texts: Vec<String> = read.objects.values().map(|peer| describe(peer, screen, now)).collect();
             write!(out, "{}", texts.join("\n"))?;
         }
     }
     Ok(exit::of_health(all_well(&read)))
+}
+
+/// The peers, for scripts.
+fn value(read: &Read) -> Value {
+    let values: Vec<Value> =
+        of_kind(&read.objects, Kind::TrustDomainPeer).map(object::object_value).collect();
+    object::with_unreadable(json!({ "peers": values }), read)
+}
+
+/// The peers, and what was not read: a peer may be in it.
+fn table(read: &Read, is_wide: bool, screen: Screen, now: Timestamp) -> String {
+    let mut text = status::peers(read, is_wide, screen, now);
+    let unread = Read { unreadable: read.unreadable.clone(), ..Read::default() };
+    let unread = status::unwell(&unread, screen);
+    if !unread.is_empty() {
+        text.push('\n');
+        text.push_str(&unread);
+    }
+    text
 }
 
 /// All that is known of a peer.
@@ -151,7 +169,18 @@ fn fields(peer: &Object) -> Vec<(&'static str, String)> {
 mod tests {
     use super::*;
     use crate::cli::object::testing::{healthy, ill};
-    use crate::cli::store::Read;
+
+    #[test]
+    fn what_was_not_read_is_said() {
+        let screen = Screen { is_terminal: false, color: false, width: None };
+        let shown = table(&ill(), false, screen, "2026-01-04T00:00:00Z".parse().unwrap());
+        assert!(
+            shown.contains("manifests/broken.yaml") && shown.contains("no such field `specs`"),
+            "{shown}"
+        );
+        assert_eq!(value(&ill())["unreadable"][0]["path"], "manifests/broken.yaml");
+        assert_eq!(value(&healthy()).get("unreadable"), None);
+    }
 
     #[test]
     fn a_peer_is_described() {

@@ -9,6 +9,7 @@ use std::time::Duration;
 use anyhow::Context as _;
 use clap::Args;
 
+use super::exit::Unusable;
 use super::output::tell;
 use crate::clock;
 use crate::config::ClusterArgs;
@@ -69,7 +70,8 @@ pub(super) async fn run(args: &RenderArgs) -> anyhow::Result<()> {
 async fn render(args: &RenderArgs) -> anyhow::Result<(BTreeMap<ObjectKey, Arc<Object>>, Vec<String>)> {
     let store = Store::Directory(DirectoryStore::open_read_only(&args.path, DirectoryTimings::default()));
     let mut index = Index::new(settings(args), clock::now());
-    let own = TrustDomain::new(&args.trust_domain)?;
+    let own = TrustDomain::new(&args.trust_domain)
+        .map_err(|error| Unusable(format!("--trust-domain {:?}: {error}", args.trust_domain)))?;
     index.identity(Some(Arc::new(identity(&own, args)?)));
     index.spire(Some(Arc::new(SpireState::default())));
     let mut problems = tokio::time::timeout(PATIENCE, read(&store, &mut index))

@@ -18,7 +18,7 @@ use crate::model::object::Kind;
 ///
 /// Of an export it shows which trust domain has imported it, by its own word, or why not.
 ///
-/// Exit code 1 where one is not accepted or admitted.
+/// Exit code 1 where one is not accepted or admitted, or something is wrong with it otherwise, as is explained below the tables.
 #[derive(Args, Debug)]
 pub(super) struct ServicesArgs {
     /// Only services whose host, or `namespace/name`, contains one of these.
@@ -40,8 +40,9 @@ pub(super) struct ServicesArgs {
 /// Prints them.
 pub(super) async fn run(args: &ServicesArgs, screen: Screen) -> anyhow::Result<ExitCode> {
     let mut read = args.at.read(&KINDS).await?;
+    check_names(&read, args)?;
     read.objects.retain(|key, object| key.kind != Kind::TrustDomainPeer && is_wanted(object, args));
-    if !args.output.print_value(&as_value(&read))? {
+    if !args.output.print_value(&value(&read))? {
         let screen = if args.output == ListFormat::Wide { Screen { width: None, ..screen } } else { screen };
         let mut out = std::io::stdout().lock();
         let tables = tables(&read, screen);
@@ -58,17 +59,48 @@ pub(super) async fn run(args: &ServicesArgs, screen: Screen) -> anyhow::Result<E
     Ok(exit::of_health(all_well(&read)))
 }
 
+/// Refuses what would list nothing, since nothing has that name.
+fn check_names(read: &Read, args: &ServicesArgs) -> anyhow::Result<()> {
+    let services = || read.objects.values().filter(|object| object.key.kind != Kind::TrustDomainPeer);
+    let store = args.at.store();
+    if let Some(name) = args.names.iter().find(|name| !services().any(|service| is_named(service, name))) {
+        anyhow::bail!(
+            "{store}: the name or host of no service contains {name:?}; `entente services` lists them"
+        );
+    }
+    // One with whom nothing is shared yet is known all the same.
+    if let Some(peer) =
+        args.peer.as_deref().filter(|peer| !read.objects.values().any(|it| is_shared(it, peer)))
+    {
+        anyhow::bail!(
+            "{store}: no TrustDomainPeer and no service is of {peer}; `entente peers` lists the peers"
+        );
+    }
+    Ok(())
+}
+
 fn is_wanted(object: &Object, args: &ServicesArgs) -> bool {
+    (args.names.is_empty() || args.names.iter().any(|name| is_named(object, name)))
+        && args.peer.as_deref().is_none_or(|peer| is_shared(object, peer))
+}
+
+fn is_named(object: &Object, wanted: &str) -> bool {
     let host = [text(object.spec(), "/host"), text(object.status(), "/host")];
-    let name = object::name(object);
-    let names = |wanted: &String| {
-        name.contains(wanted.as_str()) || host.iter().any(|host| host.contains(wanted.as_str()))
-    };
-    let shared = |peer: &str| {
-        object::trust_domain(object) == peer
-            || list(object.spec(), "/exportedTrustDomains").iter().any(|to| to.as_str() == Some(peer))
-    };
-    (args.names.is_empty() || args.names.iter().any(names)) && args.peer.as_deref().is_none_or(shared)
+    object::name(object).contains(wanted) || host.iter().any(|host| host.contains(wanted))
+}
+
+fn is_shared(object: &Object, peer: &str) -> bool {
+    object::trust_domain(object) == peer
+        || list(object.spec(), "/exportedTrustDomains").iter().any(|to| to.as_str() == Some(peer))
+}
+
+/// The services, for scripts.
+fn value(read: &Read) -> Value {
+    let mut value = as_value(read);
+    if let Some(fields) = value.as_object_mut() {
+        fields.remove("peers");
+    }
+    value
 }
 
 /// The tables that have rows.
@@ -209,6 +241,31 @@ mod tests {
     use crate::cli::object::testing::{healthy, ill};
 
     const SCREEN: Screen = Screen { is_terminal: false, color: false, width: None };
+
+    #[derive(clap::Parser)]
+    struct Command {
+        #[command(flatten)]
+        services: ServicesArgs,
+    }
+
+    #[test]
+    fn a_name_that_nothing_has_is_refused() {
+        let check = |line: &str| {
+            let args = <Command as clap::Parser>::parse_from(line.split(' ')).services;
+            check_names(&healthy(), &args).map_err(|error| error.to_string())
+        };
+        for good in ["services", "services shop/cart", "services bank.west", "services --peer north.example"]
+        {
+            assert_eq!(check(good), Ok(()), "{good}");
+        }
+        for (bad, why) in [
+            ("services shop/cart shop/crat", "\"shop/crat\""),
+            ("services --peer nroth.example", "of nroth.example"),
+        ] {
+            assert!(check(bad).is_err_and(|error| error.contains(why)), "{bad}");
+        }
+        assert_eq!(value(&healthy()).get("peers"), None);
+    }
 
     #[test]
     fn what_is_exported_and_imported() {

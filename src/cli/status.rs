@@ -19,6 +19,8 @@ use crate::model::object::Kind;
 
 /// The most things that are not well of which each is explained.
 const EXPLAINED: usize = 20;
+/// The lines below what --watch shows.
+const FOOTER: usize = 2;
 
 /// Show every peer in both directions, and what is not well.
 ///
@@ -99,7 +101,8 @@ fn draw(read: &Read, format: ListFormat, color: Color, was_drawn: &mut bool) -> 
             if screen.is_terminal {
                 let first = if *was_drawn { "" } else { "\u{1b}[?1049h\u{1b}[?25l" };
                 *was_drawn = true;
-                write!(out, "{first}{}", over(&text, now))?;
+                let height = terminal_size::terminal_size().map(|(_, height)| usize::from(height.0));
+                write!(out, "{first}{}", over(&text, height, now))?;
             } else {
                 writeln!(out, "--- {now:.0}\n{text}")?;
             }
@@ -109,14 +112,20 @@ fn draw(read: &Read, format: ListFormat, color: Color, was_drawn: &mut bool) -> 
     Ok(())
 }
 
-/// The text from the top of the screen on; the rest of each line, and of the screen, is emptied.
-fn over(text: &str, now: Timestamp) -> String {
+/// The text from the top of the screen on; the rest of each line, and of the screen, is emptied. What does not fit is left out at its
+/// end: a screen that scrolls would lose the peers, which come first.
+fn over(text: &str, height: Option<usize>, now: Timestamp) -> String {
+    let room = height.map_or(usize::MAX, |height| height.saturating_sub(FOOTER));
     let mut screen = String::from("\u{1b}[H");
-    for line in text.lines() {
+    for line in text.lines().take(room) {
         screen.push_str(line);
         screen.push_str("\u{1b}[K\r\n");
     }
-    screen.push_str(&format!("\u{1b}[K\r\nas of {now:.0}; Ctrl-C ends\u{1b}[K\u{1b}[J"));
+    let more = match text.lines().skip(room).count() {
+        0 => String::new(),
+        more => format!("; {more} more lines do not fit"),
+    };
+    screen.push_str(&format!("\u{1b}[K\r\nas of {now:.0}; Ctrl-C ends{more}\u{1b}[K\u{1b}[J"));
     screen
 }
 
@@ -290,12 +299,20 @@ mod tests {
 
     #[test]
     fn a_screen_is_written_over_and_not_cleared_first() {
-        let text = over("a\nb\n", now());
+        let text = over("a\nb\n", None, now());
         assert!(
             text.starts_with("\u{1b}[Ha\u{1b}[K\r\nb\u{1b}[K\r\n") && text.ends_with("\u{1b}[J"),
             "{text:?}"
         );
         assert!(!text.contains("\u{1b}[2J"), "{text:?}");
+    }
+
+    #[test]
+    fn a_screen_that_is_too_small_does_not_scroll() {
+        let shown = over("a\nb\nc\nd\n", Some(5), now());
+        assert_eq!(shown.matches('\n').count(), 4, "{shown:?}");
+        assert!(shown.contains("c\u{1b}[K") && shown.contains("; 1 more lines do not fit"), "{shown:?}");
+        assert!(!over("a\nb\nc\n", Some(5), now()).contains("more lines"));
     }
 
     #[test]

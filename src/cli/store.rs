@@ -1,7 +1,7 @@
 //! Where a command finds objects: the flags that every such command has, and reading what they name.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use anyhow::Context as _;
@@ -17,7 +17,9 @@ use crate::causes::chain;
 use crate::config::StoreArg;
 use crate::model::object::Kind;
 use crate::model::{Object, ObjectKey};
-use crate::store::{DirectoryStore, DirectoryTimings, Event, KubernetesStore, Store, StoreError, Unreadable};
+use crate::store::{
+    DirectoryStore, DirectoryTimings, Event, KubernetesStore, Store, StoreError, Unreadable, directory,
+};
 
 /// How long a store is given to answer.
 const PATIENCE: Duration = Duration::from_secs(15);
@@ -30,11 +32,12 @@ pub(super) const WHICH: &str = "Which cluster, agent or directory";
 /// Which cluster, as kubectl's own flags have it.
 #[derive(Args, Clone, Debug)]
 pub(super) struct ClusterFlags {
-    /// The kubeconfig; by default what KUBECONFIG names, else `~/.kube/config`, else the cluster that this runs in.
+    /// The kubeconfig; by default what KUBECONFIG names, else `~/.kube/config`, else the cluster that this runs in. Given, it counts
+    /// more than ENTENTE_STORE and ENTENTE_CONTROL.
     #[arg(long, value_name = "FILE", help_heading = WHICH)]
     pub(super) kubeconfig: Option<PathBuf>,
 
-    /// The context of the kubeconfig; by default its current one.
+    /// The context of the kubeconfig; by default its current one. Given, it counts more than ENTENTE_STORE and ENTENTE_CONTROL.
     #[arg(long, value_name = "NAME", help_heading = WHICH)]
     pub(super) context: Option<String>,
 
@@ -108,10 +111,10 @@ pub(super) fn before_the_command(command: Command) -> Command {
     }))
 }
 
-/// Refuses a flag of a cluster that was given to a command that asks none.
+/// Refuses a flag of a cluster that was given to a command that asks none, or beside one that names something else to ask.
 ///
 /// # Errors
-/// That of an argument that is not expected.
+/// That of an argument that is not expected, or of two that conflict.
 pub(super) fn refuse_unused(root: &Command, matches: &ArgMatches) -> Result<(), clap::Error> {
     let (mut command, mut matches) = (root, matches);
     while let Some((name, inner)) = matches.subcommand() {
@@ -121,9 +124,27 @@ pub(super) fn refuse_unused(root: &Command, matches: &ArgMatches) -> Result<(), 
     // A flag that the command defines itself is shown in its help.
     let is_own = |id: &str| command.get_arguments().any(|arg| arg.get_id() == id && !arg.is_hide_set());
     let given = |id: &str| matches.value_source(id) == Some(ValueSource::CommandLine);
-    let Some(unused) = CLUSTER.into_iter().find(|id| given(id) && !is_own(id)) else { return Ok(()) };
+    let Some(unused) = CLUSTER.into_iter().find(|id| given(id) && !is_own(id)) else {
+        return refuse_two(command, matches);
+    };
     let message = format!("unexpected argument '--{unused}': `{}` asks no cluster\n", command.get_name());
     Err(clap::Error::raw(ErrorKind::UnknownArgument, message).with_cmd(command))
+}
+
+/// Refuses a cluster and a socket, or a directory, that were both named on the command line.
+fn refuse_two(command: &Command, matches: &ArgMatches) -> Result<(), clap::Error> {
+    let given = |id: &str| {
+        command.get_arguments().any(|arg| arg.get_id() == id)
+            && matches.value_source(id) == Some(ValueSource::CommandLine)
+    };
+    let is_directory = given("store")
+        && matches.get_one::<StoreArg>("store").is_some_and(|store| *store != StoreArg::Kubernetes);
+    let cluster = ["context", "kubeconfig"].into_iter().find(|id| given(id));
+    let other = if is_directory { Some("store dir:PATH") } else { given("control").then_some("control") };
+    let (Some(cluster), Some(other)) = (cluster, other) else { return Ok(()) };
+    let message =
+        format!("the argument '--{cluster}' cannot be used with '--{other}': each says whom to ask\n");
+    Err(clap::Error::raw(ErrorKind::ArgumentConflict, message).with_cmd(command))
 }
 
 fn no_cluster(error: &dyn std::error::Error) -> NotAsked {
@@ -138,7 +159,7 @@ fn no_cluster(error: &dyn std::error::Error) -> NotAsked {
 pub(super) struct StoreFlags {
     /// Where objects are: `kubernetes` (by kubeconfig, as kubectl finds it), or `dir:PATH`.
     #[arg(long, env = "ENTENTE_STORE", default_value = "kubernetes", help_heading = WHICH)]
-    pub(super) store: StoreArg,
+    store: StoreArg,
 
     #[command(flatten)]
     pub(super) cluster: ClusterFlags,
@@ -156,6 +177,11 @@ pub(super) struct Read {
 }
 
 impl StoreFlags {
+    /// Where they are. A cluster that is named on the command line counts more than the environment; beside a flag it was refused.
+    pub(super) const fn store(&self) -> &StoreArg {
+        if self.cluster.is_named() { &StoreArg::Kubernetes } else { &self.store }
+    }
+
     /// Opens it; nothing is read yet.
     ///
     /// # Errors
@@ -166,7 +192,7 @@ impl StoreFlags {
 
     /// As [`Self::open`], with where that is.
     async fn open_at(&self) -> anyhow::Result<(Store, String)> {
-        Ok(match &self.store {
+        Ok(match self.store() {
             StoreArg::Kubernetes => {
                 let (client, server) = self.cluster.connect().await?;
                 let ClusterFlags { namespace, instance, .. } = &self.cluster;
@@ -192,8 +218,31 @@ impl StoreFlags {
         let (store, at) = self.open_at().await?;
         let reading = tokio::time::timeout(PATIENCE, read(&store, kinds, &at));
         let read = noticed(|| format!("waiting for {at}"), reading).await;
-        read.map_err(|_| NotAsked(format!("{at} gave no answer within {} s", PATIENCE.as_secs())))?
+        let read =
+            read.map_err(|_| NotAsked(format!("{at} gave no answer within {} s", PATIENCE.as_secs())))??;
+        if let StoreArg::Directory(root) = self.store() {
+            denied(root, &read.unreadable, is_denied)?;
+        }
+        Ok(read)
     }
+}
+
+/// Whether we may not open this.
+fn is_denied(path: &Path) -> bool {
+    let opened = std::fs::File::open(path);
+    opened.is_err_and(|error| error.kind() == std::io::ErrorKind::PermissionDenied)
+}
+
+/// Without the agent's records nothing is known of how things are.
+fn denied(root: &Path, unreadable: &[Unreadable], is_denied: impl Fn(&Path) -> bool) -> Result<(), NotAsked> {
+    let record = |unread: &&Unreadable| directory::is_record(root, &unread.path) && is_denied(&unread.path);
+    unreadable.iter().find(record).map_or(Ok(()), |unread| {
+        Err(NotAsked(format!(
+            "{}: {}: what the agent knows of each object is for its own user; run this as that one, as by `sudo -u entente`",
+            unread.path.display(),
+            unread.message
+        )))
+    })
 }
 
 async fn read(store: &Store, kinds: &[Kind], at: &str) -> anyhow::Result<Read> {
@@ -308,6 +357,29 @@ mod tests {
         assert!(flags(Some(path), Some("east")).client().await.is_ok());
         let gone = flags(Some(folder.path().join("none")), None).client().await.map(drop).unwrap_err();
         assert!(gone.is::<NotAsked>() && gone.to_string().contains("none"), "{gone:#}");
+    }
+
+    #[test]
+    fn a_cluster_on_the_command_line_counts_more_than_a_directory_of_the_environment() {
+        let store = StoreArg::Directory("/etc/entente".into());
+        let at = |cluster| StoreFlags { store: store.clone(), cluster };
+        assert_eq!(*at(flags(None, Some("east"))).store(), StoreArg::Kubernetes);
+        assert_eq!(*at(flags(None, None)).store(), store);
+    }
+
+    #[test]
+    fn records_of_another_user_are_not_taken_for_none() {
+        let unread = |path: &str| Unreadable {
+            path: path.into(),
+            message: "Permission denied (os error 13)".to_owned(),
+            key: None,
+        };
+        let root = Path::new("/etc/entente");
+        let all = [unread("/etc/entente/manifests/west.yaml"), unread("/etc/entente/status")];
+        let error = denied(root, &all, |_| true).unwrap_err().to_string();
+        assert!(error.starts_with("/etc/entente/status: Permission denied"), "{error}");
+        // One that is broken, or a manifest, is told of with the rest.
+        assert!(denied(root, &all, |_| false).is_ok() && denied(root, &all[..1], |_| true).is_ok());
     }
 
     #[tokio::test]

@@ -1,6 +1,6 @@
 //! `entente peer end`: says what the end of a relationship means, asks for it, and follows it until nothing is left.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::io::{BufRead as _, IsTerminal as _, Write as _};
 use std::process::ExitCode;
 use std::sync::Arc;
@@ -12,7 +12,8 @@ use serde_json::{Value, json};
 use tokio::sync::mpsc;
 
 use super::manifest;
-use crate::cli::exit;
+use crate::cli::exit::{self, NotAsked};
+use crate::cli::output::{QUIET, noticed, tell};
 use crate::cli::store::StoreFlags;
 use crate::clock;
 use crate::config::StoreArg;
@@ -81,25 +82,25 @@ pub(in crate::cli) struct EndArgs {
 }
 
 /// Exit codes: 0 ended (or, with `--no-wait`, asked for); 1 it failed, was not confirmed, or is not done in time; 2 it was
-/// not confirmed for want of a terminal.
+/// not confirmed for want of a terminal; 3 the store could not be read.
 pub(super) async fn run(args: EndArgs) -> anyhow::Result<ExitCode> {
+    // What the watch below would try for ever is said at once.
+    args.at.read(&[Kind::TrustDomainPeer]).await?;
     let store = args.at.open().await?;
-    let reading = Reading::start(&store, &args);
-    let mut reading = tokio::time::timeout(PATIENCE, reading).await.map_err(|_| {
-        anyhow::anyhow!(
-            "{}: not read within {} s; may you list every kind that `entente crds` defines, and those of SPIRE?",
-            args.at.store,
-            PATIENCE.as_secs()
-        )
-    })??;
+    let mut missing = BTreeSet::from(KINDS);
+    let reading = tokio::time::timeout(PATIENCE, Reading::start(&store, &args, &mut missing));
+    let mut reading = match noticed(|| format!("reading {}", args.at.store()), reading).await {
+        Ok(reading) => reading?,
+        Err(_) => return Err(unread(args.at.store(), &missing).into()),
+    };
     say(&describe(&reading.peer, &reading.impact, &args))?;
     if !args.yes {
         if !std::io::stdin().is_terminal() {
-            complain("nothing was changed: there is no terminal to ask at; give --yes")?;
+            complain("nothing was changed: there is no terminal to ask at; give --yes");
             return Ok(ExitCode::from(exit::USAGE));
         }
         if !confirmed(&reading.peer.trust_domain)? {
-            complain("nothing was changed")?;
+            complain("nothing was changed");
             return Ok(ExitCode::FAILURE);
         }
     }
@@ -115,9 +116,19 @@ pub(super) async fn run(args: EndArgs) -> anyhow::Result<ExitCode> {
             "it has not ended within {} s, and goes on by itself: see what it waits for above, or by `entente status`; where \
              nothing is said above, no agent follows {}",
             args.timeout,
-            args.at.store
+            args.at.store()
         ),
     }
+}
+
+/// What to say where not everything was read in time.
+fn unread(store: &StoreArg, missing: &BTreeSet<Kind>) -> NotAsked {
+    let kinds: Vec<&str> = missing.iter().map(|kind| kind.kind()).collect();
+    NotAsked(format!(
+        "{store}: not read within {} s: {}; may you list and watch them? Nothing was changed",
+        PATIENCE.as_secs(),
+        kinds.join(", ")
+    ))
 }
 
 /// The store as it was read, and what comes next from it.
@@ -129,10 +140,10 @@ struct Reading {
 }
 
 impl Reading {
-    async fn start(store: &Store, args: &EndArgs) -> anyhow::Result<Self> {
+    /// Reads everything; what is still to be read is `missing`.
+    async fn start(store: &Store, args: &EndArgs, missing: &mut BTreeSet<Kind>) -> anyhow::Result<Self> {
         let mut index = Index::new(settings(args), clock::now());
         let mut events = store.watch(&KINDS);
-        let mut missing: std::collections::BTreeSet<Kind> = KINDS.into();
         while !missing.is_empty() {
             let event = events.recv().await.context("the store ended")?;
             match &event {
@@ -179,7 +190,7 @@ fn settings(args: &EndArgs) -> Arc<Settings> {
         instance: args.at.cluster.instance.clone(),
         namespace: args.at.cluster.namespace.clone(),
         spire_class_name: args.spire_class_name.clone(),
-        relationships: match args.at.store {
+        relationships: match args.at.store() {
             StoreArg::Kubernetes => Relationships::ControllerManager,
             StoreArg::Directory(_) => Relationships::ServerApi,
         },
@@ -211,7 +222,7 @@ fn describe(peer: &Peer, impact: &Impact, args: &EndArgs) -> String {
     line("federatesWith is taken out of", &impact.stripped);
     line("not callable from here any more", &impact.imports);
     line("closed to clients of there, whose connections are cut", &impact.exports);
-    if matches!(args.at.store, StoreArg::Directory(_)) {
+    if matches!(args.at.store(), StoreArg::Directory(_)) {
         let ids = peer.federates_with.iter().flat_map(|selection| &selection.spiffe_ids);
         line("SPIRE's entries that are selected", &ids.map(ToString::to_string).collect::<Vec<_>>());
         text.push_str(&format!(
@@ -252,7 +263,7 @@ fn confirmed(trust_domain: &TrustDomain) -> anyhow::Result<bool> {
 /// Says who ends it and how in the object's annotations, then deletes it.
 async fn ask(store: &Store, args: &EndArgs, reading: &Reading) -> anyhow::Result<()> {
     let annotations = annotations(args, &reading.peer);
-    if let StoreArg::Directory(root) = &args.at.store {
+    if let StoreArg::Directory(root) = args.at.store() {
         return manifest::end(store, root, &reading.key, &annotations).await;
     }
     if !mark(store, reading, &annotations).await? {
@@ -336,8 +347,19 @@ fn annotate(object: &Object, annotations: &BTreeMap<&'static str, String>) -> Ve
 async fn follow(reading: &mut Reading) -> anyhow::Result<()> {
     let mut last = String::new();
     let begun = Instant::now();
+    let quiet = tokio::time::sleep(QUIET);
+    tokio::pin!(quiet);
+    let mut is_quiet = true;
     loop {
-        let object = match reading.events.recv().await.context("the store ended")? {
+        let event = tokio::select! {
+            event = reading.events.recv() => event.context("the store ended")?,
+            () = &mut quiet, if is_quiet => {
+                is_quiet = false;
+                tell("asked for; waiting for the agent ...");
+                continue;
+            }
+        };
+        let object = match event {
             Event::Applied(object) if object.key == reading.key => object,
             Event::Deleted(key) if key == reading.key => break,
             Event::Reset { kind: Kind::TrustDomainPeer, objects } => {
@@ -354,6 +376,7 @@ async fn follow(reading: &mut Reading) -> anyhow::Result<()> {
         if let Some(message) = progress(&object).filter(|message| *message != last) {
             say(&format!("{:>5.1} s  {message}\n", begun.elapsed().as_secs_f64()))?;
             last = message;
+            is_quiet = false;
         }
     }
     let there = &reading.peer.trust_domain;
@@ -373,8 +396,8 @@ fn say(text: &str) -> anyhow::Result<()> {
     Ok(out.flush()?)
 }
 
-fn complain(text: &str) -> anyhow::Result<()> {
-    Ok(writeln!(std::io::stderr().lock(), "entente: {text}")?)
+fn complain(text: &str) {
+    tell(&format!("entente: {text}"));
 }
 
 #[cfg(test)]
@@ -439,6 +462,25 @@ mod tests {
         let ended = ask(&store, &args, &reading).await;
         let deleted = asked.lock().unwrap().iter().filter(|method| **method == Method::DELETE).count();
         (ended, deleted)
+    }
+
+    #[tokio::test]
+    async fn a_store_that_cannot_be_read_is_said_at_once() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("config");
+        let config = json!({
+            "apiVersion": "v1", "kind": "Config", "current-context": "east",
+            "clusters": [{"name": "c", "cluster": {"server": "https://127.0.0.1:1"}}],
+            "users": [{"name": "u", "user": {}}],
+            "contexts": [{"name": "east", "context": {"cluster": "c", "user": "u"}}],
+        });
+        std::fs::write(&path, config.to_string()).unwrap();
+        let line = ["end", "east.example", "--yes", "--kubeconfig", path.to_str().unwrap()];
+        let error = run(Command::parse_from(line).end).await.unwrap_err();
+        assert!(error.is::<NotAsked>() && error.to_string().contains("refused"), "{error:#}");
+        let missing = BTreeSet::from([Kind::ClusterSpiffeId]);
+        let words = unread(&StoreArg::Kubernetes, &missing).to_string();
+        assert!(words.contains(": ClusterSPIFFEID; may you list"), "{words}");
     }
 
     #[tokio::test(start_paused = true)]

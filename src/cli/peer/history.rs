@@ -38,7 +38,7 @@ pub(super) async fn run(args: HistoryArgs) -> anyhow::Result<ExitCode> {
     let of_domain = peers.values().find(|peer| object::trust_domain(peer) == args.peer);
     let named = || peers.values().find(|peer| peer.key.name == args.peer);
     let peer = of_domain.or_else(named).with_context(|| {
-        format!("{}: no TrustDomainPeer is of {}; `entente peers` lists them", args.at.store, args.peer)
+        format!("{}: no TrustDomainPeer is of {}; `entente peers` lists them", args.at.store(), args.peer)
     })?;
     let trail = audit::read(peer.status());
     let value = json!({ "trustDomain": object::trust_domain(peer), "audit": trail });

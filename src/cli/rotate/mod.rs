@@ -12,6 +12,7 @@ use clap::{Args, Subcommand};
 use tokio::signal::unix::{SignalKind, signal};
 
 use super::control::ControlFlags;
+use super::exit::Unusable;
 use super::output::TextFormat;
 use crate::control::rotation::RotationState;
 use crate::index::parse::time_span;
@@ -83,11 +84,12 @@ fn trust_domain(text: &str) -> Result<TrustDomain, String> {
 /// Rotates. The exit code is 0 once all was done that was asked for, else 1.
 pub(super) async fn run(args: &RotateArgs) -> anyhow::Result<ExitCode> {
     let What::X509(args) = &args.what;
+    if args.finish && !args.taint && !args.revoke {
+        let words = "--finish does what --taint or --revoke asks for: give one of them";
+        return Err(Unusable(words.to_owned()).into());
+    }
     let client = args.control.client();
     let before: RotationState = client.get_settled("/v1/rotation").await?;
-    if args.finish && !args.taint && !args.revoke {
-        anyhow::bail!("--finish does what --taint or --revoke asks for: give one of them");
-    }
     if args.dry_run {
         let plan = words::plan(args, &before)?;
         return print(args, &Report::dry_run(before, plan));

@@ -69,6 +69,10 @@ impl Report {
     /// What people read.
     pub(super) fn lines(&self) -> Vec<String> {
         let mut lines = Vec::new();
+        // A plan begins with it.
+        if self.outcome != Outcome::DryRun {
+            lines.push(format!("trust domain {}", self.state.trust_domain));
+        }
         if let Some(cause) = &self.cause {
             lines.push(format!("not done: {cause}"));
         }

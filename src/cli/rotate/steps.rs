@@ -8,13 +8,13 @@ use anyhow::Context as _;
 use super::X509Args;
 use super::report::{Outcome, Report, ServerReport};
 use super::words;
-use crate::cli::control::{ControlClient, Refusal};
+use crate::cli::control::{ControlClient, Refusal, Unanswered};
 use crate::cli::output::tell;
 use crate::control::rotation::{AuthorityState, RotationState, ServerState, StepDone, StepRequest};
 
 /// How often the agent is asked.
 const LOOK: Duration = Duration::from_millis(500);
-/// How long an authority that was just prepared may not be seen yet.
+/// How many answers of the agent may not tell yet of what was just done.
 const UNSEEN: u32 = 20;
 /// How often a step is asked for that failed at SPIRE: preparing is not without effect each time.
 const TRIES: u32 = 2;
@@ -68,6 +68,7 @@ impl<'a> Rotation<'a> {
 
     /// Takes every step. It can be dropped between any two: what is left is safe.
     pub(super) async fn run(&mut self) -> anyhow::Result<()> {
+        tell(&format!("trust domain {}", self.state.trust_domain));
         for (name, report) in &self.servers {
             if let Some(why) = &report.left_out {
                 tell(&format!("SPIRE server {name} is left out: {why}"));
@@ -116,10 +117,13 @@ impl<'a> Rotation<'a> {
             self.revoke(name, id).await?;
         }
         for name in earlier.keys() {
-            for _ in 0..UNSEEN {
-                self.look().await?;
-                if words::to_finish(self.args, self.server(name)?).is_none() {
-                    break;
+            let mut unseen = 0;
+            while unseen < UNSEEN {
+                if self.seen().await? {
+                    if words::to_finish(self.args, self.server(name)?).is_none() {
+                        break;
+                    }
+                    unseen += 1;
                 }
                 tokio::time::sleep(LOOK).await;
             }
@@ -174,7 +178,9 @@ impl<'a> Rotation<'a> {
         loop {
             let mut waits = Vec::new();
             let mut is_unseen = false;
-            if let Err(error) = self.look().await {
+            let looked = self.look().await;
+            let has_looked = looked.is_ok();
+            if let Err(error) = looked {
                 waits.push(passing(error)?);
             }
             for name in names {
@@ -187,7 +193,7 @@ impl<'a> Rotation<'a> {
                     _ => {
                         is_unseen = true;
                         anyhow::ensure!(
-                            unseen < UNSEEN,
+                            unseen < UNSEEN || !has_looked,
                             "authority {wanted} is no longer prepared on the SPIRE server {name}: someone prepared \
                              another, or the server was restarted; run this again"
                         );
@@ -195,7 +201,8 @@ impl<'a> Rotation<'a> {
                     }
                 }
             }
-            unseen = if is_unseen { unseen + 1 } else { 0 };
+            // An agent that did not answer has not told of anything.
+            unseen = if is_unseen { unseen + u32::from(has_looked) } else { 0 };
             if waits.is_empty() {
                 return Ok(());
             }
@@ -238,15 +245,14 @@ impl<'a> Rotation<'a> {
     /// The authority that was replaced, once the server tells of it in the slot of the old one; none where it is out of
     /// our bundle already.
     async fn old(&mut self, name: &str, replaced: &str) -> anyhow::Result<Option<AuthorityState>> {
-        for _ in 0..UNSEEN {
-            if let Err(error) = self.look().await {
-                let wait = passing(error)?;
-                self.say(&format!("waiting {wait}"));
-            }
+        let mut unseen = 0;
+        while unseen < UNSEEN {
+            let has_looked = self.seen().await?;
             let old = self.server(name)?.old.clone().filter(|old| old.id == replaced);
             if let Some(old) = old {
                 return Ok(Some(old).filter(|old| old.published));
             }
+            unseen += u32::from(has_looked);
             tokio::time::sleep(LOOK).await;
         }
         anyhow::bail!(
@@ -294,6 +300,14 @@ impl<'a> Rotation<'a> {
         Ok(())
     }
 
+    /// Looks; false where the agent cannot say now, which is told.
+    async fn seen(&mut self) -> anyhow::Result<bool> {
+        let Err(error) = self.look().await else { return Ok(true) };
+        let wait = passing(error)?;
+        self.say(&format!("waiting {wait}"));
+        Ok(false)
+    }
+
     fn server(&self, name: &str) -> anyhow::Result<&ServerState> {
         self.state.servers.get(name).with_context(|| {
             format!("the SPIRE server {name} is no longer addressed: its name resolves otherwise now")
@@ -320,7 +334,7 @@ fn lacking(server: &str, authority: &AuthorityState) -> Vec<String> {
 
 /// Whether the agent may have got the request, and its answer did not come.
 fn is_lost(error: &anyhow::Error) -> bool {
-    !error.downcast_ref::<reqwest::Error>().is_some_and(reqwest::Error::is_connect)
+    error.is::<Unanswered>()
 }
 
 /// What is waited for after an answer that may be another one later; the error otherwise.
@@ -328,5 +342,118 @@ fn passing(error: anyhow::Error) -> anyhow::Result<String> {
     match error.downcast_ref::<Refusal>() {
         Some(refusal) if !refusal.may_pass() => Err(error),
         _ => Ok(format!("{error:#}")),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::path::{Path, PathBuf};
+    use std::sync::atomic::{AtomicUsize, Ordering};
+
+    use clap::Parser as _;
+    use http_body_util::Full;
+    use hyper::body::{Bytes, Incoming};
+    use hyper_util::rt::TokioIo;
+    use serde_json::{Value, json};
+
+    use super::*;
+
+    const SERVER: &str = "unix:///s";
+
+    #[derive(clap::Parser)]
+    struct Cli {
+        #[command(flatten)]
+        args: X509Args,
+    }
+
+    fn args(socket: &Path) -> X509Args {
+        Cli::parse_from(["x509", "--control", socket.to_str().unwrap()]).args
+    }
+
+    /// An agent that answers what this says, by how often it was asked before.
+    fn agent(socket: PathBuf, answer: impl Fn(usize) -> (u16, Value) + Copy + Send + Sync + 'static) {
+        let listener = tokio::net::UnixListener::bind(socket).unwrap();
+        tokio::spawn(async move {
+            let asked = std::sync::Arc::new(AtomicUsize::new(0));
+            loop {
+                let (stream, _) = listener.accept().await.unwrap();
+                let asked = std::sync::Arc::clone(&asked);
+                let service = hyper::service::service_fn(move |_: http::Request<Incoming>| {
+                    let (status, body) = answer(asked.fetch_add(1, Ordering::SeqCst));
+                    let body = Full::<Bytes>::from(body.to_string());
+                    std::future::ready(http::Response::builder().status(status).body(body))
+                });
+                tokio::spawn(
+                    hyper::server::conn::http1::Builder::new()
+                        .serve_connection(TokioIo::new(stream), service),
+                );
+            }
+        });
+    }
+
+    fn authority(id: &str) -> Value {
+        json!({ "id": id, "expiresAt": "2026-01-05T00:00:00Z", "published": true, "tainted": false, "lacking": {} })
+    }
+
+    fn state(prepared: Option<&str>, old: &str) -> Value {
+        let server =
+            json!({ "active": authority("aa"), "prepared": prepared.map(authority), "old": authority(old) });
+        json!({ "trustDomain": "west.example", "servers": { SERVER: server }, "ofNoServer": [], "peers": {}, "unasked": {} })
+    }
+
+    fn rotation(args: &X509Args) -> Rotation<'_> {
+        let before = serde_json::from_value(state(None, "0d")).unwrap();
+        Rotation::new(args, args.control.client(), before).unwrap()
+    }
+
+    const AWAY: u16 = 503;
+
+    /// As long as another replica is taking over, nothing is known of what was done.
+    #[tokio::test(start_paused = true)]
+    async fn an_agent_that_does_not_answer_has_not_told_that_something_is_gone() {
+        let folder = tempfile::tempdir().unwrap();
+        let socket = folder.path().join("old.sock");
+        agent(socket.clone(), |asked| match asked {
+            0..30 => (AWAY, json!({ "error": "not everything is read" })),
+            _ => (200, state(None, "bb")),
+        });
+        let asking = args(&socket);
+        let old = rotation(&asking).old(SERVER, "bb").await.unwrap();
+        assert_eq!(old.map(|old| old.id).as_deref(), Some("bb"));
+
+        let socket = folder.path().join("prepared.sock");
+        agent(socket.clone(), |asked| match asked {
+            0..30 => (AWAY, json!({ "error": "not everything is read" })),
+            _ => (200, state(Some("bb"), "0d")),
+        });
+        let asking = args(&socket);
+        let mut rotation = rotation(&asking);
+        rotation.report_of(SERVER).unwrap().authority = Some("bb".to_owned());
+        rotation.wait_for_peers(&[SERVER.to_owned()]).await.unwrap();
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn one_that_answers_without_it_has() {
+        let folder = tempfile::tempdir().unwrap();
+        let socket = folder.path().join("control.sock");
+        agent(socket.clone(), |_| (200, state(None, "0d")));
+        let args = args(&socket);
+        let error = rotation(&args).old(SERVER, "bb").await.unwrap_err().to_string();
+        assert!(error.contains("no longer has bb"), "{error}");
+    }
+
+    /// Preparing twice is not without effect; what never reached the agent had none.
+    #[tokio::test(start_paused = true)]
+    async fn a_step_that_nobody_heard_is_asked_for_again() {
+        let folder = tempfile::tempdir().unwrap();
+        let socket = folder.path().join("control.sock");
+        let args = args(&socket);
+        let mut rotation = rotation(&args);
+        let later = async {
+            tokio::time::sleep(LOOK * 10).await;
+            agent(socket.clone(), |_| (200, json!({ "server": SERVER, "authority": "bb" })));
+        };
+        let (done, ()) = tokio::join!(rotation.step("prepare", SERVER, String::new()), later);
+        assert_eq!(done.unwrap().authority, "bb");
     }
 }

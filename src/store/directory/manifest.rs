@@ -36,7 +36,7 @@ pub(super) struct Refusal {
 
 pub(super) type Document = Result<Definition, Refusal>;
 
-/// Every document of a kind that we know. Those of other kinds are left out.
+/// Every document of a kind that we know. Those of other kinds are left out, where they are not said to be ours.
 pub(super) fn parse(text: &str, is_json: bool) -> Vec<Document> {
     let mut found = Vec::new();
     if is_json {
@@ -130,6 +130,12 @@ fn define(document: Value) -> Option<Document> {
         return Some(Err(refusal("apiVersion and kind must be given, as strings".to_owned(), None)));
     };
     let Some(kind) = Kind::of_manifest(&api_version, &name) else {
+        let ours = Kind::WATCHED.into_iter().filter(|kind| kind.api().0 == Kind::TrustDomainPeer.api().0);
+        if api_version.split_once('/').is_some_and(|(group, _)| group == Kind::TrustDomainPeer.api().0) {
+            let kinds = ours.map(Kind::kind).collect::<Vec<_>>().join(", ");
+            let message = format!("{api_version} has no kind {name}, only {kinds}");
+            return Some(Err(refusal(message, None)));
+        }
         tracing::debug!(api_version, kind = name, "manifest of another kind is left alone");
         return None;
     };

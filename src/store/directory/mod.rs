@@ -16,7 +16,8 @@
 //!
 //! Missing information deletes nothing. A file that cannot be read, or a document that does not parse, is reported,
 //! and the objects known from it stay as they were; each document stands for itself. A manifest must be missing for
-//! a moment before it counts as removed. Of two definitions of one object the first by path counts.
+//! a moment before it counts as removed, and a folder without any counts as emptied only where they were seen in it before: it may
+//! be where a volume is to be mounted. Of two definitions of one object the first by path counts.
 //!
 //! Only finalizers of a user's object can be patched, and its status written: the rest is in the user's file.
 
@@ -74,6 +75,12 @@ pub fn kept_manifest(root: &Path, key: &ObjectKey) -> Option<(PathBuf, Value)> {
     Some((root.join(&record.source), manifest))
 }
 
+/// Whether this lies where the agent keeps what it knows of each object.
+#[must_use]
+pub fn is_record(root: &Path, path: &Path) -> bool {
+    path.starts_with(root.join(STATUS))
+}
+
 fn kept(root: &Path, key: &ObjectKey) -> Option<record::Record> {
     let text = files::read(&root.join(STATUS).join(files::place(key))).ok()?;
     record::Record::parse(&text).ok()
@@ -119,12 +126,14 @@ struct Shared {
 }
 
 impl DirectoryStore {
-    /// Opens a directory, and makes it and its folders where they are not there.
+    /// Opens a directory, and makes it and its folders where they are not there. Only the folder of manifests is left out where there
+    /// are records: it was there, and an empty one in its place would say that users removed all that they wrote.
     ///
     /// # Errors
     /// Where they cannot be made.
     pub fn open(root: &Path, timings: DirectoryTimings) -> Result<Self, StoreError> {
-        for folder in [MANIFESTS, GENERATED, STATUS, LOCKS] {
+        let is_new = files::list(&root.join(STATUS), 1).files.is_empty();
+        for folder in [GENERATED, STATUS, LOCKS].into_iter().chain(is_new.then_some(MANIFESTS)) {
             std::fs::create_dir_all(root.join(folder)).map_err(|error| StoreError::Other {
                 verb: "make",
                 object: format!("the folder {}", root.join(folder).display()),

@@ -49,6 +49,17 @@ struct Defined {
     broken: BTreeSet<ObjectKey>,
     /// Files and folders that may hold any object.
     opaque: Vec<String>,
+    manifests: Manifests,
+}
+
+/// What was found of the folder of manifests.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+enum Manifests {
+    #[default]
+    Unread,
+    /// It is there, without a single manifest.
+    Empty,
+    Filled,
 }
 
 /// The state of a store. Guarded by one lock, which also guards its files.
@@ -63,7 +74,13 @@ pub(super) struct State {
     kept: BTreeMap<PathBuf, (Stamp, ObjectKey)>,
     files: BTreeMap<PathBuf, ReadFile>,
     missing: BTreeMap<ObjectKey, Instant>,
+    /// Whether manifests were seen in their folder since it was last missing: only then does an empty one say that all were removed.
+    was_filled: bool,
+    /// Objects whose manifests were gone when the folder was first looked at: kept until they are there again.
+    doubted: BTreeSet<ObjectKey>,
     unreadable: Vec<Unreadable>,
+    /// Records that who only reads could not read: nobody makes them anew there.
+    unread_records: Vec<Unreadable>,
     /// The objects of the last view, and which of them are out of date.
     objects: BTreeMap<ObjectKey, Arc<Object>>,
     pub(super) touched: BTreeSet<ObjectKey>,
@@ -84,7 +101,10 @@ impl State {
             kept: BTreeMap::new(),
             files: BTreeMap::new(),
             missing: BTreeMap::new(),
+            was_filled: false,
+            doubted: BTreeSet::new(),
             unreadable: Vec::new(),
+            unread_records: Vec::new(),
             objects: BTreeMap::new(),
             touched: BTreeSet::new(),
             unsaved: BTreeSet::new(),
@@ -106,6 +126,8 @@ impl State {
         self.read_records();
         let mut defined = self.read_definitions();
         defined.leave_ended(&self.root, &self.records);
+        self.doubt(&mut defined);
+        defined.unreadable.append(&mut self.unread_records);
         self.take_definitions(&defined, now);
         let again = self.drop_missing(&defined, now);
         self.collect_garbage(now);
@@ -145,8 +167,10 @@ impl State {
                 }
             }
         }
+        self.unread_records.clear();
         for (path, message) in listing.failed {
             tracing::warn!(path = %path.display(), message, "records cannot be read; those known stay as they are");
+            self.miss_record(path, message);
         }
         for (path, stamp) in listing.files {
             if self.kept.get(&path).is_some_and(|(known, _)| *known == stamp) {
@@ -160,9 +184,16 @@ impl State {
                     self.records.insert(key, record);
                 }
                 Err(message) => {
-                    tracing::warn!(path = %path.display(), message, "a record cannot be read and is made anew");
+                    tracing::warn!(path = %path.display(), message, "a record cannot be read; an agent makes it anew");
+                    self.miss_record(path, message);
                 }
             }
+        }
+    }
+
+    fn miss_record(&mut self, path: PathBuf, message: String) {
+        if !self.writable {
+            self.unread_records.push(Unreadable { path, message, key: None });
         }
     }
 
@@ -171,12 +202,32 @@ impl State {
         let mut defined = Defined::default();
         let mut present = BTreeSet::new();
         let manifests = files::list(&self.root.join(MANIFESTS), MAX_FILES);
-        let generated = files::list_own(&self.root.join(GENERATED), self.writable);
+        let mut generated = files::list_own(&self.root.join(GENERATED), self.writable);
+        if !self.writable {
+            // For the agent's own user, and of no use to who only reads.
+            let secrets = self.root.join(GENERATED).join(Kind::Secret.api().3);
+            generated.files.retain(|(path, _)| !path.starts_with(&secrets));
+            generated.failed.retain(|(path, _)| !path.starts_with(&secrets));
+        }
+        let folder = self.root.join(MANIFESTS);
+        defined.manifests = if manifests.failed.iter().any(|(path, _)| *path == folder) {
+            Manifests::Unread
+        } else if manifests.files.is_empty() {
+            Manifests::Empty
+        } else {
+            Manifests::Filled
+        };
         for listing in [manifests, generated] {
             for (path, stamp) in listing.files {
                 if self.files.get(&path).is_none_or(|file| file.stamp != stamp) {
                     let is_json = path.extension().is_some_and(|e| e == "json");
-                    let documents = files::read(&path).map(|text| manifest::parse(&text, is_json));
+                    let documents = match files::read(&path) {
+                        // As a writer leaves it that was cut off. What we made is made anew.
+                        Ok(text) if text.trim().is_empty() && path.starts_with(&folder) => {
+                            Err("is empty; remove the file to end what it defined".to_owned())
+                        }
+                        read => read.map(|text| manifest::parse(&text, is_json)),
+                    };
                     self.files.insert(path.clone(), ReadFile { stamp, documents });
                 }
                 if let Some(file) = self.files.get(&path) {
@@ -184,12 +235,52 @@ impl State {
                 }
                 present.insert(path);
             }
-            for (path, message) in listing.failed {
+            for (path, mut message) in listing.failed {
+                if path == folder {
+                    message.push_str("; what was read from it before stays as it is: is its volume mounted?");
+                }
                 defined.add_opaque(&self.root, &path, message);
             }
         }
         self.files.retain(|path, _| present.contains(path));
         defined
+    }
+
+    /// Keeps what an empty folder does not define, where nobody has seen manifests go from it.
+    fn doubt(&mut self, defined: &mut Defined) {
+        let is_there = |record: &Record| record.deletion.is_none();
+        match defined.manifests {
+            Manifests::Unread => self.was_filled = false,
+            Manifests::Filled => self.was_filled = true,
+            Manifests::Empty if self.was_filled => {}
+            Manifests::Empty => {
+                let wanted = self.records.iter().filter(|(_, record)| !is_generated(&record.source));
+                self.doubted.extend(wanted.map(|(key, _)| key.clone()));
+            }
+        }
+        self.doubted.retain(|key| {
+            self.records.get(key).is_some_and(is_there) && !defined.definitions.contains_key(key)
+        });
+        let mut names = self.doubted.iter().map(ToString::to_string);
+        if let Some(first) = names.next() {
+            let others = match names.count() {
+                0 => String::new(),
+                others => format!(" and {others} more"),
+            };
+            let message = format!(
+                "no manifest was here at the first look, though what one defined is known: {first}{others}. Is the volume mounted? \
+                 What is known stays as it is until its manifest is back. What is to end: a peer by `entente peer end`; anything else by \
+                 putting its manifest here, and removing it while the agent runs"
+            );
+            defined.broken.extend(self.doubted.iter().cloned());
+            defined.refuse(&self.root.join(MANIFESTS), Refusal { message, key: None });
+        }
+    }
+
+    /// Why the folder of manifests cannot be taken for what users want: one that is put there now would make it seem so.
+    pub(super) fn distrusted(&self) -> Option<&str> {
+        let folder = self.root.join(MANIFESTS);
+        self.unreadable.iter().find(|unread| unread.path == folder).map(|unread| unread.message.as_str())
     }
 
     fn take_definitions(&mut self, defined: &Defined, now: Timestamp) {

@@ -289,6 +289,51 @@ async fn a_missing_manifest_folder_deletes_nothing() {
     s.until("no report", |s| s.unreadable.is_empty()).await;
     s.settle().await;
     assert_eq!(s.log.iter().filter(|e| **e == Event::Deleted(west())).count(), 0);
+
+    // As the machine comes up without the volume that they lie on; then with an empty folder in its place.
+    fs::rename(&there, &away).unwrap();
+    let mut s = s.restart().await;
+    assert!(!there.exists());
+    s.until("the report", |s| s.unreadable.iter().any(|u| u.path == there)).await;
+    fs::create_dir(&there).unwrap();
+    let is_doubted =
+        |s: &Stand| s.unreadable.iter().any(|u| u.message.contains("is known: TrustDomainPeer west."));
+    s.until("what is missing", is_doubted).await;
+    s.settle().await;
+    let mut s = s.restart().await;
+    s.until("what is missing", is_doubted).await;
+    s.settle().await;
+    assert!(s.objects.contains_key(&west()) && is_doubted(&s), "{:?}", s.unreadable);
+
+    // What is put there by the agent would make the rest look removed at the next start.
+    let north = Object::desired(ObjectKey::cluster(Kind::TrustDomainPeer, "north"), json!({}));
+    let refused = s.store.create_for_operator(&north).await.unwrap_err().to_string();
+    assert!(refused.contains("at the first look"), "{refused}");
+    assert!(fs::read_dir(&there).unwrap().next().is_none());
+
+    // It comes back, and is removed by someone.
+    fs::remove_dir(&there).unwrap();
+    fs::rename(&away, &there).unwrap();
+    s.until("no report", |s| s.unreadable.is_empty()).await;
+    fs::remove_file(s.manifest("west.yaml")).unwrap();
+    s.until("the end", |s| s.objects.is_empty()).await;
+}
+
+#[tokio::test]
+async fn a_file_that_was_cut_off_or_has_a_mistyped_kind_removes_nothing() {
+    let mut s = Stand::new(&[("west.yaml", PEER)]).await;
+    for (text, why) in [
+        ("", "is empty"),
+        ("\n \n", "is empty"),
+        (&PEER.replace("TrustDomainPeer", "TrustDomainPear"), "has no kind TrustDomainPear"),
+    ] {
+        s.put("west.yaml", text);
+        s.until("the report", |s| s.unreadable.iter().any(|u| u.message.contains(why))).await;
+        s.settle().await;
+        assert!(s.objects.contains_key(&west()), "{why}");
+    }
+    fs::remove_file(s.manifest("west.yaml")).unwrap();
+    s.until("the end", |s| s.objects.is_empty()).await;
 }
 
 #[tokio::test]
@@ -520,6 +565,24 @@ async fn a_reader_changes_nothing() {
     assert!(matches!(refused, StoreError::Forbidden { .. }), "{refused}");
     let left: Vec<_> = fs::read_dir(folder.path()).unwrap().map(|e| e.unwrap().file_name()).collect();
     assert_eq!(left, ["manifests"]);
+}
+
+#[tokio::test]
+async fn a_reader_tells_of_records_that_it_cannot_read() {
+    let s = Stand::new(&[("west.yaml", PEER)]).await;
+    let Stand { folder, store, events, .. } = s;
+    drop((store, events));
+    let record = folder.path().join("status/trustdomainpeers/west.yaml");
+    fs::write(&record, "kind: [").unwrap();
+    // What holds the agent's keys is for its own user.
+    let secrets = folder.path().join("generated/secrets");
+    fs::create_dir_all(&secrets).unwrap();
+    fs::write(secrets.join("shop_t.yaml"), "kind: [").unwrap();
+    let store = Store::Directory(DirectoryStore::open_read_only(folder.path(), timings()));
+    let mut events = store.watch(&[Kind::TrustDomainPeer]);
+    let first = tokio::time::timeout(PATIENCE, events.recv()).await.unwrap().unwrap();
+    let Event::Unreadable(found) = &first else { panic!("{first:?}") };
+    assert_eq!(found.iter().map(|unread| &unread.path).collect::<Vec<_>>(), [&record]);
 }
 
 #[tokio::test]

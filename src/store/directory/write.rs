@@ -6,7 +6,7 @@ use serde_json::{Map, Value, json};
 use super::files::{self, Manner};
 use super::manifest::{self, Definition};
 use super::record::Record;
-use super::state::{State, is_generated};
+use super::state::{MANIFESTS, State, is_generated};
 use crate::model::{Object, ObjectKey};
 use crate::store::patch::to_json_patch;
 use crate::store::{PatchOp, Precondition, StoreError};
@@ -58,6 +58,10 @@ impl State {
         check_name(key)?;
         // another process, or the user, may have made it since the directory was read
         self.scan(now);
+        if let Some(why) = self.distrusted() {
+            let message = format!("{}: {why}", self.root.join(MANIFESTS).display());
+            return Err(StoreError::Other { verb: "create", object: key.to_string(), message });
+        }
         let path = self.manifest_at(key);
         if self.records.contains_key(key) || path.exists() {
             return Err(StoreError::AlreadyExists { object: key.to_string() });

@@ -14,7 +14,7 @@ use crate::store::{
     Event, LeaseTimings, PatchOp, PeerLease, Precondition, Store, StoreError, Unreadable, pointer,
 };
 
-const PATIENCE: Duration = Duration::from_secs(10);
+const PATIENCE: Duration = Duration::from_secs(60);
 const PEER: &str = "apiVersion: entente.dev/v1alpha1\nkind: TrustDomainPeer\nmetadata: {name: west}\nspec: {trustDomain: west.example}\n";
 const KINDS: [Kind; 3] = [Kind::TrustDomainPeer, Kind::FederatedService, Kind::ServiceEntry];
 

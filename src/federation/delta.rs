@@ -30,7 +30,7 @@ impl Changes {
         let services = services.filter(|(name, service)| from.services.get(*name) != Some(*service));
         let held = to.held.difference(&from.held);
         let changed: VecDeque<_> = services.map(|(name, _)| name).chain(held).take(most).cloned().collect();
-        let is_gone = |name: &&ServiceName| !to.services.contains_key(*name) && !to.held.contains(*name);
+        let is_gone = |name: &&ServiceName| !to.has(name);
         let removed: VecDeque<_> =
             from.services.keys().chain(&from.held).filter(is_gone).take(most).cloned().collect();
         let is_small = changed.len() + removed.len() < most;

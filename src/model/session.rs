@@ -106,6 +106,14 @@ pub struct Catalogue {
     pub malformed: Vec<(String, String)>,
 }
 
+impl Catalogue {
+    /// Whether it says anything of this service.
+    #[must_use]
+    pub fn has(&self, name: &ServiceName) -> bool {
+        self.services.contains_key(name) || self.held.contains(name)
+    }
+}
+
 /// How it stands with one peer.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum LinkState {

@@ -226,10 +226,11 @@ impl Session {
                 }
             }
         };
-        // what we did not offer is not kept: so the answer is no larger than what it answers
+        // What we did not offer is not kept: so the answer is no larger than what it answers. Of what is held there it is: the
+        // peer does not say it again once we tell of that again.
         let parsed = ack.outcomes.iter().filter_map(|outcome| outcome_from_proto(outcome).ok());
         let outcomes = Arc::make_mut(&mut answers.outcomes);
-        outcomes.extend(parsed.filter(|(name, _)| offered.services.contains_key(name)));
+        outcomes.extend(parsed.filter(|(name, _)| offered.has(name)));
         if ack.more {
             self.answers = Some(answers);
         } else {
@@ -244,7 +245,7 @@ impl Session {
             return Some(Outcomes::new());
         }
         let before = self.heard.acknowledged.as_ref().filter(|before| before.version.as_slice() == since)?;
-        let still = before.outcomes.iter().filter(|(name, _)| offered.services.contains_key(*name));
+        let still = before.outcomes.iter().filter(|(name, _)| offered.has(name));
         Some(still.map(|(name, outcome)| (name.clone(), outcome.clone())).collect())
     }
 }

@@ -2,7 +2,7 @@ use std::collections::BTreeMap;
 
 use super::*;
 use crate::bundle::testing::td;
-use crate::federation::catalogue::Frames;
+use crate::federation::catalogue::{Frames, hash, hash_held, version};
 use crate::federation::tests::{catalogue, plan_for};
 use crate::identity::testing::Domain;
 use crate::model::ServiceName;
@@ -500,6 +500,41 @@ fn one_changed_service_is_sent_alone_and_answered_alone() {
     assert!(matches!(bodies.as_slice(), [Body::CatalogueAck(ack)] if ack.outcomes.len() == 1), "{bodies:?}");
     let acknowledged = exporter.heard().acknowledged.clone().unwrap();
     assert_eq!((acknowledged.version, &acknowledged.outcomes), (second.version, &taken.outcomes));
+}
+
+/// The importer has said what it does with a name of which it was told nothing more, and says no second time what has not
+/// changed: told of the service again, the exporter knows the answer.
+#[test]
+fn a_service_that_was_held_and_is_told_again_is_answered() {
+    let first = numbered(0..2);
+    let (mut out, mut exporter, mut taken, mut importer) = pair(&first);
+    let outcomes: Outcomes = first.services.keys().map(|name| (name.clone(), Outcome::Imported)).collect();
+    let mut say = |importer: &mut Session| {
+        taken.outcomes = Arc::new(outcomes.clone());
+        taken.answered = importer.heard().catalogue.as_ref().map(|held| held.version);
+        importer.on_plan(&taken);
+    };
+    let mut held = Catalogue::clone(&first);
+    let (name, service) = held.services.pop_first().unwrap();
+    held.held.insert(name.clone());
+    let hashes = held.services.values().map(|service| hash(service)).chain([hash_held(&name)]);
+    held.version = version(hashes.collect());
+    out.catalogue = Arc::new(held);
+    exporter.on_plan(&out);
+    talk(&mut exporter, &mut importer, s(100));
+    say(&mut importer);
+    talk(&mut exporter, &mut importer, s(100));
+    let acknowledged = exporter.heard().acknowledged.clone().unwrap();
+    assert_eq!(acknowledged.version, out.catalogue.version);
+
+    out.catalogue = Arc::clone(&first);
+    exporter.on_plan(&out);
+    talk(&mut exporter, &mut importer, s(101));
+    assert_eq!(importer.heard().catalogue.as_ref().unwrap().services.get(&name), Some(&service));
+    say(&mut importer);
+    talk(&mut exporter, &mut importer, s(101));
+    let acknowledged = exporter.heard().acknowledged.clone().unwrap();
+    assert_eq!((acknowledged.version, &*acknowledged.outcomes), (first.version, &outcomes));
 }
 
 #[test]

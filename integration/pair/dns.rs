@@ -1,9 +1,10 @@
 //! The DNS server of whole agents, asked by a client that is not ours (dnspython, through `integration/ask.py`): on machines without
 //! Kubernetes, with Istio's addresses and without.
 
-use std::io::Write as _;
+use std::io::{BufRead as _, BufReader, Write as _};
 use std::net::SocketAddr;
-use std::process::{Command, Stdio};
+use std::process::{ChildStdin, ChildStdout, Command, Stdio};
+use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
 
 use anyhow::{Context as _, ensure};
@@ -12,20 +13,40 @@ use serde_json::{Value, json};
 
 use crate::world::{EAST, HOST, PORT, Pair, always, says, until, write_peer};
 
-/// What the server answers to each question, whose names end with a dot where they are whole.
+/// The client's process: it ends when its standard input does, with that of the tests.
+struct Client {
+    stdin: ChildStdin,
+    answers: BufReader<ChildStdout>,
+}
+
+impl Client {
+    fn start() -> anyhow::Result<Self> {
+        let mut python = Command::new("python3")
+            .arg(concat!(env!("CARGO_MANIFEST_DIR"), "/integration/ask.py"))
+            .stdin(Stdio::piped())
+            .stdout(Stdio::piped())
+            .spawn()
+            .context("python3 cannot be run")?;
+        let stdin = python.stdin.take().context("no stdin")?;
+        let answers = BufReader::new(python.stdout.take().context("no stdout")?);
+        Ok(Self { stdin, answers })
+    }
+}
+
+/// What the server answers to each question, whose names end with a dot where they are whole. One client asks for all tests: it
+/// takes longer to start than to ask.
 fn ask(server: SocketAddr, questions: &[Value]) -> anyhow::Result<Vec<Value>> {
-    let script = concat!(env!("CARGO_MANIFEST_DIR"), "/integration/ask.py");
-    let mut python = Command::new("python3")
-        .arg(script)
-        .stdin(Stdio::piped())
-        .stdout(Stdio::piped())
-        .spawn()
-        .context("python3 cannot be run")?;
+    static CLIENT: Mutex<Option<Client>> = Mutex::new(None);
+    let mut client = CLIENT.lock().unwrap_or_else(PoisonError::into_inner);
+    let Client { stdin, answers } = match &mut *client {
+        Some(client) => client,
+        none => none.insert(Client::start()?),
+    };
     let asked = json!({"server": server.ip(), "port": server.port(), "questions": questions});
-    python.stdin.take().context("no stdin")?.write_all(format!("{asked}\n").as_bytes())?;
-    let output = python.wait_with_output()?;
-    ensure!(output.status.success(), "integration/ask.py failed; what it said is above");
-    Ok(serde_json::from_slice(&output.stdout)?)
+    stdin.write_all(format!("{asked}\n").as_bytes())?;
+    let mut line = String::new();
+    ensure!(answers.read_line(&mut line)? > 0, "integration/ask.py failed; what it said is above");
+    Ok(serde_json::from_str(&line)?)
 }
 
 /// What the domain's agent answers to one question.

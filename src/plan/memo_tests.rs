@@ -157,6 +157,8 @@ fn at_first() -> World {
 }
 
 proptest! {
+    #![proptest_config(ProptestConfig { cases: 100, ..ProptestConfig::default() })]
+
     #[test]
     fn a_plan_is_the_same_with_what_is_remembered_and_without(steps in steps()) {
         let (mut world, mut memo) = (at_first(), Memo::default());

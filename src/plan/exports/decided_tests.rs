@@ -321,7 +321,7 @@ fn at_first(has_fence: bool) -> World {
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig { cases: 300, ..ProptestConfig::default() })]
+    #![proptest_config(ProptestConfig { cases: 100, ..ProptestConfig::default() })]
 
     #[test]
     fn what_is_remembered_is_what_would_be_decided(steps in steps(), has_fence in proptest::bool::weighted(0.1)) {

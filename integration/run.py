@@ -205,6 +205,13 @@ def run_rings(rings, names):
     return {ring: counts[ring] for ring in rings}
 
 
+def share_the_processor():
+    """A hundred programs that wake each other take a quarter less of it where none is put before another for having slept. Linux
+    alone knows this; what is started from here inherits it."""
+    if hasattr(os, "SCHED_BATCH"):
+        os.sched_setscheduler(0, os.SCHED_BATCH, os.sched_param(0))
+
+
 def main():
     arguments, names = sys.argv[1:], []
     if "--" in arguments:
@@ -216,6 +223,7 @@ def main():
     rings = arguments or [ring for ring in RINGS if ring != "faults"]
     if rings != ["pure"] and subprocess.run([*TOOLS, "--check"]).returncode != 0:
         sys.exit(1)
+    share_the_processor()
     counts = run_rings(rings, names)
     total = Count()
     for ring, count in counts.items():

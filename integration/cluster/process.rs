@@ -21,7 +21,7 @@ pub(crate) struct Spec {
     pub(crate) name: String,
     pub(crate) program: PathBuf,
     pub(crate) args: Vec<OsString>,
-    /// The whole environment of the program but for `PATH` and `GOGC`.
+    /// The whole environment of the program but for `PATH`, `GOGC` and `GOMAXPROCS`.
     pub(crate) env: Vec<(String, String)>,
     /// Its working directory.
     pub(crate) dir: PathBuf,
@@ -116,6 +116,8 @@ impl Process {
             .env("PATH", std::env::var_os("PATH").unwrap_or_default())
             // Go collects garbage a fourth as often: memory is at hand, the processor is what tests share.
             .env("GOGC", "400")
+            // One thread for each program in Go: their threads that look for work cost more than what they find.
+            .env("GOMAXPROCS", "1")
             .envs(spec.env.iter().map(|(name, value)| (name, value)))
             .stdin(Stdio::piped())
             .stdout(Stdio::piped())

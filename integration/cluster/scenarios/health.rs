@@ -233,6 +233,8 @@ fn what_someone_takes_back_is_said_and_not_fought() {
         merge(east, STATIC_ENTRY, None, "frontend", json!({"spec": {"federatesWith": null}})).await?;
         let said = peer_says(east, west, "BundleDistributed", "False", "RegistrationContested").await?;
         ensure!(said.contains("frontend") && said.contains("does not fight"), "{said}");
+        // spire-controller-manager may follow the last of it only now.
+        frontend_federates(east, west, false).await?;
         let object = found(east, STATIC_ENTRY, None, "frontend").await?;
         always("nobody writes it", CALM, || async {
             let now = found(east, STATIC_ENTRY, None, "frontend").await?;

@@ -50,7 +50,7 @@ pub(super) type Everything = BTreeMap<String, String>;
 
 impl Trio {
     async fn start() -> Result<Self> {
-        let start = |name| Domain::start(name, Options::default());
+        let start = |name| Domain::start_at_once(name, Options::default());
         let (east, west, north) = tokio::join!(start("east.example"), start(WEST), start("north.example"));
         let (east, west, north) = (east?, west?, north?);
         let (in_east, in_north, in_west) =

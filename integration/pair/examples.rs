@@ -140,6 +140,10 @@ fn the_unit_starts_the_agent_with_settings_that_it_knows() {
     }
     let taken = AgentArgs::from_arg_matches(&command.try_get_matches_from(args).unwrap()).unwrap();
     assert!(matches!(taken.store, StoreArg::Directory(ref path) if path == Path::new("/etc/entente")));
+    // Other machines are told to ask it, for Envoys and for names.
+    for reached in [taken.listen, taken.xds.xds_listen.unwrap(), taken.dns.listen.unwrap()] {
+        assert!(!reached.ip().is_loopback(), "no other machine reaches {reached}");
+    }
     // Its sockets lie where the units make folders for them.
     let folder = |name: &str| unit(name)["Service.RuntimeDirectory"][0].clone();
     assert_eq!(taken.workload_api, format!("unix:///run/{}/api.sock", folder("spire-agent")));

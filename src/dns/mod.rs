@@ -75,9 +75,15 @@ struct Waiting {
     tcp: Places,
 }
 
+impl Waiting {
+    /// In all, and of one source.
+    const UDP: (usize, usize) = (udp::AT_ONCE / 2, 128);
+    const TCP: (usize, usize) = (tcp::CONNECTIONS / 2, 8);
+}
+
 impl Default for Waiting {
     fn default() -> Self {
-        Self { udp: Places::new(udp::AT_ONCE / 2, 128), tcp: Places::new(tcp::CONNECTIONS / 2, 8) }
+        Self { udp: Places::new(Self::UDP.0, Self::UDP.1), tcp: Places::new(Self::TCP.0, Self::TCP.1) }
     }
 }
 

@@ -382,3 +382,33 @@ async fn a_server_that_is_stopped_ends() {
     .await
     .unwrap();
 }
+
+/// The numbers that SECURITY.md tells are these.
+#[test]
+fn the_limits_are_those_of_the_document() {
+    let number = |number: usize| match (number / 1_000, number % 1_000) {
+        (0, below) => below.to_string(),
+        (thousands, below) => format!("{thousands},{below:03}"),
+    };
+    let page = std::fs::read_to_string(concat!(env!("CARGO_MANIFEST_DIR"), "/SECURITY.md")).unwrap();
+    for limit in [
+        format!("at most {} of them told apart", number(Sources::MOST)),
+        format!("{} bytes by UDP", number(question::DATAGRAM.into())),
+        format!(
+            "{} connections, {} of one source, {} s each between messages",
+            number(tcp::CONNECTIONS),
+            tcp::CONNECTIONS_OF_ONE,
+            PATIENCE.as_secs()
+        ),
+        format!("{} s for each upstream", upstream::WAIT.as_secs()),
+        format!(
+            "{} wait that came by UDP, {} of one source, and {} that came by TCP, {} of one source",
+            Waiting::UDP.0,
+            Waiting::UDP.1,
+            Waiting::TCP.0,
+            Waiting::TCP.1
+        ),
+    ] {
+        assert!(page.contains(&limit), "SECURITY.md does not say: {limit}");
+    }
+}

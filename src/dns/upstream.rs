@@ -20,7 +20,7 @@ use super::{Way, tcp};
 use crate::rate::Place;
 
 /// How long one upstream is given.
-const WAIT: Duration = Duration::from_secs(2);
+pub(super) const WAIT: Duration = Duration::from_secs(2);
 /// The largest answer that is taken by UDP.
 const LARGEST: usize = 4096;
 

@@ -9,8 +9,6 @@ use tokio::time::Instant;
 
 use super::{TokenBucket, network};
 
-/// How many sources are told apart; beyond, the new ones share.
-const SOURCES: usize = 10_000;
 /// How often those that have been quiet are forgotten, while there is no room.
 const SWEEP: Duration = Duration::from_secs(1);
 
@@ -32,6 +30,9 @@ struct State {
 }
 
 impl Sources {
+    /// How many are told apart; beyond, the new ones share.
+    pub(crate) const MOST: usize = 10_000;
+
     /// Each may come `burst` times at once, and `per_second` times a second in the long run.
     pub(crate) fn new(per_second: u32, burst: u32) -> Self {
         let others = TokenBucket::new(per_second, burst, Duration::ZERO);
@@ -52,11 +53,11 @@ impl Sources {
             return bucket.take(now);
         }
         // To look for the quiet ones takes a while: who floods us with addresses does not have us do it each time.
-        if buckets.len() >= SOURCES && now.saturating_sub(*swept) >= SWEEP {
+        if buckets.len() >= Self::MOST && now.saturating_sub(*swept) >= SWEEP {
             *swept = now;
             buckets.retain(|_, bucket| !bucket.is_full(now));
         }
-        if buckets.len() >= SOURCES {
+        if buckets.len() >= Self::MOST {
             return others.take(now);
         }
         let fresh = || TokenBucket::new(self.per_second, self.burst, now);
@@ -95,7 +96,7 @@ mod tests {
         for number in 0..20_000 {
             sources.allow_at(at(number), Duration::from_millis(10));
         }
-        assert_eq!(count(), SOURCES);
+        assert_eq!(count(), Sources::MOST);
         let next = at(30_000);
         assert!(!sources.allow_at(next, Duration::from_millis(20)), "no room, and the rest is used up");
         assert!(sources.allow_at(next, Duration::from_secs(60)));

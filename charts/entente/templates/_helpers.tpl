@@ -81,8 +81,12 @@ helm.sh/chart: {{ printf "%s-%s" .Chart.Name .Chart.Version | replace "+" "_" }}
 
 {{/* The agent's own settings: name and value. Whoever sets one in extraEnv wins. */}}
 {{- define "entente.env" -}}
-SPIFFE_ENDPOINT_SOCKET: unix:///spiffe-workload-api/{{ .Values.spire.workloadApi.socket }}
-ENTENTE_SPIRE_SERVER: {{ if .Values.spire.server.hostPath }}unix:///spire-server/{{ .Values.spire.server.socket }}{{ else }}{{ join "," .Values.spire.server.addresses }}{{ end }}
+SPIFFE_ENDPOINT_SOCKET: {{ printf "unix:///spiffe-workload-api/%s" .Values.spire.workloadApi.socket | quote }}
+{{- if .Values.spire.server.hostPath }}
+ENTENTE_SPIRE_SERVER: {{ printf "unix:///spire-server/%s" .Values.spire.server.socket | quote }}
+{{- else }}
+ENTENTE_SPIRE_SERVER: {{ join "," .Values.spire.server.addresses | quote }}
+{{- end }}
 ENTENTE_SPIRE_CLASS_NAME: {{ .Values.spire.className | quote }}
 ENTENTE_ADMIN_HINT: {{ .Values.spire.register.adminHint | quote }}
 ENTENTE_INSTANCE: {{ include "entente.instance" . | quote }}
@@ -133,7 +137,7 @@ ENTENTE_FENCE: {{ .Values.istio.fence | quote }}
 ENTENTE_IMPORT_ADDRESS_RANGE: {{ . | quote }}
 {{- end }}
 {{- if .Values.webRoots.configMap }}
-ENTENTE_WEB_ROOTS: /etc/entente/web-roots/{{ .Values.webRoots.key }}
+ENTENTE_WEB_ROOTS: {{ printf "/etc/entente/web-roots/%s" .Values.webRoots.key | quote }}
 {{- end }}
 {{- with .Values.tracing.endpoint }}
 OTEL_EXPORTER_OTLP_ENDPOINT: {{ . | quote }}

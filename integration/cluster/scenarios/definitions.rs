@@ -18,11 +18,13 @@ use std::time::Duration;
 const OLD: &str = include_str!("../upgrade/crds-708f17d.yaml");
 const OBJECTS: &str = include_str!("../upgrade/objects-708f17d.yaml");
 const CRD: (&str, &str) = ("apiextensions.k8s.io/v1", "CustomResourceDefinition");
+/// One of the objects.
+const PEER: &str = "north.example";
 const SOON: Duration = Duration::from_secs(60);
 
 /// A release with the definitions of before is upgraded to those of today: every field of every object is as it was, the objects
-/// are valid, and can be written. Definitions that the release does not bring stay as they are, and an uninstall leaves them, and
-/// the objects.
+/// are valid, and can be written. On the way back as `docs/upgrades.md` has it nothing is lost. Definitions that the release does not
+/// bring stay as they are, and an uninstall leaves them, and the objects.
 #[test]
 fn objects_outlive_an_upgrade_of_their_definitions() {
     let _turn = Turn::of_pair(Of::Own);
@@ -68,11 +70,57 @@ async fn upgrade(domain: &Domain) -> Result<()> {
         domain.kubernetes.apply(&touched).await.context("what was valid is not any more")?;
     }
 
+    back(domain, &old).await?;
+
     // What the release does not bring is not its own to change, nor to take away.
     put(domain, &old, &["--set", "crds.install=false"]).await?;
     ensure!(knows(domain, "awaySince").await?, "definitions went back that were not to be installed");
     helm(domain, &["uninstall", RELEASE, "--namespace", AGENT_NAMESPACE, "--wait"]).await?;
     ensure!(stored(domain, &objects).await?.len() == objects.len(), "objects went with the release");
+    Ok(())
+}
+
+/// Under an older chart that is told to bring no definitions the newer ones stay, and with them what only they know; `helm rollback`
+/// takes both away, and no newer chart brings the latter again.
+async fn back(domain: &Domain, old: &str) -> Result<()> {
+    let newer = chart_of_tomorrow(domain.dir())?.display().to_string();
+    put(domain, &newer, &[]).await?;
+    let peers = domain.kubernetes.api("entente.dev/v1alpha1", "TrustDomainPeer", None).await?;
+    let touch = async |word: &str| {
+        let change = json!({"metadata": {"labels": {"touched": word}}});
+        peers.patch(PEER, &PatchParams::default(), &Patch::Merge(change)).await
+    };
+    let status = json!({"status": {"awaySince": "2026-01-02T03:04:05Z"}});
+    peers.patch_status(PEER, &PatchParams::default(), &Patch::Merge(status)).await?;
+    let has = async || anyhow::Ok(peers.get(PEER).await?.data["status"]["awaySince"].is_string());
+    ensure!(has().await?, "it is not stored");
+
+    let refused = put(domain, old, &["--reuse-values", "--set", "crds.install=false"]).await;
+    let is_named = |error: &anyhow::Error| format!("{error:#}").contains("tomorrow");
+    ensure!(refused.as_ref().is_err_and(is_named), "the newer chart's own values: {refused:?}");
+    put(domain, old, &["--reset-then-reuse-values", "--set", "crds.install=false"]).await?;
+    touch("under-the-older").await?;
+    ensure!(knows(domain, "awaySince").await? && has().await?, "the way back takes something out");
+    put(domain, &newer, &["--reset-then-reuse-values", "--set", "crds.install=true"]).await?;
+    ensure!(knows(domain, "awaySince").await? && has().await?, "the way forth again takes something out");
+
+    helm(domain, &["rollback", RELEASE, "1", "--namespace", AGENT_NAMESPACE]).await?;
+    eventually("what the older definitions do not know is gone", SOON, || async {
+        ensure!(!knows(domain, "awaySince").await? && !has().await?, "not yet");
+        Ok(())
+    })
+    .await?;
+    touch("after-the-rollback").await?;
+    put(domain, &newer, &[]).await?;
+    eventually("the definitions know it again", SOON, || async {
+        let status = json!({"status": {"awaySince": "2026-01-02T03:04:06Z"}});
+        let params = PatchParams { dry_run: true, ..PatchParams::default() };
+        let written = peers.patch_status(PEER, &params, &Patch::Merge(status)).await?;
+        ensure!(written.data["status"]["awaySince"].is_string(), "not yet");
+        Ok(())
+    })
+    .await?;
+    ensure!(!has().await?, "a rollback costs nothing: docs/upgrades.md says too much");
     Ok(())
 }
 
@@ -94,6 +142,18 @@ fn chart_of_before(dir: &Path) -> Result<PathBuf> {
     let chart = dir.join("chart-of-before");
     copy(Path::new(CHART), &chart)?;
     std::fs::write(chart.join("files/crds.yaml"), OLD)?;
+    Ok(chart)
+}
+
+/// The chart of today with one more value.
+fn chart_of_tomorrow(dir: &Path) -> Result<PathBuf> {
+    let chart = dir.join("chart-of-tomorrow");
+    copy(Path::new(CHART), &chart)?;
+    let (values, schema) = (chart.join("values.yaml"), chart.join("values.schema.json"));
+    std::fs::write(&values, std::fs::read_to_string(&values)? + "\ntomorrow: true\n")?;
+    let mut known: Value = serde_json::from_slice(&std::fs::read(&schema)?)?;
+    known["properties"]["tomorrow"] = json!({"type": "boolean"});
+    std::fs::write(&schema, serde_json::to_vec(&known)?)?;
     Ok(chart)
 }
 

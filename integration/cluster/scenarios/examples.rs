@@ -85,7 +85,7 @@ fn spire_takes_the_configuration_of_the_machines() {
     let there = dir.path().display().to_string();
     let config =
         std::fs::read_to_string(Path::new(EXAMPLES).join("virtual-machines/spire/agent.conf")).unwrap();
-    assert!(config.contains("/etc/spire/join_token"), "{config}");
+    assert!(config.contains("/etc/spire-agent/join_token"), "{config}");
     std::fs::write(dir.path().join("join_token"), "token").unwrap();
     let file = dir.path().join("agent.conf");
     let validate = |config: &str| {
@@ -94,7 +94,7 @@ fn spire_takes_the_configuration_of_the_machines() {
         let done = Command::new(agent).args(["validate", "-config"]).arg(&file).output().unwrap();
         (done.status.success(), String::from_utf8_lossy(&done.stderr).into_owned())
     };
-    let config = config.replace("/etc/spire", &there).replace("/var/lib/spire", &there);
+    let config = config.replace("/etc/spire-agent", &there).replace("/var/lib/spire", &there);
     let (valid, said) = validate(&config);
     assert!(valid, "{said}");
     let (valid, said) = validate(&config.replace("socket_path =", "nonsense_path ="));

@@ -364,14 +364,137 @@ fn a_mesh_that_is_not_there_is_named() {
         let (code, _, said) =
             install("crds.install=false,istio.namespace=no-mesh,istio.enabled=false").await?;
         ensure!(code == 0, "{said}");
-        let (code, printed, said) = install("crds.install=false,istio.namespace=kube-system").await?;
+        let (code, _, said) = install("crds.install=false,istio.namespace=kube-system").await?;
         ensure!(code == 0, "{said}");
-        // The replica that leads is found by the kubeconfig; in a pod, only that pod's would be asked.
-        let invite = "entente invite -n elsewhere --trust-domain other.example --file token";
-        ensure!(printed.contains(invite), "{printed}");
-        let (_, printed, _) = install("crds.install=false,istio.enabled=false,instance=mine").await?;
-        ensure!(printed.contains("entente invite -n elsewhere --instance mine --trust-domain"), "{printed}");
         Ok(())
+    });
+}
+
+/// The notes lead on: who is reached from elsewhere invites, who is not joins, and is asked for its bundle endpoint alone.
+#[test]
+fn the_notes_are_for_whom_they_are_told() {
+    const TO_INVITE: &str = "entente invite -n elsewhere --trust-domain other.example --file token";
+    const TO_JOIN: &str = "entente join -n elsewhere --file token";
+    let cases: [(&str, &[&str], &[&str]); 6] = [
+        // The replica that leads is found by the kubeconfig; in a pod, only that pod's would be asked.
+        (
+            "peer.service.type=LoadBalancer",
+            &[TO_INVITE, "set peer.advertise to", "and bundleEndpoint.url"],
+            &[TO_JOIN],
+        ),
+        (
+            "peer.service.type=NodePort,bundleEndpoint.url=https://spire.east.example",
+            &[TO_INVITE, "set peer.advertise to"],
+            &["bundleEndpoint.url"],
+        ),
+        (
+            "peer.advertise={east.example:443},instance=mine",
+            &[
+                "At peer.advertise:",
+                "east.example:443",
+                "entente invite -n elsewhere --instance mine --trust-domain",
+                "set bundleEndpoint.url",
+            ],
+            &["set peer.advertise"],
+        ),
+        (
+            "trustDomain=east.example",
+            &[TO_JOIN, "entente invite --trust-domain east.example", "Set bundleEndpoint.url"],
+            &[TO_INVITE, "peer.advertise"],
+        ),
+        (
+            "instance=mine",
+            &["entente join -n elsewhere --instance mine --file token"],
+            &["entente invite -n", "peer.advertise"],
+        ),
+        ("bundleEndpoint.url=https://spire.east.example", &[TO_JOIN], &["bundleEndpoint.url"]),
+    ];
+    with_pair(async |pair| {
+        let kubeconfig = pair.east.kubernetes.admin_kubeconfig();
+        for (values, told, untold) in cases {
+            let values = format!("crds.install=false,istio.enabled=false,{values}");
+            let args =
+                ["install", RELEASE, CHART, "--namespace", "elsewhere", "--dry-run=server", "--set", &values];
+            let (code, printed, said) = run_helm(pair.east.dir(), Some(&kubeconfig), &args).await?;
+            ensure!(code == 0, "{values}: {said}");
+            let (_, notes) = printed.split_once("NOTES:").context("no notes")?;
+            for words in told {
+                ensure!(notes.contains(words), "{values}: no {words:?} in {notes}");
+            }
+            for words in untold {
+                ensure!(!notes.contains(words), "{values}: {words:?} in {notes}");
+            }
+        }
+        Ok(())
+    });
+}
+
+/// Whatever a value has in it, the agent is told that, and all of its other settings.
+#[test]
+fn values_that_mean_something_in_yaml_reach_the_agent() {
+    let cases = [
+        (
+            "spire.server.addresses={[fd00::1]:8081,spire:8081}",
+            "ENTENTE_SPIRE_SERVER",
+            "[fd00::1]:8081,spire:8081",
+        ),
+        (
+            "spire.server.hostPath=/run/spire,spire.server.socket=the api: one",
+            "ENTENTE_SPIRE_SERVER",
+            "unix:///spire-server/the api: one",
+        ),
+        (
+            "spire.workloadApi.socket=an agent: one",
+            "SPIFFE_ENDPOINT_SOCKET",
+            "unix:///spiffe-workload-api/an agent: one",
+        ),
+        ("webRoots.configMap=roots,webRoots.key=ca #1", "ENTENTE_WEB_ROOTS", "/etc/entente/web-roots/ca #1"),
+    ];
+    let scratch = Scratch::new().unwrap();
+    crate::pair::runtime().block_on(async {
+        for (values, name, expected) in cases {
+            let objects = of_template(&scratch, "deployment", values).await.unwrap();
+            let deployment = objects.iter().find(|object| object["kind"] == "Deployment").unwrap();
+            let env = deployment["spec"]["template"]["spec"]["containers"][0]["env"].as_array().unwrap();
+            let set = |name: &str| {
+                let one = env.iter().find(|one| one["name"] == name);
+                one.unwrap_or_else(|| panic!("{values}: no {name} in {env:?}"))["value"].as_str().unwrap()
+            };
+            assert_eq!(set(name), expected, "{values}");
+            assert_eq!(set("ENTENTE_INSTANCE"), RELEASE, "{values}");
+        }
+    });
+}
+
+/// A port of the nodes is asked for where the Service has one: also of a Service that is no more than the gateway's way in.
+#[test]
+fn a_node_port_is_for_a_service_that_has_one() {
+    let off = "peer.service.enabled=false,peer.gateway.enabled=true,peer.gateway.hosts={a.example}";
+    let cases = [
+        (
+            "services",
+            "peer.service.type=NodePort,peer.service.nodePort=30443".to_owned(),
+            ("NodePort", Some(30443)),
+        ),
+        (
+            "services",
+            format!("{off},peer.service.type=NodePort,peer.service.nodePort=30443"),
+            ("ClusterIP", None),
+        ),
+        ("services", format!("{off},peer.service.nodePort=30443"), ("ClusterIP", None)),
+        (
+            "xds",
+            "xds.enabled=true,xds.service.type=LoadBalancer,xds.service.nodePort=30445".to_owned(),
+            ("LoadBalancer", Some(30445)),
+        ),
+    ];
+    let scratch = Scratch::new().unwrap();
+    crate::pair::runtime().block_on(async {
+        for (template, values, expected) in cases {
+            let service = of_template(&scratch, template, &values).await.unwrap().remove(0);
+            let port = service["spec"]["ports"][0]["nodePort"].as_u64();
+            assert_eq!((service["spec"]["type"].as_str().unwrap(), port), expected, "{values}");
+        }
     });
 }
 
@@ -390,6 +513,11 @@ fn values_that_cannot_be_are_refused() {
         ("dns.enabled=true,dns.port=53".to_owned(), "1,024"),
         ("xds.enabled=true,xds.port=445".to_owned(), "1,024"),
         ("xds.service.type=ExternalName".to_owned(), "/xds/service/type"),
+        ("peer.service.nodePort=30443".to_owned(), "set peer.service.type to NodePort or LoadBalancer"),
+        (
+            "xds.enabled=true,xds.service.nodePort=30445".to_owned(),
+            "set xds.service.type to NodePort or LoadBalancer",
+        ),
         ("dns.upstream={dns.example}".to_owned(), "upstream"),
         ("image.digest=latest".to_owned(), "digest"),
         ("rbac.operators[0].kind=Robot,rbac.operators[0].name=a".to_owned(), "/rbac/operators/0/kind"),

@@ -184,7 +184,8 @@ pub struct Imports {
     #[schemars(length(max = limits::IMPORT_PATTERNS))]
     pub services: Vec<ServicePattern>,
     /// Which of the admitted services are also served under the local name `{name}.{namespace}.svc.{cluster domain}`, at most
-    /// 256 patterns, of which the first that matches holds. Empty: none.
+    /// 256 patterns, of which the first that matches holds. Empty: none. With Istio all callers share that name: who is
+    /// not in the exporter's `clients` is refused where a call comes to the peer.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     #[schemars(length(max = limits::IMPORT_PATTERNS))]
     pub as_local: Vec<LocalPattern>,

@@ -124,7 +124,7 @@ pub async fn start(args: &AgentArgs, cancel: CancellationToken) -> anyhow::Resul
         planned_in: planned_sender,
         metrics: Arc::clone(&metrics),
         asks,
-        tries: Tries::new(&args.timing, acts.clone()),
+        tries: Tries::new(&args.timing, acts.clone(), args.xds.is_on()),
         refusals: clients.refusals(),
     };
     let targets = sources.targets(store.clone(), Arc::clone(&metrics));

@@ -78,7 +78,7 @@ pub struct AgentArgs {
     #[arg(long, env = "ENTENTE_ADMIN_HINT", default_value = "entente-admin")]
     pub admin_hint: String,
 
-    /// More authorities for `https_web` endpoints, as a PEM file, beside the web's own.
+    /// More authorities for `https_web` endpoints, as a PEM file, beside the web's own. It is read again as it changes.
     #[arg(long, env = "ENTENTE_WEB_ROOTS")]
     pub web_roots: Option<PathBuf>,
 

@@ -43,12 +43,14 @@ pub(super) struct Planning {
 pub(super) struct Tries {
     pub(super) every: Duration,
     pub(super) leading: watch::Receiver<bool>,
+    /// Whether clients are served by xDS, of whom those of each replica are told what is down.
+    pub(super) serves_clients: bool,
 }
 
 impl Tries {
-    pub(super) fn new(timing: &TimingArgs, leading: watch::Receiver<bool>) -> Self {
+    pub(super) fn new(timing: &TimingArgs, leading: watch::Receiver<bool>, serves_clients: bool) -> Self {
         // With 0 no plan names a gateway.
-        Self { every: Duration::from_secs(timing.gateway_check_seconds.max(1)), leading }
+        Self { every: Duration::from_secs(timing.gateway_check_seconds.max(1)), leading, serves_clients }
     }
 }
 
@@ -106,6 +108,7 @@ impl Planning {
             every: self.tries.every,
             plans: plans.clone(),
             leading: self.tries.leading,
+            serves_clients: self.tries.serves_clients,
             reached: reached_sender,
         };
         let trying = trier.run(cancel.clone());

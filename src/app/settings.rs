@@ -22,6 +22,7 @@ pub(super) fn settings(args: &AgentArgs) -> Arc<Settings> {
         drain: args.timing.drain(),
         poll_interval: Duration::from_secs(args.timing.spire_poll_seconds),
         agent_follow: Duration::from_secs(args.timing.agent_follow_seconds),
+        redial: Duration::from_secs(args.timing.dial_max_seconds.max(1)),
         good_fetches: 3,
         checks_gateways: args.timing.gateway_check_seconds != 0,
         serves_xds: args.xds.is_on(),

@@ -11,9 +11,10 @@ use tokio_util::sync::CancellationToken;
 
 use super::supervise;
 use crate::apply::Targets;
-use crate::bundle::endpoint::{EndpointClient, web_roots};
+use crate::bundle::endpoint::EndpointClient;
 use crate::bundle::monitor::PollLimits;
 use crate::bundle::watch::RefreshHandle;
+use crate::bundle::web_roots::{WebRoots, web_roots};
 use crate::clock;
 use crate::config::AgentArgs;
 use crate::identity::source::IdentitySource;
@@ -70,7 +71,7 @@ pub(super) fn spawn_sources(
     supervise(tasks, spire_task);
 
     let (monitors, targets) = watch::channel(Arc::default());
-    let client = EndpointClient::new(roots(args)?);
+    let client = EndpointClient::held_against(roots(args)?);
     let limits = poll_limits(args);
     let (endpoints, endpoint_task, ask_again) = crate::bundle::watch::spawn(
         client.clone(),
@@ -103,13 +104,12 @@ pub(super) fn spire_servers(
     Ok((server, addresses, connect))
 }
 
-pub(super) fn roots(args: &AgentArgs) -> anyhow::Result<rustls::RootCertStore> {
-    let extra = match &args.web_roots {
-        None => String::new(),
-        Some(path) => std::fs::read_to_string(path)
-            .with_context(|| format!("--web-roots {}: it cannot be read", path.display()))?,
+fn roots(args: &AgentArgs) -> anyhow::Result<WebRoots> {
+    let roots = match &args.web_roots {
+        None => web_roots("").map(WebRoots::fixed),
+        Some(path) => WebRoots::of_file(path),
     };
-    web_roots(&extra).context("--web-roots")
+    roots.context("--web-roots")
 }
 
 pub(super) fn poll_limits(args: &AgentArgs) -> PollLimits {

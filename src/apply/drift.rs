@@ -126,6 +126,7 @@ mod tests {
                 failures: 0,
                 failure: None,
                 wrote: Some(wrote),
+                altered: 0,
                 again: Instant::now() + Duration::from_secs(5),
             };
             attempts.insert(operation.to_string(), attempt);

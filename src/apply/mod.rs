@@ -8,14 +8,15 @@ mod drift;
 mod operation;
 mod refresh;
 mod reports;
+mod running;
 #[cfg(test)]
 mod tests;
 
 use std::collections::BTreeMap;
+use std::pin::pin;
 use std::sync::Arc;
 use std::time::Duration;
 
-use futures::StreamExt as _;
 use tokio::sync::watch;
 use tokio::task::JoinSet;
 use tokio::time::Instant;
@@ -32,8 +33,9 @@ use crate::spire::watch::SpireWatch;
 use crate::store::Store;
 use drift::Drift;
 use operation::{Operation, Stage, Wrote};
-use refresh::{Ended, Refreshes};
+use refresh::Refreshes;
 use reports::Reports;
+use running::Running;
 
 /// How long the watch is given to show what was written.
 const ECHO: Duration = Duration::from_secs(5);
@@ -43,11 +45,14 @@ const LAST_RETRY: Duration = Duration::from_secs(60);
 const PACE: Duration = Duration::from_secs(1);
 /// How many writes of one object need not keep to it after a quiet time: a change seldom comes alone.
 const BURST: u32 = 5;
-/// How long any other write is given while trust is to end: what comes next of that must not wait for a webhook that hangs.
-const HASTE: Duration = Duration::from_secs(2);
-/// How often what ends trust may fail before the rest is given its usual time again.
-const HASTY_TRIES: u32 = 5;
-/// How many objects are written at a time.
+/// How long nothing that was begun may end until it is left to itself: what hangs, in a webhook say, harms its own object alone.
+const PATIENCE: Duration = Duration::from_secs(2);
+/// How many writes of one object in a row may be changed on their way until that is a failure: a single one may have met
+/// someone else's.
+const ALTERED: u32 = 3;
+const WAS_ALTERED: &str = "what is stored is not what was written, again and again: it is changed on its way; see which mutating \
+    webhook or policy does so (`kubectl get mutatingwebhookconfigurations`), and have it leave alone what the agent writes";
+/// How many objects are written at a time; as many changes for the sake of trust, and as many statuses, beside them.
 const CONCURRENCY: usize = 16;
 
 /// What plans are made true on.
@@ -71,6 +76,7 @@ pub struct Applier {
     /// Until when what is paced was tried ahead of its pace, for as long as that matters.
     paced: BTreeMap<String, Instant>,
     refreshes: Refreshes,
+    running: Running,
     drift: Drift,
     reports: Reports,
     /// What waits there, until it runs.
@@ -86,6 +92,8 @@ struct Attempt {
     failure: Option<String>,
     /// What a write left, where it did not fail.
     wrote: Option<Wrote>,
+    /// How many writes in a row left something else than was written.
+    altered: u32,
     /// When it may be tried again, if it is still asked for.
     again: Instant,
 }
@@ -107,6 +115,7 @@ impl Applier {
             attempts: BTreeMap::new(),
             paced: BTreeMap::new(),
             refreshes: Refreshes::default(),
+            running: Running::default(),
             drift: Drift::default(),
             reports,
             told: Some(told),
@@ -139,6 +148,9 @@ impl Applier {
                     self.targets.spire_watch.refresh();
                     self.remember(id, operation, result);
                 },
+                ended = self.running.ended() => if let Some((id, operation, result)) = ended {
+                    self.remember(id, operation, result);
+                },
                 () = sleep_until(again) => {}
             }
         }
@@ -162,9 +174,9 @@ impl Applier {
         // What is no longer asked for needs no memory, but of when it was done: it may be asked for again at once.
         self.attempts.retain(|id, _| operations.contains_key(id));
         self.drift.retain(|id| operations.contains_key(id));
+        self.running.retain(|id| operations.contains_key(id));
         let now = Instant::now();
         self.paced.retain(|_, ahead| *ahead > now);
-        let limit = self.limit(&operations);
         for stage in Stage::ALL {
             let due = self.due(&operations, stage);
             if due.is_empty() || !may_write(&self.leading, cancel) {
@@ -179,13 +191,16 @@ impl Applier {
             for outdated in due.iter().filter_map(|(_, operation)| operation.outdates()) {
                 self.refreshes.abort(outdated);
             }
-            let asks_spire = due.iter().any(|(_, operation)| matches!(operation, Operation::Spire(_)));
-            let results = self.execute_all(due, stage, &own, limit, cancel).await;
+            let asks_spire = due.iter().any(|(_, operation)| operation.object().is_none());
+            // What is tried again for the sake of trust waits for no writes either.
+            let until = if stage > Stage::Refresh { self.trust_due(&operations) } else { None };
+            let gave_way = self.execute_all(due, stage, until, &own, cancel).await;
+            self.running.leave();
             if asks_spire {
                 self.targets.spire_watch.refresh();
             }
-            for (id, operation, result) in results {
-                self.remember(id, operation, result);
+            if gave_way {
+                break;
             }
         }
         self.publish_failures();
@@ -193,52 +208,70 @@ impl Applier {
         operations.iter().filter_map(|(id, operation)| self.due_at(id, operation, now)).min()
     }
 
-    /// How long a write that does not end trust may take, if not as long as the store lets it.
-    fn limit(&self, operations: &BTreeMap<String, Operation>) -> Option<Duration> {
-        let is_hopeful = |id: &String| self.attempts.get(id).is_none_or(|last| last.failures < HASTY_TRIES);
-        operations.iter().any(|(id, operation)| operation.is_end() && is_hopeful(id)).then_some(HASTE)
-    }
-
-    /// Does these, some at a time; what has not begun is left out when it is out of date. Once the lead is lost, or the agent is
-    /// to stop, what still runs is broken off: it must not reach the store when another leads.
+    /// Does these, some at a time; whether it gave way to something else that is due. What does not end is left to itself, and
+    /// so is what still runs when it gives way. Once the lead is lost, or the agent is to stop, all that is broken off: it
+    /// must not reach the store when another leads.
     async fn execute_all(
-        &self,
+        &mut self,
         due: Vec<(String, Operation)>,
         stage: Stage,
+        until: Option<Instant>,
         own: &TrustDomain,
-        limit: Option<Duration>,
         cancel: &CancellationToken,
-    ) -> Vec<Ended> {
-        let all = futures::stream::iter(due)
-            .map(|(id, operation)| async move {
-                if !may_write(&self.leading, cancel) || self.is_outdated(stage) {
-                    return None;
+    ) -> bool {
+        let mut due = due.into_iter().peekable();
+        let mut plans = self.plans.clone();
+        let mut lost = pin!(lost(self.leading.clone(), cancel));
+        let (mut is_outdated, mut is_late) = (false, false);
+        let mut patience = Instant::now() + PATIENCE;
+        loop {
+            if plans.has_changed().unwrap_or(false) {
+                is_outdated |= self.is_outdated(stage, &plans.borrow_and_update());
+            }
+            while !is_outdated && self.running.has_room_for(stage) {
+                let Some((id, operation)) = due.next() else { break };
+                self.running.start(id, operation, &self.targets, &self.reports, own);
+            }
+            let may_leave = (is_outdated || is_late) && !self.running.asks_spire();
+            if may_leave || !self.running.is_awaited() {
+                return is_outdated;
+            }
+            tokio::select! {
+                ended = self.running.ended() => {
+                    patience = Instant::now() + PATIENCE;
+                    if let Some((id, operation, result)) = ended {
+                        self.remember(id, operation, result);
+                    }
                 }
-                let limit = limit.filter(|_| operation.object().is_some() && !operation.is_end());
-                let span = traces::operation(&operation);
-                let done = within(limit, operation.execute(&self.targets, &self.reports, own));
-                let result = done.instrument(span.clone()).await;
-                if let Err(error) = &result {
-                    traces::failed(&span, error);
+                ended = self.refreshes.ended() => if let Some((id, operation, result)) = ended {
+                    self.targets.spire_watch.refresh();
+                    self.remember(id, operation, result);
+                },
+                Ok(()) = plans.changed() => is_outdated |= self.is_outdated(stage, &plans.borrow_and_update()),
+                () = sleep_until(until), if !is_outdated => is_outdated = true,
+                () = tokio::time::sleep_until(patience), if !is_late => is_late = true,
+                () = &mut lost => {
+                    self.running.clear();
+                    return true;
                 }
-                Some((id, operation, result))
-            })
-            .buffer_unordered(CONCURRENCY)
-            .filter_map(std::future::ready)
-            .collect();
-        tokio::select! {
-            all = all => all,
-            () = lost(self.leading.clone(), cancel) => Vec::new(),
+            }
         }
     }
 
     /// Whether the rest of a stage is left to a newer plan: statuses, which would say what is no longer so, and whatever
-    /// stands before the end of trust.
-    fn is_outdated(&self, stage: Stage) -> bool {
-        if !matches!(stage, Stage::Writes | Stage::Statuses) || !self.plans.has_changed().unwrap_or(false) {
-            return false;
-        }
-        stage == Stage::Statuses || operation::ends_trust(&self.plans.borrow())
+    /// stands before what that plan has to do for the sake of trust, and this one had not. What is done or tried already is
+    /// not due, and what may be done again and again is paced: so the rest gets its turn.
+    fn is_outdated(&self, stage: Stage, newer: &Plan) -> bool {
+        let now = Instant::now();
+        let is_due = |at: Instant| at <= now;
+        stage == Stage::Statuses || self.trust_due(&operation::for_trust(newer)).is_some_and(is_due)
+    }
+
+    /// When something next is due for the sake of trust.
+    fn trust_due(&self, operations: &BTreeMap<String, Operation>) -> Option<Instant> {
+        let now = Instant::now();
+        let for_trust = operations.iter().filter(|(_, operation)| operation.stage() <= Stage::Refresh);
+        for_trust.filter_map(|(id, operation)| self.due_at(id, operation, now)).min()
     }
 
     /// Another replica may lead now: what was done before says nothing, and what still runs is broken off. What failed is
@@ -248,6 +281,7 @@ impl Applier {
         self.drift = Drift::default();
         self.paced.clear();
         self.refreshes.clear();
+        self.running.clear();
         self.publish_failures();
     }
 
@@ -269,7 +303,11 @@ impl Applier {
 
     /// When it may be done; nothing while it waits for one that runs.
     fn due_at(&self, id: &str, operation: &Operation, now: Instant) -> Option<Instant> {
-        if operation.refreshes().is_some_and(|trust_domain| !self.refreshes.has_room_for(trust_domain)) {
+        let has_room = match operation.refreshes() {
+            Some(trust_domain) => self.refreshes.has_room_for(trust_domain),
+            None => !self.running.runs(id) && self.running.has_room_for(operation.stage()),
+        };
+        if !has_room {
             return None;
         }
         // What someone else undid since it was done needs no time to be shown.
@@ -288,35 +326,49 @@ impl Applier {
         }
         let before = self.attempts.get(&id).filter(|last| last.operation.is_again(&operation));
         let failed = before.map_or(0, |last| last.failures);
+        let last_failure = before.and_then(|last| last.failure.clone());
         let wrote = result.as_ref().ok().cloned().flatten();
+        let altered = match &wrote {
+            Some(wrote) if wrote.stands => 0,
+            Some(_) => before.map_or(0, |last| last.altered).saturating_add(1),
+            None => before.map_or(0, |last| last.altered),
+        };
         if before.and_then(|last| last.wrote.as_ref()).zip(wrote.as_ref()).is_some_and(drift::is_made_anew) {
             self.drift.found(&id);
         }
+        let result =
+            result.and_then(|_| if altered < ALTERED { Ok(()) } else { Err(WAS_ALTERED.to_owned()) });
         self.targets.metrics.wrote(if result.is_ok() { WriteResult::Ok } else { WriteResult::Error });
         let (failures, wait) = match &result {
-            Ok(_) => {
+            Ok(()) => {
                 self.count_repair(&id, &operation);
                 tracing::info!(operation = %operation, "done");
                 (0, operation.rests())
             }
-            Err(error) if failed == 0 => {
-                tracing::warn!(operation = %operation, %error, "failed; it is tried again");
-                if let Some(report) = operation.report(error) {
-                    self.reports.tell(report);
-                }
-                (1, FIRST_RETRY)
-            }
             Err(error) => {
-                tracing::debug!(operation = %operation, %error, failed, "failed again");
-                (failed.saturating_add(1), LAST_RETRY.min(FIRST_RETRY * 2u32.pow(failed.min(6))))
+                // Another cause is news, however often it failed before.
+                if last_failure.as_ref() == Some(error) {
+                    tracing::debug!(operation = %operation, %error, failed, "failed again");
+                } else {
+                    tracing::warn!(operation = %operation, %error, "failed; it is tried again");
+                    if let Some(report) = operation.report(error) {
+                        self.reports.tell(report);
+                    }
+                }
+                let wait = LAST_RETRY.min(FIRST_RETRY * 2u32.pow(failed.min(6)));
+                // What was written, though not as it should be, is given the time to be seen.
+                let least = if wrote.is_some() { operation.rests() } else { Duration::ZERO };
+                (failed.saturating_add(1), wait.max(least))
             }
         };
         let again = Instant::now() + wait;
-        let attempt = Attempt { operation, failures, failure: result.err(), wrote, again };
+        let attempt = Attempt { operation, failures, failure: result.err(), wrote, altered, again };
         self.attempts.insert(id, attempt);
     }
 
     fn publish_failures(&self) {
+        let calls = |attempt: &&Attempt| attempt.operation.object().is_none() && attempt.failure.is_some();
+        self.targets.metrics.calls_fail(self.attempts.values().filter(calls).count());
         let failures: BTreeMap<ObjectKey, String> = self
             .attempts
             .values()
@@ -349,21 +401,6 @@ async fn lost(mut leading: watch::Receiver<bool>, cancel: &CancellationToken) {
         () = cancel.cancelled() => {}
         () = no_longer => {}
     }
-}
-
-/// What comes of it in this time, where there is a limit.
-async fn within(
-    limit: Option<Duration>,
-    done: impl Future<Output = Result<Option<Wrote>, String>>,
-) -> Result<Option<Wrote>, String> {
-    let Some(limit) = limit else { return done.await };
-    let late = |_| {
-        Err(format!(
-            "no answer within {} s, while trust is to end, which does not wait for it",
-            limit.as_secs()
-        ))
-    };
-    tokio::time::timeout(limit, done).await.unwrap_or_else(late)
 }
 
 async fn sleep_until(at: Option<Instant>) {

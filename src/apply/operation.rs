@@ -53,25 +53,26 @@ pub(super) struct Wrote {
 
 /// The operations of a plan, by what they are about: one at a time for each.
 pub(super) fn of(plan: &Plan) -> BTreeMap<String, Operation> {
-    let mut all = BTreeMap::new();
-    let mut add = |operation: Operation| {
-        all.insert(operation.to_string(), operation);
+    let writes = plan.writes.values().cloned().map(|write| Operation::Write(Box::new(write)));
+    let prune = plan.prune.iter().map(|(key, uid)| Operation::Prune { key: key.clone(), uid: uid.clone() });
+    let status = |(key, write): (&ObjectKey, &StatusWrite)| Operation::Status {
+        key: key.clone(),
+        write: write.clone(),
     };
-    plan.patches.iter().cloned().map(Operation::Patch).for_each(&mut add);
-    plan.writes.values().cloned().map(|write| Operation::Write(Box::new(write))).for_each(&mut add);
-    plan.spire.iter().cloned().map(Operation::Spire).for_each(&mut add);
-    for (key, uid) in &plan.prune {
-        add(Operation::Prune { key: key.clone(), uid: uid.clone() });
-    }
-    for (key, write) in &plan.statuses {
-        add(Operation::Status { key: key.clone(), write: write.clone() });
-    }
+    let rest = writes.chain(prune).chain(plan.statuses.iter().map(status));
+    let mut all = for_trust(plan);
+    all.extend(rest.map(|operation| (operation.to_string(), operation)));
     all
 }
 
-/// Whether the plan has trust end now.
-pub(super) fn ends_trust(plan: &Plan) -> bool {
-    plan.prune.keys().any(is_end_of) || plan.spire.iter().any(ends)
+/// Those of them that trust needs: all up to [`Stage::Refresh`].
+pub(super) fn for_trust(plan: &Plan) -> BTreeMap<String, Operation> {
+    let patches = plan.patches.iter().cloned().map(Operation::Patch);
+    let spire = plan.spire.iter().cloned().map(Operation::Spire);
+    let ends = plan.prune.iter().filter(|(key, _)| is_end_of(key));
+    let ends = ends.map(|(key, uid)| Operation::Prune { key: key.clone(), uid: uid.clone() });
+    let all = patches.chain(spire).chain(ends);
+    all.map(|operation| (operation.to_string(), operation)).collect()
 }
 
 fn is_end_of(key: &ObjectKey) -> bool {

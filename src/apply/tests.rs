@@ -333,6 +333,59 @@ async fn what_was_undone_is_put_back_at_once_and_counted() {
     }
 }
 
+/// A webhook that changes what is written would have it written without end, and all would seem well.
+#[tokio::test(start_paused = true)]
+async fn what_is_changed_on_its_way_again_and_again_fails() {
+    let mut stand = Stand::at_rest(None);
+    let mut applier = stand.applier.take().unwrap();
+    let (id, operation) = operation::of(&object("x")).pop_first().unwrap();
+    let left = |stands| Ok(Some(Wrote { uid: "a".to_owned(), resource_version: "1".to_owned(), stands }));
+    let failure = |applier: &mut Applier, result| {
+        applier.remember(id.clone(), operation.clone(), result);
+        applier.publish_failures();
+        let failures = stand.failures.borrow();
+        (failures.values().next().cloned(), applier.attempts[&id].again - Instant::now())
+    };
+    for _ in 1..ALTERED {
+        assert_eq!(failure(&mut applier, left(false)), (None, ECHO));
+    }
+    let (said, wait) = failure(&mut applier, left(false));
+    assert!(said.is_some_and(|said| said.contains("mutating webhook")));
+    assert_eq!(wait, ECHO);
+    // it is tried later each time, also where it failed otherwise in between
+    assert_eq!(failure(&mut applier, Err("forbidden".to_owned())).0.as_deref(), Some("forbidden"));
+    let waits: Vec<_> = (0..5).map(|_| failure(&mut applier, left(false)).1).collect();
+    assert_eq!(waits, [5, 8, 16, 32, 60].map(Duration::from_secs));
+    assert_eq!(stand.ended("Ok"), 2);
+    assert_eq!(failure(&mut applier, left(true)), (None, ECHO));
+    assert_eq!(failure(&mut applier, left(false)), (None, ECHO), "it counts anew");
+}
+
+/// The one cause that is told must not hide the next.
+#[tokio::test(start_paused = true)]
+async fn another_cause_of_a_failure_is_told_and_calls_to_spire_are_counted() {
+    let mut stand = Stand::at_rest(None);
+    let mut applier = stand.applier.take().unwrap();
+    let logs = crate::observe::testing::Logs::of_this_thread();
+    let (id, operation) = operation::of(&with(refresh(1), Plan::default())).pop_first().unwrap();
+    for (error, told) in [("no way", 1), ("no way", 1), ("no permission", 2), ("no permission", 2)] {
+        applier.remember(id.clone(), operation.clone(), Err(error.to_owned()));
+        assert_eq!(logs.warnings().matches("failed; it is tried again").count(), told);
+    }
+    assert!(logs.warnings().contains("no permission"));
+    let failing = || {
+        let world = crate::plan::fixtures::world("west.test");
+        let known = crate::observe::metrics::Known { world: &world, plan: &Plan::default(), leads: true };
+        let text = stand.metrics.encode(Default::default(), true, Some(known)).unwrap();
+        text.lines().find_map(|line| line.strip_prefix("entente_write_failures ")).unwrap().to_owned()
+    };
+    applier.publish_failures();
+    assert_eq!(failing(), "1");
+    applier.remember(id, operation, Ok(None));
+    applier.publish_failures();
+    assert_eq!(failing(), "0");
+}
+
 #[tokio::test(start_paused = true)]
 async fn one_object_does_not_wait_for_another() {
     let stand = Stand::new();
@@ -358,44 +411,137 @@ fn a_status_that_differs_by_its_times_alone_is_the_same_try() {
     assert!(!at("10:00", "A").is_again(&at("10:00", "B")));
 }
 
-/// Patches hang, in an admission webhook say; what is deleted is.
-fn hanging_api_server() -> Store {
-    let service = tower::service_fn(|request: http::Request<kube::client::Body>| async move {
-        if request.method() == http::Method::PATCH {
-            std::future::pending::<()>().await;
+type Request = http::Request<kube::client::Body>;
+
+/// Answers each request after this time; `None` hangs, in an admission webhook say.
+fn api_server(takes: impl Fn(&Request) -> Option<Duration> + Clone + Send + 'static) -> Store {
+    let service = tower::service_fn(move |request: Request| {
+        let takes = takes(&request);
+        async move {
+            match takes {
+                None => std::future::pending::<()>().await,
+                Some(time) => sleep(time).await,
+            }
+            let done = json!({ "apiVersion": "v1", "kind": "Status", "status": "Success", "metadata": {} });
+            let body = kube::client::Body::from(done.to_string().into_bytes());
+            Ok::<_, std::convert::Infallible>(http::Response::new(body))
         }
-        let done = json!({ "apiVersion": "v1", "kind": "Status", "status": "Success", "metadata": {} });
-        let body = kube::client::Body::from(done.to_string().into_bytes());
-        Ok::<_, std::convert::Infallible>(http::Response::new(body))
     });
-    Store::Kubernetes(crate::store::KubernetesStore::new(
-        kube::Client::new(service, "default"),
-        "entente",
-        "main",
-    ))
+    let client = kube::Client::new(service, "default");
+    Store::Kubernetes(crate::store::KubernetesStore::new(client, "entente", "main"))
+}
+
+/// Patches and writes hang; what is deleted is.
+fn hanging_api_server() -> Store {
+    api_server(|request| (request.method() != http::Method::PATCH).then_some(Duration::ZERO))
+}
+
+/// Writes of generated objects take this time; all else is done at once.
+fn slow_to_write(takes: Option<Duration>) -> Store {
+    api_server(move |request| {
+        let is_write = request.headers()[http::header::CONTENT_TYPE] == "application/apply-patch+yaml";
+        if is_write { takes } else { Some(Duration::ZERO) }
+    })
 }
 
 fn one_patch() -> crate::plan::Patch {
-    let key = ObjectKey::cluster(Kind::ClusterStaticEntry, "cart");
-    crate::plan::Patch { key, resource_version: "1".to_owned(), ops: Vec::new() }
+    patch_of("cart", "1")
+}
+
+fn patch_of(name: &str, resource_version: &str) -> crate::plan::Patch {
+    let key = ObjectKey::cluster(Kind::ClusterStaticEntry, name);
+    crate::plan::Patch { key, resource_version: resource_version.to_owned(), ops: Vec::new() }
+}
+
+/// A plan to write that many objects.
+fn objects(count: usize) -> Plan {
+    let write = |n: usize| {
+        let key = ObjectKey::namespaced(Kind::ServiceEntry, "entente", format!("{n}"));
+        let object = Object::desired(key.clone(), json!({}));
+        (key, Write { object: Arc::new(object), precondition: Precondition::Absent, seen: None })
+    };
+    Plan { writes: (0..count).map(write).collect(), ..Plan::default() }
 }
 
 #[tokio::test(start_paused = true)]
 async fn a_webhook_that_hangs_does_not_hold_up_the_end_of_trust() {
     let stand = Stand::on(Some(hanging_api_server()));
-    let relationship = ObjectKey::cluster(Kind::ClusterFederatedTrustDomain, "east");
-    let prune = BTreeMap::from([(relationship, "1".to_owned())]);
-    stand.wants(Plan { patches: vec![one_patch()], prune, ..object("a") });
-    // patch and write are given up, so that what comes next of the end is planned on
-    sleep(HASTE * 2 + MOMENT).await;
-    assert_eq!((stand.ended("Ok"), stand.ended("Error")), (1, 2));
-    stand.wants(Plan::default());
-    sleep(HASTE * 5).await;
-    // without an end a patch may take its time
-    let before = stand.tries();
-    stand.wants(Plan { patches: vec![one_patch()], ..Plan::default() });
-    sleep(Duration::from_secs(20)).await;
-    assert_eq!(stand.tries(), before);
+    let relationship =
+        |name: &str| (ObjectKey::cluster(Kind::ClusterFederatedTrustDomain, name), "1".to_owned());
+    let mut prune = BTreeMap::from([relationship("east")]);
+    stand.wants(Plan { patches: vec![one_patch()], prune: prune.clone(), ..object("a") });
+    sleep(MOMENT).await;
+    assert_eq!((stand.ended("Ok"), stand.ended("Error")), (1, 0));
+    // nor what comes next of the end, once that is planned
+    for (n, name) in [(2, "north"), (3, "south")] {
+        prune.insert(relationship(name).0, "1".to_owned());
+        stand.wants(Plan { patches: vec![one_patch()], prune: prune.clone(), ..object("a") });
+        sleep(MOMENT).await;
+        assert_eq!((stand.ended("Ok"), stand.ended("Error")), (n, 0));
+    }
+}
+
+/// The federation of a poisoned bundle is suspended while thousands of objects wait for a webhook.
+#[tokio::test(start_paused = true)]
+async fn writes_that_hang_do_not_hold_up_what_trust_needs() {
+    let stand = Stand::on(Some(slow_to_write(None)));
+    stand.wants(objects(100));
+    sleep(MOMENT).await;
+    assert_eq!(stand.tries(), 0);
+    stand.wants(Plan { patches: vec![one_patch()], ..objects(100) });
+    sleep(MOMENT).await;
+    assert_eq!((stand.ended("Ok"), stand.ended("Error")), (1, 0));
+    // and what SPIRE is asked, though it gives no answer here: it is given up after 5 s
+    stand.wants(with(SpireAction::DeleteBundle(td("east.test"), BundleRemoval::Restrict), objects(100)));
+    sleep(Duration::from_secs(5) + MOMENT).await;
+    assert_eq!((stand.ended("Ok"), stand.ended("Error")), (1, 1));
+}
+
+/// As it does when they are tried for the sake of trust again, though nothing else is planned meanwhile.
+#[tokio::test(start_paused = true)]
+async fn what_trust_needs_is_tried_again_while_writes_hang() {
+    let stand = Stand::on(Some(slow_to_write(Some(Duration::from_secs(25)))));
+    let bundle = SpireAction::DeleteBundle(td("east.test"), BundleRemoval::Restrict);
+    stand.wants(with(bundle, objects(100)));
+    // fails after 5 s; again a second, then two seconds later
+    for (seconds, failed) in [(5, 1), (6, 2), (7, 3)] {
+        sleep(Duration::from_secs(seconds) + MOMENT).await;
+        assert_eq!((stand.ended("Ok"), stand.ended("Error")), (0, failed));
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_hangs_holds_up_its_own_object_alone() {
+    let hangs = |request: &Request| request.uri().path().contains("/cart");
+    let stand = Stand::on(Some(api_server(move |request| (!hangs(request)).then_some(Duration::ZERO))));
+    let patches = vec![one_patch(), patch_of("orders", "1")];
+    stand.wants(Plan { patches: patches.clone(), ..objects(40) });
+    sleep(PATIENCE + MOMENT).await;
+    assert_eq!((stand.ended("Ok"), stand.ended("Error")), (41, 0));
+    // from then on it is waited for by nobody
+    stand.wants(Plan { patches: patches.clone(), ..objects(50) });
+    sleep(MOMENT).await;
+    assert_eq!((stand.ended("Ok"), stand.ended("Error")), (51, 0));
+    // once nobody asks for it, it must not come true any more
+    stand.wants(Plan { patches: vec![patch_of("orders", "1")], ..Plan::default() });
+    sleep(Duration::from_secs(60)).await;
+    assert_eq!(stand.ended("Error"), 0);
+}
+
+/// A registration that someone changes without end has every write begun anew with it, and yet each has its turn.
+#[tokio::test(start_paused = true)]
+async fn writes_end_though_trust_has_no_rest() {
+    for same in [true, false] {
+        let stand = Stand::on(Some(slow_to_write(Some(Duration::from_secs(1)))));
+        let turns = 100;
+        for turn in 0..turns {
+            let version = if same { "1".to_owned() } else { format!("{turn}") };
+            stand.wants(Plan { patches: vec![patch_of("cart", &version)], ..objects(CONCURRENCY * 4) });
+            sleep(MOMENT).await;
+        }
+        let written = stand.ended("Ok") as usize;
+        assert!(written > CONCURRENCY * 4, "{written} in {turns} turns");
+    }
 }
 
 /// Imports cannot be deleted, and Events that say so hang. All else is done.

@@ -7,16 +7,14 @@ use std::time::Duration;
 use jiff::Timestamp;
 use reqwest::header::{ACCEPT, LOCATION};
 use reqwest::{Response, StatusCode, Url};
-use rustls::client::WebPkiServerVerifier;
-use rustls::pki_types::pem::PemObject;
-use rustls::pki_types::{CertificateDer, UnixTime};
+use rustls::pki_types::UnixTime;
 use rustls::{CertificateError, RootCertStore};
 use tracing::info;
 
 use super::document;
 use super::tls::{EndpointVerifier, Refusal, Trust, client_config};
+use super::web_roots::WebRoots;
 use crate::causes::chain;
-use crate::identity::tls::provider;
 use crate::identity::verify::{SvidError, moment};
 use crate::model::endpoint::{BundleEndpoint, EndpointProfile, EndpointUrl, FetchFailure, FetchProblem};
 use crate::model::{Bundle, BundleDigest, SpiffeId, TrustDomain};
@@ -61,30 +59,9 @@ pub enum FirstFetchError {
 /// Fetches bundles. Keeps nothing from one fetch to the next: no connection, session, cookie or redirect.
 #[derive(Clone, Debug)]
 pub struct EndpointClient {
-    web: Option<Arc<WebPkiServerVerifier>>,
+    web: WebRoots,
     connect_timeout: Duration,
     total_timeout: Duration,
-}
-
-/// Why the certificates that endpoints of `https_web` are held against cannot be read.
-#[derive(Debug, thiserror::Error)]
-#[error("certificate {number} of the extra Web PKI roots cannot be used: {cause}")]
-pub struct WebRootsError {
-    number: usize,
-    cause: String,
-}
-
-/// Mozilla's roots, and those of a PEM text, which may be empty.
-///
-/// # Errors
-/// [`WebRootsError`] names the certificate that cannot be used.
-pub fn web_roots(extra_pem: &str) -> Result<RootCertStore, WebRootsError> {
-    let mut roots = RootCertStore { roots: webpki_roots::TLS_SERVER_ROOTS.to_vec() };
-    for (index, certificate) in CertificateDer::pem_slice_iter(extra_pem.as_bytes()).enumerate() {
-        let bad = |cause: String| WebRootsError { number: index + 1, cause };
-        roots.add(certificate.map_err(|e| bad(e.to_string()))?).map_err(|e| bad(e.to_string()))?;
-    }
-    Ok(roots)
 }
 
 impl EndpointClient {
@@ -92,7 +69,12 @@ impl EndpointClient {
     /// endpoint that is silent is known within 30.
     #[must_use]
     pub fn new(web_roots: RootCertStore) -> Self {
-        let web = WebPkiServerVerifier::builder_with_provider(Arc::new(web_roots), provider()).build().ok();
+        Self::held_against(WebRoots::fixed(web_roots))
+    }
+
+    /// The same with roots that may change.
+    #[must_use]
+    pub fn held_against(web: WebRoots) -> Self {
         Self { web, connect_timeout: Duration::from_secs(5), total_timeout: Duration::from_secs(9) }
     }
 
@@ -208,7 +190,7 @@ impl EndpointClient {
 
     fn trust(&self, endpoint: &BundleEndpoint, verify_with: Option<&Bundle>) -> Result<Trust, Problem> {
         match &endpoint.profile {
-            EndpointProfile::HttpsWeb => self.web.clone().map(Trust::Web).ok_or_else(|| {
+            EndpointProfile::HttpsWeb => self.web.current().map(Trust::Web).ok_or_else(|| {
                 let cause = "no Web PKI root is configured".to_owned();
                 Problem::new(FetchProblem::EndpointCertificateUntrusted, cause)
             }),

@@ -299,16 +299,6 @@ async fn https_web_is_verified_by_web_pki_and_host_name() {
     );
 }
 
-#[test]
-fn web_roots_are_mozillas_and_the_extra_ones() {
-    let mozilla = web_roots("").unwrap().len();
-    assert!(mozilla > 50);
-    let key = rcgen::KeyPair::generate().unwrap();
-    let pem = ca_params().self_signed(&key).unwrap().pem();
-    assert_eq!(web_roots(&pem).unwrap().len(), mozilla + 1);
-    assert!(web_roots("-----BEGIN CERTIFICATE-----\nAAAA\n-----END CERTIFICATE-----\n").is_err());
-}
-
 /// The first bundle, by the fingerprint of that of `ca`, from a server with this SVID.
 async fn first_from(ca: &Ca, svid: Signed, reply: Reply) -> Result<Arc<Bundle>, FirstFetchError> {
     let server = Server::start(svid, move |_, _| reply.clone()).await;

@@ -10,3 +10,4 @@ pub mod monitor;
 pub(crate) mod testing;
 mod tls;
 pub mod watch;
+pub mod web_roots;

@@ -10,7 +10,8 @@ use clap::Args;
 
 use super::output::{noticed, tell};
 use super::store::StoreFlags;
-use crate::bundle::endpoint::{EndpointClient, web_roots};
+use crate::bundle::endpoint::EndpointClient;
+use crate::bundle::web_roots::web_roots;
 use crate::clock;
 use crate::config::StoreArg;
 use crate::enrol::adopt::{self, Adoption, Step, Wish};

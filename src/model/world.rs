@@ -71,6 +71,8 @@ pub struct Settings {
     pub poll_interval: Duration,
     /// How long SPIRE's agents take, at most, until they have what their server holds.
     pub agent_follow: Duration,
+    /// How long a peer's agent pauses between two tries to reach us, at most, as ours does.
+    pub redial: Duration,
     /// How many good fetches restore a federation that a poisoned bundle suspended, the first time.
     pub good_fetches: u32,
 }
@@ -110,6 +112,7 @@ impl Settings {
             drain: Duration::from_secs(30),
             poll_interval: Duration::from_secs(75),
             agent_follow: Duration::from_secs(6),
+            redial: Duration::from_secs(30),
             good_fetches: 3,
         }
     }
@@ -195,10 +198,14 @@ pub struct PeerMemory {
     pub receipt: Option<HeldBundle>,
     /// Since when there has been no exchange with the peer, over restarts.
     pub away_since: Option<Timestamp>,
-    /// When this life of the process began to look out for the peer.
+    /// When this life of the process began to look out for the peer, or did so again after it was suspended, until there is
+    /// an exchange.
     pub awaited_since: Option<Timestamp>,
-    /// Whether there was an exchange in this life of the process.
+    /// Whether there was an exchange in this life of the process, or the peer was suspended: what was written down before
+    /// says nothing any more.
     pub was_connected: bool,
+    /// Whether it was suspended when it was last looked at.
+    pub was_suspended: bool,
     /// Since when the peer's report names a bundle of ours that is not the newest.
     pub stale_since: Option<Timestamp>,
     /// Public keys in the bundle of the peer that SPIRE held last and that was usable, by since when.

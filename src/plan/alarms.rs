@@ -32,6 +32,7 @@ pub fn alarms(world: &World, peer: &Peer) -> Vec<Alarm> {
     let Some(state) = world.endpoints.get(&peer.trust_domain) else { return alarms };
     if let Some(failure) = &state.failure {
         alarms.push(Alarm { reason: failure.problem.into(), message: failure.message.clone() });
+        alarms.extend(expired(world, peer, state));
     } else {
         alarms.extend(of_document(world, peer, state));
     }
@@ -48,8 +49,9 @@ pub fn alarms(world: &World, peer: &Peer) -> Vec<Alarm> {
 #[must_use]
 pub fn wake_at(world: &World, peer: &Peer) -> Option<Timestamp> {
     let state = world.endpoints.get(&peer.trust_domain)?;
-    let expiry = bundle(world, peer, state).and_then(|bundle| near_end(world, bundle)).map(|(from, _)| from);
-    let all = [expiry, overdue_at(world, peer), doubted_until(world, peer)];
+    let (near, end) = bundle(world, peer, state).and_then(|bundle| near_end(world, bundle)).unzip();
+    let after = |end: Timestamp| end.checked_add(Duration::from_secs(1)).ok();
+    let all = [near, end.and_then(after), overdue_at(world, peer), doubted_until(world, peer)];
     all.into_iter().flatten().filter(|at| *at > world.now).min()
 }
 
@@ -143,6 +145,21 @@ fn expiry(world: &World, peer: &Peer, state: &EndpointState) -> Option<Alarm> {
         message: format!(
             "the last authority of {trust_domain} expires at {end}, and no next one is published: after that nothing of \
              {trust_domain} can be verified; its operator must see why its SPIRE does not rotate"
+        ),
+    })
+}
+
+/// The last known bundle has run out, and no other can be fetched: what was told of while its end was near is so still.
+fn expired(world: &World, peer: &Peer, state: &EndpointState) -> Option<Alarm> {
+    let bundle = bundle(world, peer, state)?;
+    let harm = poison::harm(world, peer, bundle).filter(|harm| *harm == Harm::NoUsableAuthority);
+    let (trust_domain, url) = (&peer.trust_domain, &peer.endpoint.url);
+    harm.map(|_| Alarm {
+        reason: Reason::NoUsableAuthority,
+        message: format!(
+            "no X.509 authority of {trust_domain} that is known is valid now, so that nothing of {trust_domain} can be \
+             verified, and its bundle endpoint {url} gives no other bundle: ask its operator for one; federation comes back \
+             by itself once the endpoint serves some that are valid"
         ),
     })
 }

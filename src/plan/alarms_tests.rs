@@ -4,6 +4,7 @@ use std::sync::Arc;
 use super::*;
 use crate::bundle::monitor::{PollLimits, next_poll, observe};
 use crate::bundle::testing::{Ca, NOW, ca_params, valid};
+use crate::model::endpoint::{FetchFailure, FetchProblem};
 use crate::model::session::{HeldBundle, LinkState, SessionState, TrustReport};
 use crate::model::trust::SpireState;
 use crate::plan::fixtures::{WorldExt as _, peer, td, world};
@@ -88,6 +89,10 @@ fn agreed(bundle: &Bundle) -> World {
     world
 }
 
+fn unreachable() -> FetchFailure {
+    FetchFailure { problem: FetchProblem::EndpointUnreachable, message: "gone".to_owned() }
+}
+
 fn raised(world: &World) -> Vec<Reason> {
     alarms(world, &world.peers[&td(WEST)]).into_iter().map(|alarm| alarm.reason).collect()
 }
@@ -145,6 +150,34 @@ fn an_authority_that_is_not_followed_is_told_of_once_it_is_near_its_end() {
     assert_eq!(begins, at(10 * 365 * DAY - 7 * DAY));
 }
 
+/// The end does not end the alarm: an endpoint that is gone is how it comes to it.
+#[test]
+fn what_has_expired_is_told_of_whatever_the_fetch_gave() {
+    let spire = Rotating::new(24 * 3600, 300);
+    let healthy = agreed(&spire.published);
+    let mut gone = healthy.clone();
+    Arc::make_mut(&mut gone.endpoints).get_mut(&td(WEST)).unwrap().failure = Some(unreachable());
+    // after a restart, only SPIRE knows it
+    let mut restarted = gone.clone();
+    Arc::make_mut(&mut restarted.endpoints).get_mut(&td(WEST)).unwrap().latest = None;
+    let (unreached, ended) = (Reason::EndpointUnreachable, Reason::NoUsableAuthority);
+    let rows = [(healthy, vec![]), (gone, vec![unreached]), (restarted, vec![unreached])];
+    for (mut world, others) in rows {
+        let with = |reason| {
+            let mut all = others.clone();
+            all.push(reason);
+            all.sort_unstable();
+            all
+        };
+        world.now = at(24 * 3600 - 60);
+        assert_eq!(raised(&world), with(Reason::AuthorityNearExpiry));
+        let ends = wake_at(&world, &world.peers[&td(WEST)]).unwrap();
+        assert_eq!(ends, at(24 * 3600 + 1));
+        world.now = ends;
+        assert_eq!(raised(&world), with(ended));
+    }
+}
+
 #[test]
 fn spire_that_does_not_follow_is_told_of_after_two_poll_intervals() {
     let mut spire = Rotating::new(24 * 3600, 300);
@@ -178,10 +211,7 @@ fn a_peer_whose_word_is_not_what_its_endpoint_serves_is_told_of_after_two_poll_i
     pass(&mut world, 1);
     assert_eq!(raised(&world), [Reason::PeerDiffersFromEndpoint]);
     let state = Arc::make_mut(&mut world.endpoints).get_mut(&td(WEST)).unwrap();
-    state.failure = Some(crate::model::endpoint::FetchFailure {
-        problem: crate::model::endpoint::FetchProblem::EndpointUnreachable,
-        message: "gone".to_owned(),
-    });
+    state.failure = Some(unreachable());
     pass(&mut world, 1);
     assert_eq!(raised(&world), [Reason::EndpointUnreachable], "what is served now is not known");
 }

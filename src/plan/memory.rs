@@ -78,12 +78,17 @@ fn doubt(world: &World, peer: &Peer, memory: &mut PeerMemory) {
     memory.doubted_since = differs.then(|| memory.doubted_since.unwrap_or(world.now));
 }
 
-/// Since when the peer is away: what an earlier life of the agent wrote down holds until the peer is back.
+/// Since when the peer is away: what an earlier life of the agent wrote down holds until the peer is back. One that we
+/// suspended is not away, and is waited for anew once it no longer is.
 fn away(world: &World, peer: &Peer, memory: &mut PeerMemory) {
-    memory.awaited_since = memory.awaited_since.or(Some(world.now));
-    if world.sessions.get(&peer.trust_domain).is_some_and(|session| session.is_connected()) {
-        (memory.away_since, memory.was_connected) = (None, true);
+    let is_connected = world.sessions.get(&peer.trust_domain).is_some_and(|session| session.is_connected());
+    if peer.suspend || is_connected {
+        (memory.away_since, memory.awaited_since, memory.was_connected) = (None, None, true);
+        memory.was_suspended = peer.suspend;
         return;
+    }
+    if std::mem::take(&mut memory.was_suspended) || !memory.was_connected {
+        memory.awaited_since = memory.awaited_since.or(Some(world.now));
     }
     let status = world.statuses.get(&ObjectKey::cluster(Kind::TrustDomainPeer, &peer.object));
     let said = status.and_then(|status| status.get("awaySince")?.as_str()?.parse().ok());

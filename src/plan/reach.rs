@@ -94,7 +94,7 @@ pub enum Verdict {
     NeverReached,
 }
 
-/// `was_lost`: it was said to be, before this life of the process.
+/// `was_lost`: it was said to be, by what stands ([`was_lost`]).
 #[must_use]
 pub const fn verdict(tried: Tried, was_lost: bool) -> Verdict {
     match tried.last {
@@ -114,7 +114,6 @@ pub fn condition(
     stored: Option<&Value>,
 ) -> Option<Condition> {
     let of_peer = carriers.get(&peer.trust_domain)?;
-    let was_lost = was_lost(stored);
     let tried: Vec<(&GatewayAddress, Tried)> =
         of_peer.addresses.iter().filter_map(|at| Some((at, *world.reached.get(at)?))).collect();
     if tried.len() < of_peer.addresses.len() {
@@ -122,7 +121,10 @@ pub fn condition(
         return Some(keep(stored, Reason::NotTried, "they were not tried yet"));
     }
     let of = |verdict: Verdict| {
-        tried.iter().filter(move |(_, tried)| self::verdict(*tried, was_lost) == verdict).copied()
+        tried
+            .iter()
+            .filter(move |(at, tried)| self::verdict(*tried, was_lost(stored, at)) == verdict)
+            .copied()
     };
     let td = &peer.trust_domain;
     let all = tried.len();
@@ -172,10 +174,14 @@ pub fn tried(world: &World, peer: &TrustDomain) -> BTreeMap<GatewayAddress, Trie
     found
 }
 
-/// Whether the stored condition of the peer says that gateways are lost.
+/// Whether the stored condition of the peer names this gateway as lost: what was lost before this life of the process is so
+/// until it answers. Of others that says nothing.
 #[must_use]
-pub fn was_lost(stored: Option<&Value>) -> bool {
-    stored_condition(stored, Reason::CONDITION).is_some_and(|before| before.status == Truth::False)
+pub fn was_lost(stored: Option<&Value>, gateway: &GatewayAddress) -> bool {
+    // A space before it, so that it is not the end of another's.
+    let name = || format!(" {}:{} (", gateway.address, gateway.port);
+    stored_condition(stored, Reason::CONDITION)
+        .is_some_and(|before| before.status == Truth::False && before.message.contains(&name()))
 }
 
 /// The first of them, and how the last attempt at each ended.

@@ -33,12 +33,14 @@ const ADDRESSES: usize = 4;
 /// How soon a failure of one that answered is confirmed, at most.
 const CONFIRM: Duration = Duration::from_secs(3);
 
-/// Tries what the plans name, each once in `every`, while this replica leads; forgets all when it does not.
+/// Tries what the plans name, each once in `every`, while this replica leads, or serves clients, whom it tells what is down;
+/// forgets all when it does not.
 #[derive(Debug)]
 pub struct Trier {
     pub every: Duration,
     pub plans: watch::Receiver<Arc<Plan>>,
     pub leading: watch::Receiver<bool>,
+    pub serves_clients: bool,
     pub reached: watch::Sender<Reached>,
 }
 
@@ -72,7 +74,8 @@ impl Trier {
     fn follow(&mut self, known: &mut BTreeMap<GatewayAddress, Known>) {
         let plan = Arc::clone(&self.plans.borrow_and_update());
         let none = BTreeSet::new();
-        let wanted = if *self.leading.borrow_and_update() { &plan.gateways } else { &none };
+        let leads = *self.leading.borrow_and_update();
+        let wanted = if leads || self.serves_clients { &plan.gateways } else { &none };
         let before = known.len();
         known.retain(|gateway, _| wanted.contains(gateway));
         let is_less = known.len() < before;

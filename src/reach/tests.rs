@@ -21,11 +21,15 @@ struct Running {
 }
 
 fn start(every: Duration) -> Running {
+    start_as(every, false)
+}
+
+fn start_as(every: Duration, serves_clients: bool) -> Running {
     let (plans, planned) = watch::channel(Arc::default());
     let (leading, leads) = watch::channel(true);
     let (sender, reached) = watch::channel(Reached::default());
     let cancel = CancellationToken::new();
-    let trier = Trier { every, plans: planned, leading: leads, reached: sender };
+    let trier = Trier { every, plans: planned, leading: leads, serves_clients, reached: sender };
     tokio::spawn(trier.run(cancel.clone()));
     Running { plans, leading, reached, cancel }
 }
@@ -54,6 +58,17 @@ async fn a_gateway_that_goes_is_lost_and_one_that_comes_back_is_found() {
     let listener = TcpListener::bind(address).await.unwrap();
     running.says(is(Attempt::Answered)).await;
     drop(listener);
+    running.cancel.cancel();
+}
+
+/// Each replica tells its own xDS clients which gateways are down.
+#[tokio::test]
+async fn who_serves_clients_tries_though_another_leads() {
+    let mut running = start_as(Duration::from_millis(30), true);
+    running.leading.send_replace(false);
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    running.plans.send_replace(plan(&[&at(listener.local_addr().unwrap())]));
+    running.says(|reached| reached.values().any(|one| one.last == Attempt::Answered)).await;
     running.cancel.cancel();
 }
 

@@ -11,6 +11,7 @@ mod lease;
 mod patch;
 mod said;
 
+use std::collections::BTreeMap;
 use std::path::PathBuf;
 
 use serde_json::Value;
@@ -136,6 +137,15 @@ impl Store {
     #[must_use]
     pub fn watch(&self, kinds: &[Kind]) -> mpsc::Receiver<Event> {
         either!(self, store => store.watch(kinds))
+    }
+
+    /// The kinds that are followed, and whether each can be read now. A directory tells of what it cannot read by itself.
+    #[must_use]
+    pub fn followed(&self) -> BTreeMap<Kind, bool> {
+        match self {
+            Self::Kubernetes(store) => store.followed(),
+            Self::Directory(_) => BTreeMap::new(),
+        }
     }
 
     /// Follows a selection: all of it at first, and whenever it has changed. Ends when the receiver is dropped. `None`:

@@ -26,9 +26,10 @@ pub(super) fn gateways(view: View<'_>) -> Finding {
         );
     }
     let key = ObjectKey::cluster(Kind::TrustDomainPeer, &view.peer.object);
-    let was_lost = reach::was_lost(view.world.statuses.get(&key).map(std::convert::AsRef::as_ref));
+    let stored = view.world.statuses.get(&key).map(std::convert::AsRef::as_ref);
     let of = |verdict: Verdict| {
-        now.iter().filter(move |(_, tried)| reach::verdict(*tried, was_lost) == verdict).copied()
+        let is = move |at, tried| reach::verdict(tried, reach::was_lost(stored, at)) == verdict;
+        now.iter().filter(move |(at, tried)| is(*at, *tried)).copied()
     };
     if of(Verdict::Lost).next().is_some() {
         let is_refused = of(Verdict::Lost).all(|(_, tried)| tried.last == Attempt::Refused);

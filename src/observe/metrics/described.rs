@@ -62,6 +62,10 @@ metrics! {
     /// How long the leader's Lease holds without renewal. Only where this replica leads.
     LEASE_DURATION = Gauge "entente_lease_duration_seconds" [];
 
+    /// 1 where objects of this kind are followed in the API server; 0 until they were read, and for a minute after each failure.
+    /// Only where the store is Kubernetes.
+    STORE_UP = Gauge "entente_store_up" ["kind"];
+
     /// 1 where the Workload API serves the agent.
     WORKLOAD_API_UP = Gauge "entente_workload_api_up" [];
     /// From when on the agent's own SVID is valid.
@@ -126,7 +130,7 @@ metrics! {
     /// What is still to be done to make the plan true (write, delete, patch, spire, status). Not 0 for long only where something
     /// fails, or where this replica does not lead.
     PENDING = Gauge "entente_pending_operations" ["operation"];
-    /// How many objects cannot be written now.
+    /// How many objects cannot be written now, and how many calls to SPIRE fail.
     FAILING = Gauge "entente_write_failures" [];
 
     /// Names of a peer's services that the DNS server answers, local names among them. Only with --dns-listen, as are all that follow

@@ -11,7 +11,7 @@ mod text;
 mod xds;
 
 use std::collections::BTreeMap;
-use std::sync::atomic::{AtomicI64, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicI64, AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
@@ -138,6 +138,9 @@ pub struct Metrics {
     dns_queries: Family<AskedLabels, Counter>,
     /// In seconds of Unix time; 0 while the DNS server has nothing to answer, or there is none.
     dns_zone_changed: AtomicI64,
+    failing_calls: AtomicUsize,
+    /// How it goes with the kinds that are followed.
+    followed: Mutex<BTreeMap<Kind, bool>>,
     before: Mutex<Before>,
 }
 
@@ -166,6 +169,8 @@ impl Default for Metrics {
             xds,
             dns_queries,
             dns_zone_changed,
+            failing_calls: AtomicUsize::new(0),
+            followed: Mutex::default(),
             before,
         }
     }
@@ -207,6 +212,16 @@ impl Metrics {
     /// Takes down that the DNS server answers otherwise from now on.
     pub fn zone_changed(&self, now: Timestamp) {
         self.dns_zone_changed.store(now.as_second(), Ordering::Relaxed);
+    }
+
+    /// Takes down how many calls to SPIRE fail now.
+    pub fn calls_fail(&self, count: usize) {
+        self.failing_calls.store(count, Ordering::Relaxed);
+    }
+
+    /// Takes down which kinds are followed now, and whether each can be.
+    pub fn follows(&self, kinds: BTreeMap<Kind, bool>) {
+        *self.followed.lock().unwrap_or_else(PoisonError::into_inner) = kinds;
     }
 
     /// Takes down how long a step took.
@@ -272,6 +287,9 @@ impl Metrics {
             agent.set(&described::LEASE_REMAINING, &[], left.as_secs_f64());
             agent.set(&described::LEASE_DURATION, &[], whole.as_secs_f64());
         }
+        for (kind, is_up) in &*self.followed.lock().unwrap_or_else(PoisonError::into_inner) {
+            agent.set(&described::STORE_UP, &[kind.kind()], f64::from(u8::from(*is_up)));
+        }
         self.xds.read(&mut agent);
         let changed = self.dns_zone_changed.load(Ordering::Relaxed);
         if changed != 0 {
@@ -280,7 +298,7 @@ impl Metrics {
         let mut text = String::new();
         agent.encode(&mut text);
         if let Some(known) = known {
-            state::read(known).encode(&mut text);
+            state::read(known, self.failing_calls.load(Ordering::Relaxed)).encode(&mut text);
         }
         process::read().encode(&mut text);
         encode_registry(&mut text, &self.registry).map_err(|error| error.to_string())?;

@@ -23,8 +23,8 @@ const STATUSES: [&str; 3] = ["True", "False", "Unknown"];
 const STREAMS: [&str; 7] =
     ["Idle", "Connected", "Refused", "Unverified", "WrongPeerId", "Unreachable", "Parted"];
 
-/// The gauges.
-pub(super) fn read(known: Known<'_>) -> Text {
+/// The gauges. Calls to SPIRE that fail are no objects, and counted by who makes them.
+pub(super) fn read(known: Known<'_>, failing_calls: usize) -> Text {
     let mut text = Text::default();
     own(known.world, &mut text);
     text.set(&of::PEERS, &[], number(known.world.peers.len()));
@@ -37,6 +37,7 @@ pub(super) fn read(known: Known<'_>) -> Text {
         }
     }
     objects(known, &mut text);
+    text.set(&of::FAILING, &[], number(known.world.failures.len() + failing_calls));
     for (trust_domain, names) in known.plan.zone.iter().flat_map(|zone| zone.counts()) {
         text.set(&of::DNS_NAMES, &[trust_domain.as_str()], number(names));
     }
@@ -202,7 +203,6 @@ fn objects(Known { world, plan, .. }: Known<'_>, text: &mut Text) {
     for (operation, count) in pending {
         text.set(&of::PENDING, &[operation], number(count));
     }
-    text.set(&of::FAILING, &[], number(world.failures.len()));
 }
 
 fn flag(is: bool) -> f64 {

@@ -84,6 +84,15 @@ fn what_is_known_is_told() {
     assert!(text.ends_with("# EOF\n"), "{text}");
 }
 
+#[test]
+fn a_store_that_cannot_be_read_is_told_by_kind() {
+    let metrics = Metrics::default();
+    metrics.follows([(Kind::ServiceEntry, false), (Kind::TrustDomainPeer, true)].into());
+    let text = metrics.encode(Lead::default(), true, None).unwrap();
+    assert!(text.contains("entente_store_up{kind=\"ServiceEntry\"} 0"), "{text}");
+    assert!(text.contains("entente_store_up{kind=\"TrustDomainPeer\"} 1"), "{text}");
+}
+
 /// What only the leader knows is not told wrongly by the others.
 #[test]
 fn who_does_not_lead_tells_nothing_of_streams() {
@@ -101,6 +110,7 @@ fn everything_that_is_served_is_described() {
     metrics.took(Step::Plan, Duration::from_millis(3));
     metrics.asked(Asked::Answered);
     metrics.zone_changed(at(7));
+    metrics.follows([(Kind::ServiceEntry, true)].into());
     let world = federation();
     let text = text(&metrics, &world, &plan::plan(&world), true);
     let served: Vec<&str> = text.lines().filter_map(|line| line.strip_prefix("# TYPE ")).collect();

@@ -196,9 +196,12 @@ fn workloads(world: &World, exchange: &Exchange<'_>) -> Vec<Finding> {
     found
 }
 
-/// The condition `MeshReady` of a peer; `None` where there is no mesh to speak of.
+/// The condition `MeshReady` of a peer; `None` where there is no mesh to speak of, or none that is to be followed.
 #[must_use]
 pub fn condition(world: &World, report: &Report, peer: &Peer, stored: Option<&Value>) -> Option<Condition> {
+    if !world.settings.istio {
+        return None;
+    }
     let mesh = match world.mesh.as_deref() {
         Some(mesh) if is_read(mesh) => mesh,
         _ => return stored_condition(stored, Reason::CONDITION),

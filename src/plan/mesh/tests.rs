@@ -341,6 +341,13 @@ fn where_there_is_no_mesh_nothing_is_said_but_to_who_has_services() {
     let mut unread = exporting();
     mesh(&mut unread).control_planes = Seen::Unread;
     assert_eq!(said(&unread), None);
+    // Once Istio is not to be followed any more, what was said of it before does not stand for ever.
+    let stands = json!({"conditions": [{"type": "MeshReady", "status": "False", "reason": "IstiodTooOld", "message": "x"}]});
+    let condition =
+        |world: &World| condition(world, &Report::default(), &world.peers[&td(PEER)], Some(&stands));
+    assert!(condition(&unread).is_some());
+    Arc::make_mut(&mut unread.settings).istio = false;
+    assert_eq!(condition(&unread), None);
     let mut absent = exporting();
     mesh(&mut absent).config = Seen::Absent;
     let (truth, reason, message) = said(&absent).unwrap();

@@ -42,8 +42,12 @@ fn tried(mut world: World, all: &[(&GatewayAddress, Tried)]) -> World {
 }
 
 fn stored(status: &str, reason: &str) -> Value {
+    stored_with(status, reason, "as it was")
+}
+
+fn stored_with(status: &str, reason: &str, message: &str) -> Value {
     let kind = Reason::CONDITION.as_str();
-    json!({"conditions": [{"type": kind, "status": status, "reason": reason, "message": "as it was"}]})
+    json!({"conditions": [{"type": kind, "status": status, "reason": reason, "message": message}]})
 }
 
 fn edited(mut world: World, edit: impl FnOnce(&mut Peer)) -> World {
@@ -100,8 +104,6 @@ fn what_is_said_follows_from_what_was_seen() {
         ((first(Silent), first(NoAddress)), None, Truth::Unknown, "NeverReached"),
         ((first(Answered), first(Silent)), None, Truth::Unknown, "NeverReached"),
         ((first(Answered), first(Refused)), None, Truth::False, "SomeNotReached"),
-        // What was lost before a restart is lost until it answers.
-        ((first(Silent), first(Silent)), Some(("False", "NoneReached")), Truth::False, "NoneReached"),
         ((first(Silent), first(Silent)), Some(("True", "Reached")), Truth::Unknown, "NeverReached"),
     ];
     for ((a, b), before, truth, reason) in rows {
@@ -114,6 +116,42 @@ fn what_is_said_follows_from_what_was_seen() {
         let names = said.message.contains("10.77.2.3:15443 (");
         assert_eq!(names, verdict(b, truth == Truth::False) != Verdict::Answers, "{}", said.message);
     }
+}
+
+/// What was lost before a restart is lost until it answers; and no other for its sake.
+#[test]
+fn what_was_lost_is_lost_until_it_answers() {
+    use Attempt::{Answered, Silent};
+    let (one, two) = (gateway("10.77.2.3", 15_443), gateway("110.77.2.3", 15_443));
+    let world = importing(&[named("cart", vec![one.clone(), two.clone()])]);
+    let first = Tried::first;
+    let lost = first(Answered).then(Silent).then(Silent);
+    let said = |a: Tried, b: Tried, before: Option<&Value>| {
+        let said = say(&tried(world.clone(), &[(&one, a), (&two, b)]), before).unwrap();
+        (
+            stored_with(said.status.as_str(), &said.reason, &said.message),
+            said.status,
+            said.reason.into_owned(),
+        )
+    };
+    let (none, truth, reason) = said(lost, lost, None);
+    assert_eq!((truth, reason.as_str()), (Truth::False, "NoneReached"));
+    let (again, truth, reason) = said(first(Silent), first(Silent), Some(&none));
+    assert_eq!((truth, reason.as_str(), &again), (Truth::False, "NoneReached", &none));
+
+    // The one of them was lost, the other never answered: that is not said to be lost then, whatever is planned.
+    let (mut stands, ..) = said(first(Answered), lost, None);
+    for _ in 0..3 {
+        let (next, truth, reason) = said(first(Silent), first(Silent), Some(&stands));
+        assert_eq!((truth, reason.as_str()), (Truth::False, "SomeNotReached"), "{next}");
+        stands = next;
+    }
+    // and once the one answers, none is
+    let (mut stands, truth, reason) = said(first(Silent), first(Answered), Some(&stands));
+    assert_eq!((truth, reason.as_str()), (Truth::Unknown, "NeverReached"), "{stands}");
+    (stands, ..) = said(first(Silent), lost, Some(&stands));
+    let (_, truth, reason) = said(first(Silent), first(Answered), Some(&stands));
+    assert_eq!((truth, reason.as_str()), (Truth::Unknown, "NeverReached"));
 }
 
 #[test]

@@ -39,7 +39,7 @@ pub(super) fn details(subject: Subject<'_>, stored: Option<&Value>) -> Map<Strin
     let away = world.memory.get(trust_domain).and_then(|memory| memory.away_since);
     let away = if is_settling(subject) { stored("awaySince") } else { away.map(|since| json!(since)) };
     let is_back = session(subject).is_some_and(SessionState::is_connected);
-    set("awaySince", away.filter(|_| !is_back));
+    set("awaySince", away.filter(|_| !is_back && !subject.peer.suspend));
     details
 }
 

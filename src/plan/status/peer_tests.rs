@@ -85,7 +85,7 @@ fn the_time_of_an_absence_runs_on_over_a_restart() {
     world.statuses.insert(key(), Arc::new(json!({"awaySince": at(0).to_string(), "conditions": []})));
     world.memory = memory::advance(&world);
     let withdrawal = |world: &World| imports::withdrawal(world, &world.peers[&east()]).unwrap();
-    assert_eq!((withdrawal(&world).since, withdrawal(&world).at), (at(0), at(1_015)));
+    assert_eq!((withdrawal(&world).since, withdrawal(&world).at), (at(0), at(1_045)));
     assert_eq!(status_of(&world)["awaySince"], at(0).to_string(), "as it was written");
 
     (world.now, world.moment) = (at(1_030), at(1_030));
@@ -103,4 +103,45 @@ fn the_time_of_an_absence_runs_on_over_a_restart() {
     (world.now, world.moment) = (at(2_000), at(2_000));
     world.memory = memory::advance(&world);
     assert_eq!((withdrawal(&world).since, withdrawal(&world).at), (at(2_000), at(2_060)));
+}
+
+/// What is suspended stays as it is, for however long; its time begins when the suspension ends.
+#[test]
+fn a_suspension_is_no_absence() {
+    let mut suspended = peer("east.example");
+    suspended.on_disconnect = OnDisconnect::Withdraw { after: Duration::from_secs(10) };
+    let back = suspended.clone();
+    suspended.suspend = true;
+    let mut idle = session(LinkState::Idle, None);
+    idle.since = at(1_000);
+    let at_time = |mut world: World, now: i64| {
+        (world.now, world.moment) = (at(now), at(now));
+        world.memory = memory::advance(&world);
+        world
+    };
+    let withdrawal = |world: &World| imports::withdrawal(world, &world.peers[&east()]);
+    for was_away in [false, true] {
+        let mut world = at_time(connected().with_peer(back.clone()), 900);
+        if was_away {
+            world = at_time(world.with_session("east.example", idle.clone()), 1_000);
+            world
+                .statuses
+                .insert(key(), Arc::new(json!({"awaySince": at(1_000).to_string(), "conditions": []})));
+        }
+        let world =
+            at_time(world.with_peer(suspended.clone()).with_session("east.example", idle.clone()), 1_001);
+        assert_eq!(withdrawal(&world), None);
+        let world = at_time(world, 9_000);
+        assert_eq!((withdrawal(&world), status_of(&world).get("awaySince")), (None, None));
+        let world = at_time(world.with_peer(back.clone()), 9_100);
+        let due = withdrawal(&world).unwrap();
+        assert_eq!((due.since, due.at), (at(9_100), at(9_145)), "{was_away}");
+        // There once more, it is away from when it leaves, as ever.
+        let world = at_time(world.with_session("east.example", session(LinkState::Connected, None)), 9_110);
+        let mut gone = idle.clone();
+        gone.since = at(9_200);
+        let world = at_time(world.with_session("east.example", gone), 9_200);
+        let due = withdrawal(&world).unwrap();
+        assert_eq!((due.since, due.at), (at(9_200), at(9_210)), "{was_away}");
+    }
 }

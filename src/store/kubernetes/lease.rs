@@ -3,7 +3,7 @@
 //! The election is that of client-go: a candidate takes the lease when it saw no renewal for the lease's duration by
 //! its own clock (clocks of other nodes are not believed), by a write that the API server refuses if the lease has
 //! changed; and the leader stops leading when it could not renew for the deadline, which is shorter, so that there
-//! are never two, even while the API server cannot be reached.
+//! are never two, even while the API server cannot be reached. Who cannot reach it for the duration knows of no leader.
 //!
 //! The leader's Lease says where it takes the connections of peers that other replicas pass on.
 
@@ -49,6 +49,7 @@ pub(super) fn lead(
         leader,
         seen: None,
         held: None,
+        looked: Instant::now(),
         renewed: Instant::now(),
         renewals,
     };
@@ -67,6 +68,8 @@ struct Candidate {
     seen: Option<(String, Instant)>,
     /// Our own lease as the last renewal left it, to be renewed without a look at it.
     held: Option<Lease>,
+    /// When this candidate began its last round that was answered.
+    looked: Instant,
     /// When this candidate, as leader, began its last successful renewal.
     renewed: Instant,
     /// The same, for who watches it.
@@ -89,6 +92,7 @@ impl Candidate {
             };
             match outcome {
                 Ok(Ok(leader)) => {
+                    self.looked = round;
                     if leader.is_us() {
                         self.renewed = round;
                         self.renewals.send_replace(Some(round));
@@ -102,7 +106,13 @@ impl Candidate {
                     tracing::warn!(lease = %self.name, "leader election: no answer from the API server")
                 }
             }
-            if self.leads() && self.renewed.elapsed() >= self.timings.deadline {
+            // Who was seen to lead may not by now, where this could not be seen for so long.
+            let is_stale = if self.leads() {
+                self.renewed.elapsed() >= self.timings.deadline
+            } else {
+                self.looked.elapsed() >= self.timings.duration
+            };
+            if is_stale {
                 self.set(Leader::Nobody);
             }
             let pause = if self.leads() { self.timings.retry } else { self.timings.retry.min(LOOK) };
@@ -129,7 +139,7 @@ impl Candidate {
         if changed && led != leads {
             tracing::info!(lease = %self.name, identity = %self.replica.name, leads, "leadership changed");
         } else if changed {
-            tracing::info!(lease = %self.name, leader = ?*self.leader.borrow(), "another leads");
+            tracing::info!(lease = %self.name, leader = ?*self.leader.borrow(), "who leads has changed");
         }
     }
 

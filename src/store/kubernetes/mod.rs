@@ -10,6 +10,7 @@
 mod convert;
 mod errors;
 mod events;
+mod followed;
 mod lean;
 mod lease;
 mod select;
@@ -18,6 +19,7 @@ mod watch;
 #[cfg(test)]
 mod tests;
 
+use std::collections::BTreeMap;
 use std::time::Duration;
 
 use kube::Client;
@@ -30,6 +32,7 @@ use serde_json::{Value, json};
 use tokio::sync::mpsc;
 
 use self::events::Recorder;
+use self::followed::Followed;
 use self::lean::Lean;
 use super::patch::to_json_patch;
 use super::said::Said;
@@ -56,6 +59,7 @@ pub struct KubernetesStore {
     namespace: String,
     recorder: Recorder,
     said: Said,
+    followed: Followed,
 }
 
 impl std::fmt::Debug for KubernetesStore {
@@ -86,16 +90,27 @@ impl KubernetesStore {
     #[must_use]
     pub fn new(client: Client, namespace: &str, instance: &str) -> Self {
         let recorder = Recorder::new(client.clone(), instance);
-        Self { client, namespace: namespace.to_owned(), recorder, said: Said::default() }
+        Self {
+            client,
+            namespace: namespace.to_owned(),
+            recorder,
+            said: Said::default(),
+            followed: Followed::default(),
+        }
     }
 
     pub(super) fn watch(&self, kinds: &[Kind]) -> mpsc::Receiver<Event> {
         let (events, receiver) = mpsc::channel(WATCH_CAPACITY);
         for kind in kinds {
             let api = Api::all_with(self.client.clone(), &resource(*kind));
-            tokio::spawn(watch::follow(*kind, api, events.clone()));
+            tokio::spawn(watch::follow(*kind, api, events.clone(), self.followed.clone()));
         }
         receiver
+    }
+
+    /// The kinds that are watched, and whether each can be.
+    pub(super) fn followed(&self) -> BTreeMap<Kind, bool> {
+        self.followed.all()
     }
 
     /// Every object of a kind, as they are at this moment.

@@ -533,6 +533,75 @@ async fn a_leader_renews_without_a_look_until_someone_else_wrote() {
     assert_eq!(looks(), 2);
 }
 
+/// It would pass peers on to one that leads no more, and call itself able to.
+#[tokio::test(start_paused = true)]
+async fn who_is_cut_off_knows_of_no_leader_after_the_duration() {
+    let server = Arc::new(Mutex::new(LeaseServer::default()));
+    let named = |name: &'static str| {
+        let of_mock = Arc::clone(&server);
+        let cut = Arc::new(Mutex::new(false));
+        let is_cut = Arc::clone(&cut);
+        let (store, _) = mock(move |request| {
+            if *is_cut.lock().unwrap() {
+                (SILENCE, Value::Null)
+            } else {
+                of_mock.lock().unwrap().answer(request)
+            }
+        });
+        (store.lead("agent", &Replica::named(name), LeaseTimings::default()), cut)
+    };
+    let (first, _) = named("one");
+    first.leader().wait_for(Leader::is_us).await.unwrap();
+    let (second, cut) = named("two");
+    let mut seen = second.leader();
+    seen.wait_for(Leader::is_known).await.unwrap();
+    *cut.lock().unwrap() = true;
+    tokio::time::sleep(Duration::from_secs(9)).await;
+    assert!(seen.borrow().is_known(), "one answer that is late is none that is missing");
+    tokio::time::sleep(Duration::from_secs(18)).await;
+    assert_eq!(*seen.borrow(), Leader::Nobody);
+    *cut.lock().unwrap() = false;
+    tokio::time::timeout(Duration::from_secs(15), seen.wait_for(Leader::is_known)).await.unwrap().unwrap();
+}
+
+/// The API server is there again long before anything changes that a watch would tell.
+#[tokio::test(start_paused = true)]
+async fn a_kind_that_cannot_be_read_is_told_of() {
+    let refuses = Arc::new(Mutex::new(true));
+    let is_refused = Arc::clone(&refuses);
+    let (store, _) = mock(move |request| {
+        if *is_refused.lock().unwrap() {
+            return failure(403, "Forbidden", "no", json!({}));
+        }
+        if request.query.contains_key("watch") {
+            return (SILENCE, Value::Null);
+        }
+        (
+            200,
+            json!({ "apiVersion": "v1", "kind": "List", "metadata": { "resourceVersion": "1" }, "items": [] }),
+        )
+    });
+    let up = || store.followed().into_iter().collect::<Vec<_>>();
+    assert_eq!(up(), []);
+    let mut events = store.watch(&[Kind::TrustDomainPeer]);
+    tokio::time::sleep(Duration::from_secs(5)).await;
+    assert_eq!(up(), [(Kind::TrustDomainPeer, false)]);
+    *refuses.lock().unwrap() = false;
+    events.recv().await.unwrap();
+    assert_eq!(up(), [(Kind::TrustDomainPeer, true)]);
+    drop(events);
+
+    let followed = super::followed::Followed::default();
+    followed.goes_well(Kind::ServiceEntry);
+    followed.failed(Kind::ServiceEntry);
+    tokio::time::sleep(Duration::from_secs(45)).await;
+    followed.failed(Kind::ServiceEntry);
+    tokio::time::sleep(Duration::from_secs(45)).await;
+    assert!(!followed.all()[&Kind::ServiceEntry]);
+    tokio::time::sleep(Duration::from_secs(16)).await;
+    assert!(followed.all()[&Kind::ServiceEntry], "tried again, it did not fail");
+}
+
 #[tokio::test(start_paused = true)]
 async fn one_leads_and_a_leader_that_is_cut_off_stops_before_another_starts() {
     let server = Arc::new(Mutex::new(LeaseServer::default()));

@@ -9,6 +9,7 @@ use kube::runtime::watcher;
 use rand::RngExt;
 use tokio::sync::mpsc;
 
+use super::followed::Followed;
 use super::lean::Lean;
 use super::{convert, errors};
 use crate::model::Object;
@@ -24,9 +25,10 @@ pub(super) const FIRST_RETRY: Duration = Duration::from_millis(500);
 pub(super) const LAST_RETRY: Duration = Duration::from_secs(15);
 
 /// Sends the whole list, then changes, until the receiver is gone. Errors are waited out.
-pub(super) async fn follow(kind: Kind, api: Api<Lean>, events: mpsc::Sender<Event>) {
+pub(super) async fn follow(kind: Kind, api: Api<Lean>, events: mpsc::Sender<Event>, followed: Followed) {
+    followed.begins(kind);
     let mut changes = pin!(watcher(api, watcher::Config::default().page_size(PAGE_SIZE)));
-    let mut state = Following { kind, list: Vec::new(), absent: false, retry: FIRST_RETRY };
+    let mut state = Following { kind, followed, list: Vec::new(), absent: false, retry: FIRST_RETRY };
     loop {
         let change = tokio::select! {
             () = events.closed() => return,
@@ -58,6 +60,7 @@ pub(super) async fn follow(kind: Kind, api: Api<Lean>, events: mpsc::Sender<Even
 
 struct Following {
     kind: Kind,
+    followed: Followed,
     /// The list that is being read.
     list: Vec<Object>,
     /// Whether it was said that the kind is not served.
@@ -79,16 +82,19 @@ impl Following {
             watcher::Event::InitDone => {
                 self.absent = false;
                 self.retry = FIRST_RETRY;
+                self.followed.goes_well(self.kind);
                 let objects = std::mem::take(&mut self.list);
                 tracing::debug!(kind = %self.kind, objects = objects.len(), "list read");
                 Some(Event::Reset { kind: self.kind, objects })
             }
             watcher::Event::Apply(object) => {
                 self.retry = FIRST_RETRY;
+                self.followed.goes_well(self.kind);
                 Some(Event::Applied(convert::to_object(self.kind, object.slim(self.kind))))
             }
             watcher::Event::Delete(object) => {
                 self.retry = FIRST_RETRY;
+                self.followed.goes_well(self.kind);
                 Some(Event::Deleted(convert::to_object(self.kind, object.slim(self.kind)).key))
             }
         }
@@ -97,12 +103,14 @@ impl Following {
     /// What to say of a failure, and how long to wait.
     fn fail(&mut self, error: &watcher::Error) -> (Option<Event>, Duration) {
         if is_unserved(error) {
+            self.followed.goes_well(self.kind);
             if !std::mem::replace(&mut self.absent, true) {
                 tracing::info!(kind = %self.kind, "kind is not served; waiting for its custom resource definition");
                 return (Some(Event::Absent(self.kind)), jittered(ABSENT_RETRY));
             }
             return (None, jittered(ABSENT_RETRY));
         }
+        self.followed.failed(self.kind);
         tracing::warn!(kind = %self.kind, %error, "watch failed; what was read before stays, and it is tried again");
         let wait = self.retry;
         self.retry = (self.retry * 2).min(LAST_RETRY);

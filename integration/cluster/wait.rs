@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 
 const POLL: Duration = Duration::from_millis(100);
 /// Between two looks at what takes long, or is not to change: each costs the programs that others wait for.
-const LOOK_AGAIN: Duration = Duration::from_millis(300);
+const LOOK_AGAIN: Duration = Duration::from_millis(500);
 
 /// Calls `look` until it succeeds; what it then returns. After `within`, an error with `what` and what the last look
 /// said. A look that does not come back counts as one that fails.
@@ -29,7 +29,7 @@ where
             return Err(last).with_context(|| format!("not so after {within:?}: {what}"));
         }
         before = Some(format!("{last:#}"));
-        tokio::time::sleep((start.elapsed() / 20).clamp(POLL, LOOK_AGAIN)).await;
+        tokio::time::sleep((start.elapsed() / 10).clamp(POLL, LOOK_AGAIN)).await;
     }
 }
 

@@ -21,13 +21,16 @@ use tokio_util::sync::CancellationToken;
 use super::metrics::{Known, Lead, Metrics};
 use super::seen::Seen;
 use super::view;
+use crate::rate::Places;
 use crate::store::{LeaseClock, Store};
 
 /// What all who connect may take.
 #[derive(Clone, Copy, Debug)]
 struct Limits {
-    /// Served at a time; more wait.
+    /// Served at a time; more are closed at once.
     connections: usize,
+    /// Of one source, so that nobody can keep probes and monitoring out.
+    of_one: usize,
     /// How long a request may be on its way.
     header: Duration,
     /// How long a connection may stand in all, whether its answer is read or not.
@@ -35,7 +38,7 @@ struct Limits {
 }
 
 const LIMITS: Limits =
-    Limits { connections: 256, header: Duration::from_secs(10), whole: Duration::from_secs(30) };
+    Limits { connections: 256, of_one: 32, header: Duration::from_secs(10), whole: Duration::from_secs(30) };
 /// How long an answer that was begun may take once the agent is to end.
 const LAST: Duration = Duration::from_secs(1);
 
@@ -79,14 +82,19 @@ pub async fn serve(
 /// Serves whoever connects, one request each, until `cancel`.
 async fn accept(listener: TcpListener, router: Router, limits: Limits, cancel: CancellationToken) {
     let mut connections = JoinSet::new();
+    let places = Places::new(limits.connections, limits.of_one);
     loop {
         tokio::select! {
             () = cancel.cancelled() => break,
             Some(_) = connections.join_next(), if !connections.is_empty() => {}
-            accepted = listener.accept(), if connections.len() < limits.connections => match accepted {
-                Ok((stream, _)) => {
-                    connections.spawn(connection(stream, router.clone(), limits, cancel.clone()));
-                }
+            accepted = listener.accept() => match accepted {
+                Ok((stream, source)) => if let Some(place) = places.take(source.ip()) {
+                    let served = connection(stream, router.clone(), limits, cancel.clone());
+                    connections.spawn(async move {
+                        served.await;
+                        drop(place);
+                    });
+                },
                 // Out of file descriptors: try again when some may be free.
                 Err(_) => tokio::time::sleep(Duration::from_millis(50)).await,
             }
@@ -184,19 +192,39 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn who_does_not_ask_is_let_go_and_others_are_answered() {
-        let limits = Limits { connections: 4, header: SOON, whole: LONG };
+    async fn who_does_not_ask_is_let_go() {
+        let limits = Limits { connections: 4, of_one: 4, header: SOON, whole: LONG };
+        let router = Router::new().route("/livez", get(|| async { "ok" }));
+        let (address, cancel, task) = start(router, limits).await;
+        let mut idle = Vec::new();
+        for _ in 0..4 {
+            idle.push(ask(address, b"GET /livez HTTP/1.1\r\n").await);
+        }
+        for mut stream in idle {
+            assert!(!answer(&mut stream).await.contains("200"));
+        }
+        cancel.cancel();
+        timeout(LONG / 2, task).await.unwrap().unwrap();
+    }
+
+    /// Linux has the whole of 127.0.0.0/8.
+    #[cfg(target_os = "linux")]
+    #[tokio::test]
+    async fn who_holds_many_connections_keeps_nobody_else_out() {
+        let limits = Limits { connections: 5, of_one: 4, header: LONG, whole: LONG };
         let router = Router::new().route("/livez", get(|| async { "ok" }));
         let (address, cancel, task) = start(router, limits).await;
         let mut idle = Vec::new();
         for _ in 0..10 {
-            idle.push(ask(address, b"GET /livez HTTP/1.1\r\n").await);
+            idle.push(TcpStream::connect(address).await.unwrap());
         }
-        let text = answer(&mut ask(address, REQUEST).await).await;
+        let other = tokio::net::TcpSocket::new_v4().unwrap();
+        other.bind("127.0.0.2:0".parse().unwrap()).unwrap();
+        let mut other = other.connect(address).await.unwrap();
+        other.write_all(REQUEST).await.unwrap();
+        let text = answer(&mut other).await;
         assert!(text.starts_with("HTTP/1.1 200") && text.ends_with("ok"), "{text}");
-        for mut stream in idle {
-            assert!(!answer(&mut stream).await.contains("200"));
-        }
+        drop(idle);
         cancel.cancel();
         timeout(LONG / 2, task).await.unwrap().unwrap();
     }
@@ -212,7 +240,7 @@ mod tests {
 
     #[tokio::test]
     async fn no_more_than_so_many_are_served_at_a_time_and_none_for_ever() {
-        let limits = Limits { connections: 4, header: LONG, whole: SOON };
+        let limits = Limits { connections: 4, of_one: 10, header: LONG, whole: SOON };
         let (now, most) = (Arc::new(AtomicUsize::new(0)), Arc::new(AtomicUsize::new(0)));
         let (of_now, of_most) = (Arc::clone(&now), Arc::clone(&most));
         let hangs = move || async move {
@@ -223,7 +251,10 @@ mod tests {
         let (address, cancel, task) = start(Router::new().route("/livez", get(hangs)), limits).await;
         let mut all = Vec::new();
         for _ in 0..10 {
-            all.push(ask(address, REQUEST).await);
+            // Who is too many may be let go before it asks.
+            let mut stream = TcpStream::connect(address).await.unwrap();
+            let _ = stream.write_all(REQUEST).await;
+            all.push(stream);
         }
         for mut stream in all {
             assert_eq!(answer(&mut stream).await, "");

@@ -219,7 +219,7 @@ impl Applier {
         own: &TrustDomain,
         cancel: &CancellationToken,
     ) -> bool {
-        let mut due = due.into_iter().peekable();
+        let mut due = due.into_iter();
         let mut plans = self.plans.clone();
         let mut lost = pin!(lost(self.leading.clone(), cancel));
         let (mut is_outdated, mut is_late) = (false, false);

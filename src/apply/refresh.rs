@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 
-use tokio::task::{AbortHandle, JoinSet};
+use tokio::task::{AbortHandle, Id, JoinSet};
 
 use super::Targets;
 use super::operation::{Operation, Wrote};
@@ -62,22 +62,25 @@ impl Refreshes {
 
     /// Waits for one to end; nothing where it was broken off. Never ends while none runs.
     pub(super) async fn ended(&mut self) -> Option<Ended> {
-        let Some(ended) = self.tasks.join_next_with_id().await else {
-            return std::future::pending().await;
-        };
-        let id = match &ended {
-            Ok((id, _)) => *id,
-            Err(error) => error.id(),
-        };
+        let (id, ended) = next(&mut self.tasks, "a call to SPIRE failed, and is made again").await;
         self.running.retain(|_, task| task.id() != id);
-        match ended {
-            Ok((_, ended)) => Some(ended),
-            Err(error) => {
-                if error.is_panic() {
-                    tracing::error!(%error, "a call to SPIRE failed, and is made again");
-                }
-                None
+        ended
+    }
+}
+
+/// Waits for a task to end: which one, and what came of it where it was not broken off; a panic is logged in these words.
+/// Never ends while none runs.
+pub(super) async fn next(tasks: &mut JoinSet<Ended>, of_panic: &str) -> (Id, Option<Ended>) {
+    let Some(ended) = tasks.join_next_with_id().await else {
+        return std::future::pending().await;
+    };
+    match ended {
+        Ok((id, ended)) => (id, Some(ended)),
+        Err(error) => {
+            if error.is_panic() {
+                tracing::error!(%error, "{of_panic}");
             }
+            (error.id(), None)
         }
     }
 }

@@ -7,7 +7,7 @@ use tokio::time::Instant;
 use tracing::Instrument as _;
 
 use super::operation::{Operation, Stage};
-use super::refresh::Ended;
+use super::refresh::{Ended, next};
 use super::reports::Reports;
 use super::{CONCURRENCY, PATIENCE, Targets};
 use crate::model::TrustDomain;
@@ -115,22 +115,8 @@ impl Running {
 
     /// Waits for one to end; nothing where it was broken off. Never ends while none runs.
     pub(super) async fn ended(&mut self) -> Option<Ended> {
-        let Some(ended) = self.tasks.join_next_with_id().await else {
-            return std::future::pending().await;
-        };
-        let task = match &ended {
-            Ok((task, _)) => *task,
-            Err(error) => error.id(),
-        };
-        self.all.retain(|_, one| one.task.id() != task);
-        match ended {
-            Ok((_, ended)) => Some(ended),
-            Err(error) => {
-                if error.is_panic() {
-                    tracing::error!(%error, "an operation failed, and is done again");
-                }
-                None
-            }
-        }
+        let (id, ended) = next(&mut self.tasks, "an operation failed, and is done again").await;
+        self.all.retain(|_, one| one.task.id() != id);
+        ended
     }
 }

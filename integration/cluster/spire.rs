@@ -78,7 +78,7 @@ impl Default for SpireOptions {
             svid_ttl: Duration::from_secs(3600),
             refresh_hint: Duration::from_secs(60),
             sync_interval: Duration::from_secs(1),
-            gc_interval: Duration::from_secs(2),
+            gc_interval: Duration::from_secs(5),
             class_name: "",
             upstream: Upstream::None,
         }

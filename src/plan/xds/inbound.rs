@@ -5,6 +5,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::{IpAddr, Ipv4Addr};
 use std::sync::Arc;
+use std::time::Duration;
 
 use crate::model::service::{Address, ClientPattern, ExportedPort, GatewayAddress, TlsMode};
 use crate::model::world::Settings;
@@ -18,6 +19,9 @@ use super::{envoy, tls};
 
 const STATIC: i32 = 0;
 const INBOUND: i32 = 1;
+/// How long a handshake may take, as in Istio's gateways: the port is open to other networks, and who says no more than a name
+/// of ours has shown no identity.
+const HANDSHAKE: Duration = Duration::from_secs(15);
 
 /// The resources of one server's Envoy.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -55,12 +59,16 @@ pub(super) fn plan(
     by_server.into_iter().map(of).collect()
 }
 
-/// Where importers come to, by the FederatedService's own word: the ports that its Envoy listens on, and whether by IPv6.
-fn given(service: &Service) -> BTreeSet<(u16, bool)> {
+/// Where importers come to, by the FederatedService's own word: the ports that its Envoy listens on, and whether any gateway there
+/// is reached by IPv6. One port is one listener, which takes both families.
+fn given(service: &Service) -> BTreeMap<u16, bool> {
     let carrying = service.tls_mode.gateway();
-    let is_v6 = |address: &Address| matches!(address, Address::Ip(IpAddr::V6(_)));
-    let all = service.gateways.iter().filter(|gateway| gateway.gateway_type == carrying);
-    all.map(|gateway| (gateway.at.port, is_v6(&gateway.at.address))).collect()
+    let mut ports = BTreeMap::new();
+    for gateway in service.gateways.iter().filter(|gateway| gateway.gateway_type == carrying) {
+        *ports.entry(gateway.at.port).or_default() |=
+            matches!(gateway.at.address, Address::Ip(IpAddr::V6(_)));
+    }
+    ports
 }
 
 /// One end of TLS: an SNI, and who may come by it to which port of the application. With `IstioMtls` each exported port has one.
@@ -172,6 +180,7 @@ fn chain(door: &Door) -> pb::FilterChain {
         filter_chain_match: Some(pb::FilterChainMatch { server_names: vec![door.sni.clone()] }),
         filters: vec![filter("envoy.filters.network.rbac", kind, &rbac), envoy::tcp(&name)],
         transport_socket: Some(tls::downstream(&door.bundle, door.alpn.clone(), &door.clients)),
+        transport_socket_connect_timeout: Some(envoy::duration(HANDSHAKE)),
     }
 }
 
@@ -212,8 +221,9 @@ fn application(target: &Target) -> Resource {
     Resource::cluster(&pb::Cluster {
         r#type: if is_named { envoy::STRICT_DNS } else { STATIC },
         respect_dns_ttl: is_named,
-        connect_timeout: Some(envoy::duration(std::time::Duration::from_secs(5))),
+        connect_timeout: Some(envoy::duration(Duration::from_secs(5))),
         load_assignment: Some(envoy::assignment(&name, &target.at, &BTreeSet::new())),
+        circuit_breakers: Some(envoy::no_breakers()),
         outlier_detection: (target.at.len() > 1).then(envoy::passing_over),
         name,
         ..Default::default()

@@ -313,6 +313,54 @@ fn the_envoy_of_a_server_lets_in_its_clients_alone() {
     }
 }
 
+/// Importers reach it by IPv4 and by IPv6, or by a name: one listener takes them all, and has each door once, since Envoy refuses
+/// one that has two chains for one SNI.
+#[test]
+fn the_envoy_of_a_server_takes_both_families_on_one_port() {
+    let listener = |gateways: &[&str]| {
+        let mut cart = cart();
+        cart.gateways = gateways
+            .iter()
+            .map(|at| Gateway { gateway_type: GatewayType::EastWestGateway, at: gateway(at, 15_443) })
+            .collect();
+        let view = View::of(&exporting(vec![cart], &["east.example"]), &id(CART), ClientKind::Envoy);
+        let listeners = view.of_type(ResourceType::Listener);
+        let all: Vec<pb::Listener> =
+            listeners.values().map(|one| pb::Listener::decode(one.body.clone()).unwrap()).collect();
+        let [one] = <[pb::Listener; 1]>::try_from(all).unwrap();
+        let at = one.address.unwrap().socket_address.unwrap();
+        (at.address, at.port_value, one.filter_chains.len())
+    };
+    for (gateways, address) in [
+        (&["192.0.2.8"][..], "0.0.0.0"),
+        (&["192.0.2.8", "2001:db8::8"], "::"),
+        (&["2001:db8::8", "192.0.2.8"], "::"),
+        (&["gateway.west.example", "2001:db8::8", "192.0.2.9"], "::"),
+    ] {
+        assert_eq!(listener(gateways), (address.to_owned(), 15_443, 1), "{gateways:?}");
+    }
+}
+
+/// Many clients come by one cluster of a server's Envoy, and a client may have many connections.
+#[test]
+fn no_cluster_cuts_off_what_is_one_too_many() {
+    let imported = importing(vec![of(TlsMode::Mtls, AppProtocol::Grpc)], |_, _| {});
+    let exported = exporting(vec![cart()], &["east.example"]);
+    for (xds, client, kind) in [
+        (&imported, FRONTEND, ClientKind::Envoy),
+        (&imported, FRONTEND, ClientKind::Grpc),
+        (&exported, CART, ClientKind::Envoy),
+    ] {
+        let clusters = View::of(xds, &id(client), kind).of_type(ResourceType::Cluster);
+        assert_eq!(clusters.len(), 1);
+        let cluster = pb::Cluster::decode(clusters.values().next().unwrap().body.clone()).unwrap();
+        let [limits] = <[pb::Thresholds; 1]>::try_from(cluster.circuit_breakers.unwrap().thresholds).unwrap();
+        let limits =
+            [limits.max_connections, limits.max_pending_requests, limits.max_requests, limits.max_retries];
+        assert_eq!(limits, [Some(u32::MAX); 4], "{}", cluster.name);
+    }
+}
+
 /// What is outside of a mesh is reached where it is said to be, by names that Envoy resolves where there are any.
 #[test]
 fn the_envoy_of_a_server_passes_on_to_where_the_application_is() {

@@ -19,6 +19,9 @@ use super::{envoy, tls};
 
 const STATIC: i32 = 0;
 const INBOUND: i32 = 1;
+/// What the names of listeners and of clusters begin with.
+const LISTENER: &str = "inbound";
+const APPLICATION: &str = "application";
 /// How long a handshake may take, as in Istio's gateways: the port is open to other networks, and who says no more than a name
 /// of ours has shown no identity.
 const HANDSHAKE: Duration = Duration::from_secs(15);
@@ -27,6 +30,13 @@ const HANDSHAKE: Duration = Duration::from_secs(15);
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Inbound {
     pub resources: Vec<Resource>,
+}
+
+/// Whether a client that refuses something of this host (`Refusals`) refuses what it needs in front of a server of ours: the
+/// listeners and clusters of such an Envoy are of no imported host.
+#[must_use]
+pub fn is_of_server(host: &str) -> bool {
+    host == LISTENER || host == APPLICATION || host.starts_with(&format!("{APPLICATION}:"))
 }
 
 /// What it is made of: the services of one server, each with the trust domains that it really goes to.
@@ -103,7 +113,7 @@ impl Target {
     fn name(&self) -> String {
         let Self { host, port, .. } = self;
         host.as_ref()
-            .map_or_else(|| format!("application:{port}"), |host| format!("application:{host}:{port}"))
+            .map_or_else(|| format!("{APPLICATION}:{port}"), |host| format!("{APPLICATION}:{host}:{port}"))
     }
 }
 
@@ -202,7 +212,7 @@ fn listener(port: u16, is_v6: bool, filter_chains: Vec<pb::FilterChain>) -> Reso
             &pb::TlsInspector {},
         )),
     };
-    let name = format!("inbound:{port}");
+    let name = format!("{LISTENER}:{port}");
     Resource::listener(&pb::Listener {
         address: Some(envoy::address(if is_v6 { "::" } else { "0.0.0.0" }, port)),
         filter_chains,

@@ -30,7 +30,7 @@ use crate::model::{NamespacedName, SpiffeId, World};
 use super::exports::Exports;
 use super::imports::{ImportReport, LocalName};
 use super::memo::Memo;
-pub use inbound::Inbound;
+pub use inbound::{Inbound, is_of_server};
 pub(super) use inbound::InboundOf;
 pub(super) use local::LocalOf;
 pub use tls::{PROVIDER, SPIRE_CLUSTER, SVID_NAME};

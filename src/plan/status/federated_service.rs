@@ -10,7 +10,7 @@ use crate::api::v1alpha1::conditions::{
 };
 use crate::model::condition::{Condition, Truth};
 use crate::model::refused::ClientRefusal;
-use crate::model::service::{ExportedBy, GatewayAddress, Outcome, TlsMode};
+use crate::model::service::{ExportedBy, ExportedPort, GatewayAddress, Outcome, TlsMode};
 use crate::model::session::Offers;
 use crate::model::{NamespacedName, Service, ServiceName, TrustDomain, World};
 use crate::plan::exports::{Enforcer, ExportProblem, ExportReport};
@@ -68,7 +68,7 @@ pub(super) enum Answer<'a> {
 }
 
 /// The conditions, and the rest of the status as fields of it: `host`, `gatewayEntries`,
-/// `serverSPIFFEIDs`, `imported`, `exportedTo`. `outcomes` are what the importers did with the present state of
+/// `serverSPIFFEIDs`, `targetPorts`, `imported`, `exportedTo`. `outcomes` are what the importers did with the present state of
 /// it, in the order of `report.to`, `refused` what the Envoy in front of it does not take.
 #[must_use]
 pub fn status(
@@ -92,6 +92,11 @@ pub fn status(
         let ids: Vec<String> = service.server_ids.iter().map(ToString::to_string).collect();
         if !ids.is_empty() {
             rest.insert("serverSPIFFEIDs".to_owned(), json!(ids));
+        }
+        // What Istio serves has them in its alias.
+        if report.enforcer != Enforcer::Mesh && !service.is_outside() {
+            let target = |port: &ExportedPort| json!({"port": port.port, "targetPort": port.target_port});
+            rest.insert("targetPorts".to_owned(), service.ports.iter().map(target).collect());
         }
     }
     let exported_to: Vec<Value> = answers.iter().map(|(td, answer)| entry(td, answer)).collect();

@@ -21,6 +21,7 @@ use crate::model::{NamespacedName, ServiceName};
 use crate::observe::metrics::{Lead, Metrics};
 use crate::plan::fixtures::{id, remote_cart, td};
 use crate::plan::xds::testing::{offered, xds_of};
+use crate::plan::xds::view::ClientKind;
 use crate::plan::xds::{ResourceType, Xds};
 use crate::proto::workload::X509svidResponse;
 use crate::proto::xds::discovery::aggregated_discovery_service_client::AggregatedDiscoveryServiceClient;
@@ -400,6 +401,21 @@ async fn a_refusal_stands_while_others_are_taken() {
         }
     }
     until(&["c"]).await;
+}
+
+/// A server of which it is not known what its proxy needs is told nothing; others are.
+#[test]
+fn who_needs_what_is_not_known_sees_nothing() {
+    let other = "spiffe://east.example/other";
+    let mut xds = Xds::clone(&serving(&[("a", FRONTEND), ("b", other)]).unwrap());
+    xds.unknown.insert(id(FRONTEND));
+    let (served, serving) = watch::channel(Some(Arc::new(xds.clone())));
+    let views = views::Views::new(serving);
+    assert!(views.of(&id(FRONTEND), ClientKind::Envoy).is_none());
+    assert!(views.of(&id(other), ClientKind::Envoy).is_some());
+    xds.unknown.clear();
+    served.send_replace(Some(Arc::new(xds)));
+    assert!(views.of(&id(FRONTEND), ClientKind::Envoy).is_some());
 }
 
 #[tokio::test]

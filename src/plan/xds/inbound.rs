@@ -8,9 +8,8 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use crate::model::service::{Address, ClientPattern, ExportedPort, GatewayAddress, TlsMode};
-use crate::model::world::Settings;
-use crate::model::{Service, SpiffeId, TrustDomain};
-use crate::plan::exports::{Export, Exports};
+use crate::model::{Service, SpiffeId, TrustDomain, World};
+use crate::plan::exports::{Exports, held, plain};
 use crate::plan::memo::Memo;
 use crate::proto::xds::resources as pb;
 
@@ -42,31 +41,50 @@ pub fn is_of_server(host: &str) -> bool {
 /// What it is made of: the services of one server, each with the trust domains that it really goes to.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(in crate::plan) struct InboundOf {
-    services: Vec<(Arc<Service>, String, BTreeSet<TrustDomain>)>,
+    services: Vec<Served>,
     all_bundles: String,
 }
+
+/// A service with its host, and whose clients call it.
+type Served = (Arc<Service>, String, BTreeSet<TrustDomain>);
 
 /// By the SPIFFE ID of the server.
 #[must_use]
 pub(super) fn plan(
+    world: &World,
+    own: &TrustDomain,
     exports: &Exports,
-    settings: &Settings,
     memo: &mut Memo,
 ) -> BTreeMap<SpiffeId, Arc<Inbound>> {
-    let mut by_server: BTreeMap<&SpiffeId, Vec<&Arc<Export>>> = BTreeMap::new();
-    for export in exports.exported.values().filter(|export| !given(&export.service).is_empty()) {
-        for id in &export.service.server_ids {
-            by_server.entry(id).or_default().push(export);
+    let mut by_server: BTreeMap<SpiffeId, Vec<Served>> = BTreeMap::new();
+    let is_reached = |service: &Service| !given(service).is_empty();
+    let exported = exports.exported.values().filter(|export| is_reached(&export.service)).map(|export| {
+        let kept = held::peers(world, &export.service);
+        (Arc::clone(&export.service), export.host.clone(), export.to.iter().cloned().chain(kept).collect())
+    });
+    let kept = kept(world, own, exports).filter(|(service, ..)| is_reached(service));
+    for served in exported.chain(kept) {
+        for id in &served.0.server_ids {
+            by_server.entry(id.clone()).or_default().push(served.clone());
         }
     }
-    let of = |(id, exports): (&SpiffeId, Vec<&Arc<Export>>)| {
-        let services = exports
-            .into_iter()
-            .map(|export| (Arc::clone(&export.service), export.host.clone(), export.to.clone()));
-        let input = InboundOf { services: services.collect(), all_bundles: settings.xds_all_bundles.clone() };
-        (id.clone(), memo.inbound.get(id, &input, |input| Arc::new(inbound(input))))
+    let of = |(id, services)| {
+        let input = InboundOf { services, all_bundles: world.settings.xds_all_bundles.clone() };
+        let inbound = memo.inbound.get(&id, &input, |input| Arc::new(inbound(input)));
+        (id, inbound)
     };
     by_server.into_iter().map(of).collect()
+}
+
+/// What is exported to nobody else than those whose TrustDomainPeer cannot be read: their clients have what they had of it, and go on
+/// to call.
+fn kept(world: &World, own: &TrustDomain, exports: &Exports) -> impl Iterator<Item = Served> {
+    let held = exports.held.iter().filter(|name| !exports.exported.contains_key(*name));
+    held.filter_map(|name| {
+        let service = world.services.get(name).filter(|service| plain::stands(world, own, service))?;
+        let to = held::peers(world, service);
+        (!to.is_empty()).then_some((Arc::clone(service), service.name.host(own).ok()?, to))
+    })
 }
 
 /// Where importers come to, by the FederatedService's own word: the ports that its Envoy listens on, and whether any gateway there

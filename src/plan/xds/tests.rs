@@ -5,6 +5,7 @@ use prost::Message as _;
 
 use super::view::{ClientKind, View};
 use super::*;
+use crate::model::object::{Kind, ObjectKey};
 use crate::model::reach::Tried;
 use crate::model::service::{AppProtocol, Gateway, GatewayType, RemotePort, RemoteService, TlsMode};
 use crate::model::session::LinkState;
@@ -400,6 +401,32 @@ fn services_of_one_server_share_a_listener_and_have_doors_of_their_own() {
     assert!(chains[0].contains("\"ALL\"") && chains[1].contains("\"spiffe://east.example\""), "{chains:?}");
     assert!(chains[0].contains("spiffe://north.example/") && !chains.concat().contains("void"), "{chains:?}");
     assert!(chains[1].contains("web.shop.west.example") && chains[1].contains("application:9090"));
+}
+
+/// A TrustDomainPeer that cannot be read takes nothing from its clients: their door stays as it was.
+#[test]
+fn the_clients_of_a_peer_that_cannot_be_read_keep_their_door() {
+    let doors = |readable: &[&str], unread: &[&str]| {
+        let mut cart = cart();
+        cart.exported_to = [td("east.example"), td("north.example")].into();
+        cart.clients.insert(client("spiffe://north.example/*"));
+        let mut world = world("west.example").with_service(cart);
+        Arc::make_mut(&mut world.settings).serves_xds = true;
+        world.absent.extend(Kind::WATCHED.into_iter().filter(|kind| kind.is_istio()));
+        for name in readable {
+            world = world.with_peer(peer(name));
+        }
+        for name in unread {
+            world = world.with_rejected(ObjectKey::cluster(Kind::TrustDomainPeer, *name), Some(name));
+        }
+        text(&services(&world, &BTreeSet::new()).xds.unwrap(), CART, ClientKind::Envoy)
+    };
+    let (east, north) = ("east.example", "north.example");
+    let both = doors(&[east, north], &[]);
+    assert!(both.contains("spiffe://north.example/") && both.contains("\"ALL\""), "{both}");
+    assert_eq!(doors(&[east], &[north]), both);
+    assert_eq!(doors(&[], &[east, north]), both);
+    assert!(!doors(&[east], &[]).contains(north), "of a peer that is gone nobody is let in");
 }
 
 /// With `Mtls` all ports of a host are one door, by which all come to one port of the application: whom any of them names is let

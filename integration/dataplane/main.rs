@@ -29,6 +29,7 @@ mod application;
 mod flows;
 mod foreign;
 mod library;
+mod limits;
 mod local;
 mod machine;
 mod machines;

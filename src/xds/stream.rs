@@ -135,7 +135,8 @@ impl<S: Session> Stream<S> {
             Status::resource_exhausted(violation.to_string())
         })?;
         let view = if matches!(heard, Heard::Nacked(_)) { self.view(who) } else { None };
-        self.open.heard(who, &heard, view.as_ref(), session.subscriptions());
+        let wants = |kind, name: &str| session.wants(kind, name);
+        self.open.heard(who, &heard, view.as_ref(), session.subscriptions(), wants);
         if let Heard::Nacked(nack) = heard {
             self.metrics.xds_nack(nack.kind);
             tracing::warn!(

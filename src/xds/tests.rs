@@ -21,6 +21,7 @@ use crate::model::{NamespacedName, ServiceName};
 use crate::observe::metrics::{Lead, Metrics};
 use crate::plan::fixtures::{id, remote_cart, td};
 use crate::plan::xds::testing::{offered, xds_of};
+use crate::plan::xds::view::ClientKind;
 use crate::plan::xds::{ResourceType, Xds};
 use crate::proto::workload::X509svidResponse;
 use crate::proto::xds::discovery::aggregated_discovery_service_client::AggregatedDiscoveryServiceClient;
@@ -337,6 +338,84 @@ async fn what_a_client_refuses_is_told_while_it_stands() {
     assert_eq!(stand.clients.now().len(), 1);
     drop(client);
     stand.serves(0).await;
+}
+
+/// That a client takes other resources of the type says nothing of one that it refuses: that stands until it takes that one, or is
+/// told that it is gone. Several stand beside each other.
+#[tokio::test]
+async fn a_refusal_stands_while_others_are_taken() {
+    let stand = Stand::new().await;
+    stand.served.send_replace(serving(&[("a", FRONTEND), ("b", FRONTEND)]));
+    let mut client = stand.by_socket().await;
+    client.ask(Vec::new()).await;
+    let url = ResourceType::Listener.url().to_owned();
+    let word = |nonce: String, why: Option<&str>| DeltaDiscoveryRequest {
+        type_url: url.clone(),
+        response_nonce: nonce,
+        error_detail: why.map(|why| Refusal { code: 13, message: why.to_owned() }),
+        ..Default::default()
+    };
+    let host = |name: &str| format!("{name}.shop.west.example");
+    let cannot = |name: &str| format!("{}:18080: cannot bind", host(name));
+    let refused = || -> Vec<String> {
+        let all = stand.clients.now();
+        all.into_iter().flat_map(|client| client.refused.into_values()).flat_map(|one| one.services).collect()
+    };
+    let until = async |wanted: &[&str]| {
+        let wanted: Vec<String> = wanted.iter().map(|name| host(name)).collect();
+        let all = async {
+            while refused() != wanted {
+                tokio::time::sleep(Duration::from_millis(10)).await;
+            }
+        };
+        timeout(SOON, all).await.unwrap_or_else(|_| panic!("{:?}", stand.clients.now()));
+    };
+    let first = timeout(SOON, client.answers.message()).await.unwrap().unwrap().unwrap();
+    client.requests.send(word(first.nonce, Some(&cannot("a")))).await.unwrap();
+    until(&["a"]).await;
+    stand.served.send_replace(serving(&[("a", FRONTEND), ("b", FRONTEND), ("c", FRONTEND), ("d", FRONTEND)]));
+    let second = timeout(SOON, client.answers.message()).await.unwrap().unwrap().unwrap();
+    client.requests.send(word(second.nonce, Some(&cannot("c")))).await.unwrap();
+    until(&["a", "c"]).await;
+    stand.served.send_replace(serving(&[("a", FRONTEND), ("c", FRONTEND), ("d", FRONTEND)]));
+    let third = timeout(SOON, client.answers.message()).await.unwrap().unwrap().unwrap();
+    client.requests.send(word(third.nonce, None)).await.unwrap();
+    // What is asked for after that is heard after it.
+    let clusters = ResourceType::Cluster.url().to_owned();
+    client.requests.send(DeltaDiscoveryRequest { type_url: clusters, ..Default::default() }).await.unwrap();
+    let asked = async {
+        while stand.clients.now()[0].subscriptions.len() < 2 {
+            tokio::time::sleep(Duration::from_millis(10)).await;
+        }
+    };
+    timeout(SOON, asked).await.unwrap();
+    assert_eq!(refused(), [host("a"), host("c")]);
+    stand.served.send_replace(serving(&[("c", FRONTEND)]));
+    loop {
+        let answer = timeout(SOON, client.answers.message()).await.unwrap().unwrap().unwrap();
+        let is_of_listeners = answer.type_url == url;
+        let ack = DeltaDiscoveryRequest { type_url: answer.type_url, ..word(answer.nonce, None) };
+        client.requests.send(ack).await.unwrap();
+        if is_of_listeners {
+            break;
+        }
+    }
+    until(&["c"]).await;
+}
+
+/// A server of which it is not known what its proxy needs is told nothing; others are.
+#[test]
+fn who_needs_what_is_not_known_sees_nothing() {
+    let other = "spiffe://east.example/other";
+    let mut xds = Xds::clone(&serving(&[("a", FRONTEND), ("b", other)]).unwrap());
+    xds.unknown.insert(id(FRONTEND));
+    let (served, serving) = watch::channel(Some(Arc::new(xds.clone())));
+    let views = views::Views::new(serving);
+    assert!(views.of(&id(FRONTEND), ClientKind::Envoy).is_none());
+    assert!(views.of(&id(other), ClientKind::Envoy).is_some());
+    xds.unknown.clear();
+    served.send_replace(Some(Arc::new(xds)));
+    assert!(views.of(&id(FRONTEND), ClientKind::Envoy).is_some());
 }
 
 #[tokio::test]

@@ -26,9 +26,9 @@ impl Views {
         self.served.clone()
     }
 
-    /// What this client sees now; nothing while it is not known what is to be served.
+    /// What this client sees now; nothing while it is not known what is to be served, or what it needs in front of a server of ours.
     pub(super) fn of(&self, client: &SpiffeId, kind: ClientKind) -> Option<View> {
-        let xds = self.served.borrow().clone()?;
+        let xds = self.served.borrow().clone().filter(|xds| !xds.unknown.contains(client))?;
         let mut now = self.now.lock().unwrap_or_else(PoisonError::into_inner);
         if !Arc::ptr_eq(now.xds(), &xds) {
             *now = Arc::new(Snapshot::new(xds));

@@ -234,11 +234,27 @@ pub struct FederatedServiceStatus {
     #[serde(rename = "serverSPIFFEIDs", default, skip_serializing_if = "Vec::is_empty")]
     #[schemars(length(max = limits::SERVER_IDS), inner(length(max = limits::SPIFFE_ID)))]
     pub server_spiffe_ids: Vec<String>,
+    /// Which port of its workloads each of its ports leads to, where nothing of Istio's stands before them: one that is given by a name
+    /// stays as it is while no pod has the name.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    #[schemars(length(max = limits::PORTS))]
+    #[x_kube(merge_strategy = ListMerge::Map(vec!["port".to_owned()]))]
+    pub target_ports: Vec<TargetPortEntry>,
     /// What each trust domain that it is exported to did with it, by its own word.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     #[schemars(length(max = limits::EXPORTED_TRUST_DOMAINS))]
     #[x_kube(merge_strategy = ListMerge::Map(vec!["trustDomain".to_owned()]))]
     pub exported_to: Vec<ExportedTo>,
+}
+
+/// Where a port leads.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, KubeSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct TargetPortEntry {
+    /// Its number for importers.
+    pub port: i32,
+    /// Its number at the workload.
+    pub target_port: i32,
 }
 
 /// A gateway that importers are told of.

@@ -69,7 +69,9 @@ fn bootstrap(args: &EnvoyArgs) -> anyhow::Result<Value> {
             "lds_config": by_ads,
         },
         "static_resources": {"clusters": [
-            grpc(SPIRE_CLUSTER, "STATIC", &json!({"pipe": {"path": args.spire_agent_socket}})),
+            // Not pinged: a server that is made with grpc-go, as SPIRE's agent is, closes the connection of a client that pings more
+            // often than every five minutes (`too_many_pings`). The end of a Unix socket is seen at once.
+            grpc(SPIRE_CLUSTER, "STATIC", &json!({"pipe": {"path": args.spire_agent_socket}}), &json!({})),
             agent(args)?,
         ]},
     });
@@ -84,16 +86,18 @@ fn bootstrap(args: &EnvoyArgs) -> anyhow::Result<Value> {
     Ok(config)
 }
 
+/// An agent that is gone without a word is noticed.
 fn agent(args: &EnvoyArgs) -> anyhow::Result<Value> {
+    let pinged = json!({"connection_keepalive": {"interval": "30s", "timeout": "5s"}});
     if let Some(path) = &args.xds_socket {
-        return Ok(grpc(AGENT_CLUSTER, "STATIC", &json!({"pipe": {"path": path}})));
+        return Ok(grpc(AGENT_CLUSTER, "STATIC", &json!({"pipe": {"path": path}}), &pinged));
     }
     let (Some(address), Some(id)) = (&args.xds, &args.agent_id) else {
         anyhow::bail!("--xds HOST:PORT with --agent-id, or --xds-socket PATH, says where the agent is");
     };
     let (host, port) = host_and_port(address)?;
     let kind = if host.parse::<std::net::IpAddr>().is_ok() { "STATIC" } else { "STRICT_DNS" };
-    let mut cluster = grpc(AGENT_CLUSTER, kind, &socket(host, port));
+    let mut cluster = grpc(AGENT_CLUSTER, kind, &socket(host, port), &pinged);
     if let Some(fields) = cluster.as_object_mut() {
         fields.insert("transport_socket".to_owned(), tls(id));
     }
@@ -138,8 +142,8 @@ fn socket(host: &str, port: u16) -> Value {
     json!({"socket_address": {"address": host, "port_value": port}})
 }
 
-/// A cluster that speaks gRPC. An agent that is gone without a word is noticed.
-fn grpc(name: &str, kind: &str, address: &Value) -> Value {
+/// A cluster that speaks gRPC, with these options of HTTP/2.
+fn grpc(name: &str, kind: &str, address: &Value, http2: &Value) -> Value {
     json!({
         "name": name,
         "type": kind,
@@ -147,9 +151,7 @@ fn grpc(name: &str, kind: &str, address: &Value) -> Value {
         "typed_extension_protocol_options": {
             "envoy.extensions.upstreams.http.v3.HttpProtocolOptions": {
                 "@type": "type.googleapis.com/envoy.extensions.upstreams.http.v3.HttpProtocolOptions",
-                "explicit_http_config": {
-                    "http2_protocol_options": {"connection_keepalive": {"interval": "30s", "timeout": "5s"}},
-                },
+                "explicit_http_config": {"http2_protocol_options": http2},
             },
         },
         "load_assignment": {
@@ -182,6 +184,20 @@ mod tests {
             let line = "envoy --xds entente.example:7445 --agent-id spiffe://east.example/agent --admin-port 9901";
             insta::assert_yaml_snapshot!("envoy_by_tls", of(line).unwrap());
         });
+        for line in ["envoy --xds-socket /s", "envoy --xds a:1 --agent-id spiffe://east.example/agent"] {
+            let pinged = of(line).unwrap()["static_resources"]["clusters"]
+                .as_array()
+                .unwrap()
+                .iter()
+                .map(|cluster| {
+                    (cluster["name"].to_string(), cluster.to_string().contains("connection_keepalive"))
+                })
+                .collect::<Vec<_>>();
+            assert_eq!(
+                pinged,
+                [(json!(SPIRE_CLUSTER).to_string(), false), (json!(AGENT_CLUSTER).to_string(), true)]
+            );
+        }
         let ipv6 = of("envoy --xds [fd00::1]:7445 --agent-id spiffe://east.example/agent").unwrap();
         let cluster = &ipv6["static_resources"]["clusters"][1];
         assert_eq!(cluster["type"], "STATIC");

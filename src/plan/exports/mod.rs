@@ -10,7 +10,7 @@ mod claims;
 mod decided;
 pub mod held;
 mod offer;
-mod plain;
+pub(in crate::plan) mod plain;
 mod policy;
 mod policy_size;
 mod problem;

@@ -50,6 +50,15 @@ pub(super) fn judge(world: &World, own: &TrustDomain, service: &Service, report:
         report.exported.clone().map_err(|problem| problem.under(ClientsEnforcedReason::NotExported));
 }
 
+/// Whether it can be exported, but for its importers, and nothing of Istio's is needed for it.
+#[must_use]
+pub(in crate::plan) fn stands(world: &World, own: &TrustDomain, service: &Service) -> bool {
+    let is_for_proxy = service.is_outside() || service.tls_mode == TlsMode::IstioMtls;
+    is_plain(world, service)
+        && served(world, service, is_for_proxy).is_ok()
+        && with_server_ids(service, own).is_ok()
+}
+
 /// What only an Envoy with the agent's configuration can end TLS for needs an agent that serves it.
 fn served(world: &World, service: &Service, is_for_proxy: bool) -> Result<(), ExportProblem> {
     if world.settings.serves_xds || !is_for_proxy {

@@ -62,7 +62,7 @@ impl Unread {
                 sources.into_iter().flat_map(|all| all.split(',')).filter(declares).collect();
             for source in found {
                 let left = self.left.entry(source.to_owned()).or_default();
-                left.names.extend(exported_as(alias, own));
+                left.names.extend(exported_as(&alias.key.name, own));
                 let labels = alias.labels_at("/workloadSelector/labels");
                 if let (false, Some(namespace)) = (labels.is_empty(), &alias.key.namespace) {
                     let labels =
@@ -91,9 +91,9 @@ pub(super) fn objects(world: &World) -> impl Iterator<Item = &ObjectKey> {
     })
 }
 
-/// The name of the service that an alias stands for, by its host `{name}.{namespace}.{trustDomain}`.
-pub(super) fn exported_as(alias: &Object, own: &TrustDomain) -> Option<ServiceName> {
-    let host = alias.key.name.strip_suffix(own.as_str())?.strip_suffix('.')?;
+/// The name of the service that has a host of ours, `{name}.{namespace}.{trustDomain}`.
+pub(super) fn exported_as(host: &str, own: &TrustDomain) -> Option<ServiceName> {
+    let host = host.strip_suffix(own.as_str())?.strip_suffix('.')?;
     let (name, namespace) = host.rsplit_once('.')?;
     ServiceName::new(namespace, name).ok()
 }

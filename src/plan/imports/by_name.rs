@@ -230,7 +230,7 @@ impl ByName<'_> {
         let ports = self.ports(&serving);
         let names: Vec<(u16, String)> = ports.iter().map(|port| (port.number, port.name.clone())).collect();
         for member in &serving {
-            let notes = self.left_out(member).into_iter().collect();
+            let notes = self.left_out(member, &serving).into_iter().collect();
             let served = self.served(addresses.clone(), names.clone(), notes);
             plan.reports.insert(member.imported.object.clone(), Ok(served));
         }
@@ -289,25 +289,33 @@ impl ByName<'_> {
             );
             return Err(self.refuse(LocalReason::ExportToDiffers, &cause));
         }
-        if self.led(member).is_empty() {
+        if self.led(member, serving).is_empty() {
+            let is_tls = |port: &RemotePort| !is_legible(port.protocol);
             let cause = match &self.ours {
                 Some(ours) => format!(
                     "none of its ports has the number or the name of one of {} that speaks the same, without TLS",
                     ours.object
                 ),
-                None => "TLS is spoken on all of its ports".to_owned(),
+                None if member.imported.service.ports.iter().all(is_tls) => {
+                    "TLS is spoken on all of its ports".to_owned()
+                }
+                None => "none of its ports without TLS speaks what the older TrustDomainPeers' speak at its number".to_owned(),
             };
             return Err(self.refuse(LocalReason::PortsDiffer, &cause));
         }
         Ok(())
     }
 
-    /// The ports of an import that can be called at the local name: there, and at its own.
-    fn led(&self, member: &Member<'_>) -> Vec<(u16, u16)> {
+    /// The ports of an import that can be called at the local name, beside those of these: there, and at its own.
+    fn led(&self, member: &Member<'_>, serving: &[Member<'_>]) -> Vec<(u16, u16)> {
         let theirs = member.imported.service.ports.iter().filter(|port| is_legible(port.protocol));
         let theirs: Vec<&RemotePort> = theirs.collect();
         let Some(ours) = &self.ours else {
-            return theirs.into_iter().map(|port| (port.port, port.port)).collect();
+            let there: BTreeMap<u16, &RemotePort> = of_peers(serving).map(|port| (port.port, port)).collect();
+            let is_alike = |port: &&RemotePort| {
+                there.get(&port.port).is_none_or(|here| speaks_alike(here.protocol, port.protocol))
+            };
+            return theirs.into_iter().filter(is_alike).map(|port| (port.port, port.port)).collect();
         };
         let of = |ours: &LocalNamePort| {
             let same = theirs.iter().find(|port| port.port == ours.number);
@@ -319,8 +327,8 @@ impl ByName<'_> {
     }
 
     /// What of an import does not answer there.
-    fn left_out(&self, member: &Member<'_>) -> Option<String> {
-        let led = self.led(member);
+    fn left_out(&self, member: &Member<'_>, serving: &[Member<'_>]) -> Option<String> {
+        let led = self.led(member, serving);
         let left = member.imported.service.ports.iter();
         let left = left.filter(|port| !led.iter().any(|(_, there)| *there == port.port));
         let left: Vec<String> = left.map(|port| format!("{} ({})", port.port, port.name)).collect();
@@ -330,24 +338,17 @@ impl ByName<'_> {
     fn ports(&self, serving: &[Member<'_>]) -> Vec<LocalNamePort> {
         let mut ports: BTreeMap<u16, LocalNamePort> = match &self.ours {
             Some(ours) => ours.ports.iter().map(|port| (port.number, port.clone())).collect(),
-            // Of two of one number, the older peer's.
             None => {
-                let all = serving.iter().rev().flat_map(|member| &member.imported.service.ports);
-                let all = all.filter(|theirs| is_legible(theirs.protocol));
                 let port = |port: &RemotePort| {
                     let none = BTreeSet::new();
                     (port.port, LocalNamePort::ours(port.port, &port.name, port.protocol, none))
                 };
-                all.map(port).collect()
+                of_peers(serving).map(port).collect()
             }
         };
         for member in serving {
-            let theirs = &member.imported.service.ports;
-            for (here, there) in self.led(member) {
-                let protocol = theirs.iter().find(|port| port.port == there).map(|port| port.protocol);
-                let is_alike =
-                    |port: &LocalNamePort| protocol.is_some_and(|it| speaks_alike(port.protocol, it));
-                if let Some(port) = ports.get_mut(&here).filter(|port| is_alike(port)) {
+            for (here, there) in self.led(member, serving) {
+                if let Some(port) = ports.get_mut(&here) {
                     port.to.push((member.imported.object.clone(), there));
                 }
             }
@@ -366,6 +367,12 @@ impl ByName<'_> {
             notes,
         }
     }
+}
+
+/// The ports of a name that nothing of ours has, of which of two of one number the older peer's comes last.
+fn of_peers<'a>(serving: &'a [Member<'a>]) -> impl Iterator<Item = &'a RemotePort> {
+    let all = serving.iter().rev().flat_map(|member| &member.imported.service.ports);
+    all.filter(|theirs| is_legible(theirs.protocol))
 }
 
 /// Whether it does not begin with TLS of the application's own, which is for the name that is called.

@@ -12,6 +12,7 @@ use crate::api::v1alpha1::conditions::{GeneratedReason, LocalReason};
 use crate::model::cluster::{ClusterService, ClusterServiceKind};
 use crate::model::import::Imported;
 use crate::model::object::{Kind, Object, ObjectKey};
+use crate::model::service::AppProtocol;
 use crate::model::world::Settings;
 use crate::model::{NamespacedName, Peer, ServiceName, World};
 use crate::plan::admission::Refusal;
@@ -397,7 +398,8 @@ fn of_service(port: &crate::model::cluster::ClusterPort) -> Option<LocalPort> {
     Some(LocalPort {
         number: port.number,
         name: port.name.clone(),
-        protocol: port.protocol()?,
+        // Where nothing that is known here is said, it is bytes, or HTTP for Istio to find out.
+        protocol: port.said().unwrap_or(AppProtocol::Tcp),
         spoken: Spoken::on(port)?,
         to: Vec::new(),
     })

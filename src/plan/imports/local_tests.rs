@@ -190,6 +190,21 @@ fn beside_a_local_service_all_places_have_an_even_share() {
     assert!(!plan.objects.contains_key(&entry), "the Service has the name");
 }
 
+/// An `appProtocol` that is not known here is some protocol over TCP, which Istio finds out as well as it can.
+#[test]
+fn a_protocol_that_is_not_known_here_is_led_too() {
+    let mut here = service();
+    here.ports[0].app_protocol = Some("mysql".to_owned());
+    let world = settled(vec![(local_peer("west.example", false), vec![remote_cart()])], |world| {
+        with_pod(with_cluster_service(world, here), pod("cart-1", "cart", true))
+    });
+    let plan = decide(&world);
+    assert_eq!(reason(&plan, "west.example"), "Merged");
+    for kind in ["http", "tcp"] {
+        assert_eq!(routes(&plan, "shop", kind), to(8_080, &[HERE, WEST]), "{kind}");
+    }
+}
+
 #[test]
 fn without_a_ready_local_endpoint_the_remote_ones_have_all() {
     let alone = to(8_080, &["cart.shop.west.example:18080 \"\""]);

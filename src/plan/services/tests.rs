@@ -342,6 +342,47 @@ fn hostile() -> impl Strategy<Value = Vec<RemoteService>> {
     proptest::collection::vec(service, 0..6)
 }
 
+/// Where nothing is generated, for want of Istio, it is the status that tells what is out.
+#[test]
+fn what_is_unreadable_since_the_start_is_held_by_its_status() {
+    let key = ObjectKey::namespaced(Kind::FederatedService, "shop", "cart");
+    let unread = |status: Value| {
+        let mut world =
+            world("west.example").with_peer(peer("east.example")).with_peer(peer("north.example"));
+        world.absent.extend(Kind::WATCHED.into_iter().filter(|kind| kind.is_istio()));
+        Arc::make_mut(&mut world.settings).serves_xds = true;
+        world.statuses.insert(key.clone(), Arc::new(status));
+        world.with_rejected(key.clone(), None)
+    };
+    let to = |td: &str, is_acknowledged: bool, reason: &str| json!({"trustDomain": td, "acknowledged": is_acknowledged, "reason": reason});
+    let server = "spiffe://west.example/ns/shop/sa/cart";
+    let status = |to: Value| {
+        json!({
+            "host": "basket.shop.west.example",
+            "serverSPIFFEIDs": [server, "spiffe://north.example/ns/shop/sa/cart"],
+            "exportedTo": [to, to_nobody()],
+        })
+    };
+    fn to_nobody() -> Value {
+        json!({"trustDomain": "north.example", "acknowledged": false, "reason": "NoClientsThere"})
+    }
+    let named = BTreeSet::from([ServiceName::new("shop", "basket").unwrap()]);
+    for out in [to("east.example", true, ""), to("east.example", false, "AwaitingAcknowledgement")] {
+        let plan = decide(&unread(status(out.clone())));
+        assert_eq!(plan.held, BTreeMap::from([(td("east.example"), named.clone())]), "{out}");
+        let unknown = &plan.xds.as_ref().unwrap().unknown;
+        assert_eq!(*unknown, BTreeSet::from([SpiffeId::new(server).unwrap()]), "{out}");
+    }
+    let never = decide(&unread(status(to("east.example", false, "NoPeer"))));
+    assert!(never.held.is_empty() && never.xds.unwrap().unknown.is_empty(), "it was never out");
+    let known = unread(status(to("east.example", true, ""))).with_service(cart());
+    let known = decide(&known);
+    assert!(
+        known.held.is_empty() && known.xds.unwrap().unknown.is_empty(),
+        "its last good version is in use"
+    );
+}
+
 proptest! {
     /// Nothing lies outside the agent's namespace, no host outside the peer's trust domain, and nothing is without a pin;
     /// neither when the catalogue arrives nor when it has been stored.

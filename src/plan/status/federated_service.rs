@@ -9,7 +9,8 @@ use crate::api::v1alpha1::conditions::{
     ClientsEnforcedReason, ExportedReason, Reason, ServiceAcceptedReason,
 };
 use crate::model::condition::{Condition, Truth};
-use crate::model::service::{ExportedBy, GatewayAddress, Outcome, TlsMode};
+use crate::model::refused::ClientRefusal;
+use crate::model::service::{ExportedBy, ExportedPort, GatewayAddress, Outcome, TlsMode};
 use crate::model::session::Offers;
 use crate::model::{NamespacedName, Service, ServiceName, TrustDomain, World};
 use crate::plan::exports::{Enforcer, ExportProblem, ExportReport};
@@ -67,16 +68,18 @@ pub(super) enum Answer<'a> {
 }
 
 /// The conditions, and the rest of the status as fields of it: `host`, `gatewayEntries`,
-/// `serverSPIFFEIDs`, `imported`, `exportedTo`. `outcomes` are what the importers did with the present state of it, in the
-/// order of `report.to`.
+/// `serverSPIFFEIDs`, `targetPorts`, `imported`, `exportedTo`. `outcomes` are what the importers did with the present state of
+/// it, in the order of `report.to`, `refused` what the Envoy in front of it does not take.
 #[must_use]
 pub fn status(
     service: &Subject<'_>,
     report: &ExportReport,
     outcomes: &[Option<&Outcome>],
+    refused: Option<&ClientRefusal>,
 ) -> (Vec<Condition>, Value) {
     let answers = answers(report, outcomes);
-    let conditions = vec![accepted(service, report), exported(report, &answers), enforced(service, report)];
+    let conditions =
+        vec![accepted(service, report), exported(report, &answers), enforced(service, report, refused)];
     let mut rest = Map::new();
     if let Some(host) = &report.host {
         rest.insert("host".to_owned(), json!(host));
@@ -89,6 +92,11 @@ pub fn status(
         let ids: Vec<String> = service.server_ids.iter().map(ToString::to_string).collect();
         if !ids.is_empty() {
             rest.insert("serverSPIFFEIDs".to_owned(), json!(ids));
+        }
+        // What Istio serves has them in its alias.
+        if report.enforcer != Enforcer::Mesh && !service.is_outside() {
+            let target = |port: &ExportedPort| json!({"port": port.port, "targetPort": port.target_port});
+            rest.insert("targetPorts".to_owned(), service.ports.iter().map(target).collect());
         }
     }
     let exported_to: Vec<Value> = answers.iter().map(|(td, answer)| entry(td, answer)).collect();
@@ -208,7 +216,21 @@ fn with_warnings(mut condition: Condition, report: &ExportReport) -> Condition {
     condition
 }
 
-fn enforced(service: &Subject<'_>, report: &ExportReport) -> Condition {
+fn enforced(
+    service: &Subject<'_>,
+    report: &ExportReport,
+    proxy_refuses: Option<&ClientRefusal>,
+) -> Condition {
+    if let (Enforcer::Proxy | Enforcer::Gateway, Ok(()), Some(refusal)) =
+        (report.enforcer, &report.enforced, proxy_refuses)
+    {
+        let ClientRefusal { client, kind, message } = refusal;
+        let message = format!(
+            "the Envoy in front of the application, {client}, refuses a {kind} that it is served by xDS, and keeps what it had, \
+             which may be nothing, or let in who is no client any more: {message}"
+        );
+        return Condition::new(ClientsEnforcedReason::ProxyRefuses, false, message);
+    }
     match (report.enforcer, &report.enforced) {
         (Enforcer::Mesh, _) => {}
         (_, Err(problem)) => return refused(problem),

@@ -25,6 +25,7 @@ use super::exports::ExportReport;
 use super::imports::ImportReport;
 use super::memo::Memo;
 use super::services::ServicesPlan;
+use super::xds;
 use crate::api::v1alpha1::conditions::{ConditionType, ReadyReason, Reason};
 use crate::model::condition::{Condition, Truth};
 use crate::model::import::Imported;
@@ -33,7 +34,7 @@ use crate::model::refused::ClientRefusal;
 use crate::model::service::{Outcome, TlsMode};
 use crate::model::session::LinkPlan;
 use crate::model::world::Rejected;
-use crate::model::{NamespacedName, Service, ServiceName, TrustDomain, World};
+use crate::model::{NamespacedName, Service, ServiceName, SpiffeId, TrustDomain, World};
 pub(super) use stored::Answers;
 
 /// The status to write: `rest` with these conditions, or `None` where that is what stands there.
@@ -221,6 +222,7 @@ fn exports(
     writes: &mut BTreeMap<ObjectKey, StatusWrite>,
 ) {
     let mut all = stored::Stored::of(world, Kind::FederatedService);
+    let refusing = refused_by_servers(world);
     for (name, report) in &services.export_reports {
         let Some(service) = federated_service::Subject::of(world, name) else { continue };
         // Its last good version is in use still, but what is said is what is wrong with it now.
@@ -229,8 +231,14 @@ fn exports(
             continue;
         }
         let stored = all.get(name);
+        let by_server = |id: &SpiffeId| refusing.get(id.to_string().as_str()).copied();
+        let servers = service.service.filter(|_| !refusing.is_empty());
+        let refused = servers.and_then(|service| service.server_ids.iter().find_map(by_server));
         let stands = |said: &SaidOfExport| {
-            Some(&said.stored) == stored && said.report == *report && said.of.is(&service)
+            Some(&said.stored) == stored
+                && said.report == *report
+                && said.of.is(&service)
+                && said.refused.as_ref() == refused
         };
         let is_heard = |td| !news.contains(td);
         if memo.exports_said.holds(name, |said| stands(said) && report.to.keys().all(is_heard)) {
@@ -243,13 +251,14 @@ fn exports(
         if memo.exports_said.holds(name, is_same) {
             continue;
         }
-        let computed = federated_service::status(&service, report, &outcomes);
+        let computed = federated_service::status(&service, report, &outcomes, refused);
         let of = (service.uid, service.generation);
         if let (None, Some(stored)) = (write(world, writes, &key(), of, computed), stored) {
             let said = SaidOfExport {
                 of: Declared::of(&service),
                 report: Arc::clone(report),
                 to: outcomes.into_iter().map(Option::<&Outcome>::cloned).collect(),
+                refused: refused.cloned(),
                 stored: Arc::clone(stored),
             };
             memo.exports_said.put(name, said, ());
@@ -267,26 +276,44 @@ fn imports(
     for (name, report) in &services.import_reports {
         let Some(imported) = world.imported.get(name) else { continue };
         let stored = all.get(name);
-        let refused = world.refusals.get(&name.name);
+        let refused = refused(world, name, report);
         let is_same = |said: &SaidOfImport| {
             Some(&said.stored) == stored
                 && said.of == *imported
                 && said.report == *report
-                && said.refused.as_ref() == refused
+                && said.refused == refused
         };
         if memo.imports_said.holds(name, is_same) {
             continue;
         }
         let key = ObjectKey::namespaced(Kind::ImportedService, &name.namespace, &name.name);
-        let computed = imported_service::status(name, report, refused);
+        let computed = imported_service::status(name, report, refused.as_ref());
         let of = (imported.uid.as_str(), imported.generation);
         if let (None, Some(stored)) = (write(world, writes, &key, of, computed), stored) {
             let of = Arc::clone(imported);
             let (report, stored) = (report.clone(), Arc::clone(stored));
-            let said = SaidOfImport { of, report, refused: refused.cloned(), stored };
+            let said = SaidOfImport { of, report, refused, stored };
             memo.imports_said.put(name, said, ());
         }
     }
+}
+
+/// What Envoys in front of servers of ours do not take of what they need there, by their SPIFFE IDs.
+fn refused_by_servers(world: &World) -> BTreeMap<&str, &ClientRefusal> {
+    let of_servers = world.refusals.iter().filter(|(host, _)| xds::is_of_server(host));
+    // The first of each is told.
+    of_servers.flat_map(|(_, all)| all).rev().map(|one| (one.client.as_str(), one)).collect()
+}
+
+/// What clients do not take of an import: of its host, or of the local name at which it answers.
+fn refused(world: &World, name: &NamespacedName, report: &ImportReport) -> Option<BTreeSet<ClientRefusal>> {
+    if world.refusals.is_empty() {
+        return None;
+    }
+    let local = report.local.iter().flatten().filter(|served| served.by_name).map(|served| &served.host);
+    let all = std::iter::once(&name.name).chain(local).filter_map(|host| world.refusals.get(host));
+    let all: BTreeSet<ClientRefusal> = all.flatten().cloned().collect();
+    (!all.is_empty()).then_some(all)
 }
 
 /// What the status of a FederatedService is made of, where that stands in the store.
@@ -296,6 +323,8 @@ pub(super) struct SaidOfExport {
     report: Arc<ExportReport>,
     /// What each importer did.
     to: Vec<Option<Outcome>>,
+    /// What the Envoy in front of it does not take.
+    refused: Option<ClientRefusal>,
     stored: Arc<Value>,
 }
 

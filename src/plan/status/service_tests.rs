@@ -52,7 +52,7 @@ fn status_of(world: &World) -> (Vec<Condition>, serde_json::Value) {
     let subject = federated_service::Subject::of(world, &name).unwrap();
     let report = &plan.export_reports[&name];
     let outcomes = federated_service::outcomes(world, subject.name, report, &plan.catalogues);
-    federated_service::status(&subject, report, &outcomes)
+    federated_service::status(&subject, report, &outcomes, None)
 }
 
 fn brief(conditions: &[Condition]) -> Vec<(&str, Truth, &str)> {
@@ -220,6 +220,47 @@ fn an_import_says_what_was_generated() {
         [("Admitted", Truth::False, "NotAdmitted"), ("Generated", Truth::False, "NotAdmitted")]
     );
     assert_eq!(rest["generated"], serde_json::json!([]));
+}
+
+/// The Envoy in front of a server of ours that refuses what it is served may let in whom it let in before.
+#[test]
+fn an_export_says_that_the_envoy_in_front_of_it_refuses_it() {
+    let mut world = world("west.example").with_peer(peer("east.example")).with_service(cart());
+    world.absent.extend(Kind::WATCHED.into_iter().filter(|kind| kind.is_istio()));
+    Arc::make_mut(&mut world.settings).serves_xds = true;
+    world.spire = Some(Arc::default());
+    let key = cart().key();
+    let mut memo = Memo::default();
+    let mut said = |refused: &[(&str, &str)]| {
+        let refusal = |client: &str| ClientRefusal {
+            client: client.to_owned(),
+            kind: "listener",
+            message: "inbound:15443: cannot bind".to_owned(),
+        };
+        let refused = refused.iter().map(|(host, client)| ((*host).to_owned(), [refusal(client)].into()));
+        world.refusals = Arc::new(refused.collect());
+        let status = plan_anew(&world, &mut memo).statuses.remove(&key).unwrap().status;
+        world.statuses.insert(key.clone(), Arc::new(status.clone()));
+        let conditions = status["conditions"].as_array().unwrap().clone();
+        let one = conditions.into_iter().find(|one| one["type"] == "ClientsEnforced").unwrap();
+        (one["status"].clone(), one["reason"].clone(), one["message"].to_string())
+    };
+    let server = "spiffe://west.example/ns/shop/sa/cart";
+    let enforced = (json!("True"), json!("ProxyEnforces"));
+    let refuses = (json!("False"), json!("ProxyRefuses"));
+    let (status, reason, _) = said(&[]);
+    assert_eq!((status, reason), enforced);
+    for host in ["inbound", "application", "application:cart.shop.west.example"] {
+        let (status, reason, message) = said(&[(host, server)]);
+        assert_eq!((status, reason), refuses, "{host}");
+        assert!(message.contains(server) && message.contains("cannot bind"), "{message}");
+        let (status, reason, _) = said(&[(host, "spiffe://west.example/ns/shop/sa/other")]);
+        assert_eq!((status, reason), enforced, "{host}: another server's");
+    }
+    let (_, reason, _) = said(&[("inbound", server)]);
+    assert_eq!(reason, refuses.1);
+    let (_, reason, _) = said(&[("cart.shop.east.example", server)]);
+    assert_eq!(reason, enforced.1, "what it refuses as a client is of an import");
 }
 
 /// Whom a client of xDS refuses is told of the import alone, the same whoever refused first, and no more of once all take it.

@@ -181,6 +181,7 @@ pub(super) fn bare(
         respect_dns_ttl: is_named,
         connect_timeout: Some(duration(CONNECT)),
         lb_policy: LEAST_REQUEST,
+        circuit_breakers: Some(no_breakers()),
         outlier_detection: Some(passing_over()),
         common_lb_config: Some(pb::CommonLbConfig {
             healthy_panic_threshold: Some(pb::Percent { value: PANIC }),
@@ -204,6 +205,20 @@ fn http(protocol: AppProtocol) -> BTreeMap<String, prost_types::Any> {
     let explicit = pb::ExplicitHttpConfig { protocol_config: Some(config) };
     let options = pb::HttpProtocolOptions { explicit_http_config: Some(explicit) };
     BTreeMap::from([(NAME.to_owned(), packed(NAME, &options))])
+}
+
+/// Nothing is cut off for being one too many, as without a proxy (and with Istio): of what is not set Envoy and gRPC allow 1,024 at
+/// a time, all clients together, and Envoy three retries.
+#[must_use]
+pub(super) fn no_breakers() -> pb::CircuitBreakers {
+    pb::CircuitBreakers {
+        thresholds: vec![pb::Thresholds {
+            max_connections: Some(u32::MAX),
+            max_pending_requests: Some(u32::MAX),
+            max_requests: Some(u32::MAX),
+            max_retries: Some(u32::MAX),
+        }],
+    }
 }
 
 /// A gateway to which connections fail is passed over for a while, what servers answer is no reason to.

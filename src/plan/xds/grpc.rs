@@ -64,6 +64,7 @@ fn cluster(input: &OfferOf, port: &RemotePort, named: Option<pb::ClusterLoadAssi
         r#type: if is_named { LOGICAL_DNS } else { EDS },
         eds_cluster_config: (!is_named).then_some(eds),
         load_assignment: named,
+        circuit_breakers: Some(envoy::no_breakers()),
         transport_socket: Some(tls::of_grpc(&input.imported, port)),
         ..Default::default()
     }

@@ -5,11 +5,11 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::{IpAddr, Ipv4Addr};
 use std::sync::Arc;
+use std::time::Duration;
 
 use crate::model::service::{Address, ClientPattern, ExportedPort, GatewayAddress, TlsMode};
-use crate::model::world::Settings;
-use crate::model::{Service, SpiffeId, TrustDomain};
-use crate::plan::exports::{Export, Exports};
+use crate::model::{Service, SpiffeId, TrustDomain, World};
+use crate::plan::exports::{Exports, held, plain};
 use crate::plan::memo::Memo;
 use crate::proto::xds::resources as pb;
 
@@ -18,6 +18,12 @@ use super::{envoy, tls};
 
 const STATIC: i32 = 0;
 const INBOUND: i32 = 1;
+/// What the names of listeners and of clusters begin with.
+const LISTENER: &str = "inbound";
+const APPLICATION: &str = "application";
+/// How long a handshake may take, as in Istio's gateways: the port is open to other networks, and who says no more than a name
+/// of ours has shown no identity.
+const HANDSHAKE: Duration = Duration::from_secs(15);
 
 /// The resources of one server's Envoy.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -25,42 +31,72 @@ pub struct Inbound {
     pub resources: Vec<Resource>,
 }
 
+/// Whether a client that refuses something of this host (`Refusals`) refuses what it needs in front of a server of ours: the
+/// listeners and clusters of such an Envoy are of no imported host.
+#[must_use]
+pub fn is_of_server(host: &str) -> bool {
+    host == LISTENER || host == APPLICATION || host.starts_with(&format!("{APPLICATION}:"))
+}
+
 /// What it is made of: the services of one server, each with the trust domains that it really goes to.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(in crate::plan) struct InboundOf {
-    services: Vec<(Arc<Service>, String, BTreeSet<TrustDomain>)>,
+    services: Vec<Served>,
     all_bundles: String,
 }
+
+/// A service with its host, and whose clients call it.
+type Served = (Arc<Service>, String, BTreeSet<TrustDomain>);
 
 /// By the SPIFFE ID of the server.
 #[must_use]
 pub(super) fn plan(
+    world: &World,
+    own: &TrustDomain,
     exports: &Exports,
-    settings: &Settings,
     memo: &mut Memo,
 ) -> BTreeMap<SpiffeId, Arc<Inbound>> {
-    let mut by_server: BTreeMap<&SpiffeId, Vec<&Arc<Export>>> = BTreeMap::new();
-    for export in exports.exported.values().filter(|export| !given(&export.service).is_empty()) {
-        for id in &export.service.server_ids {
-            by_server.entry(id).or_default().push(export);
+    let mut by_server: BTreeMap<SpiffeId, Vec<Served>> = BTreeMap::new();
+    let is_reached = |service: &Service| !given(service).is_empty();
+    let exported = exports.exported.values().filter(|export| is_reached(&export.service)).map(|export| {
+        let kept = held::peers(world, &export.service);
+        (Arc::clone(&export.service), export.host.clone(), export.to.iter().cloned().chain(kept).collect())
+    });
+    let kept = kept(world, own, exports).filter(|(service, ..)| is_reached(service));
+    for served in exported.chain(kept) {
+        for id in &served.0.server_ids {
+            by_server.entry(id.clone()).or_default().push(served.clone());
         }
     }
-    let of = |(id, exports): (&SpiffeId, Vec<&Arc<Export>>)| {
-        let services = exports
-            .into_iter()
-            .map(|export| (Arc::clone(&export.service), export.host.clone(), export.to.clone()));
-        let input = InboundOf { services: services.collect(), all_bundles: settings.xds_all_bundles.clone() };
-        (id.clone(), memo.inbound.get(id, &input, |input| Arc::new(inbound(input))))
+    let of = |(id, services)| {
+        let input = InboundOf { services, all_bundles: world.settings.xds_all_bundles.clone() };
+        let inbound = memo.inbound.get(&id, &input, |input| Arc::new(inbound(input)));
+        (id, inbound)
     };
     by_server.into_iter().map(of).collect()
 }
 
-/// Where importers come to, by the FederatedService's own word: the ports that its Envoy listens on, and whether by IPv6.
-fn given(service: &Service) -> BTreeSet<(u16, bool)> {
+/// What is exported to nobody else than those whose TrustDomainPeer cannot be read: their clients have what they had of it, and go on
+/// to call.
+fn kept(world: &World, own: &TrustDomain, exports: &Exports) -> impl Iterator<Item = Served> {
+    let held = exports.held.iter().filter(|name| !exports.exported.contains_key(*name));
+    held.filter_map(|name| {
+        let service = world.services.get(name).filter(|service| plain::stands(world, own, service))?;
+        let to = held::peers(world, service);
+        (!to.is_empty()).then_some((Arc::clone(service), service.name.host(own).ok()?, to))
+    })
+}
+
+/// Where importers come to, by the FederatedService's own word: the ports that its Envoy listens on, and whether any gateway there
+/// is reached by IPv6. One port is one listener, which takes both families.
+fn given(service: &Service) -> BTreeMap<u16, bool> {
     let carrying = service.tls_mode.gateway();
-    let is_v6 = |address: &Address| matches!(address, Address::Ip(IpAddr::V6(_)));
-    let all = service.gateways.iter().filter(|gateway| gateway.gateway_type == carrying);
-    all.map(|gateway| (gateway.at.port, is_v6(&gateway.at.address))).collect()
+    let mut ports = BTreeMap::new();
+    for gateway in service.gateways.iter().filter(|gateway| gateway.gateway_type == carrying) {
+        *ports.entry(gateway.at.port).or_default() |=
+            matches!(gateway.at.address, Address::Ip(IpAddr::V6(_)));
+    }
+    ports
 }
 
 /// One end of TLS: an SNI, and who may come by it to which port of the application. With `IstioMtls` each exported port has one.
@@ -95,7 +131,7 @@ impl Target {
     fn name(&self) -> String {
         let Self { host, port, .. } = self;
         host.as_ref()
-            .map_or_else(|| format!("application:{port}"), |host| format!("application:{host}:{port}"))
+            .map_or_else(|| format!("{APPLICATION}:{port}"), |host| format!("{APPLICATION}:{host}:{port}"))
     }
 }
 
@@ -172,6 +208,7 @@ fn chain(door: &Door) -> pb::FilterChain {
         filter_chain_match: Some(pb::FilterChainMatch { server_names: vec![door.sni.clone()] }),
         filters: vec![filter("envoy.filters.network.rbac", kind, &rbac), envoy::tcp(&name)],
         transport_socket: Some(tls::downstream(&door.bundle, door.alpn.clone(), &door.clients)),
+        transport_socket_connect_timeout: Some(envoy::duration(HANDSHAKE)),
     }
 }
 
@@ -193,7 +230,7 @@ fn listener(port: u16, is_v6: bool, filter_chains: Vec<pb::FilterChain>) -> Reso
             &pb::TlsInspector {},
         )),
     };
-    let name = format!("inbound:{port}");
+    let name = format!("{LISTENER}:{port}");
     Resource::listener(&pb::Listener {
         address: Some(envoy::address(if is_v6 { "::" } else { "0.0.0.0" }, port)),
         filter_chains,
@@ -212,8 +249,9 @@ fn application(target: &Target) -> Resource {
     Resource::cluster(&pb::Cluster {
         r#type: if is_named { envoy::STRICT_DNS } else { STATIC },
         respect_dns_ttl: is_named,
-        connect_timeout: Some(envoy::duration(std::time::Duration::from_secs(5))),
+        connect_timeout: Some(envoy::duration(Duration::from_secs(5))),
         load_assignment: Some(envoy::assignment(&name, &target.at, &BTreeSet::new())),
+        circuit_breakers: Some(envoy::no_breakers()),
         outlier_detection: (target.at.len() > 1).then(envoy::passing_over),
         name,
         ..Default::default()

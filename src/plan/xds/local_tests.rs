@@ -298,6 +298,53 @@ fn what_cannot_be_shared_says_why() {
     assert_eq!(led(&xds, FRONTEND, 81), places(&[("0 east.example", &["10.0.0.1:8081", "10.0.0.2:8081"])]));
 }
 
+/// What the oldest peer speaks at a port is spoken there: who speaks something else is not led to, and is not said to be.
+#[test]
+fn peers_share_a_port_only_where_they_speak_the_same() {
+    let [west, mut north] = ["west.example", "north.example"].map(|td| (td, cart_of(td)));
+    north.1.ports[0].protocol = AppProtocol::Grpc;
+    let of = |north: &(&'static str, RemoteService)| {
+        let mut older = as_local("west.example", false);
+        older.created = Some(at(-900));
+        let world = east().with_peer(older).with_peer(as_local("north.example", false));
+        let (world, plan) = settled(world, &[west.clone(), north.clone()]);
+        (led(&plan.xds.unwrap(), FRONTEND, 80), world)
+    };
+    let (there, world) = of(&north);
+    assert_eq!(there, places(&[("0 west.example", FAR)]));
+    assert_eq!(said(&world, "west.example").0, "True ByName");
+    assert_eq!(said(&world, "north.example").0, "False PortsDiffer");
+    let second =
+        crate::model::service::RemotePort { name: "second".to_owned(), port: 81, ..north.1.ports[0].clone() };
+    north.1.ports.push(second);
+    let (there, world) = of(&north);
+    assert_eq!(there, places(&[("0 west.example", FAR)]));
+    assert_eq!(said(&world, "north.example").0, "True ByName");
+    let key = ObjectKey::namespaced(Kind::ImportedService, "entente-system", "cart.shop.north.example");
+    let told = world.statuses[&key]["conditions"].to_string();
+    assert!(told.contains("not served there: port 80 (http)"), "{told}");
+}
+
+/// What clients refuse of a local name, all whose imports answer there are told.
+#[test]
+fn what_is_refused_of_a_local_name_is_told_of_its_imports() {
+    let west = [("west.example", cart_of("west.example"))];
+    let world = with_near(east()).with_peer(as_local("west.example", false));
+    let (mut world, _) = settled(world, &west);
+    let key = ObjectKey::namespaced(Kind::ImportedService, "entente-system", "cart.shop.west.example");
+    let refusal = crate::model::refused::ClientRefusal {
+        client: FRONTEND.to_owned(),
+        kind: "listener",
+        message: format!("{LOCAL}:80: cannot bind"),
+    };
+    world.refusals = Arc::new([(LOCAL.to_owned(), [refusal].into())].into());
+    let status = &plan(&world).statuses[&key].status;
+    let taken = status["conditions"].as_array().unwrap().iter().find(|one| one["type"] == "TakenByClients");
+    assert_eq!(taken.unwrap()["reason"], "ClientRefuses");
+    world.refusals = Arc::default();
+    assert!(!plan(&world).statuses.contains_key(&key), "what stands is said");
+}
+
 /// So many peers share a name at most, the older ones.
 #[test]
 fn few_peers_share_a_name() {

@@ -27,11 +27,11 @@ use crate::model::reach::Attempt;
 use crate::model::service::{Address, GatewayAddress, RemotePort};
 use crate::model::{NamespacedName, SpiffeId, World};
 
-use super::exports::Exports;
+use super::exports::{Exports, held};
 use super::imports::{ImportReport, LocalName};
 use super::memo::Memo;
-pub use inbound::Inbound;
 pub(super) use inbound::InboundOf;
+pub use inbound::{Inbound, is_of_server};
 pub(super) use local::LocalOf;
 pub use tls::{PROVIDER, SPIRE_CLUSTER, SVID_NAME};
 pub use types::{Resource, ResourceType, TypeMap, Version};
@@ -44,6 +44,8 @@ pub struct Xds {
     pub offers: BTreeMap<String, Arc<Offer>>,
     /// What the proxies of our servers need, by the SPIFFE ID that the server has.
     pub inbound: BTreeMap<SpiffeId, Arc<Inbound>>,
+    /// Servers of ours of which it is not known what their proxies need: those keep what they have.
+    pub unknown: BTreeSet<SpiffeId>,
 }
 
 /// An imported service as clients reach it, or a local name.
@@ -105,7 +107,10 @@ pub(super) fn plan(
         let offer = memo.local_offers.get(host, &input, |input| Arc::new(local::offer(input)));
         xds.offers.insert(host.clone(), offer);
     }
-    xds.inbound = inbound::plan(exports, &world.settings, memo);
+    if let Some(own) = world.own_trust_domain() {
+        xds.inbound = inbound::plan(world, own, exports, memo);
+        xds.unknown = held::servers(world, own);
+    }
     Some(memo.xds.share(xds))
 }
 

@@ -5,6 +5,7 @@ use prost::Message as _;
 
 use super::view::{ClientKind, View};
 use super::*;
+use crate::model::object::{Kind, ObjectKey};
 use crate::model::reach::Tried;
 use crate::model::service::{AppProtocol, Gateway, GatewayType, RemotePort, RemoteService, TlsMode};
 use crate::model::session::LinkState;
@@ -313,6 +314,54 @@ fn the_envoy_of_a_server_lets_in_its_clients_alone() {
     }
 }
 
+/// Importers reach it by IPv4 and by IPv6, or by a name: one listener takes them all, and has each door once, since Envoy refuses
+/// one that has two chains for one SNI.
+#[test]
+fn the_envoy_of_a_server_takes_both_families_on_one_port() {
+    let listener = |gateways: &[&str]| {
+        let mut cart = cart();
+        cart.gateways = gateways
+            .iter()
+            .map(|at| Gateway { gateway_type: GatewayType::EastWestGateway, at: gateway(at, 15_443) })
+            .collect();
+        let view = View::of(&exporting(vec![cart], &["east.example"]), &id(CART), ClientKind::Envoy);
+        let listeners = view.of_type(ResourceType::Listener);
+        let all: Vec<pb::Listener> =
+            listeners.values().map(|one| pb::Listener::decode(one.body.clone()).unwrap()).collect();
+        let [one] = <[pb::Listener; 1]>::try_from(all).unwrap();
+        let at = one.address.unwrap().socket_address.unwrap();
+        (at.address, at.port_value, one.filter_chains.len())
+    };
+    for (gateways, address) in [
+        (&["192.0.2.8"][..], "0.0.0.0"),
+        (&["192.0.2.8", "2001:db8::8"], "::"),
+        (&["2001:db8::8", "192.0.2.8"], "::"),
+        (&["gateway.west.example", "2001:db8::8", "192.0.2.9"], "::"),
+    ] {
+        assert_eq!(listener(gateways), (address.to_owned(), 15_443, 1), "{gateways:?}");
+    }
+}
+
+/// Many clients come by one cluster of a server's Envoy, and a client may have many connections.
+#[test]
+fn no_cluster_cuts_off_what_is_one_too_many() {
+    let imported = importing(vec![of(TlsMode::Mtls, AppProtocol::Grpc)], |_, _| {});
+    let exported = exporting(vec![cart()], &["east.example"]);
+    for (xds, client, kind) in [
+        (&imported, FRONTEND, ClientKind::Envoy),
+        (&imported, FRONTEND, ClientKind::Grpc),
+        (&exported, CART, ClientKind::Envoy),
+    ] {
+        let clusters = View::of(xds, &id(client), kind).of_type(ResourceType::Cluster);
+        assert_eq!(clusters.len(), 1);
+        let cluster = pb::Cluster::decode(clusters.values().next().unwrap().body.clone()).unwrap();
+        let [limits] = <[pb::Thresholds; 1]>::try_from(cluster.circuit_breakers.unwrap().thresholds).unwrap();
+        let limits =
+            [limits.max_connections, limits.max_pending_requests, limits.max_requests, limits.max_retries];
+        assert_eq!(limits, [Some(u32::MAX); 4], "{}", cluster.name);
+    }
+}
+
 /// What is outside of a mesh is reached where it is said to be, by names that Envoy resolves where there are any.
 #[test]
 fn the_envoy_of_a_server_passes_on_to_where_the_application_is() {
@@ -352,6 +401,32 @@ fn services_of_one_server_share_a_listener_and_have_doors_of_their_own() {
     assert!(chains[0].contains("\"ALL\"") && chains[1].contains("\"spiffe://east.example\""), "{chains:?}");
     assert!(chains[0].contains("spiffe://north.example/") && !chains.concat().contains("void"), "{chains:?}");
     assert!(chains[1].contains("web.shop.west.example") && chains[1].contains("application:9090"));
+}
+
+/// A TrustDomainPeer that cannot be read takes nothing from its clients: their door stays as it was.
+#[test]
+fn the_clients_of_a_peer_that_cannot_be_read_keep_their_door() {
+    let doors = |readable: &[&str], unread: &[&str]| {
+        let mut cart = cart();
+        cart.exported_to = [td("east.example"), td("north.example")].into();
+        cart.clients.insert(client("spiffe://north.example/*"));
+        let mut world = world("west.example").with_service(cart);
+        Arc::make_mut(&mut world.settings).serves_xds = true;
+        world.absent.extend(Kind::WATCHED.into_iter().filter(|kind| kind.is_istio()));
+        for name in readable {
+            world = world.with_peer(peer(name));
+        }
+        for name in unread {
+            world = world.with_rejected(ObjectKey::cluster(Kind::TrustDomainPeer, *name), Some(name));
+        }
+        text(&services(&world, &BTreeSet::new()).xds.unwrap(), CART, ClientKind::Envoy)
+    };
+    let (east, north) = ("east.example", "north.example");
+    let both = doors(&[east, north], &[]);
+    assert!(both.contains("spiffe://north.example/") && both.contains("\"ALL\""), "{both}");
+    assert_eq!(doors(&[east], &[north]), both);
+    assert_eq!(doors(&[], &[east, north]), both);
+    assert!(!doors(&[east], &[]).contains(north), "of a peer that is gone nobody is let in");
 }
 
 /// With `Mtls` all ports of a host are one door, by which all come to one port of the application: whom any of them names is let

@@ -1,7 +1,7 @@
 //! Incremental: each answer has what changed. What a client has is known by the view that it was sent last, which it shares with
 //! all others; and, where that does not say it, by name.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::sync::Arc;
 
 use super::{Answer, Heard, MOST_NAMES, NAME, Nonces, Session, Variant, Violation, checked, nack, unserved};
@@ -11,14 +11,50 @@ use crate::proto::xds::discovery::{DeltaDiscoveryRequest, Node};
 
 /// The most bytes of resources in one answer, but for one that is larger by itself: clients read 4 MiB at a time by default.
 const MOST_BYTES: usize = 1024 * 1024;
+/// Most answers of which is kept what was in them, until the client answers.
+const MOST_UNANSWERED: usize = 1_000;
 
 /// One stream.
 #[derive(Debug, Default)]
 pub struct Delta {
     types: BTreeMap<ResourceType, Watch>,
     nonces: Nonces,
+    unanswered: Unanswered,
     /// It was sent a cluster.
     has_clusters: bool,
+}
+
+/// What was in the answers that the client has neither taken nor refused yet: its word is of one of them alone. Of a client that
+/// says nothing, the last are kept.
+#[derive(Debug, Default)]
+struct Unanswered {
+    all: VecDeque<(ResourceType, String, Vec<Arc<str>>)>,
+    names: usize,
+}
+
+impl Unanswered {
+    fn put(&mut self, answer: &Answer) {
+        let names: Vec<Arc<str>> =
+            answer.resources.iter().map(|resource| Arc::clone(&resource.name)).collect();
+        self.names += names.len();
+        self.all.push_back((answer.kind, answer.nonce.clone(), names));
+        while self.all.len() > MOST_UNANSWERED || (self.names > MOST_NAMES && self.all.len() > 1) {
+            self.names -= self.all.pop_front().map_or(0, |(_, _, names)| names.len());
+        }
+    }
+
+    /// Those of the answer to which the client answers now; with those of earlier ones of the type it is done too.
+    fn take(&mut self, kind: ResourceType, nonce: &str) -> Option<Vec<Arc<str>>> {
+        let at = self.all.iter().position(|(of, its, _)| *of == kind && its == nonce)?;
+        let (_, _, names) = self.all.remove(at)?;
+        let mut index = 0;
+        self.all.retain(|(of, _, _)| {
+            index += 1;
+            *of != kind || index > at
+        });
+        self.names = self.all.iter().map(|(_, _, names)| names.len()).sum();
+        Some(names)
+    }
 }
 
 /// What a client has of one name, where its last view does not say it.
@@ -65,11 +101,10 @@ impl Watch {
         Ok(watch)
     }
 
-    /// A later one; whether it changes what is subscribed to.
-    fn change(&mut self, kind: ResourceType, request: &DeltaDiscoveryRequest) -> Result<bool, Violation> {
+    /// A later one.
+    fn change(&mut self, kind: ResourceType, request: &DeltaDiscoveryRequest) -> Result<(), Violation> {
         let subscribe = names(&request.resource_names_subscribe)?;
         let unsubscribe = names(&request.resource_names_unsubscribe)?;
-        let changes = !subscribe.is_empty() || !unsubscribe.is_empty();
         for name in subscribe {
             if name.as_ref() == "*" {
                 self.open(kind);
@@ -93,7 +128,7 @@ impl Watch {
             }
         }
         let is_too_many = self.names.len() > MOST_NAMES || self.apart.len() > 2 * MOST_NAMES;
-        if is_too_many { Err(Violation::TooManyNames) } else { Ok(changes) }
+        if is_too_many { Err(Violation::TooManyNames) } else { Ok(()) }
     }
 
     /// From now on it takes everything: of what is not named, the last view does not say that the client has it.
@@ -197,11 +232,12 @@ impl Session for Delta {
             self.types.insert(kind, watch);
             return Ok(Heard::Asked);
         };
-        let changes = watch.change(kind, &request)?;
-        Ok(match &request.error_detail {
-            Some(refusal) => Heard::Nacked(nack(kind, &refusal.message)),
-            None if !request.response_nonce.is_empty() && !changes => Heard::Acked(kind),
-            None => Heard::Asked,
+        watch.change(kind, &request)?;
+        let answer = self.unanswered.take(kind, &request.response_nonce);
+        Ok(match (&request.error_detail, answer) {
+            (Some(refusal), answer) => Heard::Nacked(nack(kind, &refusal.message, answer)),
+            (None, Some(taken)) => Heard::Acked(kind, Some(taken)),
+            (None, None) => Heard::Asked,
         })
     }
 
@@ -221,7 +257,9 @@ impl Session for Delta {
                 self.has_clusters |= !clusters.is_empty();
             }
             for answer in in_parts(kind, changes) {
-                answers.push(Answer { nonce: self.nonces.next(), ..answer });
+                let answer = Answer { nonce: self.nonces.next(), ..answer };
+                self.unanswered.put(&answer);
+                answers.push(answer);
             }
         }
         answers
@@ -234,6 +272,13 @@ impl Session for Delta {
         };
         let of = |watch: &Watch| unserved(watch.names.iter()) + watch.apart.iter().map(apart).sum::<usize>();
         self.types.values().map(of).sum()
+    }
+
+    fn wants(&self, kind: ResourceType, name: &str) -> bool {
+        let is_served =
+            |watch: &Watch| watch.last.as_ref().is_some_and(|last| last.get(kind, name).is_some());
+        let of = self.types.get(&kind);
+        of.is_some_and(|watch| (watch.wildcard || watch.names.contains(name)) && is_served(watch))
     }
 
     fn subscriptions(&self) -> BTreeMap<ResourceType, Option<usize>> {

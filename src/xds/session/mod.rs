@@ -44,6 +44,8 @@ pub struct Nack {
     pub message: String,
     /// What in them may be the name of a resource.
     pub names: BTreeSet<String>,
+    /// What of the type is refused; `None`: all of it, as far as is known.
+    pub refused: Option<Vec<Arc<str>>>,
 }
 
 /// Who is at the other end, by its own word.
@@ -116,6 +118,9 @@ pub trait Session: Default + Send + 'static {
     /// About how many bytes it keeps of what the client says, beside names that are served.
     fn unserved(&self) -> usize;
 
+    /// Whether a resource of which the client has refused what it was sent is still there, and asked for.
+    fn wants(&self, kind: ResourceType, name: &str) -> bool;
+
     /// How many names it is subscribed to, of each type; `None` where it takes all.
     fn subscriptions(&self) -> BTreeMap<ResourceType, Option<usize>>;
 }
@@ -142,8 +147,8 @@ impl Bounded for DeltaDiscoveryRequest {
 pub enum Heard {
     /// A subscription, or a change of one, or of a type that is not served.
     Asked,
-    /// It took what it was sent last.
-    Acked(ResourceType),
+    /// It took these of what it was sent; `None`: all that there is of the type.
+    Acked(ResourceType, Option<Vec<Arc<str>>>),
     Nacked(Nack),
 }
 
@@ -158,8 +163,14 @@ impl Nonces {
     }
 }
 
-fn nack(kind: ResourceType, message: &str) -> Nack {
-    Nack { kind, message: cut(message), names: named(message) }
+/// A refusal of an answer with these; of those that it names, if it names any.
+fn nack(kind: ResourceType, message: &str, answer: Option<Vec<Arc<str>>>) -> Nack {
+    let names = named(message);
+    let refused = answer.map(|all| {
+        let found: Vec<Arc<str>> = all.iter().filter(|name| names.contains(&***name)).cloned().collect();
+        if found.is_empty() { all } else { found }
+    });
+    Nack { kind, message: cut(message), names, refused: refused.filter(|all| !all.is_empty()) }
 }
 
 /// What in a text has the form of a resource's name, HOST:PORT, as Envoy and gRPC write it among other words.

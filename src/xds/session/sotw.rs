@@ -134,8 +134,8 @@ impl Session for Sotw {
         let is_new = watch.subscribe(kind, &request.resource_names)?;
         watch.is_due |= is_new;
         Ok(match request.error_detail {
-            Some(refusal) => Heard::Nacked(nack(kind, &refusal.message)),
-            None if watch.nonce.is_some() && !is_new => Heard::Acked(kind),
+            Some(refusal) => Heard::Nacked(nack(kind, &refusal.message, None)),
+            None if watch.nonce.is_some() && !is_new => Heard::Acked(kind, None),
             None => Heard::Asked,
         })
     }
@@ -163,6 +163,11 @@ impl Session for Sotw {
 
     fn unserved(&self) -> usize {
         self.types.values().map(|watch| unserved(watch.names.iter())).sum()
+    }
+
+    /// A refusal is of all of a type.
+    fn wants(&self, _: ResourceType, _: &str) -> bool {
+        true
     }
 
     fn subscriptions(&self) -> BTreeMap<ResourceType, Option<usize>> {

@@ -312,7 +312,7 @@ fn the_state_of_the_world_is_sent_whole_when_any_of_it_changes() {
     session.request(sotw(LISTENERS)).unwrap();
     let answer = one(session.answers(&first));
     assert_eq!(answer.resources.len(), 2);
-    assert_eq!(session.request(ack(&answer, &[])).unwrap(), Heard::Acked(LISTENERS));
+    assert_eq!(session.request(ack(&answer, &[])).unwrap(), Heard::Acked(LISTENERS, None));
     assert!(session.answers(&first).is_empty(), "an ACK is not answered");
     let more = one(session.answers(&view(&[("a", 1), ("b", 1), ("c", 1)])));
     assert_eq!(more.resources.len(), 3);
@@ -346,6 +346,54 @@ fn a_refusal_is_heard_and_nothing_is_sent_until_something_changes() {
         DeltaDiscoveryRequest { response_nonce: answer.nonce, error_detail: refusal, ..delta(LISTENERS) };
     assert!(matches!(session.request(request).unwrap(), Heard::Nacked(_)));
     assert!(session.answers(&first).is_empty());
+}
+
+/// What is taken and refused is that of one answer alone, of which a refusal may name some; of an answer that is not known, all.
+#[test]
+fn a_word_of_the_client_is_of_one_answer() {
+    let mut session = Delta::default();
+    session.request(delta(LISTENERS)).unwrap();
+    let both = session.answers(&view(&[("a", 1), ("b", 1)])).remove(0);
+    let next = session.answers(&view(&[("a", 1), ("c", 1)])).remove(0);
+    let mut say = |answer: &Answer, why: Option<&str>| {
+        let error_detail = why.map(|why| Refusal { code: 13, message: why.to_owned() });
+        let nonce = answer.nonce.clone();
+        session.request(DeltaDiscoveryRequest { response_nonce: nonce, error_detail, ..delta(LISTENERS) })
+    };
+    let short = |all: Option<Vec<Arc<str>>>| {
+        let short = |name: &Arc<str>| name.split('.').next().unwrap().to_owned();
+        all.map(|all| all.iter().map(short).collect::<Vec<_>>())
+    };
+    let all = |names: &[&str]| Some(names.iter().map(|&name| name.to_owned()).collect::<Vec<_>>());
+    let Heard::Nacked(nack) = say(&both, Some(&names("b"))).unwrap() else { panic!("it was refused") };
+    assert_eq!(short(nack.refused), all(&["b"]));
+    let Heard::Acked(LISTENERS, taken) = say(&next, None).unwrap() else { panic!("it was taken") };
+    assert_eq!(short(taken), all(&["c"]));
+    assert_eq!(say(&next, None), Ok(Heard::Asked), "it has been taken already");
+    let Heard::Nacked(nack) = say(&both, Some("no")).unwrap() else { panic!("it was refused") };
+    assert_eq!(nack.refused, None);
+    let wants = |session: &Delta, name| session.wants(LISTENERS, &names(name));
+    assert!(wants(&session, "a") && !wants(&session, "b"), "what is gone is refused no more");
+    let last = session.answers(&view(&[("d", 1), ("e", 1)])).remove(0);
+    let refusal = Some(Refusal { code: 13, message: "no".to_owned() });
+    let request =
+        DeltaDiscoveryRequest { response_nonce: last.nonce, error_detail: refusal, ..delta(LISTENERS) };
+    let Heard::Nacked(nack) = session.request(request).unwrap() else { panic!("it was refused") };
+    assert_eq!(short(nack.refused), all(&["d", "e"]), "it names none");
+}
+
+/// Of who never answers, what it was sent is not kept for ever.
+#[test]
+fn answers_that_nobody_takes_are_bounded() {
+    let mut session = Delta::default();
+    session.request(delta(LISTENERS)).unwrap();
+    let first = session.answers(&view(&[("a", 1)])).remove(0);
+    for _ in 0..1_000 {
+        session.answers(&view(&[]));
+        session.answers(&view(&[("a", 1)]));
+    }
+    let ack = DeltaDiscoveryRequest { response_nonce: first.nonce, ..delta(LISTENERS) };
+    assert_eq!(session.request(ack), Ok(Heard::Asked));
 }
 
 #[test]
@@ -432,7 +480,8 @@ fn names_that_are_served_are_kept_once() {
     let mut session = Delta::default();
     let asked = DeltaDiscoveryRequest { resource_names_subscribe: vec![names("a")], ..delta(ENDPOINTS) };
     session.request(asked).unwrap();
-    session.answers(&all);
+    let nonce = session.answers(&all).remove(0).nonce;
+    session.request(DeltaDiscoveryRequest { response_nonce: nonce, ..delta(ENDPOINTS) }).unwrap();
     assert_eq!(Arc::strong_count(&held.name), before + 1);
     let mut session = Sotw::default();
     session.request(DiscoveryRequest { resource_names: vec![names("a")], ..sotw(ENDPOINTS) }).unwrap();
@@ -556,8 +605,8 @@ fn a_refusal_says_what_it_is_about() {
         "Error adding/updating listener(s) cart.shop.west.example:8080: cannot bind '127.64.0.1:8080': Address already in use\n",
         "xds: resource \"cart.shop.west.example:8080\" of type listener: no router",
     ] {
-        assert!(nack(LISTENERS, text).names.contains("cart.shop.west.example:8080"), "{text}");
+        assert!(nack(LISTENERS, text, None).names.contains("cart.shop.west.example:8080"), "{text}");
     }
     let many: String = (0..100_000).map(|n| format!("a{n}:1 ")).collect();
-    assert_eq!(nack(LISTENERS, &many).names.len(), 64);
+    assert_eq!(nack(LISTENERS, &many, None).names.len(), 64);
 }

@@ -133,6 +133,9 @@ reasons! {
         SidecarEnforces,
         /// True: the Envoy in front of the application refuses them, by what the agent serves it.
         ProxyEnforces,
+        /// The Envoy in front of the application does not take what the agent serves it, and keeps what it had; the message has its
+        /// words. Mend what it lacks (`entente clients`).
+        ProxyRefuses,
         /// The application ends TLS, and only it can check the client's SPIFFE ID. See to it that it does.
         ApplicationTerminatesTLS,
         /// The mesh configuration has a foreign trust domain among its `trustDomainAliases`: the sidecar takes whoever is of it for a

@@ -17,7 +17,7 @@ pub(super) struct Known {
 }
 
 impl Known {
-    /// By the alias of this host, where we made it; the IDs else by the status of the FederatedService.
+    /// By the alias of this host, where we made it; else by the status of the FederatedService.
     pub(super) fn of(world: &World, own: &TrustDomain, object: &NamespacedName, host: &str) -> Self {
         let mut known = Self::default();
         let alias = ObjectKey::namespaced(Kind::ServiceEntry, &object.namespace, host);
@@ -27,18 +27,13 @@ impl Known {
             .filter(|alias| alias.is_generated_by(&world.settings.instance) && alias.meta.deletion.is_none());
         let mut texts: Vec<&str> = Vec::new();
         if let Some(alias) = alias {
-            let ports = alias.spec().and_then(|spec| spec["ports"].as_array()).into_iter().flatten();
-            let number = |port: &Value, field: &str| {
-                port[field].as_u64().and_then(|number| u16::try_from(number).ok())
-            };
-            known.targets = ports
-                .filter_map(|port| Some((number(port, "number")?, number(port, "targetPort")?)))
-                .collect();
+            known.targets = targets(alias.spec().map(|spec| &spec["ports"]), "number");
             let ids = alias.meta.annotations.get(ANNOTATION_SERVER_IDS);
             texts.extend(ids.into_iter().flat_map(|ids| ids.split(',')));
         } else {
             let declared = ObjectKey::namespaced(Kind::FederatedService, &object.namespace, &object.name);
             let status = world.statuses.get(&declared);
+            known.targets = targets(status.map(|status| &status["targetPorts"]), "port");
             let ids = status.and_then(|status| status["serverSPIFFEIDs"].as_array());
             texts.extend(ids.into_iter().flatten().filter_map(Value::as_str));
         }
@@ -58,4 +53,12 @@ impl Known {
     pub(super) fn server_ids(&self) -> BTreeSet<SpiffeId> {
         self.server_ids.clone()
     }
+}
+
+/// Where ports lead, by their numbers, which this field has.
+fn targets(ports: Option<&Value>, field: &str) -> BTreeMap<u16, u16> {
+    let number =
+        |port: &Value, field: &str| port[field].as_u64().and_then(|number| u16::try_from(number).ok());
+    let ports = ports.and_then(Value::as_array).into_iter().flatten();
+    ports.filter_map(|port| Some((number(port, field)?, number(port, "targetPort")?))).collect()
 }

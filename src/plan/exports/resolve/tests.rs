@@ -173,6 +173,29 @@ fn a_named_port_stays_while_pods_churn() {
     assert_eq!(reason(&none.settled()), "TargetPortUnknown", "an object that is not ours is not believed");
 }
 
+/// Where there is no Istio nothing is generated that would have it: the status of the FederatedService does.
+#[test]
+fn a_named_port_stays_by_the_status_without_istio() {
+    let without_istio = |mut world: World| {
+        world.absent.extend(Kind::WATCHED.into_iter().filter(|kind| kind.is_istio()));
+        let settings = Arc::make_mut(&mut world.settings);
+        (settings.serves_xds, settings.istio) = (true, false);
+        world.spire = Some(Arc::default());
+        world
+    };
+    let target = |world: &World| super::tests::ports(world)[0].2;
+    let mut world = without_istio(west()).with_pod(pod("one", "cart", Some(8080))).settled();
+    let key = ObjectKey::namespaced(Kind::FederatedService, "shop", "cart");
+    let status = crate::plan::plan(&world).statuses.remove(&key).unwrap().status;
+    assert_eq!(status["targetPorts"], serde_json::json!([{"port": 80, "targetPort": 8080}]));
+    world.statuses.insert(key.clone(), Arc::new(status));
+    world.pods.clear();
+    let mut none = world.settled();
+    assert_eq!(target(&none), 8080, "no pod tells otherwise");
+    none.statuses.remove(&key);
+    assert_eq!(reason(&none.settled()), "TargetPortUnknown");
+}
+
 #[test]
 fn server_ids_are_those_of_the_pods_entries() {
     let label = "k8s:pod-label:app:cart";

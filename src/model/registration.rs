@@ -50,6 +50,13 @@ impl Record {
 impl Registration {
     #[must_use]
     pub fn names(&self, trust_domain: &TrustDomain) -> bool {
-        self.federates_with.iter().any(|name| name == trust_domain.as_str())
+        self.federates_with.iter().any(|name| is_name_of(name, trust_domain))
     }
+}
+
+/// Whether an item of `federatesWith` is this trust domain: spire-controller-manager takes its name, and a SPIFFE ID of it too.
+#[must_use]
+pub fn is_name_of(item: &str, trust_domain: &TrustDomain) -> bool {
+    let is_of = |id: &str| TrustDomain::new(id).is_ok_and(|of| of == *trust_domain);
+    item == trust_domain.as_str() || (item.contains("://") && is_of(item))
 }

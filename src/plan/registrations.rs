@@ -12,7 +12,7 @@ use super::contest;
 use super::ending::{self, Stage};
 use super::poison;
 use crate::model::change::{PatchOp, pointer};
-use crate::model::registration::{ANNOTATION_RECORD, Record, Registration};
+use crate::model::registration::{ANNOTATION_RECORD, Record, Registration, is_name_of};
 use crate::model::trust::{Entry, SpireAction};
 use crate::model::world::Relationships;
 use crate::model::{Peer, TrustDomain, World};
@@ -267,7 +267,8 @@ fn patch(world: &World, registration: &Registration, wants: &[(&Peer, Want)]) ->
 fn edit(registration: &Registration, peer: &Peer, want: Want, names: &mut Vec<String>, record: &mut Record) {
     let trust_domain = &peer.trust_domain;
     let name = trust_domain.as_str();
-    let named = names.iter().any(|n| n == name);
+    let times_named = names.iter().filter(|n| is_name_of(n, trust_domain)).count();
+    let named = times_named > 0;
     let selected = selects(peer, registration);
     let forget = |names: &mut Vec<String>, record: &mut Record| {
         let suspended = record.suspended.remove(trust_domain);
@@ -285,13 +286,13 @@ fn edit(registration: &Registration, peer: &Peer, want: Want, names: &mut Vec<St
         Want::Revoke => {
             let recorded = record.suspended.remove(trust_domain) | record.added.remove(trust_domain);
             if recorded || selected {
-                names.retain(|n| n != name);
+                names.retain(|n| !is_name_of(n, trust_domain));
             }
         }
         Want::Federate | Want::Suspend if !selected => forget(names, record),
         Want::Suspend => {
             if named {
-                names.retain(|n| n != name);
+                names.retain(|n| !is_name_of(n, trust_domain));
                 record.suspended.insert(trust_domain.clone());
             }
         }
@@ -303,6 +304,12 @@ fn edit(registration: &Registration, peer: &Peer, want: Want, names: &mut Vec<St
             } else if !named && !record.added.contains(trust_domain) {
                 names.push(name.to_owned());
                 record.added.insert(trust_domain.clone());
+            } else if times_named > 1 && record.added.remove(trust_domain) {
+                // Someone else has written it beside ours: of one that is there twice spire-controller-manager never has
+                // done, and SPIRE issues new SVIDs each time that it begins again.
+                if let Some(ours) = names.iter().rposition(|n| n == name) {
+                    names.remove(ours);
+                }
             }
         }
     }

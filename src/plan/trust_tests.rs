@@ -230,6 +230,41 @@ fn what_the_user_wrote_stays_and_what_someone_reverts_is_not_fought_over() {
     assert_eq!(reverted(&scene.world, &scene.peer()), [key.to_string()]);
 }
 
+/// spire-controller-manager takes it so too; two of the same would have it update the entry for ever.
+#[test]
+fn a_trust_domain_that_is_written_as_a_spiffe_id_is_the_same_one() {
+    let as_id = format!("spiffe://{EAST}");
+    let mut scene = Scene::related();
+    let mut cart = registration("cart", false);
+    cart.federates_with = vec!["other.example".to_owned(), as_id.clone(), "no://domain".to_owned()];
+    scene.register(cart.clone());
+    scene.pass(1);
+    assert_eq!(scene.write_patches(), 1, "the agent's own");
+    assert_eq!(scene.names("cart"), cart.federates_with);
+
+    scene.change_peer(|peer| peer.withdraw = true);
+    assert_eq!(scene.write_patches(), 2);
+    assert_eq!(scene.names("cart"), ["other.example", "no://domain"]);
+    scene.change_peer(|peer| peer.withdraw = false);
+    assert_eq!(scene.write_patches(), 2);
+    assert_eq!(scene.names("cart"), ["other.example", "no://domain", EAST]);
+
+    // Someone writes it beside what the agent has added: theirs stays.
+    let mut cart = registration("cart", false);
+    (cart.federates_with, cart.has_annotations) = (vec![as_id.clone(), EAST.to_owned()], true);
+    cart.record.added.insert(td(EAST));
+    scene.register(cart);
+    assert_eq!((scene.write_patches(), scene.names("cart")), (1, vec![as_id]));
+    assert_eq!(scene.write_patches(), 0);
+
+    scene.change_peer(|peer| {
+        peer.deletion = Some(now());
+        peer.ending.at_once = true;
+    });
+    assert_eq!(scene.write_patches(), 2);
+    assert!(scene.names("cart").is_empty());
+}
+
 #[test]
 fn a_poisoned_bundle_is_withdrawn_at_once_and_comes_back_after_three_good_fetches() {
     let mut scene = Scene::related();

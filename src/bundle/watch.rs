@@ -109,8 +109,6 @@ struct CourseState {
     last: Option<Instant>,
     /// When the next one is due.
     next: Option<Instant>,
-    /// When the last successful one began.
-    fetched: Option<Timestamp>,
     /// The operator gave another bundle since the last successful fetch, which is the latest until the next one (SPIFFE
     /// Federation 5.3): it is how a trust domain is heard again that lost all of its authorities.
     bootstrap_is_latest: bool,
@@ -191,6 +189,7 @@ impl Watcher {
             state = EndpointState {
                 latest: state.latest,
                 latest_usable: state.latest_usable,
+                fetched_at: state.fetched_at,
                 ..EndpointState::default()
             };
         }
@@ -314,6 +313,7 @@ impl Poll {
         let mut state = observe(&self.state, fetched, whole((self.shared.clock)()));
         (state.refused_by_spire, state.proof) = (refused_by_spire, proof);
         state.asked_at = Some(begun);
+        state.fetched_at = if is_fetched { Some(begun) } else { state.fetched_at };
         if !in_turn {
             state.good_in_a_row = state.good_in_a_row.min(self.state.good_in_a_row);
             state.unchanged = state.unchanged.min(self.state.unchanged.max(1));
@@ -325,7 +325,6 @@ impl Poll {
             self.course.update(|course| {
                 course.next = Some(Instant::now() + wait);
                 course.bootstrap_is_latest &= !is_fetched;
-                course.fetched = if is_fetched { Some(begun) } else { course.fetched };
             });
         });
     }
@@ -347,7 +346,7 @@ impl Poll {
         };
         // The operator's word is not to be continued by what was there before it.
         let ours = ours.filter(|_| !course.bootstrap_is_latest);
-        let newer = ours.and_then(|ours| continuation(target, &ours, course.fetched, whole(begun)));
+        let newer = ours.and_then(|ours| continuation(target, &ours, self.state.fetched_at, whole(begun)));
         let Some(newer) = newer else { return Err(untrusted) };
         let (trust_domain, digest) = (&target.trust_domain, newer.digest());
         let fetched = self.by(Some(&newer), begun).await.map_err(|_| untrusted)?;

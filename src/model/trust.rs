@@ -100,7 +100,7 @@ impl SpireState {
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum SpireAction {
     CreateRelationship(Relationship, Option<Arc<Bundle>>),
-    /// Written with the freshest verified bundle: an update without one would keep, with an old one would regress.
+    /// Written with the freshest verified bundle: an update with an old one would regress. Without one, SPIRE keeps its own.
     UpdateRelationship(Relationship, Option<Arc<Bundle>>),
     DeleteRelationship(TrustDomain),
     /// Changes `federatesWith` of an entry, as it stands when that is done: what someone else wrote there meanwhile stays.

@@ -4,7 +4,7 @@
 use std::sync::Arc;
 
 use jiff::Timestamp;
-use serde_json::json;
+use serde_json::{Value, json};
 
 use super::ending;
 use super::generated;
@@ -147,6 +147,43 @@ pub fn freshest(world: &World, peer: &Peer) -> Option<Arc<Bundle>> {
     known.filter(|bundle| poison::shared(world, peer, bundle).is_none())
 }
 
+/// What SPIRE holds, where its relationship is about to be written anew for another endpoint, with a bundle, and that one is
+/// newer than ours: SPIRE goes on fetching where no fetch of ours comes through, or no agent runs. It continues what we
+/// verified, by an authority in common or because nothing of ours is valid any more.
+#[must_use]
+pub fn kept_by_spire(world: &World, peer: &Peer) -> Option<Arc<Bundle>> {
+    let trust_domain = &peer.trust_domain;
+    let spire = world.spire.as_ref()?;
+    spire.relationships.get(trust_domain).filter(|related| related.endpoint != peer.endpoint)?;
+    let held = spire.bundles.get(trust_domain).filter(|held| poison::harm(world, peer, held).is_none())?;
+    let stored = world.memory.get(trust_domain)?.stored.as_ref();
+    let since = stored.filter(|stored| stored.digest == Some(held.digest()))?.since;
+    let fetched_at = world.endpoints.get(trust_domain).and_then(|state| state.fetched_at);
+    // Where another bootstrap bundle was given, the operator's word is not to be continued by what was there before it; nor
+    // once it is written.
+    let written = persisted(world, peer).map(|bundle| bundle.digest());
+    persisted_in(world, peer)
+        .filter(|object| moves(object, peer) || written == Some(held.digest()))
+        .filter(|_| fetched_at.is_none_or(|fetched_at| fetched_at < since))?;
+    let ours = freshest(world, peer)?;
+    let in_common = || held.fingerprints().any(|one| ours.fingerprints().any(|other| one == other));
+    (!ours.is_usable_at(world.now) || in_common()).then(|| Arc::clone(held))
+}
+
+/// Whether the relationship's object stands, and is to be written for another endpoint though it is not known what SPIRE
+/// holds: spire-controller-manager would put the bundle that is written with it over a newer one.
+#[must_use]
+pub fn moves_blindly(world: &World, peer: &Peer) -> bool {
+    world.spire.is_none() && world.objects.get(&key(&peer.trust_domain)).is_some_and(|o| moves(o, peer))
+}
+
+/// Whether the endpoint in the relationship's object is not the one that the peer has now.
+fn moves(object: &Object, peer: &Peer) -> bool {
+    let field = |name: &str| object.spec().and_then(|spec| spec.get(name));
+    field("bundleEndpointURL").and_then(Value::as_str) != Some(peer.endpoint.url.as_str())
+        || field("bundleEndpointProfile") != Some(&profile(peer))
+}
+
 /// What the endpoint serves now, as far as is known, if that is usable: it may be given to SPIRE where that holds none
 /// that is, and cannot get one by itself.
 #[must_use]
@@ -211,19 +248,13 @@ pub(super) fn object_anew(world: &World, peer: &Peer, texts: &mut Texts) -> Opti
     if bundle.is_none() && !stands(world, peer) && peer.endpoint.profile != EndpointProfile::HttpsWeb {
         return None;
     }
-    let profile = match &peer.endpoint.profile {
-        EndpointProfile::HttpsWeb => json!({ "type": "https_web" }),
-        EndpointProfile::HttpsSpiffe { endpoint_id } => {
-            json!({ "type": "https_spiffe", "endpointSPIFFEID": endpoint_id.to_string() })
-        }
-    };
     let mut spec = json!({
         "trustDomain": peer.trust_domain.as_str(),
         "bundleEndpointURL": peer.endpoint.url.as_str(),
-        "bundleEndpointProfile": profile,
+        "bundleEndpointProfile": profile(peer),
     });
     if let Some(fields) = spec.as_object_mut() {
-        if let Some(bundle) = bundle {
+        if let Some(bundle) = kept_by_spire(world, peer).or(bundle) {
             let text = texts.get(&peer.trust_domain, &bundle, |bundle| document::write(bundle).into());
             fields.insert("trustDomainBundle".to_owned(), json!(&*text));
         }
@@ -247,6 +278,15 @@ pub(super) fn object_anew(world: &World, peer: &Peer, texts: &mut Texts) -> Opti
         object.meta.annotations.insert(poison::ANNOTATION_POISONED.to_owned(), kept);
     }
     Some(object)
+}
+
+fn profile(peer: &Peer) -> Value {
+    match &peer.endpoint.profile {
+        EndpointProfile::HttpsWeb => json!({ "type": "https_web" }),
+        EndpointProfile::HttpsSpiffe { endpoint_id } => {
+            json!({ "type": "https_spiffe", "endpointSPIFFEID": endpoint_id.to_string() })
+        }
+    }
 }
 
 /// What SPIRE's server API is asked to do for one peer.
@@ -314,7 +354,10 @@ fn relationship_action(world: &World, peer: &Peer, related: Option<&Relationship
     let bundle = freshest(world, peer);
     match related {
         Some(related) if *related == wanted => None,
-        Some(_) => Some(SpireAction::UpdateRelationship(wanted, bundle)),
+        Some(_) => {
+            let bundle = bundle.filter(|_| kept_by_spire(world, peer).is_none());
+            Some(SpireAction::UpdateRelationship(wanted, bundle))
+        }
         None if awaits_bootstrap(world, peer) => None,
         None if bundle.is_none() && peer.endpoint.profile != EndpointProfile::HttpsWeb => None,
         None => Some(SpireAction::CreateRelationship(wanted, bundle)),

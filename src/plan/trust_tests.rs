@@ -1161,6 +1161,75 @@ fn the_relationship_carries_the_freshest_verified_bundle() {
     assert_eq!(spec(&scene)["trustDomainBundle"], fetched);
 }
 
+/// SPIRE reaches the peer where we do not, or it went on while no agent ran; then the endpoint becomes another one, for which
+/// spire-controller-manager writes the relationship anew, with the bundle in the object.
+#[test]
+fn a_bundle_that_spire_has_followed_further_than_we_is_not_written_over() {
+    let moved = || EndpointUrl::parse("https://moved.example").unwrap();
+    let written = |scene: &Scene| {
+        let write = plan(&scene.world).writes.into_values().next()?;
+        let text = write.object.spec()?["trustDomainBundle"].as_str()?.to_owned();
+        let parsed = crate::bundle::document::parse(&td(EAST), text.as_bytes()).ok()?;
+        Some(parsed.bundle.digest())
+    };
+    let asked = |scene: &mut Scene| {
+        Arc::make_mut(&mut scene.world.settings).relationships = Relationships::ServerApi;
+        match relationship::actions(&scene.world, &scene.peer()).as_slice() {
+            [SpireAction::UpdateRelationship(_, bundle)] => bundle.as_ref().map(|bundle| bundle.digest()),
+            other => panic!("{other:?}"),
+        }
+    };
+    let (is_fetched, is_anew) = (
+        |scene: &mut Scene| {
+            let moment = Some(scene.world.moment);
+            Arc::make_mut(&mut scene.world.endpoints).get_mut(&td(EAST)).unwrap().fetched_at = moment;
+        },
+        |scene: &mut Scene| {
+            scene.world.endpoints = Arc::default();
+            scene.world.memory.clear();
+        },
+    );
+    type Change = fn(&mut Scene);
+    let given: Change = |scene| {
+        let bundle = Arc::clone(&scene.east);
+        scene.change_peer(|peer| peer.bootstrap = Some(crate::model::peer::Bootstrap::Inline(bundle)));
+    };
+    for (is_continued, change, is_kept) in [
+        (true, (|_| ()) as Change, true),
+        (true, is_anew, true),
+        (false, |_| (), false),
+        (true, is_fetched, false),
+        (true, given, false),
+    ] {
+        let mut scene = Scene::related();
+        scene.pass(1);
+        is_fetched(&mut scene);
+        let object = relationship::object(&scene.world, &scene.peer()).unwrap();
+        scene.world = scene.world.clone().with_object(object);
+        let next = Ca::new().authority();
+        let old = scene.east.authorities().filter(|_| is_continued).cloned();
+        let rotated = Arc::new(Bundle::new(td(EAST), old.chain([next])));
+        let newer = Arc::clone(&rotated);
+        scene.spire(|spire, _| drop(spire.bundles.insert(td(EAST), newer)));
+        scene.pass(10);
+        scene.change_peer(|peer| peer.endpoint.url = moved());
+        change(&mut scene);
+        let spire = scene.world.spire.take();
+        scene.pass(1);
+        assert_eq!(written(&scene), None, "nobody knows what SPIRE holds");
+        scene.world.spire = spire;
+        scene.pass(1);
+        let expected = if is_kept { rotated.digest() } else { scene.east.digest() };
+        assert_eq!(written(&scene), Some(expected), "{is_continued}");
+        // It stands so until SPIRE has it.
+        let object = relationship::object(&scene.world, &scene.peer()).unwrap();
+        scene.world = scene.world.clone().with_object(object.clone());
+        scene.pass(1);
+        assert_eq!(relationship::object(&scene.world, &scene.peer()), Some(object));
+        assert_eq!(asked(&mut scene), (!is_kept).then_some(expected), "{is_continued}");
+    }
+}
+
 #[test]
 fn without_a_controller_manager_the_server_api_is_asked() {
     let mut scene = Scene::new();

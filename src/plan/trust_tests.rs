@@ -307,6 +307,41 @@ fn a_poisoned_bundle_is_withdrawn_at_once_and_comes_back_after_three_good_fetche
     assert_eq!(scene.write_patches(), 2);
 }
 
+/// SPIRE takes what its agents cannot receive, and then none of them renews any SVID of theirs. Entries are of no account.
+#[test]
+fn a_bundle_that_is_too_large_is_withdrawn_as_any_poison() {
+    let mut scene = Scene::related();
+    scene.pass(1);
+    scene.write_patches();
+    let failure = FetchFailure { problem: FetchProblem::BundleTooLarge, message: "endless".to_owned() };
+    Arc::make_mut(&mut scene.world.endpoints).get_mut(&td(EAST)).unwrap().failure = Some(failure);
+    scene.spire(|spire, _| {
+        spire.bundles.insert(td(EAST), empty());
+        spire.too_large.insert(td(EAST));
+        spire.entries_failure = Some("they are too many".to_owned());
+    });
+    scene.pass(1);
+    assert_eq!(scene.write_patches(), 2);
+    assert!(scene.names("cart").is_empty() && scene.names("agent").is_empty());
+    let said = distributed(&scene);
+    assert!(said.starts_with("SuspendedOversizedBundle") && said.contains("of more than 1 MiB"), "{said}");
+    let east = Arc::clone(&scene.east);
+    scene.spire(|spire, _| {
+        spire.bundles.insert(td(EAST), east);
+        spire.too_large.clear();
+    });
+    for (good, restored) in [(6, 0), (7, 0), (8, 2)] {
+        scene.serves(Arc::clone(&scene.east), good);
+        scene.pass(1);
+        assert_eq!(scene.write_patches(), restored, "{good}");
+    }
+    assert!(distributed(&scene).starts_with("SpireUnavailable"), "{}", distributed(&scene));
+    scene.change_peer(|peer| peer.deletion = Some(now()));
+    scene.link(LinkState::Idle, None);
+    Arc::make_mut(&mut scene.world.sessions).get_mut(&td(EAST)).unwrap().parted = true;
+    assert_eq!(stage(&scene.world, &scene.peer()), Some(Stage::Spire("they are too many".to_owned())));
+}
+
 /// SPIRE, and the channels to it, may outlast a jump of our clock.
 #[test]
 fn a_clock_that_has_left_our_own_authorities_behind_poisons_nobody() {

@@ -86,7 +86,8 @@ pub fn bootstrap(world: &World, peer: &Peer) -> Option<Arc<Bundle>> {
 }
 
 /// The verified bundle that an earlier life of the agent, or this one, kept in the relationship's object. It descends
-/// from the bootstrap bundle that stands in the TrustDomainPeer now, or it is not used.
+/// from the bootstrap bundle that stands in the TrustDomainPeer now, or it is not used. One that was taken away once it had
+/// served is no other one.
 #[must_use]
 pub fn persisted(world: &World, peer: &Peer) -> Option<Arc<Bundle>> {
     read_persisted(&peer.trust_domain, persisted_in(world, peer)?)
@@ -115,15 +116,12 @@ pub fn awaits_bootstrap(world: &World, peer: &Peer) -> bool {
     peer.bootstrap.is_some() && bootstrap(world, peer).is_none()
 }
 
+/// The digest of the bootstrap bundle; where none is given any more, or it is not known, of the one that stands written.
 fn bootstrap_digest(world: &World, peer: &Peer) -> String {
-    if awaits_bootstrap(world, peer) {
-        let stored = world.objects.get(&key(&peer.trust_domain));
-        return stored
-            .and_then(|o| o.meta.annotations.get(ANNOTATION_BOOTSTRAP))
-            .cloned()
-            .unwrap_or_default();
-    }
-    bootstrap(world, peer).map(|bundle| bundle.digest().to_string()).unwrap_or_default()
+    let written =
+        || world.objects.get(&key(&peer.trust_domain))?.meta.annotations.get(ANNOTATION_BOOTSTRAP).cloned();
+    let given = bootstrap(world, peer).map(|bundle| bundle.digest().to_string());
+    given.or_else(written).unwrap_or_default()
 }
 
 /// The freshest bundle of the peer that was verified by the rules of its own endpoint, and can verify an SVID.

@@ -440,6 +440,27 @@ fn a_bootstrap_bundle_that_was_replaced_starts_over() {
     assert_eq!(bundle_of(&scene), Some(given), "what was fetched before descends from another");
 }
 
+/// As long as an agent runs, it takes a bootstrap bundle that is gone for no other one; and so does the next.
+#[test]
+fn a_bootstrap_bundle_that_was_taken_away_while_nobody_ran_starts_nothing_over() {
+    use crate::model::peer::Bootstrap;
+    let mut scene = Scene::related();
+    let given = Ca::new().bundle(EAST);
+    let descends_from = Some(given.digest());
+    scene.change_peer(|peer| peer.bootstrap = Some(Bootstrap::Inline(given)));
+    Arc::make_mut(&mut scene.world.endpoints).get_mut(&td(EAST)).unwrap().descends_from = descends_from;
+    let object = relationship::object(&scene.world, &scene.peer()).unwrap();
+    scene.world = scene.world.clone().with_object(object.clone());
+    (scene.world.endpoints, scene.world.memory) = Default::default();
+    scene.change_peer(|peer| peer.bootstrap = None);
+    let kept = |scene: &Scene| relationship::persisted(&scene.world, &scene.peer()).map(|b| b.digest());
+    assert_eq!(kept(&scene), Some(scene.east.digest()));
+    assert_eq!(relationship::object(&scene.world, &scene.peer()), Some(object));
+    let other = Ca::new().bundle(EAST);
+    scene.change_peer(|peer| peer.bootstrap = Some(Bootstrap::Inline(other)));
+    assert_eq!(kept(&scene), None);
+}
+
 #[test]
 fn what_stands_is_not_pruned_for_someone_elses_object() {
     let mut scene = Scene::related();

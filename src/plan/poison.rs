@@ -288,7 +288,8 @@ fn kept(world: &World, peer: &Peer) -> Kept {
     let ours = object.filter(|object| object.is_generated_by(&world.settings.instance));
     let Some(ours) = ours else { return Kept::default() };
     let Some(text) = ours.meta.annotations.get(ANNOTATION_POISONED) else {
-        return Kept { suspended: Some(false), ..Kept::default() };
+        // The object stays as it is while the user has suspended the peer.
+        return Kept { suspended: (!peer.suspend).then_some(false), ..Kept::default() };
     };
     let Ok(value) = serde_json::from_str::<Value>(text) else { return Kept::default() };
     let last = value.get("last").and_then(Value::as_str).and_then(|text| text.parse().ok());

@@ -63,7 +63,8 @@ pub fn want(world: &World, peer: &Peer) -> Want {
     let usable =
         spire.bundles.get(trust_domain).is_some_and(|bundle| poison::harm(world, peer, bundle).is_none());
     match (usable, spire.relationships.contains_key(trust_domain)) {
-        (true, true) => Want::Federate,
+        // Before all is read, what an earlier life of the agent suspended is not known.
+        (true, true) if world.is_read() => Want::Federate,
         // SPIRE holds none, and none can be given to it: an entry that names it would get no SVID at all.
         (false, _) if super::relationship::served(world, peer).is_none() => Want::Suspend,
         _ => Want::Leave,

@@ -864,6 +864,38 @@ fn a_suspension_outlives_a_restart() {
     assert_eq!(scene.names("cart"), [EAST]);
 }
 
+/// The kinds are read one after the other, and one of them may be long in coming.
+#[test]
+fn what_was_suspended_is_not_restored_before_that_can_be_known() {
+    for suspends in [false, true] {
+        let mut scene = Scene::related();
+        let mut cart = registration("cart", false);
+        cart.record.suspended = BTreeSet::from([td(EAST)]);
+        cart.has_annotations = true;
+        scene.register(cart);
+        // Nothing is written into it while the peer is suspended.
+        let object = relationship::object(&scene.world, &scene.peer()).filter(|_| suspends);
+        scene.world.objects.extend(object.map(|object| (object.key.clone(), Arc::new(object))));
+        scene.change_peer(|peer| peer.suspend = suspends);
+        scene.serves(Arc::clone(&scene.east), 1);
+        assert!(scene.world.read.remove(&Kind::Pod));
+        scene.pass(1);
+        assert_eq!((want(&scene.world, &scene.peer()), scene.write_patches()), (Want::Leave, 0));
+        scene.world.read.insert(Kind::Pod);
+        scene.pass(1);
+        scene.change_peer(|peer| peer.suspend = false);
+        scene.pass(1);
+        assert_eq!(
+            (want(&scene.world, &scene.peer()), harms(&scene)),
+            (Want::Suspend, vec![EAST.to_owned()])
+        );
+        scene.serves(Arc::clone(&scene.east), 3);
+        scene.pass(1);
+        scene.write_patches();
+        assert_eq!(scene.names("cart"), [EAST]);
+    }
+}
+
 #[test]
 fn a_missing_bundle_suspends_without_a_hold_back() {
     let mut scene = Scene::new();

@@ -45,11 +45,10 @@ impl RefreshHandle {
         let wakers = self.0.lock().unwrap_or_else(PoisonError::into_inner);
         if let Some(waker) = wakers.get(trust_domain) {
             waker.send_if_modified(|asked| {
-                let is_later = asked.is_none_or(|asked| asked < after);
-                if is_later {
-                    *asked = Some(after);
-                }
-                is_later
+                // Another moment, and not only a later one: the clock may have been set back.
+                let is_other = *asked != Some(after);
+                *asked = Some(after);
+                is_other
             });
         }
     }
@@ -277,7 +276,7 @@ impl Poll {
             let due = self.due();
             let in_turn = tokio::select! {
                 () = tokio::time::sleep_until(due) => true,
-                () = asked(&mut self.asked, self.state.asked_at) => false,
+                () = asked(&mut self.asked, self.state.asked_at, &self.shared.clock) => false,
             };
             if let Some(last) = self.course.get().last {
                 tokio::time::sleep_until(last + REFRESH_SPACING.min(self.shared.limits.min_interval)).await;
@@ -381,11 +380,12 @@ fn proof(before: Option<&Proof>, chain: &[Vec<u8>], at: Timestamp) -> Option<Pro
     same.or_else(|| (!chain.is_empty()).then(|| Proof { chain: chain.to_vec(), at }))
 }
 
-/// Returns once a fetch is asked for after a moment at which none had begun.
-async fn asked(asked: &mut watch::Receiver<Option<Timestamp>>, begun: Option<Timestamp>) {
+/// Returns once a fetch is asked for after a moment at which none had begun. One that began in the future did so by a clock
+/// that was set back since.
+async fn asked(asked: &mut watch::Receiver<Option<Timestamp>>, begun: Option<Timestamp>, clock: &Clock) {
     while asked.changed().await.is_ok() {
         let after = *asked.borrow_and_update();
-        if after.is_some_and(|after| begun.is_none_or(|begun| begun <= after)) {
+        if after.is_some_and(|after| begun.is_none_or(|begun| begun <= after || begun > clock())) {
             return;
         }
     }

@@ -203,7 +203,8 @@ pub fn to_be_asked_after(world: &World, peer: &Peer) -> Option<Timestamp> {
 
 fn was_not_asked_after(world: &World, peer: &Peer, moment: Timestamp) -> bool {
     let asked_at = world.endpoints.get(&peer.trust_domain).and_then(|state| state.asked_at);
-    asked_at.is_none_or(|at| at <= moment)
+    // In the future it was by a clock that was set back since.
+    asked_at.is_none_or(|at| at <= moment || at > world.moment)
 }
 
 /// Whether what SPIRE and the endpoint hold changed so often that it is left alone for a while.

@@ -412,6 +412,7 @@ mod tests {
     /// A machine may start with its clock ahead, and be told the time later.
     #[test]
     fn nothing_waits_for_the_time_that_a_clock_was_set_back() {
+        use crate::model::object::Kind;
         use crate::model::session::LinkState;
         use crate::plan::fixtures::{at, peer, remote_cart, session, td, world};
         let mut index = Index::new(settings(), at(0));
@@ -420,23 +421,24 @@ mod tests {
         index.world_mut().peers.insert(east.clone(), Arc::new(peer("east.example")));
         let (memo, taking) = (Memo::default(), Taking::default());
         let mut planner = Planner { index, outputs: outputs(), memo, taking, led: Some(1), planned: None };
-        let mut says = |port, now| {
+        let says = |planner: &mut Planner, port, now| {
             let mut cart = remote_cart();
             cart.ports[0].port = port;
             let heard: Sessions =
                 Arc::new([(east.clone(), session(LinkState::Connected, Some(vec![cart])))].into());
             planner.plan(&heard, Some(1), at(now));
-            let world = planner.index.world();
-            let catalogue = world.sessions[&east].catalogue.as_ref().unwrap();
-            let taken = catalogue.services.values().next().unwrap().ports[0].port;
-            taken
+            let catalogue = planner.index.world().sessions[&east].catalogue.as_ref().unwrap();
+            catalogue.services.values().next().unwrap().ports[0].port
         };
         for port in 1..=10 {
-            assert_eq!(says(port, 600), port);
+            assert_eq!(says(&mut planner, port, 600), port);
         }
-        assert_eq!(says(11, 600), 10, "it has used up its pace");
-        assert_eq!(says(11, 599), 10);
-        assert_eq!(says(12, 0), 12);
+        planner.index.store(Event::Absent(Kind::Pod));
+        assert_eq!(says(&mut planner, 11, 600), 10, "it has used up its pace");
+        assert_eq!(says(&mut planner, 11, 599), 10);
+        assert_eq!(says(&mut planner, 12, 0), 12);
+        says(&mut planner, 12, 10);
+        assert!(planner.index.world().absent.contains(&Kind::Pod), "it has been missing for long enough");
     }
 
     /// The loop on sources that have all ended, as they do when the agent stops.

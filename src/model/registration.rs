@@ -7,7 +7,8 @@ use serde_json::json;
 use super::{ObjectKey, TrustDomain};
 
 /// The annotation on a registration that records what the agent did to its `federatesWith`:
-/// `{"added":[..],"suspended":[..]}`.
+/// `{"added":[..],"suspended":[..]}`. Where there are no such objects, it is on the ClusterFederatedTrustDomain, with the IDs of
+/// the entries in SPIRE to which the agent added the trust domain: `[..]`.
 pub const ANNOTATION_RECORD: &str = "entente.dev/federates-with";
 
 /// One registration object.

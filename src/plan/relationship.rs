@@ -9,11 +9,12 @@ use serde_json::{Value, json};
 use super::ending;
 use super::generated;
 use super::memo::Kept;
-use super::poison;
+use super::{poison, registrations};
 use crate::bundle::document;
 use crate::model::endpoint::{EndpointProfile, EndpointState};
 use crate::model::object::{Kind, ObjectKey};
 use crate::model::peer::Bootstrap;
+use crate::model::registration::ANNOTATION_RECORD;
 use crate::model::trust::{BundleRemoval, Refresh, Relationship, SpireAction};
 use crate::model::world::Relationships;
 use crate::model::{Bundle, Object, Peer, TrustDomain, World};
@@ -275,6 +276,9 @@ pub(super) fn object_anew(world: &World, peer: &Peer, texts: &mut Texts) -> Opti
     object.meta.annotations.insert(ANNOTATION_BOOTSTRAP.to_owned(), bootstrap_digest(world, peer));
     if let Some(kept) = poison::annotation(world, peer) {
         object.meta.annotations.insert(poison::ANNOTATION_POISONED.to_owned(), kept);
+    }
+    if let Some(added) = registrations::entries_record(world, peer) {
+        object.meta.annotations.insert(ANNOTATION_RECORD.to_owned(), added);
     }
     Some(object)
 }

@@ -8,7 +8,7 @@ use serde_json::json;
 
 use super::ending::{FINALIZER, Stage, stage};
 use super::fixtures::{WorldExt as _, id, peer, td, world};
-use super::registrations::{Want, entry_actions, patches, reverted, want};
+use super::registrations::{Want, entry_actions, not_ours, patches, reverted, want};
 use super::{finalizers, memory, monitors, plan, poison, relationship, verdict};
 use crate::api::v1alpha1::conditions::ReciprocalReason as Reason;
 use crate::bundle::testing::{Ca, NOW, ca_params};
@@ -17,7 +17,7 @@ use crate::model::condition::Truth;
 use crate::model::endpoint::{EndpointState, EndpointUrl, FetchFailure, FetchProblem, Proof};
 use crate::model::object::{Kind, ObjectKey};
 use crate::model::peer::RegistrationSelection;
-use crate::model::registration::{Record, Registration};
+use crate::model::registration::{ANNOTATION_RECORD, Record, Registration};
 use crate::model::session::{GoodbyeReason, HeldBundle, LinkState, Refusal, SessionState, TrustReport};
 use crate::model::trust::{
     BundleRemoval, Entry, LocalAuthorities, LocalAuthority, LocalServer, Refresh, Relationship, SpireAction,
@@ -1356,6 +1356,87 @@ fn an_entry_is_changed_in_the_name_of_the_peer_alone() {
         });
         assert_eq!(entry_actions(&scene.world), expected, "{federates_with:?}");
     }
+}
+
+/// An entry has no place for a record; without one, what is not selected any more could be told from what an operator wrote
+/// by nobody.
+#[test]
+fn what_was_added_to_an_entry_goes_once_that_is_not_selected_any_more() {
+    let mut scene = Scene::related();
+    Arc::make_mut(&mut scene.world.settings).relationships = Relationships::ServerApi;
+    let entry = |name: &str, federates: bool| Entry {
+        id: name.to_owned(),
+        spiffe_id: id(&format!("spiffe://west.example/{name}")),
+        selectors: BTreeSet::new(),
+        federates_with: federates.then(|| td(EAST)).into_iter().collect(),
+    };
+    let enter = |scene: &mut Scene, all: [Entry; 3]| {
+        scene.spire(|spire, _| {
+            spire.entries = all.into_iter().map(|entry| (entry.id.clone(), entry)).collect()
+        });
+        scene.pass(1);
+    };
+    let write = |scene: &mut Scene| {
+        let object = relationship::object(&scene.world, &scene.peer()).unwrap();
+        let record = object.meta.annotations.get(ANNOTATION_RECORD).cloned();
+        scene.world = scene.world.clone().with_object(object);
+        record
+    };
+    let change = |name: &str, adds: bool| {
+        let (is, no) = (BTreeSet::from([td(EAST)]), BTreeSet::new());
+        let (add, remove) = if adds { (is, no) } else { (no, is) };
+        SpireAction::ChangeFederatesWith { entry: name.to_owned(), add, remove }
+    };
+    let select = |scene: &mut Scene, names: &[&str]| {
+        let spiffe_ids = names.iter().map(|name| id(&format!("spiffe://west.example/{name}"))).collect();
+        scene.change_peer(|peer| peer.federates_with.as_mut().unwrap().spiffe_ids = spiffe_ids);
+        scene.pass(1);
+    };
+    enter(&mut scene, [entry("by-hand", true), entry("cart", false), entry("shop", false)]);
+    select(&mut scene, &["by-hand", "cart", "shop"]);
+    scene.world.objects.clear();
+    assert_eq!(write(&mut scene), Some(r#"["cart","shop"]"#.to_owned()));
+    assert_eq!(entry_actions(&scene.world), [change("cart", true), change("shop", true)]);
+    let recorded = scene.world.objects.clone();
+    let key = relationship::key(&td(EAST));
+    Arc::make_mut(scene.world.objects.get_mut(&key).unwrap()).meta.annotations.remove(ANNOTATION_RECORD);
+    assert_eq!(entry_actions(&scene.world), [], "it is written down first");
+    scene.world.objects = recorded;
+
+    let all = [entry("by-hand", true), entry("cart", true), entry("shop", true)];
+    enter(&mut scene, all.clone());
+    assert_eq!(
+        (write(&mut scene).unwrap(), entry_actions(&scene.world)),
+        (r#"["cart","shop"]"#.to_owned(), vec![])
+    );
+    // While the entries cannot be listed, nothing is forgotten.
+    let read = scene.world.spire.clone();
+    scene.spire(|spire, _| {
+        spire.entries.clear();
+        spire.entries_failure = Some("no answer".to_owned());
+    });
+    assert_eq!(write(&mut scene).unwrap(), r#"["cart","shop"]"#);
+    scene.world.spire.take();
+    assert_eq!(write(&mut scene).unwrap(), r#"["cart","shop"]"#, "nor after a restart");
+    scene.world.spire = read;
+    enter(&mut scene, all);
+    select(&mut scene, &["shop"]);
+    assert_eq!(entry_actions(&scene.world), [change("cart", false)]);
+    assert_eq!(not_ours(&scene.world, &scene.peer()), ["spiffe://west.example/by-hand"]);
+    assert_eq!(write(&mut scene).unwrap(), r#"["cart","shop"]"#, "until it is done");
+    enter(&mut scene, [entry("by-hand", true), entry("cart", false), entry("shop", true)]);
+    assert_eq!((write(&mut scene).unwrap(), entry_actions(&scene.world)), (r#"["shop"]"#.to_owned(), vec![]));
+
+    // The end takes it out of what is recorded, selected or not.
+    scene.change_peer(|peer| {
+        peer.federates_with = None;
+        peer.deletion = Some(now());
+    });
+    scene.link(LinkState::Idle, None);
+    Arc::make_mut(&mut scene.world.sessions).get_mut(&td(EAST)).unwrap().parted = true;
+    let shop = vec!["spiffe://west.example/shop".to_owned()];
+    assert_eq!(stage(&scene.world, &scene.peer()), Some(Stage::Registrations(shop)));
+    assert_eq!(entry_actions(&scene.world), [change("shop", false)]);
 }
 
 #[test]

@@ -113,6 +113,15 @@ async fn only_selected_registrations_federate_and_the_agents_own_always_does() {
         Ok(())
     })
     .await;
+    write_peer(&pair.west, &pair.east, |spec| {
+        spec.as_object_mut().unwrap().remove("federatesWith");
+    });
+    until("what is not selected any more does not", async || {
+        let names = federating(&pair.west, EAST).await;
+        anyhow::ensure!(names == std::slice::from_ref(&agent), "{names:?}");
+        Ok(())
+    })
+    .await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

@@ -16,6 +16,8 @@ use crate::model::{Authority, Bundle, TrustDomain};
 pub const MAX_BYTES: usize = 1 << 20;
 /// Most keys in a document.
 pub const MAX_KEYS: usize = 1000;
+/// Most members and elements in a document, at any depth: in memory each may take a hundred times its place there.
+const MAX_VALUES: usize = 32 * MAX_KEYS;
 /// Longest key ID, in bytes.
 const MAX_KEY_ID: usize = 1024;
 /// Most remarks on what was left out.
@@ -39,6 +41,8 @@ pub enum DocumentError {
     NotUtf8,
     #[error("not a SPIFFE bundle document: {0}")]
     Json(String),
+    #[error("the bundle document has {0} members and elements, more than {MAX_VALUES}")]
+    TooManyValues(usize),
     #[error("the bundle has {0} keys, more than {MAX_KEYS}")]
     TooManyKeys(usize),
     /// Unlike an empty `keys`, which revokes, this must not be taken for a revocation.
@@ -71,6 +75,11 @@ pub fn parse(trust_domain: &TrustDomain, bytes: &[u8]) -> Result<Parsed, Documen
         return Err(DocumentError::TooLarge);
     }
     let text = std::str::from_utf8(bytes).map_err(|_| DocumentError::NotUtf8)?;
+    // Before anything is made of it.
+    let values = text.bytes().filter(|byte| matches!(byte, b',' | b'[' | b'{')).count();
+    if values > MAX_VALUES {
+        return Err(DocumentError::TooManyValues(values));
+    }
     let document: Document = serde_json::from_str(text).map_err(|e| DocumentError::Json(e.to_string()))?;
     if document.keys.len() > MAX_KEYS {
         return Err(DocumentError::TooManyKeys(document.keys.len()));

@@ -116,9 +116,17 @@ fn a_document_in_which_nothing_can_be_read_is_no_revocation() {
 #[test]
 fn hostile_documents_are_refused_within_bounds() {
     let deep = format!(r#"{{"keys":[{}{}]}}"#, "[".repeat(100_000), "]".repeat(100_000));
+    assert!(matches!(read(&deep), Err(DocumentError::TooManyValues(_))));
+    let deep = format!(r#"{{"keys":[{}{}]}}"#, "[".repeat(30_000), "]".repeat(30_000));
     assert!(matches!(read(&deep), Err(DocumentError::Json(_))));
-    let deep = format!(r#"{{"x":{}{},"keys":[]}}"#, "[".repeat(100_000), "]".repeat(100_000));
+    let deep = format!(r#"{{"x":{}{},"keys":[]}}"#, "[".repeat(30_000), "]".repeat(30_000));
     let _ = read(&deep);
+    // Each of these small objects takes more than 600 bytes of memory, as keys and within one.
+    let small = vec![r#"{"":0}"#; 120_000].join(",");
+    for text in [format!(r#"{{"keys":[{small}]}}"#), format!(r#"{{"keys":[{{"x5c":[{small}]}}]}}"#)] {
+        assert!(text.len() < MAX_BYTES);
+        assert!(matches!(read(&text), Err(DocumentError::TooManyValues(_))));
+    }
     assert_eq!(parse(&td("west.test"), &vec![b' '; MAX_BYTES + 1]), Err(DocumentError::TooLarge));
     assert_eq!(parse(&td("west.test"), b"{\"keys\":[],\"x\":\"\xff\"}"), Err(DocumentError::NotUtf8));
     let many = vec!["{}".to_owned(); MAX_KEYS + 1];

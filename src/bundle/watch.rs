@@ -45,11 +45,10 @@ impl RefreshHandle {
         let wakers = self.0.lock().unwrap_or_else(PoisonError::into_inner);
         if let Some(waker) = wakers.get(trust_domain) {
             waker.send_if_modified(|asked| {
-                let is_later = asked.is_none_or(|asked| asked < after);
-                if is_later {
-                    *asked = Some(after);
-                }
-                is_later
+                // Another moment, and not only a later one: the clock may have been set back.
+                let is_other = *asked != Some(after);
+                *asked = Some(after);
+                is_other
             });
         }
     }
@@ -109,8 +108,6 @@ struct CourseState {
     last: Option<Instant>,
     /// When the next one is due.
     next: Option<Instant>,
-    /// When the last successful one began.
-    fetched: Option<Timestamp>,
     /// The operator gave another bundle since the last successful fetch, which is the latest until the next one (SPIFFE
     /// Federation 5.3): it is how a trust domain is heard again that lost all of its authorities.
     bootstrap_is_latest: bool,
@@ -191,6 +188,7 @@ impl Watcher {
             state = EndpointState {
                 latest: state.latest,
                 latest_usable: state.latest_usable,
+                fetched_at: state.fetched_at,
                 ..EndpointState::default()
             };
         }
@@ -278,7 +276,7 @@ impl Poll {
             let due = self.due();
             let in_turn = tokio::select! {
                 () = tokio::time::sleep_until(due) => true,
-                () = asked(&mut self.asked, self.state.asked_at) => false,
+                () = asked(&mut self.asked, self.state.asked_at, &self.shared.clock) => false,
             };
             if let Some(last) = self.course.get().last {
                 tokio::time::sleep_until(last + REFRESH_SPACING.min(self.shared.limits.min_interval)).await;
@@ -314,6 +312,7 @@ impl Poll {
         let mut state = observe(&self.state, fetched, whole((self.shared.clock)()));
         (state.refused_by_spire, state.proof) = (refused_by_spire, proof);
         state.asked_at = Some(begun);
+        state.fetched_at = if is_fetched { Some(begun) } else { state.fetched_at };
         if !in_turn {
             state.good_in_a_row = state.good_in_a_row.min(self.state.good_in_a_row);
             state.unchanged = state.unchanged.min(self.state.unchanged.max(1));
@@ -325,7 +324,6 @@ impl Poll {
             self.course.update(|course| {
                 course.next = Some(Instant::now() + wait);
                 course.bootstrap_is_latest &= !is_fetched;
-                course.fetched = if is_fetched { Some(begun) } else { course.fetched };
             });
         });
     }
@@ -347,7 +345,7 @@ impl Poll {
         };
         // The operator's word is not to be continued by what was there before it.
         let ours = ours.filter(|_| !course.bootstrap_is_latest);
-        let newer = ours.and_then(|ours| continuation(target, &ours, course.fetched, whole(begun)));
+        let newer = ours.and_then(|ours| continuation(target, &ours, self.state.fetched_at, whole(begun)));
         let Some(newer) = newer else { return Err(untrusted) };
         let (trust_domain, digest) = (&target.trust_domain, newer.digest());
         let fetched = self.by(Some(&newer), begun).await.map_err(|_| untrusted)?;
@@ -382,11 +380,12 @@ fn proof(before: Option<&Proof>, chain: &[Vec<u8>], at: Timestamp) -> Option<Pro
     same.or_else(|| (!chain.is_empty()).then(|| Proof { chain: chain.to_vec(), at }))
 }
 
-/// Returns once a fetch is asked for after a moment at which none had begun.
-async fn asked(asked: &mut watch::Receiver<Option<Timestamp>>, begun: Option<Timestamp>) {
+/// Returns once a fetch is asked for after a moment at which none had begun. One that began in the future did so by a clock
+/// that was set back since.
+async fn asked(asked: &mut watch::Receiver<Option<Timestamp>>, begun: Option<Timestamp>, clock: &Clock) {
     while asked.changed().await.is_ok() {
         let after = *asked.borrow_and_update();
-        if after.is_some_and(|after| begun.is_none_or(|begun| begun <= after)) {
+        if after.is_some_and(|after| begun.is_none_or(|begun| begun <= after || begun > clock())) {
             return;
         }
     }

@@ -1,3 +1,5 @@
+use std::sync::atomic::{AtomicU64, Ordering};
+
 use super::*;
 use crate::bundle::document;
 use crate::bundle::testing::{Ca, NOW, Reply, Server, id, td};
@@ -39,12 +41,15 @@ struct Run {
 }
 
 fn start(interval: Duration, targets: &[MonitorTarget]) -> Run {
+    start_by(Arc::new(later), interval, targets)
+}
+
+fn start_by(clock: Clock, interval: Duration, targets: &[MonitorTarget]) -> Run {
     let client = EndpointClient::new(rustls::RootCertStore::empty())
         .with_timeouts(Duration::from_secs(5), Duration::from_secs(30));
     let limits = PollLimits { min_interval: interval, max_interval: interval, default_interval: interval };
     let (sender, receiver) = watch::channel(map(targets));
     let cancel = CancellationToken::new();
-    let clock: Clock = Arc::new(|| Timestamp::from_second(i64::try_from(NOW).unwrap()).unwrap());
     let (states, task, refresh) = spawn(client, limits, receiver, clock, cancel.clone());
     Run { targets: sender, states, refresh, task, cancel }
 }
@@ -138,6 +143,27 @@ async fn a_refresh_fetches_out_of_turn_and_bursts_are_one() {
     }
     run.until("west.test", |state| sequence(state) == Some(1)).await;
     assert!(west.requests() <= 3, "{} requests", west.requests());
+}
+
+#[tokio::test]
+async fn a_clock_that_was_set_back_holds_no_refresh_back() {
+    let ca = Ca::new();
+    let (authority, back) = (ca.authority(), Arc::new(AtomicU64::new(0)));
+    let west = serve("west.test", &ca, move |_, n| {
+        let mut bundle = Bundle::new(td("west.test"), [authority.clone()]);
+        bundle.sequence = Some(u64::try_from(n).unwrap());
+        Reply::Ok(document::write(&bundle))
+    })
+    .await;
+    let by = Arc::clone(&back);
+    let now = move || later() - Duration::from_secs(by.load(Ordering::SeqCst));
+    let mut run = start_by(Arc::new(now), HOUR, &[target("west.test", &west.url("/"), &ca)]);
+    run.until("west.test", |state| sequence(state) == Some(0)).await;
+    run.refresh.refresh(&td("west.test"), later());
+    run.until("west.test", |state| sequence(state) == Some(1)).await;
+    back.store(600, Ordering::SeqCst);
+    run.refresh.refresh(&td("west.test"), later() - Duration::from_secs(601));
+    run.until("west.test", |state| sequence(state) == Some(2)).await;
 }
 
 /// It does not say itself how long its suspension lasts.

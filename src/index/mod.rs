@@ -134,6 +134,8 @@ impl Index {
         let now = crate::clock::whole(moment);
         self.world.moment = moment;
         self.world.now = now;
+        // Seen in the future it was by a clock that was set back since.
+        self.missing.values_mut().for_each(|since| *since = now.min(*since));
         let due = |since: Timestamp| since.as_second() + ABSENT_AFTER;
         let (absent, waiting): (BTreeMap<_, _>, BTreeMap<_, _>) = std::mem::take(&mut self.missing)
             .into_iter()

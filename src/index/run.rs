@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Duration;
 
-use jiff::Timestamp;
+use jiff::{SignedDuration, Timestamp};
 use tokio::sync::{mpsc, oneshot, watch};
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
@@ -110,7 +110,7 @@ pub async fn run(
 ) -> anyhow::Result<()> {
     let mut wake_at = None;
     let taking = Taking::default();
-    let mut planner = Planner { index, outputs, memo: Memo::default(), taking, led: None };
+    let mut planner = Planner { index, outputs, memo: Memo::default(), taking, led: None, planned: None };
     let (mut rested, mut planned_at) = (Instant::now(), Instant::now());
     loop {
         let woken = tokio::select! {
@@ -205,12 +205,23 @@ struct Planner {
     taking: Taking,
     /// The term in which we led last.
     led: Option<i64>,
+    /// When it was planned last.
+    planned: Option<Timestamp>,
 }
+
+/// A clock that is set back by no more than this delays nothing by more either.
+const SLIGHTLY: SignedDuration = SignedDuration::from_secs(2);
 
 impl Planner {
     /// Plans and publishes, in this term of our lead; when to plan again though nothing changes.
     fn plan(&mut self, heard: &Sessions, term: Option<i64>, now: Timestamp) -> Option<Timestamp> {
         let told_again = self.index.time(now);
+        // By a clock that was set back, what is remembered would lie in the future, and be waited for.
+        let is_set_back = self.planned.is_some_and(|before| before.duration_since(now) > SLIGHTLY);
+        self.planned = Some(now);
+        if is_set_back {
+            self.taking = Taking::default();
+        }
         let (sessions, taken_again) = self.taking.take(heard, now);
         let world = self.index.world_mut();
         world.sessions = sessions;
@@ -219,6 +230,12 @@ impl Planner {
         if term.is_some() && term != self.led {
             world.memory.clear();
             self.led = term;
+        }
+        if is_set_back {
+            tracing::warn!("the clock was set back: what was remembered is looked at anew, as after a start");
+            world.memory.clear();
+            world.tainted_since.clear();
+            world.published_since.clear();
         }
         world.memory = plan::memory::advance(world);
         world.tainted_since = plan::rotation::tainted_since(world);
@@ -377,7 +394,7 @@ mod tests {
         let east = td("east.example");
         index.world_mut().peers.insert(east.clone(), Arc::new(peer("east.example")));
         let (memo, taking) = (Memo::default(), Taking::default());
-        let mut planner = Planner { index, outputs: outputs(), memo, taking, led: None };
+        let mut planner = Planner { index, outputs: outputs(), memo, taking, led: None, planned: None };
         let mut away_since = |term, now| {
             planner.plan(&Arc::default(), term, at(now));
             assert_eq!(*planner.outputs.planned_in.borrow(), term);
@@ -390,6 +407,38 @@ mod tests {
         assert_eq!(away_since(None, 400), Some(at(200)));
         assert_eq!(away_since(Some(1), 500), Some(at(200)));
         assert_eq!(away_since(Some(3), 600), Some(at(600)), "another led in between");
+    }
+
+    /// A machine may start with its clock ahead, and be told the time later.
+    #[test]
+    fn nothing_waits_for_the_time_that_a_clock_was_set_back() {
+        use crate::model::object::Kind;
+        use crate::model::session::LinkState;
+        use crate::plan::fixtures::{at, peer, remote_cart, session, td, world};
+        let mut index = Index::new(settings(), at(0));
+        *index.world_mut() = world("west.example");
+        let east = td("east.example");
+        index.world_mut().peers.insert(east.clone(), Arc::new(peer("east.example")));
+        let (memo, taking) = (Memo::default(), Taking::default());
+        let mut planner = Planner { index, outputs: outputs(), memo, taking, led: Some(1), planned: None };
+        let says = |planner: &mut Planner, port, now| {
+            let mut cart = remote_cart();
+            cart.ports[0].port = port;
+            let heard: Sessions =
+                Arc::new([(east.clone(), session(LinkState::Connected, Some(vec![cart])))].into());
+            planner.plan(&heard, Some(1), at(now));
+            let catalogue = planner.index.world().sessions[&east].catalogue.as_ref().unwrap();
+            catalogue.services.values().next().unwrap().ports[0].port
+        };
+        for port in 1..=10 {
+            assert_eq!(says(&mut planner, port, 600), port);
+        }
+        planner.index.store(Event::Absent(Kind::Pod));
+        assert_eq!(says(&mut planner, 11, 600), 10, "it has used up its pace");
+        assert_eq!(says(&mut planner, 11, 599), 10);
+        assert_eq!(says(&mut planner, 12, 0), 12);
+        says(&mut planner, 12, 10);
+        assert!(planner.index.world().absent.contains(&Kind::Pod), "it has been missing for long enough");
     }
 
     /// The loop on sources that have all ended, as they do when the agent stops.

@@ -223,6 +223,8 @@ pub struct EndpointState {
     pub proof: Option<Proof>,
     /// The moment when the last fetch that ended had begun.
     pub asked_at: Option<Timestamp>,
+    /// The moment when the last one had begun that gave a bundle, from whichever endpoint it was.
+    pub fetched_at: Option<Timestamp>,
     /// Since when `failure` is set, or since when it is not.
     pub since: Option<Timestamp>,
 }

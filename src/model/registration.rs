@@ -7,7 +7,8 @@ use serde_json::json;
 use super::{ObjectKey, TrustDomain};
 
 /// The annotation on a registration that records what the agent did to its `federatesWith`:
-/// `{"added":[..],"suspended":[..]}`.
+/// `{"added":[..],"suspended":[..]}`. Where there are no such objects, it is on the ClusterFederatedTrustDomain, with the IDs of
+/// the entries in SPIRE to which the agent added the trust domain: `[..]`.
 pub const ANNOTATION_RECORD: &str = "entente.dev/federates-with";
 
 /// One registration object.
@@ -50,6 +51,13 @@ impl Record {
 impl Registration {
     #[must_use]
     pub fn names(&self, trust_domain: &TrustDomain) -> bool {
-        self.federates_with.iter().any(|name| name == trust_domain.as_str())
+        self.federates_with.iter().any(|name| is_name_of(name, trust_domain))
     }
+}
+
+/// Whether an item of `federatesWith` is this trust domain: spire-controller-manager takes its name, and a SPIFFE ID of it too.
+#[must_use]
+pub fn is_name_of(item: &str, trust_domain: &TrustDomain) -> bool {
+    let is_of = |id: &str| TrustDomain::new(id).is_ok_and(|of| of == *trust_domain);
+    item == trust_domain.as_str() || (item.contains("://") && is_of(item))
 }

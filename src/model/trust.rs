@@ -78,8 +78,12 @@ pub struct SpireState {
     pub unreadable: BTreeMap<String, String>,
     /// Federated bundles, whether or not there is a relationship.
     pub bundles: BTreeMap<TrustDomain, Arc<Bundle>>,
+    /// Those of [`bundles`](Self::bundles) that are too large to be used, or even to be read: empty ones stand for them.
+    pub too_large: BTreeSet<TrustDomain>,
     /// Registration entries by ID.
     pub entries: BTreeMap<String, Entry>,
+    /// Set while the entries cannot be listed; they are then what was last read of them, and the rest is what is.
+    pub entries_failure: Option<String>,
     /// Our own trust domain's bundle.
     pub own: Option<Arc<Bundle>>,
     /// Every SPIRE server that is addressed, by its address, with its own authorities.
@@ -89,6 +93,12 @@ pub struct SpireState {
 }
 
 impl SpireState {
+    /// Why it is not known which entries there are now; `None` where it is.
+    #[must_use]
+    pub fn why_unlisted(&self) -> Option<&String> {
+        self.failure.as_ref().or(self.entries_failure.as_ref())
+    }
+
     /// The entries that federate with a trust domain.
     pub fn federating_with<'a>(&'a self, trust_domain: &'a TrustDomain) -> impl Iterator<Item = &'a Entry> {
         self.entries.values().filter(move |e| e.federates_with.contains(trust_domain))
@@ -100,7 +110,7 @@ impl SpireState {
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum SpireAction {
     CreateRelationship(Relationship, Option<Arc<Bundle>>),
-    /// Written with the freshest verified bundle: an update without one would keep, with an old one would regress.
+    /// Written with the freshest verified bundle: an update with an old one would regress. Without one, SPIRE keeps its own.
     UpdateRelationship(Relationship, Option<Arc<Bundle>>),
     DeleteRelationship(TrustDomain),
     /// Changes `federatesWith` of an entry, as it stands when that is done: what someone else wrote there meanwhile stays.

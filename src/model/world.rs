@@ -308,6 +308,8 @@ pub enum Harm {
     NoUsableAuthority,
     /// One authority for two trust domains: who has its key speaks for both.
     SharedAuthority { authority: AuthorityId, with: Owner },
+    /// So large that SPIRE's agents may not receive it: they renew no SVID on their node then.
+    TooLarge,
 }
 
 impl Harm {
@@ -319,6 +321,7 @@ impl Harm {
             Self::SharedAuthority { authority, with } => {
                 format!("a bundle of {trust_domain} with the authority {authority}, {}", with.in_words())
             }
+            Self::TooLarge => format!("a bundle of {trust_domain} of more than 1 MiB"),
         }
     }
 }

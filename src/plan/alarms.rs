@@ -78,7 +78,8 @@ fn of_document(world: &World, peer: &Peer, state: &EndpointState) -> Vec<Alarm> 
                 with.trust_domain,
             ),
         }),
-        None => {}
+        // Of what is too large nothing is taken: see `failure`.
+        Some(Harm::TooLarge) | None => {}
     }
     if let Some(why) = &state.refused_by_spire {
         alarms.push(Alarm {
@@ -117,7 +118,8 @@ fn of_change(peer: &Peer, alarm: &BundleAlarm) -> Alarm {
 
 /// What is known to be the peer's: what its endpoint served last, else what SPIRE holds.
 fn bundle<'a>(world: &'a World, peer: &Peer, state: &'a EndpointState) -> Option<&'a Bundle> {
-    let stored = || world.spire.as_ref()?.bundles.get(&peer.trust_domain);
+    let spire = || world.spire.as_ref().filter(|spire| !spire.too_large.contains(&peer.trust_domain));
+    let stored = || spire()?.bundles.get(&peer.trust_domain);
     state.latest.as_ref().or_else(stored).map(AsRef::as_ref)
 }
 

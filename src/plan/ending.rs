@@ -86,7 +86,7 @@ fn in_order(world: &World, peer: &Peer) -> Stage {
     let Some(spire) = &world.spire else {
         return Stage::Spire("it was not read yet".to_owned());
     };
-    if let Some(failure) = &spire.failure {
+    if let Some(failure) = spire.why_unlisted() {
         return Stage::Spire(failure.clone());
     }
     let ours = registrations::added_for(world, trust_domain);
@@ -224,7 +224,8 @@ fn has_passed_bundle(world: &World, peer: &Peer) -> bool {
     }
     let by_objects = world.settings.relationships == Relationships::ControllerManager;
     // What was read last, where SPIRE cannot be read now. The agent's own entry is in whatever was ever read.
-    let read = world.spire.as_ref().filter(|spire| spire.failure.is_none() || !spire.entries.is_empty());
+    let read =
+        world.spire.as_ref().filter(|spire| spire.why_unlisted().is_none() || !spire.entries.is_empty());
     let Some(spire) = read.or(world.spire.as_ref().filter(|_| by_objects)) else {
         return by_objects && !world.registrations.values().any(|r| r.names(trust_domain));
     };

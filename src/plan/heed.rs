@@ -26,7 +26,9 @@ fn is_news(world: &World, trust_domain: &TrustDomain, before: &EndpointState, no
     let asked_at = if is_awaited { now.asked_at } else { before.asked_at };
     // It is the monitor's own, and shows by the alarms that it ends.
     let unchanged = before.unchanged;
-    *before != EndpointState { good_in_a_row, asked_at, unchanged, ..now.clone() }
+    // Asked for only where the endpoint becomes another one, which is planned for.
+    let fetched_at = before.fetched_at;
+    *before != EndpointState { good_in_a_row, asked_at, fetched_at, unchanged, ..now.clone() }
 }
 
 #[cfg(test)]
@@ -52,6 +54,7 @@ mod tests {
 
     fn asked_once_more(state: &mut EndpointState) {
         state.asked_at = Some(at(15));
+        state.fetched_at = Some(at(15));
         state.good_in_a_row += 1;
         state.unchanged += 1;
     }

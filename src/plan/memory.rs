@@ -40,7 +40,8 @@ pub fn advance(world: &World) -> BTreeMap<TrustDomain, PeerMemory> {
 
 /// While a relationship ends: since when no registration entry federates any more, or some do that nothing explains.
 fn drain(world: &World, peer: &Peer, memory: &mut PeerMemory) {
-    let readable = world.spire.as_ref().filter(|spire| spire.failure.is_none() && peer.deletion.is_some());
+    let readable =
+        world.spire.as_ref().filter(|spire| spire.why_unlisted().is_none() && peer.deletion.is_some());
     let federates = readable.map(|spire| spire.federating_with(&peer.trust_domain).next().is_some());
     memory.drained_since = (federates == Some(false)).then(|| memory.drained_since.unwrap_or(world.now));
     let named = || world.registrations.values().any(|registration| registration.names(&peer.trust_domain));

@@ -156,7 +156,8 @@ pub fn plan_anew(world: &World, memo: &mut Memo) -> Plan {
         prune.extend(adoption::superseded(world));
     }
     let mut writes = diff::writes(world, &objects, &mut memo.stood);
-    let waiting = world.peers.values().filter(|peer| peer.deletion.is_none() && !ending::is_held(peer));
+    let waits = |peer: &Peer| !ending::is_held(peer) || relationship::moves_blindly(world, peer);
+    let waiting = world.peers.values().filter(|peer| peer.deletion.is_none() && waits(peer));
     for peer in waiting {
         writes.remove(&relationship::key(&peer.trust_domain));
     }

@@ -1,6 +1,6 @@
 //! Bundles that would harm: one without a usable X.509 authority makes every local Envoy that federates with the peer
-//! refuse its own new SVIDs; one with an authority that is another's lets one trust domain speak for two. They are kept
-//! from workloads at once, and let in again only once the peer's endpoint has been good for a while, longer each time.
+//! refuse its own new SVIDs; one with an authority that is another's lets one trust domain speak for two; one that is too large
+//! for SPIRE's agents to receive keeps them from renewing any SVID. They are kept from workloads at once, and let in again only once the peer's endpoint has been good for a while, longer each time.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
@@ -211,7 +211,8 @@ pub(super) fn advance(world: &World, peer: &Peer, disputed: Disputed, memory: &m
     let served = endpoint.filter(|state| state.failure.is_none()).and_then(|state| state.latest.as_ref());
     let good = endpoint.map_or(0, |state| state.good_in_a_row);
     let harm_of = |bundle: &Arc<Bundle>| judge(world, &memory.disputed, bundle);
-    let (in_spire, at_endpoint) = (stored.and_then(harm_of), served.and_then(harm_of));
+    let too_large = spire.too_large.contains(trust_domain).then_some(Harm::TooLarge);
+    let (in_spire, at_endpoint) = (too_large.or_else(|| stored.and_then(harm_of)), served.and_then(harm_of));
     let needed = good_fetches_needed(world, memory);
     let counts = at_endpoint.is_none();
     let Some((harm, place)) = in_spire
@@ -287,7 +288,8 @@ fn kept(world: &World, peer: &Peer) -> Kept {
     let ours = object.filter(|object| object.is_generated_by(&world.settings.instance));
     let Some(ours) = ours else { return Kept::default() };
     let Some(text) = ours.meta.annotations.get(ANNOTATION_POISONED) else {
-        return Kept { suspended: Some(false), ..Kept::default() };
+        // The object stays as it is while the user has suspended the peer.
+        return Kept { suspended: (!peer.suspend).then_some(false), ..Kept::default() };
     };
     let Ok(value) = serde_json::from_str::<Value>(text) else { return Kept::default() };
     let last = value.get("last").and_then(Value::as_str).and_then(|text| text.parse().ok());

@@ -4,18 +4,22 @@
 //! records what was added or suspended. SPIRE issues new SVIDs at every change: none is made without need.
 
 use std::collections::BTreeSet;
+use std::sync::Arc;
 
 use serde_json::json;
 
 use super::Patch;
 use super::contest;
 use super::ending::{self, Stage};
-use super::poison;
+use super::{poison, relationship};
 use crate::model::change::{PatchOp, pointer};
-use crate::model::registration::{ANNOTATION_RECORD, Record, Registration};
+use crate::model::registration::{ANNOTATION_RECORD, Record, Registration, is_name_of};
 use crate::model::trust::{Entry, SpireAction};
 use crate::model::world::Relationships;
-use crate::model::{Peer, TrustDomain, World};
+use crate::model::{Object, Peer, TrustDomain, World};
+
+/// How many entries of SPIRE are recorded for one peer: an object has room for about five times as many.
+const MOST_RECORDED: usize = 1_000;
 
 /// What is wanted of the registrations that a peer selects.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -63,9 +67,10 @@ pub fn want(world: &World, peer: &Peer) -> Want {
     let usable =
         spire.bundles.get(trust_domain).is_some_and(|bundle| poison::harm(world, peer, bundle).is_none());
     match (usable, spire.relationships.contains_key(trust_domain)) {
-        (true, true) => Want::Federate,
+        // Before all is read, what an earlier life of the agent suspended is not known.
+        (true, true) if world.is_read() => Want::Federate,
         // SPIRE holds none, and none can be given to it: an entry that names it would get no SVID at all.
-        (false, _) if super::relationship::served(world, peer).is_none() => Want::Suspend,
+        (false, _) if relationship::served(world, peer).is_none() => Want::Suspend,
         _ => Want::Leave,
     }
 }
@@ -109,12 +114,13 @@ pub fn added_for(world: &World, trust_domain: &TrustDomain) -> Added {
         }
         Relationships::ServerApi => {
             let Some(peer) = world.peers.get(trust_domain) else { return added };
+            let recorded = recorded_entries(world, trust_domain);
             let federating = world.spire.iter().flat_map(|spire| spire.federating_with(trust_domain));
             let is_left = |entry: &&Entry| contest::is_left(world, trust_domain, &entry.id);
             for entry in federating.filter(|entry| !is_left(entry)) {
                 if is_own_entry(world, entry) {
                     added.own = Some(entry.spiffe_id.to_string());
-                } else if selects_entry(world, peer, entry) {
+                } else if selects_entry(world, peer, entry) || recorded.contains(&entry.id) {
                     added.workloads.push(entry.spiffe_id.to_string());
                 }
             }
@@ -164,10 +170,12 @@ pub fn selected(world: &World, peer: &Peer) -> Selected {
 /// Registrations that name the peer though nobody gave the agent consent to edit them.
 #[must_use]
 pub fn unselected(world: &World, peer: &Peer) -> Vec<String> {
-    let foreign = |r: &&std::sync::Arc<Registration>| r.names(&peer.trust_domain) && !selects(peer, r);
+    let foreign = |r: &&Arc<Registration>| r.names(&peer.trust_domain) && !selects(peer, r);
     if world.settings.relationships == Relationships::ServerApi {
         let federating = world.spire.iter().flat_map(|spire| spire.federating_with(&peer.trust_domain));
-        let unselected = federating.filter(|entry| !selects_entry(world, peer, entry));
+        let recorded = recorded_entries(world, &peer.trust_domain);
+        let unselected =
+            federating.filter(|entry| !selects_entry(world, peer, entry) && !recorded.contains(&entry.id));
         return unselected.map(|entry| entry.spiffe_id.to_string()).collect();
     }
     world.registrations.values().filter(foreign).map(|r| r.key.to_string()).collect()
@@ -195,10 +203,12 @@ pub fn revocable(world: &World, peer: &Peer) -> Vec<String> {
     if world.settings.relationships == Relationships::ServerApi {
         let federating = world.spire.iter().flat_map(|spire| spire.federating_with(trust_domain));
         let is_left = |entry: &Entry| contest::is_left(world, trust_domain, &entry.id);
-        let selected = federating.filter(|entry| selects_entry(world, peer, entry) && !is_left(entry));
+        let recorded = recorded_entries(world, trust_domain);
+        let is_ours = |entry: &Entry| selects_entry(world, peer, entry) || recorded.contains(&entry.id);
+        let selected = federating.filter(|entry| is_ours(entry) && !is_left(entry));
         return selected.map(|entry| entry.spiffe_id.to_string()).collect();
     }
-    let is_revocable = |r: &&std::sync::Arc<Registration>| {
+    let is_revocable = |r: &&Arc<Registration>| {
         let ours = is_recorded(r, trust_domain) || (r.names(trust_domain) && selects(peer, r));
         ours && !contest::is_left(world, trust_domain, &r.key.to_string())
     };
@@ -215,7 +225,7 @@ pub(super) fn is_recorded(registration: &Registration, trust_domain: &TrustDomai
 /// so, at once; where that was taken away with it, after a few times.
 #[must_use]
 pub fn reverted(world: &World, peer: &Peer) -> Vec<String> {
-    let reverted = |r: &&std::sync::Arc<Registration>| {
+    let reverted = |r: &&Arc<Registration>| {
         selects(peer, r)
             && r.record.added.contains(&peer.trust_domain)
             && !r.record.suspended.contains(&peer.trust_domain)
@@ -267,7 +277,8 @@ fn patch(world: &World, registration: &Registration, wants: &[(&Peer, Want)]) ->
 fn edit(registration: &Registration, peer: &Peer, want: Want, names: &mut Vec<String>, record: &mut Record) {
     let trust_domain = &peer.trust_domain;
     let name = trust_domain.as_str();
-    let named = names.iter().any(|n| n == name);
+    let times_named = names.iter().filter(|n| is_name_of(n, trust_domain)).count();
+    let named = times_named > 0;
     let selected = selects(peer, registration);
     let forget = |names: &mut Vec<String>, record: &mut Record| {
         let suspended = record.suspended.remove(trust_domain);
@@ -285,13 +296,13 @@ fn edit(registration: &Registration, peer: &Peer, want: Want, names: &mut Vec<St
         Want::Revoke => {
             let recorded = record.suspended.remove(trust_domain) | record.added.remove(trust_domain);
             if recorded || selected {
-                names.retain(|n| n != name);
+                names.retain(|n| !is_name_of(n, trust_domain));
             }
         }
         Want::Federate | Want::Suspend if !selected => forget(names, record),
         Want::Suspend => {
             if named {
-                names.retain(|n| n != name);
+                names.retain(|n| !is_name_of(n, trust_domain));
                 record.suspended.insert(trust_domain.clone());
             }
         }
@@ -303,6 +314,12 @@ fn edit(registration: &Registration, peer: &Peer, want: Want, names: &mut Vec<St
             } else if !named && !record.added.contains(trust_domain) {
                 names.push(name.to_owned());
                 record.added.insert(trust_domain.clone());
+            } else if times_named > 1 && record.added.remove(trust_domain) {
+                // Someone else has written it beside ours: of one that is there twice spire-controller-manager never has
+                // done, and SPIRE issues new SVIDs each time that it begins again.
+                if let Some(ours) = names.iter().rposition(|n| n == name) {
+                    names.remove(ours);
+                }
             }
         }
     }
@@ -334,6 +351,41 @@ pub(super) fn selects_entry(world: &World, peer: &Peer, entry: &Entry) -> bool {
     by_spec || is_own_entry(world, entry)
 }
 
+/// The entries of SPIRE to which the agent added a trust domain, or is about to: those that stand in the relationship's object.
+/// An entry has no place for it.
+fn recorded_entries(world: &World, trust_domain: &TrustDomain) -> BTreeSet<String> {
+    let text =
+        standing(world, trust_domain).and_then(|object| object.meta.annotations.get(ANNOTATION_RECORD));
+    text.and_then(|text| serde_json::from_str(text).ok()).unwrap_or_default()
+}
+
+/// The relationship's object, where it is there and ours.
+fn standing<'a>(world: &'a World, trust_domain: &TrustDomain) -> Option<&'a Object> {
+    let object = world.objects.get(&relationship::key(trust_domain));
+    object.map(AsRef::as_ref).filter(|object| object.is_generated_by(&world.settings.instance))
+}
+
+/// What is to stand there; `None` where there is nothing to record. What cannot be seen now stays.
+pub(super) fn entries_record(world: &World, peer: &Peer) -> Option<String> {
+    let trust_domain = &peer.trust_domain;
+    if world.settings.relationships != Relationships::ServerApi {
+        return None;
+    }
+    let before = recorded_entries(world, trust_domain);
+    let (spire, adds) = (world.spire.as_deref(), want(world, peer) == Want::Federate);
+    let stands = |entry: &&Entry| {
+        if entry.federates_with.contains(trust_domain) {
+            return before.contains(&entry.id);
+        }
+        adds && selects_entry(world, peer, entry) && !contest::is_left(world, trust_domain, &entry.id)
+    };
+    let seen = spire.iter().flat_map(|spire| spire.entries.values()).filter(stands).map(|entry| &entry.id);
+    let is_listed = spire.is_some_and(|spire| spire.why_unlisted().is_none());
+    let is_unseen = |id: &&String| !is_listed && spire.is_none_or(|spire| !spire.entries.contains_key(*id));
+    let all: BTreeSet<&String> = seen.chain(before.iter().filter(is_unseen)).take(MOST_RECORDED).collect();
+    (!all.is_empty()).then(|| json!(all).to_string())
+}
+
 /// The same for registration entries in SPIRE, where no controller makes them from objects.
 #[must_use]
 pub fn entry_actions(world: &World) -> Vec<SpireAction> {
@@ -341,23 +393,32 @@ pub fn entry_actions(world: &World) -> Vec<SpireAction> {
         return Vec::new();
     }
     let Some(spire) = &world.spire else { return Vec::new() };
-    let wants: Vec<(&Peer, Want)> =
-        world.peers.values().map(|peer| (peer.as_ref(), want(world, peer))).collect();
+    let of = |peer: &Arc<Peer>| {
+        let recorded = recorded_entries(world, &peer.trust_domain);
+        // It is written down before it is done, or nobody could take it back; where it can be.
+        let records = standing(world, &peer.trust_domain).is_some() && recorded.len() < MOST_RECORDED;
+        (Arc::clone(peer), want(world, peer), recorded, records)
+    };
+    let wants: Vec<_> = world.peers.values().map(of).collect();
     let mut actions = Vec::new();
     for entry in spire.entries.values() {
         let mut names = entry.federates_with.clone();
-        for (peer, want) in &wants {
-            if !selects_entry(world, peer, entry) {
+        for (peer, want, recorded, records) in &wants {
+            let (is_selected, is_recorded) =
+                (selects_entry(world, peer, entry), recorded.contains(&entry.id));
+            if !is_selected && !is_recorded {
                 continue;
             }
             match want {
                 _ if contest::is_left(world, &peer.trust_domain, &entry.id) => {}
                 Want::Leave => {}
-                Want::Federate => {
-                    names.insert(peer.trust_domain.clone());
+                Want::Federate if is_selected => {
+                    if is_recorded || !records {
+                        names.insert(peer.trust_domain.clone());
+                    }
                 }
                 Want::Strip { agent: false } if is_own_entry(world, entry) => {}
-                Want::Suspend | Want::Revoke | Want::Strip { .. } => {
+                Want::Federate | Want::Suspend | Want::Revoke | Want::Strip { .. } => {
                     names.remove(&peer.trust_domain);
                 }
             }

@@ -4,16 +4,17 @@
 use std::sync::Arc;
 
 use jiff::Timestamp;
-use serde_json::json;
+use serde_json::{Value, json};
 
 use super::ending;
 use super::generated;
 use super::memo::Kept;
-use super::poison;
+use super::{poison, registrations};
 use crate::bundle::document;
 use crate::model::endpoint::{EndpointProfile, EndpointState};
 use crate::model::object::{Kind, ObjectKey};
 use crate::model::peer::Bootstrap;
+use crate::model::registration::ANNOTATION_RECORD;
 use crate::model::trust::{BundleRemoval, Refresh, Relationship, SpireAction};
 use crate::model::world::Relationships;
 use crate::model::{Bundle, Object, Peer, TrustDomain, World};
@@ -86,7 +87,8 @@ pub fn bootstrap(world: &World, peer: &Peer) -> Option<Arc<Bundle>> {
 }
 
 /// The verified bundle that an earlier life of the agent, or this one, kept in the relationship's object. It descends
-/// from the bootstrap bundle that stands in the TrustDomainPeer now, or it is not used.
+/// from the bootstrap bundle that stands in the TrustDomainPeer now, or it is not used. One that was taken away once it had
+/// served is no other one.
 #[must_use]
 pub fn persisted(world: &World, peer: &Peer) -> Option<Arc<Bundle>> {
     read_persisted(&peer.trust_domain, persisted_in(world, peer)?)
@@ -115,15 +117,12 @@ pub fn awaits_bootstrap(world: &World, peer: &Peer) -> bool {
     peer.bootstrap.is_some() && bootstrap(world, peer).is_none()
 }
 
+/// The digest of the bootstrap bundle; where none is given any more, or it is not known, of the one that stands written.
 fn bootstrap_digest(world: &World, peer: &Peer) -> String {
-    if awaits_bootstrap(world, peer) {
-        let stored = world.objects.get(&key(&peer.trust_domain));
-        return stored
-            .and_then(|o| o.meta.annotations.get(ANNOTATION_BOOTSTRAP))
-            .cloned()
-            .unwrap_or_default();
-    }
-    bootstrap(world, peer).map(|bundle| bundle.digest().to_string()).unwrap_or_default()
+    let written =
+        || world.objects.get(&key(&peer.trust_domain))?.meta.annotations.get(ANNOTATION_BOOTSTRAP).cloned();
+    let given = bootstrap(world, peer).map(|bundle| bundle.digest().to_string());
+    given.or_else(written).unwrap_or_default()
 }
 
 /// The freshest bundle of the peer that was verified by the rules of its own endpoint, and can verify an SVID.
@@ -147,6 +146,43 @@ pub fn freshest(world: &World, peer: &Peer) -> Option<Arc<Bundle>> {
     known.filter(|bundle| poison::shared(world, peer, bundle).is_none())
 }
 
+/// What SPIRE holds, where its relationship is about to be written anew for another endpoint, with a bundle, and that one is
+/// newer than ours: SPIRE goes on fetching where no fetch of ours comes through, or no agent runs. It continues what we
+/// verified, by an authority in common or because nothing of ours is valid any more.
+#[must_use]
+pub fn kept_by_spire(world: &World, peer: &Peer) -> Option<Arc<Bundle>> {
+    let trust_domain = &peer.trust_domain;
+    let spire = world.spire.as_ref()?;
+    spire.relationships.get(trust_domain).filter(|related| related.endpoint != peer.endpoint)?;
+    let held = spire.bundles.get(trust_domain).filter(|held| poison::harm(world, peer, held).is_none())?;
+    let stored = world.memory.get(trust_domain)?.stored.as_ref();
+    let since = stored.filter(|stored| stored.digest == Some(held.digest()))?.since;
+    let fetched_at = world.endpoints.get(trust_domain).and_then(|state| state.fetched_at);
+    // Where another bootstrap bundle was given, the operator's word is not to be continued by what was there before it; nor
+    // once it is written.
+    let written = persisted(world, peer).map(|bundle| bundle.digest());
+    persisted_in(world, peer)
+        .filter(|object| moves(object, peer) || written == Some(held.digest()))
+        .filter(|_| fetched_at.is_none_or(|fetched_at| fetched_at < since))?;
+    let ours = freshest(world, peer)?;
+    let in_common = || held.fingerprints().any(|one| ours.fingerprints().any(|other| one == other));
+    (!ours.is_usable_at(world.now) || in_common()).then(|| Arc::clone(held))
+}
+
+/// Whether the relationship's object stands, and is to be written for another endpoint though it is not known what SPIRE
+/// holds: spire-controller-manager would put the bundle that is written with it over a newer one.
+#[must_use]
+pub fn moves_blindly(world: &World, peer: &Peer) -> bool {
+    world.spire.is_none() && world.objects.get(&key(&peer.trust_domain)).is_some_and(|o| moves(o, peer))
+}
+
+/// Whether the endpoint in the relationship's object is not the one that the peer has now.
+fn moves(object: &Object, peer: &Peer) -> bool {
+    let field = |name: &str| object.spec().and_then(|spec| spec.get(name));
+    field("bundleEndpointURL").and_then(Value::as_str) != Some(peer.endpoint.url.as_str())
+        || field("bundleEndpointProfile") != Some(&profile(peer))
+}
+
 /// What the endpoint serves now, as far as is known, if that is usable: it may be given to SPIRE where that holds none
 /// that is, and cannot get one by itself.
 #[must_use]
@@ -168,7 +204,8 @@ pub fn to_be_asked_after(world: &World, peer: &Peer) -> Option<Timestamp> {
 
 fn was_not_asked_after(world: &World, peer: &Peer, moment: Timestamp) -> bool {
     let asked_at = world.endpoints.get(&peer.trust_domain).and_then(|state| state.asked_at);
-    asked_at.is_none_or(|at| at <= moment)
+    // In the future it was by a clock that was set back since.
+    asked_at.is_none_or(|at| at <= moment || at > world.moment)
 }
 
 /// Whether what SPIRE and the endpoint hold changed so often that it is left alone for a while.
@@ -211,19 +248,13 @@ pub(super) fn object_anew(world: &World, peer: &Peer, texts: &mut Texts) -> Opti
     if bundle.is_none() && !stands(world, peer) && peer.endpoint.profile != EndpointProfile::HttpsWeb {
         return None;
     }
-    let profile = match &peer.endpoint.profile {
-        EndpointProfile::HttpsWeb => json!({ "type": "https_web" }),
-        EndpointProfile::HttpsSpiffe { endpoint_id } => {
-            json!({ "type": "https_spiffe", "endpointSPIFFEID": endpoint_id.to_string() })
-        }
-    };
     let mut spec = json!({
         "trustDomain": peer.trust_domain.as_str(),
         "bundleEndpointURL": peer.endpoint.url.as_str(),
-        "bundleEndpointProfile": profile,
+        "bundleEndpointProfile": profile(peer),
     });
     if let Some(fields) = spec.as_object_mut() {
-        if let Some(bundle) = bundle {
+        if let Some(bundle) = kept_by_spire(world, peer).or(bundle) {
             let text = texts.get(&peer.trust_domain, &bundle, |bundle| document::write(bundle).into());
             fields.insert("trustDomainBundle".to_owned(), json!(&*text));
         }
@@ -246,7 +277,19 @@ pub(super) fn object_anew(world: &World, peer: &Peer, texts: &mut Texts) -> Opti
     if let Some(kept) = poison::annotation(world, peer) {
         object.meta.annotations.insert(poison::ANNOTATION_POISONED.to_owned(), kept);
     }
+    if let Some(added) = registrations::entries_record(world, peer) {
+        object.meta.annotations.insert(ANNOTATION_RECORD.to_owned(), added);
+    }
     Some(object)
+}
+
+fn profile(peer: &Peer) -> Value {
+    match &peer.endpoint.profile {
+        EndpointProfile::HttpsWeb => json!({ "type": "https_web" }),
+        EndpointProfile::HttpsSpiffe { endpoint_id } => {
+            json!({ "type": "https_spiffe", "endpointSPIFFEID": endpoint_id.to_string() })
+        }
+    }
 }
 
 /// What SPIRE's server API is asked to do for one peer.
@@ -314,7 +357,10 @@ fn relationship_action(world: &World, peer: &Peer, related: Option<&Relationship
     let bundle = freshest(world, peer);
     match related {
         Some(related) if *related == wanted => None,
-        Some(_) => Some(SpireAction::UpdateRelationship(wanted, bundle)),
+        Some(_) => {
+            let bundle = bundle.filter(|_| kept_by_spire(world, peer).is_none());
+            Some(SpireAction::UpdateRelationship(wanted, bundle))
+        }
         None if awaits_bootstrap(world, peer) => None,
         None if bundle.is_none() && peer.endpoint.profile != EndpointProfile::HttpsWeb => None,
         None => Some(SpireAction::CreateRelationship(wanted, bundle)),

@@ -90,6 +90,9 @@ fn of_distribution(reason: &str) -> Option<&'static str> {
         Reason::SuspendedSharedAuthority => {
             "an authority of your bundle is that of another trust domain too, so that nothing here federates with you for now"
         }
+        Reason::SuspendedOversizedBundle => {
+            "your bundle is larger than what SPIRE's agents receive, so that nothing here federates with you for now"
+        }
         Reason::Withdrawn => "our operator has withdrawn all that federates with you",
         Reason::RegistrationContested => {
             "someone here takes you back out of registrations that are to federate with you"

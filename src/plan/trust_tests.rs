@@ -8,7 +8,7 @@ use serde_json::json;
 
 use super::ending::{FINALIZER, Stage, stage};
 use super::fixtures::{WorldExt as _, id, peer, td, world};
-use super::registrations::{Want, entry_actions, patches, reverted, want};
+use super::registrations::{Want, entry_actions, not_ours, patches, reverted, want};
 use super::{finalizers, memory, monitors, plan, poison, relationship, verdict};
 use crate::api::v1alpha1::conditions::ReciprocalReason as Reason;
 use crate::bundle::testing::{Ca, NOW, ca_params};
@@ -17,7 +17,7 @@ use crate::model::condition::Truth;
 use crate::model::endpoint::{EndpointState, EndpointUrl, FetchFailure, FetchProblem, Proof};
 use crate::model::object::{Kind, ObjectKey};
 use crate::model::peer::RegistrationSelection;
-use crate::model::registration::{Record, Registration};
+use crate::model::registration::{ANNOTATION_RECORD, Record, Registration};
 use crate::model::session::{GoodbyeReason, HeldBundle, LinkState, Refusal, SessionState, TrustReport};
 use crate::model::trust::{
     BundleRemoval, Entry, LocalAuthorities, LocalAuthority, LocalServer, Refresh, Relationship, SpireAction,
@@ -230,6 +230,41 @@ fn what_the_user_wrote_stays_and_what_someone_reverts_is_not_fought_over() {
     assert_eq!(reverted(&scene.world, &scene.peer()), [key.to_string()]);
 }
 
+/// spire-controller-manager takes it so too; two of the same would have it update the entry for ever.
+#[test]
+fn a_trust_domain_that_is_written_as_a_spiffe_id_is_the_same_one() {
+    let as_id = format!("spiffe://{EAST}");
+    let mut scene = Scene::related();
+    let mut cart = registration("cart", false);
+    cart.federates_with = vec!["other.example".to_owned(), as_id.clone(), "no://domain".to_owned()];
+    scene.register(cart.clone());
+    scene.pass(1);
+    assert_eq!(scene.write_patches(), 1, "the agent's own");
+    assert_eq!(scene.names("cart"), cart.federates_with);
+
+    scene.change_peer(|peer| peer.withdraw = true);
+    assert_eq!(scene.write_patches(), 2);
+    assert_eq!(scene.names("cart"), ["other.example", "no://domain"]);
+    scene.change_peer(|peer| peer.withdraw = false);
+    assert_eq!(scene.write_patches(), 2);
+    assert_eq!(scene.names("cart"), ["other.example", "no://domain", EAST]);
+
+    // Someone writes it beside what the agent has added: theirs stays.
+    let mut cart = registration("cart", false);
+    (cart.federates_with, cart.has_annotations) = (vec![as_id.clone(), EAST.to_owned()], true);
+    cart.record.added.insert(td(EAST));
+    scene.register(cart);
+    assert_eq!((scene.write_patches(), scene.names("cart")), (1, vec![as_id]));
+    assert_eq!(scene.write_patches(), 0);
+
+    scene.change_peer(|peer| {
+        peer.deletion = Some(now());
+        peer.ending.at_once = true;
+    });
+    assert_eq!(scene.write_patches(), 2);
+    assert!(scene.names("cart").is_empty());
+}
+
 #[test]
 fn a_poisoned_bundle_is_withdrawn_at_once_and_comes_back_after_three_good_fetches() {
     let mut scene = Scene::related();
@@ -270,6 +305,41 @@ fn a_poisoned_bundle_is_withdrawn_at_once_and_comes_back_after_three_good_fetche
     scene.serves(Arc::clone(&scene.east), 6);
     scene.pass(1);
     assert_eq!(scene.write_patches(), 2);
+}
+
+/// SPIRE takes what its agents cannot receive, and then none of them renews any SVID of theirs. Entries are of no account.
+#[test]
+fn a_bundle_that_is_too_large_is_withdrawn_as_any_poison() {
+    let mut scene = Scene::related();
+    scene.pass(1);
+    scene.write_patches();
+    let failure = FetchFailure { problem: FetchProblem::BundleTooLarge, message: "endless".to_owned() };
+    Arc::make_mut(&mut scene.world.endpoints).get_mut(&td(EAST)).unwrap().failure = Some(failure);
+    scene.spire(|spire, _| {
+        spire.bundles.insert(td(EAST), empty());
+        spire.too_large.insert(td(EAST));
+        spire.entries_failure = Some("they are too many".to_owned());
+    });
+    scene.pass(1);
+    assert_eq!(scene.write_patches(), 2);
+    assert!(scene.names("cart").is_empty() && scene.names("agent").is_empty());
+    let said = distributed(&scene);
+    assert!(said.starts_with("SuspendedOversizedBundle") && said.contains("of more than 1 MiB"), "{said}");
+    let east = Arc::clone(&scene.east);
+    scene.spire(|spire, _| {
+        spire.bundles.insert(td(EAST), east);
+        spire.too_large.clear();
+    });
+    for (good, restored) in [(6, 0), (7, 0), (8, 2)] {
+        scene.serves(Arc::clone(&scene.east), good);
+        scene.pass(1);
+        assert_eq!(scene.write_patches(), restored, "{good}");
+    }
+    assert!(distributed(&scene).starts_with("SpireUnavailable"), "{}", distributed(&scene));
+    scene.change_peer(|peer| peer.deletion = Some(now()));
+    scene.link(LinkState::Idle, None);
+    Arc::make_mut(&mut scene.world.sessions).get_mut(&td(EAST)).unwrap().parted = true;
+    assert_eq!(stage(&scene.world, &scene.peer()), Some(Stage::Spire("they are too many".to_owned())));
 }
 
 /// SPIRE, and the channels to it, may outlast a jump of our clock.
@@ -368,6 +438,27 @@ fn a_bootstrap_bundle_that_was_replaced_starts_over() {
     let inline = Arc::clone(&given);
     scene.change_peer(|peer| peer.bootstrap = Some(crate::model::peer::Bootstrap::Inline(inline)));
     assert_eq!(bundle_of(&scene), Some(given), "what was fetched before descends from another");
+}
+
+/// As long as an agent runs, it takes a bootstrap bundle that is gone for no other one; and so does the next.
+#[test]
+fn a_bootstrap_bundle_that_was_taken_away_while_nobody_ran_starts_nothing_over() {
+    use crate::model::peer::Bootstrap;
+    let mut scene = Scene::related();
+    let given = Ca::new().bundle(EAST);
+    let descends_from = Some(given.digest());
+    scene.change_peer(|peer| peer.bootstrap = Some(Bootstrap::Inline(given)));
+    Arc::make_mut(&mut scene.world.endpoints).get_mut(&td(EAST)).unwrap().descends_from = descends_from;
+    let object = relationship::object(&scene.world, &scene.peer()).unwrap();
+    scene.world = scene.world.clone().with_object(object.clone());
+    (scene.world.endpoints, scene.world.memory) = Default::default();
+    scene.change_peer(|peer| peer.bootstrap = None);
+    let kept = |scene: &Scene| relationship::persisted(&scene.world, &scene.peer()).map(|b| b.digest());
+    assert_eq!(kept(&scene), Some(scene.east.digest()));
+    assert_eq!(relationship::object(&scene.world, &scene.peer()), Some(object));
+    let other = Ca::new().bundle(EAST);
+    scene.change_peer(|peer| peer.bootstrap = Some(Bootstrap::Inline(other)));
+    assert_eq!(kept(&scene), None);
 }
 
 #[test]
@@ -773,6 +864,38 @@ fn a_suspension_outlives_a_restart() {
     assert_eq!(scene.names("cart"), [EAST]);
 }
 
+/// The kinds are read one after the other, and one of them may be long in coming.
+#[test]
+fn what_was_suspended_is_not_restored_before_that_can_be_known() {
+    for suspends in [false, true] {
+        let mut scene = Scene::related();
+        let mut cart = registration("cart", false);
+        cart.record.suspended = BTreeSet::from([td(EAST)]);
+        cart.has_annotations = true;
+        scene.register(cart);
+        // Nothing is written into it while the peer is suspended.
+        let object = relationship::object(&scene.world, &scene.peer()).filter(|_| suspends);
+        scene.world.objects.extend(object.map(|object| (object.key.clone(), Arc::new(object))));
+        scene.change_peer(|peer| peer.suspend = suspends);
+        scene.serves(Arc::clone(&scene.east), 1);
+        assert!(scene.world.read.remove(&Kind::Pod));
+        scene.pass(1);
+        assert_eq!((want(&scene.world, &scene.peer()), scene.write_patches()), (Want::Leave, 0));
+        scene.world.read.insert(Kind::Pod);
+        scene.pass(1);
+        scene.change_peer(|peer| peer.suspend = false);
+        scene.pass(1);
+        assert_eq!(
+            (want(&scene.world, &scene.peer()), harms(&scene)),
+            (Want::Suspend, vec![EAST.to_owned()])
+        );
+        scene.serves(Arc::clone(&scene.east), 3);
+        scene.pass(1);
+        scene.write_patches();
+        assert_eq!(scene.names("cart"), [EAST]);
+    }
+}
+
 #[test]
 fn a_missing_bundle_suspends_without_a_hold_back() {
     let mut scene = Scene::new();
@@ -1126,6 +1249,75 @@ fn the_relationship_carries_the_freshest_verified_bundle() {
     assert_eq!(spec(&scene)["trustDomainBundle"], fetched);
 }
 
+/// SPIRE reaches the peer where we do not, or it went on while no agent ran; then the endpoint becomes another one, for which
+/// spire-controller-manager writes the relationship anew, with the bundle in the object.
+#[test]
+fn a_bundle_that_spire_has_followed_further_than_we_is_not_written_over() {
+    let moved = || EndpointUrl::parse("https://moved.example").unwrap();
+    let written = |scene: &Scene| {
+        let write = plan(&scene.world).writes.into_values().next()?;
+        let text = write.object.spec()?["trustDomainBundle"].as_str()?.to_owned();
+        let parsed = crate::bundle::document::parse(&td(EAST), text.as_bytes()).ok()?;
+        Some(parsed.bundle.digest())
+    };
+    let asked = |scene: &mut Scene| {
+        Arc::make_mut(&mut scene.world.settings).relationships = Relationships::ServerApi;
+        match relationship::actions(&scene.world, &scene.peer()).as_slice() {
+            [SpireAction::UpdateRelationship(_, bundle)] => bundle.as_ref().map(|bundle| bundle.digest()),
+            other => panic!("{other:?}"),
+        }
+    };
+    let (is_fetched, is_anew) = (
+        |scene: &mut Scene| {
+            let moment = Some(scene.world.moment);
+            Arc::make_mut(&mut scene.world.endpoints).get_mut(&td(EAST)).unwrap().fetched_at = moment;
+        },
+        |scene: &mut Scene| {
+            scene.world.endpoints = Arc::default();
+            scene.world.memory.clear();
+        },
+    );
+    type Change = fn(&mut Scene);
+    let given: Change = |scene| {
+        let bundle = Arc::clone(&scene.east);
+        scene.change_peer(|peer| peer.bootstrap = Some(crate::model::peer::Bootstrap::Inline(bundle)));
+    };
+    for (is_continued, change, is_kept) in [
+        (true, (|_| ()) as Change, true),
+        (true, is_anew, true),
+        (false, |_| (), false),
+        (true, is_fetched, false),
+        (true, given, false),
+    ] {
+        let mut scene = Scene::related();
+        scene.pass(1);
+        is_fetched(&mut scene);
+        let object = relationship::object(&scene.world, &scene.peer()).unwrap();
+        scene.world = scene.world.clone().with_object(object);
+        let next = Ca::new().authority();
+        let old = scene.east.authorities().filter(|_| is_continued).cloned();
+        let rotated = Arc::new(Bundle::new(td(EAST), old.chain([next])));
+        let newer = Arc::clone(&rotated);
+        scene.spire(|spire, _| drop(spire.bundles.insert(td(EAST), newer)));
+        scene.pass(10);
+        scene.change_peer(|peer| peer.endpoint.url = moved());
+        change(&mut scene);
+        let spire = scene.world.spire.take();
+        scene.pass(1);
+        assert_eq!(written(&scene), None, "nobody knows what SPIRE holds");
+        scene.world.spire = spire;
+        scene.pass(1);
+        let expected = if is_kept { rotated.digest() } else { scene.east.digest() };
+        assert_eq!(written(&scene), Some(expected), "{is_continued}");
+        // It stands so until SPIRE has it.
+        let object = relationship::object(&scene.world, &scene.peer()).unwrap();
+        scene.world = scene.world.clone().with_object(object.clone());
+        scene.pass(1);
+        assert_eq!(relationship::object(&scene.world, &scene.peer()), Some(object));
+        assert_eq!(asked(&mut scene), (!is_kept).then_some(expected), "{is_continued}");
+    }
+}
+
 #[test]
 fn without_a_controller_manager_the_server_api_is_asked() {
     let mut scene = Scene::new();
@@ -1164,6 +1356,87 @@ fn an_entry_is_changed_in_the_name_of_the_peer_alone() {
         });
         assert_eq!(entry_actions(&scene.world), expected, "{federates_with:?}");
     }
+}
+
+/// An entry has no place for a record; without one, what is not selected any more could be told from what an operator wrote
+/// by nobody.
+#[test]
+fn what_was_added_to_an_entry_goes_once_that_is_not_selected_any_more() {
+    let mut scene = Scene::related();
+    Arc::make_mut(&mut scene.world.settings).relationships = Relationships::ServerApi;
+    let entry = |name: &str, federates: bool| Entry {
+        id: name.to_owned(),
+        spiffe_id: id(&format!("spiffe://west.example/{name}")),
+        selectors: BTreeSet::new(),
+        federates_with: federates.then(|| td(EAST)).into_iter().collect(),
+    };
+    let enter = |scene: &mut Scene, all: [Entry; 3]| {
+        scene.spire(|spire, _| {
+            spire.entries = all.into_iter().map(|entry| (entry.id.clone(), entry)).collect()
+        });
+        scene.pass(1);
+    };
+    let write = |scene: &mut Scene| {
+        let object = relationship::object(&scene.world, &scene.peer()).unwrap();
+        let record = object.meta.annotations.get(ANNOTATION_RECORD).cloned();
+        scene.world = scene.world.clone().with_object(object);
+        record
+    };
+    let change = |name: &str, adds: bool| {
+        let (is, no) = (BTreeSet::from([td(EAST)]), BTreeSet::new());
+        let (add, remove) = if adds { (is, no) } else { (no, is) };
+        SpireAction::ChangeFederatesWith { entry: name.to_owned(), add, remove }
+    };
+    let select = |scene: &mut Scene, names: &[&str]| {
+        let spiffe_ids = names.iter().map(|name| id(&format!("spiffe://west.example/{name}"))).collect();
+        scene.change_peer(|peer| peer.federates_with.as_mut().unwrap().spiffe_ids = spiffe_ids);
+        scene.pass(1);
+    };
+    enter(&mut scene, [entry("by-hand", true), entry("cart", false), entry("shop", false)]);
+    select(&mut scene, &["by-hand", "cart", "shop"]);
+    scene.world.objects.clear();
+    assert_eq!(write(&mut scene), Some(r#"["cart","shop"]"#.to_owned()));
+    assert_eq!(entry_actions(&scene.world), [change("cart", true), change("shop", true)]);
+    let recorded = scene.world.objects.clone();
+    let key = relationship::key(&td(EAST));
+    Arc::make_mut(scene.world.objects.get_mut(&key).unwrap()).meta.annotations.remove(ANNOTATION_RECORD);
+    assert_eq!(entry_actions(&scene.world), [], "it is written down first");
+    scene.world.objects = recorded;
+
+    let all = [entry("by-hand", true), entry("cart", true), entry("shop", true)];
+    enter(&mut scene, all.clone());
+    assert_eq!(
+        (write(&mut scene).unwrap(), entry_actions(&scene.world)),
+        (r#"["cart","shop"]"#.to_owned(), vec![])
+    );
+    // While the entries cannot be listed, nothing is forgotten.
+    let read = scene.world.spire.clone();
+    scene.spire(|spire, _| {
+        spire.entries.clear();
+        spire.entries_failure = Some("no answer".to_owned());
+    });
+    assert_eq!(write(&mut scene).unwrap(), r#"["cart","shop"]"#);
+    scene.world.spire.take();
+    assert_eq!(write(&mut scene).unwrap(), r#"["cart","shop"]"#, "nor after a restart");
+    scene.world.spire = read;
+    enter(&mut scene, all);
+    select(&mut scene, &["shop"]);
+    assert_eq!(entry_actions(&scene.world), [change("cart", false)]);
+    assert_eq!(not_ours(&scene.world, &scene.peer()), ["spiffe://west.example/by-hand"]);
+    assert_eq!(write(&mut scene).unwrap(), r#"["cart","shop"]"#, "until it is done");
+    enter(&mut scene, [entry("by-hand", true), entry("cart", false), entry("shop", true)]);
+    assert_eq!((write(&mut scene).unwrap(), entry_actions(&scene.world)), (r#"["shop"]"#.to_owned(), vec![]));
+
+    // The end takes it out of what is recorded, selected or not.
+    scene.change_peer(|peer| {
+        peer.federates_with = None;
+        peer.deletion = Some(now());
+    });
+    scene.link(LinkState::Idle, None);
+    Arc::make_mut(&mut scene.world.sessions).get_mut(&td(EAST)).unwrap().parted = true;
+    let shop = vec!["spiffe://west.example/shop".to_owned()];
+    assert_eq!(stage(&scene.world, &scene.peer()), Some(Stage::Registrations(shop)));
+    assert_eq!(entry_actions(&scene.world), [change("shop", false)]);
 }
 
 #[test]

@@ -3,9 +3,13 @@
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
+use prost::Message as _;
+use tonic::Code;
+
 use super::client::CALL_TIMEOUT;
 use super::convert::{bundle_from_proto, relationship_from_proto};
 use super::{SpireError, SpireServer};
+use crate::bundle::document::MAX_BYTES;
 use crate::model::trust::{Entry, SpireState};
 use crate::model::{Bundle, SpiffeId, TrustDomain};
 use crate::proto::spire::server::{bundle, entry, trustdomain};
@@ -17,6 +21,11 @@ const PAGE: i32 = 200;
 const MAX_PAGES: usize = 1_000;
 /// Relationships, and bundles, read at most.
 const MAX_ITEMS: usize = 10_000;
+/// The largest federated bundle that is taken. SPIRE's agents receive at most 4 MiB in one message (gRPC's own limit), and while
+/// the bundle of one entry does not come through they renew no SVID on their node, of no workload and not their own; clients
+/// of the Workload API have as much for all bundles together. No bundle that was verified here comes near it: the document
+/// of one, which is longer, is read up to [`MAX_BYTES`].
+const MOST_BUNDLE_BYTES: usize = MAX_BYTES;
 /// Registration entries read at most; only four fields of each are asked for.
 const MAX_ENTRIES: usize = 100_000;
 
@@ -42,7 +51,7 @@ impl SpireServer {
         // failure would read as a new one at every turn.
         let (relationships, bundles, own_bundle) =
             tokio::join!(self.list_relationships(), self.list_bundles(), self.own_bundle(own));
-        let (relationships, bundles) = (relationships?, bundles?);
+        let (relationships, (bundles, unread)) = (relationships?, bundles?);
         let mut state = SpireState { own: Some(Arc::new(own_bundle?)), ..SpireState::default() };
         for proto in relationships {
             match relationship_from_proto(&proto) {
@@ -52,6 +61,19 @@ impl SpireServer {
                 Err(reason) => {
                     state.unreadable.insert(proto.trust_domain, reason);
                 }
+            }
+        }
+        let is_small = |proto: &types::Bundle| proto.encoded_len() <= MOST_BUNDLE_BYTES;
+        let (bundles, too_large): (Vec<_>, Vec<_>) = bundles.into_iter().partition(is_small);
+        for name in too_large.into_iter().map(|proto| proto.trust_domain).chain(unread) {
+            self.complain(format!(
+                "SPIRE holds a federated bundle of {name:?} of more than {MOST_BUNDLE_BYTES} bytes, which its agents may not \
+                 receive: they then renew no SVID at all"
+            ));
+            if let Ok(trust_domain) = TrustDomain::new(&name) {
+                let put_aside = Bundle::new(trust_domain.clone(), []);
+                state.bundles.insert(trust_domain.clone(), Arc::new(put_aside));
+                state.too_large.insert(trust_domain);
             }
         }
         for proto in bundles {
@@ -142,16 +164,35 @@ impl SpireServer {
         Ok(pages.items)
     }
 
-    async fn list_bundles(&self) -> Result<Vec<types::Bundle>, SpireError> {
+    /// The federated bundles, and the names of those that are larger than any message may be: such a one keeps nothing of the
+    /// others from being read.
+    async fn list_bundles(&self) -> Result<(Vec<types::Bundle>, Vec<String>), SpireError> {
         const CALL: &str = "ListFederatedBundles";
         let mut pages = Pages::new(self, CALL, MAX_ITEMS);
+        let (mut page_size, mut unread) = (PAGE, Vec::new());
         while let Some(page_token) = pages.next_token() {
-            let request = bundle::v1::ListFederatedBundlesRequest { page_size: PAGE, page_token };
-            let answer =
-                self.call(CALL, CALL_TIMEOUT, self.bundles().list_federated_bundles(request)).await?;
-            pages.add(answer.bundles, answer.next_page_token)?;
+            let list = async |output_mask| {
+                let page_token = page_token.clone();
+                let request = bundle::v1::ListFederatedBundlesRequest { output_mask, page_size, page_token };
+                self.call(CALL, CALL_TIMEOUT, self.bundles().list_federated_bundles(request)).await
+            };
+            match list(None).await {
+                // What our own client says of an answer that is over its limit.
+                Err(error) if error.code() == Some(Code::OutOfRange) && page_size > 1 => page_size /= 2,
+                Err(error) if error.code() == Some(Code::OutOfRange) => {
+                    let nothing = types::BundleMask::default();
+                    let answer = list(Some(nothing)).await?;
+                    unread.extend(answer.bundles.into_iter().map(|bundle| bundle.trust_domain));
+                    pages.add(Vec::new(), answer.next_page_token)?;
+                }
+                answer => {
+                    let answer = answer?;
+                    pages.add(answer.bundles, answer.next_page_token)?;
+                    page_size = PAGE.min(page_size * 2);
+                }
+            }
         }
-        Ok(pages.items)
+        Ok((pages.items, unread))
     }
 
     async fn own_bundle(&self, own: &TrustDomain) -> Result<Bundle, SpireError> {

@@ -1,6 +1,8 @@
 //! A server that answers what SPIRE never should: each bad item harms only itself, and nothing is endless.
 
 use std::path::PathBuf;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
 use tokio::net::UnixListener;
@@ -35,10 +37,14 @@ enum Mood {
     Refusing,
     /// Listings fail, the one that is asked first later than the others.
     Failing,
+    /// Bundles that are over what is taken, and over what is received.
+    Huge,
+    /// The second listing of entries never ends, and from then on the bundle of east is empty.
+    Turning,
 }
 
 #[derive(Clone, Debug)]
-struct Odd(Mood);
+struct Odd(Mood, Arc<AtomicUsize>);
 
 fn domain(name: &str) -> TrustDomain {
     TrustDomain::new(name).unwrap()
@@ -137,6 +143,24 @@ impl Relationships for Odd {
     }
 }
 
+/// A page of five bundles, the second and the fourth of which are too large.
+fn huge(request: &bundle::v1::ListFederatedBundlesRequest) -> bundle::v1::ListFederatedBundlesResponse {
+    let sizes = [("a", 0), ("b", 17 << 20), ("c", 0), ("d", 2 << 20), ("e", 0)];
+    let (from, count): (usize, usize) =
+        (request.page_token.parse().unwrap_or(0), request.page_size.try_into().unwrap());
+    let bundles = sizes.iter().skip(from).take(count).map(|(name, size)| {
+        let mut bundle = good_bundle(&format!("{name}.example"));
+        bundle.x509_authorities.push(types::X509Certificate { asn1: vec![0; *size], tainted: false });
+        if request.output_mask.is_some() {
+            bundle.x509_authorities.clear();
+        }
+        bundle
+    });
+    let next = from + count;
+    let next_page_token = if next < sizes.len() { next.to_string() } else { String::new() };
+    bundle::v1::ListFederatedBundlesResponse { bundles: bundles.collect(), next_page_token }
+}
+
 #[tonic::async_trait]
 impl Bundle for Odd {
     async fn get_bundle(
@@ -148,10 +172,21 @@ impl Bundle for Odd {
 
     async fn list_federated_bundles(
         &self,
-        _: Request<bundle::v1::ListFederatedBundlesRequest>,
+        request: Request<bundle::v1::ListFederatedBundlesRequest>,
     ) -> Result<Response<bundle::v1::ListFederatedBundlesResponse>, Status> {
-        if self.0 == Mood::Failing {
-            return Err(Status::unavailable("early"));
+        match self.0 {
+            Mood::Failing => return Err(Status::unavailable("early")),
+            Mood::Huge => return Ok(Response::new(huge(&request.into_inner()))),
+            Mood::Turning => {
+                let has_turned = self.1.load(Ordering::SeqCst) > 1;
+                let mut east = good_bundle("east.example");
+                east.x509_authorities.retain(|_| !has_turned);
+                let bundles = vec![east];
+                let answer =
+                    bundle::v1::ListFederatedBundlesResponse { bundles, next_page_token: String::new() };
+                return Ok(Response::new(answer));
+            }
+            _ => {}
         }
         let mut mixed = good_bundle("mixed.example");
         mixed.x509_authorities[0].tainted = true;
@@ -189,6 +224,9 @@ impl Entry for Odd {
     ) -> Result<Response<entry::v1::ListEntriesResponse>, Status> {
         if self.0 == Mood::Failing {
             return Err(Status::unavailable("early"));
+        }
+        if self.1.fetch_add(1, Ordering::SeqCst) > 0 && self.0 == Mood::Turning {
+            std::future::pending().await
         }
         let token = request.into_inner().page_token;
         let id = |td: &str, path: &str| {
@@ -243,10 +281,11 @@ async fn serve(mood: Mood) -> (tempfile::TempDir, SpireServer) {
     let dir = tempfile::tempdir().unwrap();
     let path: PathBuf = dir.path().join("api.sock");
     let incoming = UnixListenerStream::new(UnixListener::bind(&path).unwrap());
+    let odd = Odd(mood, Arc::default());
     let router = Server::builder()
-        .add_service(TrustDomainServer::new(Odd(mood)))
-        .add_service(BundleServer::new(Odd(mood)))
-        .add_service(EntryServer::new(Odd(mood)));
+        .add_service(TrustDomainServer::new(odd.clone()))
+        .add_service(BundleServer::new(odd.clone()))
+        .add_service(EntryServer::new(odd));
     tokio::spawn(router.serve_with_incoming(incoming));
     (dir, SpireServer::connect_unix(path))
 }
@@ -344,4 +383,46 @@ async fn what_was_not_said_to_be_done_is_an_error() {
     for action in [refresh(own.clone()), SpireAction::DeleteRelationship(own.clone())] {
         assert!(matches!(server.act(&own, &action).await, Err(SpireError::OwnTrustDomain { .. })));
     }
+}
+
+#[tokio::test]
+async fn a_bundle_that_is_too_large_harms_no_other() {
+    let (_dir, server) = serve(Mood::Huge).await;
+    let state = server.read_bundles(&domain("west.example")).await.unwrap();
+    let held: Vec<_> = state.bundles.iter().map(|(name, bundle)| (name.as_str(), bundle.len())).collect();
+    let expected =
+        [("a", 1), ("b", 0), ("c", 1), ("d", 0), ("e", 1)].map(|(n, len)| (format!("{n}.example"), len));
+    assert_eq!(held, expected.each_ref().map(|(name, len)| (name.as_str(), *len)));
+    assert_eq!(state.too_large, [domain("b.example"), domain("d.example")].into());
+}
+
+#[tokio::test]
+async fn bundles_do_not_wait_for_entries() {
+    let (dir, server) = serve(Mood::Turning).await;
+    let connect: replicas::Connect = Arc::new(|address| match address {
+        ServerAddress::Unix(path) => Ok(SpireServer::connect_unix(path)),
+        ServerAddress::Tcp(_) => unreachable!(),
+    });
+    let (cancel, often) = (tokio_util::sync::CancellationToken::new(), Duration::from_millis(20));
+    let addresses = vec![ServerAddress::Unix(dir.path().join("api.sock"))];
+    let (replicas, _task) = replicas::Replicas::spawn(addresses, connect, often, cancel.clone());
+    let identity = crate::plan::fixtures::world("west.example").identity;
+    let (_identity, identity) = tokio::sync::watch::channel(identity);
+    let intervals = watch::Intervals { bundles: often, entries: often };
+    let (spire, _task) = watch::SpireWatch::spawn(server, replicas, identity, intervals, cancel);
+    let mut states = spire.subscribe();
+    let first = states.wait_for(Option::is_some).await.unwrap().clone().unwrap();
+    assert_eq!((first.entries.len(), first.why_unlisted()), (1, None));
+    // Sooner than the listing is given up.
+    let is_empty = |state: &Option<Arc<crate::model::trust::SpireState>>| {
+        state.as_ref().is_some_and(|state| state.bundles[&domain("east.example")].is_empty())
+    };
+    let turned = tokio::time::timeout(Duration::from_secs(4), states.wait_for(is_empty));
+    let turned = turned.await.expect("in time").unwrap().clone().unwrap();
+    assert_eq!((turned.entries.len(), turned.why_unlisted()), (1, None));
+    let is_told = |state: &Option<Arc<crate::model::trust::SpireState>>| {
+        state.as_ref().is_some_and(|state| state.entries_failure.is_some())
+    };
+    let told = states.wait_for(is_told).await.unwrap().clone().unwrap();
+    assert_eq!((told.entries.len(), &told.failure), (1, &None), "what was listed last stays");
 }

@@ -134,6 +134,16 @@ pub(super) fn bundle(view: View<'_>) -> Finding {
     let Some(held) = spire.bundles.get(trust_domain) else {
         return Finding::failed(Side::Ours, format!("SPIRE holds no bundle of {trust_domain}"), refresh);
     };
+    if spire.too_large.contains(trust_domain) {
+        return Finding::failed(
+            Side::Theirs,
+            format!(
+                "SPIRE holds a bundle of {trust_domain} of more than 1 MiB, which SPIRE's agents may not receive: they then \
+                 renew no SVID at all"
+            ),
+            format!("ask the operator of {trust_domain} what its bundle endpoint serves; then {refresh}"),
+        );
+    }
     if !held.is_usable_at(view.world.now) {
         let message =
             format!("the bundle of {trust_domain} that SPIRE holds has no authority that is valid now");

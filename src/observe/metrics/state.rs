@@ -51,7 +51,7 @@ fn own(world: &World, text: &mut Text) {
         text.set(&of::SVID_NOT_BEFORE, &[], at(identity.not_before));
         text.set(&of::SVID_NOT_AFTER, &[], at(identity.not_after));
     }
-    let reads = world.spire.as_ref().is_some_and(|spire| spire.failure.is_none());
+    let reads = world.spire.as_ref().is_some_and(|spire| spire.why_unlisted().is_none());
     text.set(&of::SPIRE_API_UP, &[], flag(reads));
     for (name, server) in world.spire.iter().flat_map(|spire| &spire.servers) {
         text.set(&of::SPIRE_SERVER_UP, &[name], flag(server.failure.is_none()));

@@ -164,7 +164,7 @@ fn own(Known { world, leads, ready, .. }: Known<'_>) -> Own {
     facts.push(("Workload API", workload.0, workload.1));
     let spire = match &world.spire {
         None => ("not read yet".to_owned(), Tone::Unknown),
-        Some(spire) => match &spire.failure {
+        Some(spire) => match spire.why_unlisted() {
             Some(failure) => (short(failure, MOST_WORDS), Tone::Bad),
             None => ("answers".to_owned(), Tone::Good),
         },

@@ -43,7 +43,8 @@ fn now<'a>(world: &'a World, peer: &Peer, is_first: bool) -> Option<&'a Bundle> 
         return Some(latest);
     }
     let was_asked = state.is_some_and(|state| state.failure.is_some());
-    let stored = world.spire.as_ref()?.bundles.get(&peer.trust_domain).map(AsRef::as_ref);
+    let spire = world.spire.as_ref().filter(|spire| !spire.too_large.contains(&peer.trust_domain))?;
+    let stored = spire.bundles.get(&peer.trust_domain).map(AsRef::as_ref);
     stored.filter(|_| is_first || was_asked)
 }
 

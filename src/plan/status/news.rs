@@ -14,7 +14,7 @@ use crate::api::v1alpha1::conditions::{
 use crate::plan::Transition;
 
 /// Reasons that are told even where the condition has the same status already: somebody has to act, or to act otherwise.
-const NEWS: [(ConditionType, &str); 25] = [
+const NEWS: [(ConditionType, &str); 26] = [
     (ReadyReason::CONDITION, ReadyReason::EndingHeldBack.as_str()),
     (ReciprocalReason::CONDITION, ReciprocalReason::PeerEnded.as_str()),
     (ReciprocalReason::CONDITION, ReciprocalReason::PeerRefusesUs.as_str()),
@@ -27,6 +27,7 @@ const NEWS: [(ConditionType, &str); 25] = [
     (Endpoint::CONDITION, Endpoint::AuthorityNearExpiry.as_str()),
     (Distributed::CONDITION, Distributed::SuspendedUnusableBundle.as_str()),
     (Distributed::CONDITION, Distributed::SuspendedSharedAuthority.as_str()),
+    (Distributed::CONDITION, Distributed::SuspendedOversizedBundle.as_str()),
     (Distributed::CONDITION, Distributed::Withdrawn.as_str()),
     (Distributed::CONDITION, Distributed::RegistrationContested.as_str()),
     (ConnectedReason::CONDITION, ConnectedReason::ClocksDiffer.as_str()),

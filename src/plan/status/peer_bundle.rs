@@ -65,6 +65,9 @@ fn distribution(Subject { world, peer, blocked, .. }: Subject<'_>) -> Distributi
     if let Some(held_back) = held_back(world, peer) {
         return held_back;
     }
+    if let Some(failure) = &spire.entries_failure {
+        return (Truth::Unknown, BundleDistributedReason::SpireUnavailable, failure.clone());
+    }
     if relationship::freshest(world, peer).is_none() && !spire.bundles.contains_key(trust_domain) {
         let message = format!(
             "no bundle of {trust_domain} is known: its endpoint gave none, and there is no bootstrap bundle that is \
@@ -110,6 +113,9 @@ fn contested(world: &World, peer: &Peer) -> Option<String> {
         Some(Poisoned { cause, harm: Harm::SharedAuthority { .. }, .. }) => {
             (cause.as_str(), "their workloads trust a key that could speak for both")
         }
+        Some(Poisoned { cause, harm: Harm::TooLarge, .. }) => {
+            (cause.as_str(), "SPIRE's agents may renew no SVID on the nodes of their workloads")
+        }
         None if peer.withdraw => ("spec.withdraw is set", "their workloads trust it still"),
         None => ("SPIRE holds no usable bundle of it", "their new workloads may get no SVID"),
     };
@@ -144,6 +150,10 @@ fn held_back(world: &World, peer: &Peer) -> Option<Distribution> {
         Harm::SharedAuthority { .. } => {
             (BundleDistributedReason::SuspendedSharedAuthority, "who has its key could speak for both")
         }
+        Harm::TooLarge => (
+            BundleDistributedReason::SuspendedOversizedBundle,
+            "SPIRE's agents may not receive it, and would then renew no SVID at all",
+        ),
     };
     let message = format!(
         "federatesWith {trust_domain} is suspended since {}: {}; {risk}. It comes back after {} good fetches in a row{}",

@@ -127,6 +127,10 @@ reasons! {
         /// The bundle has an authority that is ours or another peer's: `federatesWith` is suspended for this trust domain until
         /// three fetches have been good. See BundleEndpointHealthy.
         SuspendedSharedAuthority,
+        /// SPIRE holds a bundle of more than 1 MiB. Its agents receive 4 MiB at most, and renew no SVID while it does not come
+        /// through: `federatesWith` is suspended for this trust domain until three fetches have been good. Ask the peer's operator
+        /// what the endpoint serves.
+        SuspendedOversizedBundle,
         /// `withdraw` is set: no registration federates with the trust domain. Unset it to go on.
         Withdrawn,
         /// Someone else takes `federatesWith` back each time, so the agent stopped. Find out who manages the registration.

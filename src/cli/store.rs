@@ -113,8 +113,8 @@ pub(super) fn before_the_command(command: Command) -> Command {
     }))
 }
 
-/// Refuses a flag of a cluster or an agent that was given to a command that asks none, or beside one that names something else to ask; and an
-/// argument before a command within another (`invite --ttl 1h list`) that would not get there.
+/// Refuses a flag of a cluster or an agent that was given to a command that asks none, or beside one that names something else to
+/// ask; and an argument before a command within another (`invite --ttl 1h list`) that would not get there.
 ///
 /// # Errors
 /// That of an argument that is not expected, or of two that conflict.

@@ -61,7 +61,8 @@ pub struct AgentArgs {
     #[arg(long, env = "ENTENTE_NAMESPACE", default_value = "entente-system")]
     pub namespace: String,
 
-    /// Marks what this installation generates; two installations in one cluster need two.
+    /// Marks what this installation generates as its own. A cluster has one installation; one that is installed again needs the
+    /// same name here, or leaves what the one before generated alone, as another's.
     #[arg(long, env = "ENTENTE_INSTANCE", default_value = "entente")]
     pub instance: String,
 

@@ -19,7 +19,7 @@ use tokio::sync::Mutex;
 use tokio::time::Instant;
 
 use super::exit::NotAsked;
-use super::output::{noticed, tell};
+use super::output::{noticed, tell_waiting};
 use super::reach::{self, Remote, Stream};
 use super::store::{ClusterFlags, WHICH};
 use crate::config::CONTROL_SOCKET;
@@ -173,8 +173,8 @@ impl ControlClient {
         self.send(Method::GET, path, Vec::new(), Notice::AfterASecond).await
     }
 
-    /// `GET path` of an agent that may be taking over or still reading: it is asked again for [`SETTLING`], and what is waited for
-    /// is said.
+    /// `GET path` of an agent that may be taking over or still reading: it is asked again for [`SETTLING`], and who waits at a
+    /// terminal is told what for.
     ///
     /// # Errors
     /// As [`Self::get`]; the last refusal where that time was not enough.
@@ -192,7 +192,7 @@ impl ControlClient {
             }
             let words = format!("waiting: {error:#}");
             if words != said {
-                tell(&words);
+                tell_waiting(&words);
                 said = words;
             }
             tokio::time::sleep(ASK_AGAIN).await;

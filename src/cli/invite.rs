@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 use anyhow::Context as _;
 use clap::{Args, Subcommand};
 
-use super::control::{ControlClient, ControlFlags};
+use super::control::{ControlClient, ControlFlags, Unanswered};
 use super::exit::Unusable;
 use super::output::{TextFormat, tell};
 use crate::api::v1alpha1::trust_domain_peer::{BundleEndpoint, EndpointProfile, ProfileType};
@@ -16,7 +16,7 @@ use crate::control::{Invited, NewInvite, OpenInvite, Reach};
 use crate::index::parse::time_span;
 
 #[derive(Args, Debug)]
-#[command(args_conflicts_with_subcommands = true)]
+#[command(subcommand_negates_reqs = true)]
 pub(super) struct InviteArgs {
     #[command(subcommand)]
     action: Option<Action>,
@@ -86,7 +86,7 @@ async fn invite(client: &ControlClient, new: &NewArgs) -> anyhow::Result<()> {
     let request = NewInvite {
         trust_domain: new.trust_domain.clone().unwrap_or_default(),
         ttl_seconds: ttl.map(|ttl| ttl.as_secs()),
-        reach: reach(&new.reach),
+        reach: reach(&new.reach)?,
     };
     // A file that is there is not touched; an invite that nobody gets is not made.
     let file = new.file.as_deref().map(open_new).transpose()?;
@@ -95,7 +95,15 @@ async fn invite(client: &ControlClient, new: &NewArgs) -> anyhow::Result<()> {
         // ours, and empty: it would stand in the way of the next try
         let _ = std::fs::remove_file(path);
     }
-    let invited: Invited = asked?;
+    let invited: Invited = asked.map_err(|error: anyhow::Error| {
+        if !error.is::<Unanswered>() {
+            return error;
+        }
+        error.context(
+            "whether an invite was made is not known, and nobody has its token: where `entente invite list` shows it, close it \
+             with `entente invite withdraw ID`; then run this again",
+        )
+    })?;
     let mut out = std::io::stdout().lock();
     if let Some(mut file) = file {
         writeln!(file, "{}", invited.token).context("the token cannot be written; withdraw the invite")?;
@@ -163,19 +171,103 @@ async fn withdraw(client: &ControlClient, id: &str) -> anyhow::Result<()> {
 }
 
 /// What is said of how we are reached on this command line, as a request has it.
-pub(super) fn reach(args: &ReachArgs) -> Reach {
+///
+/// # Errors
+/// Where something is said of a bundle endpoint that would go unheard: a request has all of it or nothing.
+pub(super) fn reach(args: &ReachArgs) -> Result<Reach, Unusable> {
     let given = |text: &Option<String>| text.clone().filter(|text| !text.is_empty());
-    let bundle_endpoint = given(&args.bundle_endpoint_url).map(|url| BundleEndpoint {
-        url,
-        profile: match args.bundle_endpoint_profile {
-            Some(ProfileArg::HttpsWeb) => {
-                EndpointProfile { kind: ProfileType::HttpsWeb, endpoint_spiffe_id: None }
+    let (url, id) = (given(&args.bundle_endpoint_url), given(&args.bundle_endpoint_spiffe_id));
+    let is_web = args.bundle_endpoint_profile == Some(ProfileArg::HttpsWeb);
+    let alone = match (&id, args.bundle_endpoint_profile) {
+        _ if url.is_some() => None,
+        (Some(_), _) => Some("--bundle-endpoint-spiffe-id"),
+        (None, profile) => profile.map(|_| "--bundle-endpoint-profile"),
+    };
+    if let Some(flag) = alone {
+        return Err(Unusable(format!(
+            "{flag} is of the endpoint that --bundle-endpoint-url names: give that with it, even where the agent was told the same URL"
+        )));
+    }
+    if is_web && id.is_some() {
+        return Err(Unusable(
+            "--bundle-endpoint-spiffe-id is of an endpoint of the profile https_spiffe, and --bundle-endpoint-profile says \
+             https_web: leave one of them out"
+                .to_owned(),
+        ));
+    }
+    let kind = if is_web { ProfileType::HttpsWeb } else { ProfileType::HttpsSpiffe };
+    let profile = EndpointProfile { kind, endpoint_spiffe_id: id };
+    let bundle_endpoint = url.map(|url| BundleEndpoint { url, profile });
+    Ok(Reach { addresses: args.advertise.clone(), bundle_endpoint })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::cli::control::SocketFlag;
+    use crate::cli::store::ClusterFlags;
+
+    fn endpoint(url: Option<&str>, profile: Option<ProfileArg>, id: Option<&str>) -> ReachArgs {
+        ReachArgs {
+            advertise: Vec::new(),
+            bundle_endpoint_url: url.map(str::to_owned),
+            bundle_endpoint_profile: profile,
+            bundle_endpoint_spiffe_id: id.map(str::to_owned),
+        }
+    }
+
+    #[test]
+    fn nothing_that_is_said_of_the_bundle_endpoint_goes_unheard() {
+        let id = Some("spiffe://east.example/server");
+        let (web, spiffe) = (Some(ProfileArg::HttpsWeb), Some(ProfileArg::HttpsSpiffe));
+        for (args, named) in [
+            (endpoint(None, web, None), "--bundle-endpoint-profile is of"),
+            (endpoint(Some(""), spiffe, None), "--bundle-endpoint-profile is of"),
+            (endpoint(None, None, id), "--bundle-endpoint-spiffe-id is of"),
+            (endpoint(Some("https://spire.east.example"), web, id), "leave one of them out"),
+        ] {
+            let refused = reach(&args).unwrap_err().to_string();
+            assert!(refused.contains(named) && refused.contains("--bundle-endpoint-"), "{args:?}: {refused}");
+        }
+        let told = |url, profile, id| reach(&endpoint(url, profile, id)).unwrap().bundle_endpoint;
+        assert_eq!(told(None, None, None), None);
+        let url = Some("https://spire.east.example");
+        for (profile, id) in [(web, None), (spiffe, id), (None, id), (None, None)] {
+            let told = told(url, profile, id).unwrap().profile;
+            assert_eq!(told.kind == ProfileType::HttpsWeb, profile == web);
+            assert_eq!(told.endpoint_spiffe_id.as_deref(), id);
+        }
+    }
+
+    /// An agent that hangs up once it was asked: its invite may be open, and its token is lost.
+    #[tokio::test]
+    async fn an_invite_whose_answer_is_lost_is_to_be_looked_for() {
+        let folder = tempfile::tempdir().unwrap();
+        let socket = folder.path().join("control.sock");
+        let listener = tokio::net::UnixListener::bind(&socket).unwrap();
+        let cluster = ClusterFlags {
+            kubeconfig: None,
+            context: None,
+            namespace: "entente-system".to_owned(),
+            instance: "entente".to_owned(),
+        };
+        let client = SocketFlag { control: Some(socket) }.client(&cluster);
+        let new = NewArgs {
+            trust_domain: Some("west.example".to_owned()),
+            ttl: None,
+            file: Some(folder.path().join("token")),
+            output: TextFormat::Text,
+            reach: ReachArgs::default(),
+        };
+        let hang_up = async {
+            loop {
+                let (mut stream, _) = listener.accept().await.unwrap();
+                let _ = tokio::io::AsyncReadExt::read(&mut stream, &mut [0; 16]).await;
             }
-            _ => EndpointProfile {
-                kind: ProfileType::HttpsSpiffe,
-                endpoint_spiffe_id: given(&args.bundle_endpoint_spiffe_id),
-            },
-        },
-    });
-    Reach { addresses: args.advertise.clone(), bundle_endpoint }
+        };
+        let lost = tokio::select! { lost = invite(&client, &new) => lost.unwrap_err(), () = hang_up => unreachable!() };
+        assert!(format!("{lost:#}").starts_with("whether an invite was made is not known"), "{lost:#}");
+        assert!(format!("{lost:#}").contains("`entente invite withdraw ID`"), "{lost:#}");
+        assert!(!folder.path().join("token").exists());
+    }
 }

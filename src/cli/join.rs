@@ -49,7 +49,7 @@ pub(super) async fn run(args: &JoinArgs) -> anyhow::Result<()> {
     // What is wrong with the text itself is said without asking anyone.
     Token::parse(&token).map_err(|error| Unusable(error.to_string()))?;
     let request =
-        JoinRequest { token, dry_run: args.dry_run, accepted: args.accepted, reach: reach(&args.reach) };
+        JoinRequest { token, dry_run: args.dry_run, accepted: args.accepted, reach: reach(&args.reach)? };
     let client = args.control.client();
     let what = || "the agent asks the trust domain that invites".to_owned();
     let answer = noticed(what, client.post_quietly("/v1/join", &request)).await;

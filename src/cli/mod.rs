@@ -256,6 +256,13 @@ mod tests {
         let between = named("entente peer --kubeconfig k -n other end west.example");
         assert!(between.contains(r#"kubeconfig: Some("k")"#) && between.contains(r#""other""#), "{between}");
         assert!(named("entente status").contains(r#"namespace: "entente-system", instance: "entente""#));
+        for (before, after) in [
+            ("invite --context east -n other list", "invite list --context east -n other"),
+            ("invite --control /s withdraw ID", "invite withdraw ID --control /s"),
+            ("--control /s about", "about --control /s"),
+        ] {
+            assert_eq!(named(&format!("entente {before}")), named(&format!("entente {after}")), "{before}");
+        }
         let own = named("entente -n other render . --trust-domain west.example");
         assert!(own.contains(r#"namespace: "other""#), "{own}");
     }
@@ -280,12 +287,29 @@ mod tests {
         }
     }
 
+    /// What is of a new invite has no meaning for those that are there.
+    #[test]
+    fn what_a_command_within_another_does_not_take_is_refused_before_it() {
+        for line in [
+            "entente invite --ttl 1h list",
+            "entente invite --trust-domain west.example -n other withdraw ID",
+            "entente invite -o json list",
+            "entente invite --advertise east.example:7443 list",
+        ] {
+            let refused = read(line).unwrap_err();
+            assert_eq!(refused.kind(), clap::error::ErrorKind::ArgumentConflict, "{line}");
+        }
+        let missing = read("entente invite --ttl 1h").unwrap_err();
+        assert_eq!(missing.kind(), clap::error::ErrorKind::MissingRequiredArgument);
+    }
+
     #[test]
     fn what_asks_no_cluster_takes_none() {
         for line in [
             "entente --context east crds",
             "entente crds -n other",
             "entente completions bash --context east",
+            "entente --control /s status",
         ] {
             let refused = read(line).unwrap_err();
             assert_eq!(refused.kind(), clap::error::ErrorKind::UnknownArgument, "{line}");

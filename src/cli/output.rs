@@ -6,7 +6,7 @@ use std::time::Duration;
 use clap::ValueEnum;
 use serde::Serialize;
 
-/// After this long, who waits is told what for.
+/// After this long, who waits at a terminal is told what for.
 pub(super) const QUIET: Duration = Duration::from_secs(1);
 /// The narrowest terminal that lines are made to fit.
 const NARROWEST: usize = 40;
@@ -193,19 +193,27 @@ pub(super) fn span(seconds: i64) -> String {
     }
 }
 
-/// Says on standard error how far a command is.
+/// Says on standard error what became of a command, or of a step of it.
 pub(super) fn tell(what: &str) {
     // Who has closed standard error does not want to know.
     let _ = writeln!(std::io::stderr(), "{what}");
 }
 
-/// Waits; after a second, says on standard error what for.
+/// Says what is waited for, where people see it as it is written. In a log or a pipe it would only tell how fast this machine was:
+/// what came of it is said there in any case.
+pub(super) fn tell_waiting(what: &str) {
+    if std::io::stderr().is_terminal() {
+        tell(what);
+    }
+}
+
+/// Waits; after a second, says what for ([`tell_waiting`]).
 pub(super) async fn noticed<T>(what: impl FnOnce() -> String, waiting: impl Future<Output = T>) -> T {
     tokio::pin!(waiting);
     if let Ok(done) = tokio::time::timeout(QUIET, &mut waiting).await {
         return done;
     }
-    tell(&format!("{} ...", what()));
+    tell_waiting(&format!("{} ...", what()));
     waiting.await
 }
 

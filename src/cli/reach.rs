@@ -1,6 +1,7 @@
 //! Reaches the agent in a cluster: the replica that leads, through `pods/exec`, so that no listener is needed for it and the
 //! cluster's own RBAC decides who may. In the pod the same program passes its standard streams on to the control socket.
 
+use std::collections::BTreeSet;
 use std::time::Duration;
 
 use anyhow::Context as _;
@@ -121,8 +122,19 @@ async fn leader(client: &kube::Client, pods: &Api<Pod>, cluster: &ClusterFlags) 
     let namespace = &cluster.namespace;
     let name = leader_lease(&cluster.instance);
     let leases: Api<Lease> = Api::namespaced(client.clone(), namespace);
-    let lease = bounded(leases.get_opt(&name)).await?;
-    let lease = lease.map_err(|error| unasked(&format!("read Lease {namespace}/{name}"), &error))?;
+    let lease = match bounded(leases.get_opt(&name)).await? {
+        Ok(lease) => lease,
+        Err(error) => {
+            let what = format!("read Lease {namespace}/{name}");
+            // A Role of another instance names the Lease of that one; nobody need ask for a Role then.
+            let others = if is_refused(&error) { others(pods, cluster).await } else { Vec::new() };
+            return Err(if others.is_empty() {
+                unasked(&what, &error).into()
+            } else {
+                NotAsked(format!("you may not {what}, and {}", not_of(&cluster.instance, &others))).into()
+            });
+        }
+    };
     let holder = lease.and_then(|lease| lease.spec?.holder_identity).filter(|holder| !holder.is_empty());
     let Some(holder) = holder else {
         return Err(no_leader(client, pods, cluster).await.into());
@@ -151,10 +163,17 @@ async fn no_leader(client: &kube::Client, pods: &Api<Pod>, cluster: &ClusterFlag
     };
     match bounded(pods.list(&agents)).await {
         Ok(Ok(found)) if !found.items.is_empty() => {
+            let there = names(&found.items, false);
+            let others = instances(&found.items, &cluster.instance);
+            let remedy = if others.is_empty() {
+                format!(
+                    "see `kubectl -n {namespace} logs`; where it was installed under another name, give that as --instance"
+                )
+            } else {
+                not_of(&cluster.instance, &others)
+            };
             return NotAsked(format!(
-                "no replica of the agent leads in namespace {namespace}, though there is {}: see `kubectl -n {namespace} \
-                 logs`; where it was installed under another name, give that as --instance",
-                names(&found.items, false)
+                "no replica of the agent leads in namespace {namespace}, though there is {there}: {remedy}"
             ));
         }
         _ => {}
@@ -167,6 +186,30 @@ async fn no_leader(client: &kube::Client, pods: &Api<Pod>, cluster: &ClusterFlag
         _ => "; give its namespace with -n, or install it with `helm install`".to_owned(),
     };
     NotAsked(format!("no agent is found in namespace {namespace}{elsewhere}"))
+}
+
+/// Of which instances the agents are that run there, where none is of the one that is asked for, and we may see them.
+async fn others(pods: &Api<Pod>, cluster: &ClusterFlags) -> Vec<String> {
+    let agents = ListParams::default().labels(LABELS).limit(20);
+    match bounded(pods.list(&agents)).await {
+        Ok(Ok(found)) => instances(&found.items, &cluster.instance),
+        _ => Vec::new(),
+    }
+}
+
+fn not_of(asked: &str, others: &[String]) -> String {
+    format!("the agent there is not of instance {asked}: give --instance {}", others.join(", or --instance "))
+}
+
+fn instances(found: &[Pod], asked: &str) -> Vec<String> {
+    let instance = |pod: &Pod| {
+        let containers = pod.spec.iter().flat_map(|spec| &spec.containers);
+        let mut env = containers.filter(|one| one.name == CONTAINER).flat_map(|one| one.env.iter().flatten());
+        // The last of a name counts.
+        env.rfind(|variable| variable.name == "ENTENTE_INSTANCE").and_then(|variable| variable.value.clone())
+    };
+    let all: BTreeSet<String> = found.iter().filter_map(instance).collect();
+    if all.contains(asked) { Vec::new() } else { all.into_iter().collect() }
 }
 
 /// Why the API server does not let us in, and what to do.
@@ -191,9 +234,14 @@ fn refused(namespace: &str, pod: &str, error: &kube::Error) -> NotAsked {
     NotAsked(format!("the API server runs nothing for us in pod {namespace}/{pod}: {said}; {remedy}"))
 }
 
+/// Whether the API server knows us, and does not let us.
+fn is_refused(error: &kube::Error) -> bool {
+    matches!(error, kube::Error::Api(status) if matches!(status.code, 401 | 403))
+}
+
 fn unasked(what: &str, error: &kube::Error) -> NotAsked {
     match error {
-        kube::Error::Api(status) if matches!(status.code, 401 | 403) => NotAsked(format!(
+        kube::Error::Api(status) if is_refused(error) => NotAsked(format!(
             "you may not {what}: {}; ask for a Role that grants it, or run this beside the agent",
             status.message
         )),
@@ -206,4 +254,58 @@ async fn bounded<T>(request: impl Future<Output = T>) -> anyhow::Result<T> {
     answer
         .map_err(|_| NotAsked(format!("the API server gave no answer within {} s", PATIENCE.as_secs())))
         .context("the agent's pod is looked for")
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::{Value, json};
+
+    use super::*;
+
+    /// What is said where the Lease that is asked for gets this answer, and an agent of instance `fed` is there.
+    async fn said(instance: &str, lease: (u16, Value)) -> String {
+        let service = tower::service_fn(move |request: http::Request<kube::client::Body>| {
+            let agent = json!({
+                "metadata": {"name": "fed-entente-0", "namespace": "entente-system"},
+                "spec": {"containers": [
+                    {"name": "istio-proxy"},
+                    {"name": "entente", "env": [{"name": "ENTENTE_INSTANCE", "value": "fed"}]},
+                ]},
+            });
+            let pods = json!({"kind": "PodList", "apiVersion": "v1", "metadata": {}, "items": [agent]});
+            let is_lease = request.uri().path().contains("/leases/");
+            let (code, body) = if is_lease { lease.clone() } else { (200, pods) };
+            let body = kube::client::Body::from(body.to_string().into_bytes());
+            std::future::ready(Ok::<_, std::convert::Infallible>(
+                http::Response::builder().status(code).body(body).unwrap(),
+            ))
+        });
+        let client = kube::Client::new(service, "default");
+        let cluster = ClusterFlags {
+            kubeconfig: None,
+            context: None,
+            namespace: "entente-system".to_owned(),
+            instance: instance.to_owned(),
+        };
+        let pods = Api::namespaced(client.clone(), &cluster.namespace);
+        let error = leader(&client, &pods, &cluster).await.unwrap_err();
+        assert!(error.is::<NotAsked>(), "{error:#}");
+        error.to_string()
+    }
+
+    /// A Role of the chart is for the Lease of its own release.
+    #[tokio::test]
+    async fn who_asks_for_another_instance_is_told_which_there_is() {
+        let failure = |code: u16, reason: &str, message: &str| {
+            let status = json!({"kind": "Status", "status": "Failure", "code": code, "reason": reason, "message": message});
+            (code, status)
+        };
+        let refused = failure(403, "Forbidden", "User cannot get leases");
+        for lease in [refused.clone(), failure(404, "NotFound", "there is none")] {
+            let said = said("entente", lease).await;
+            assert!(said.contains("not of instance entente: give --instance fed"), "{said}");
+        }
+        let said = said("fed", refused).await;
+        assert!(said.contains("ask for a Role") && !said.contains("--instance"), "{said}");
+    }
 }

@@ -96,22 +96,25 @@ impl ClusterFlags {
     }
 }
 
-/// The flags of [`ClusterFlags`] by their ids, which [`before_the_command`] repeats.
-const CLUSTER: [&str; 4] = ["kubeconfig", "context", "namespace", "instance"];
+/// The flags of [`ClusterFlags`] and the agent's socket by their ids, which [`before_the_command`] repeats.
+const WHOM: [&str; 5] = ["kubeconfig", "context", "namespace", "instance", CONTROL];
+const CONTROL: &str = "control";
 
-/// Takes the flags of [`ClusterFlags`] before the command too, where users of kubectl type them. Only commands that have them say
+/// Takes the flags that say whom to ask before the command too, where users of kubectl type them. Only commands that have them say
 /// so in their help; they have no defaults here, so what is not given is left to the command's own.
 pub(super) fn before_the_command(command: Command) -> Command {
     let texts = ["context", "namespace", "instance"];
     let flag = |id: &'static str| Arg::new(id).long(id).global(true).hide(true).num_args(1);
-    let command = command.arg(flag("kubeconfig").value_parser(clap::value_parser!(PathBuf)));
+    let paths = ["kubeconfig", CONTROL];
+    let command = command.args(paths.map(|id| flag(id).value_parser(clap::value_parser!(PathBuf))));
     command.args(texts.map(|id| {
         let flag = flag(id).value_parser(clap::value_parser!(String));
         if id == "namespace" { flag.short('n') } else { flag }
     }))
 }
 
-/// Refuses a flag of a cluster that was given to a command that asks none, or beside one that names something else to ask.
+/// Refuses a flag of a cluster or an agent that was given to a command that asks none, or beside one that names something else to
+/// ask; and an argument before a command within another (`invite --ttl 1h list`) that would not get there.
 ///
 /// # Errors
 /// That of an argument that is not expected, or of two that conflict.
@@ -119,16 +122,32 @@ pub(super) fn refuse_unused(root: &Command, matches: &ArgMatches) -> Result<(), 
     let (mut command, mut matches) = (root, matches);
     while let Some((name, inner)) = matches.subcommand() {
         let Some(next) = command.find_subcommand(name) else { break };
+        refuse_before(command, matches, name)?;
         (command, matches) = (next, inner);
     }
     // A flag that the command defines itself is shown in its help.
     let is_own = |id: &str| command.get_arguments().any(|arg| arg.get_id() == id && !arg.is_hide_set());
     let given = |id: &str| matches.value_source(id) == Some(ValueSource::CommandLine);
-    let Some(unused) = CLUSTER.into_iter().find(|id| given(id) && !is_own(id)) else {
+    let Some(unused) = WHOM.into_iter().find(|id| given(id) && !is_own(id)) else {
         return refuse_two(command, matches);
     };
-    let message = format!("unexpected argument '--{unused}': `{}` asks no cluster\n", command.get_name());
+    let whom = if unused == CONTROL { "agent" } else { "cluster" };
+    let message = format!("unexpected argument '--{unused}': `{}` asks no {whom}\n", command.get_name());
     Err(clap::Error::raw(ErrorKind::UnknownArgument, message).with_cmd(command))
+}
+
+/// Refuses an argument of a command that was given before one within it, which goes without: only what is global, and who is
+/// asked, is passed on.
+fn refuse_before(command: &Command, matches: &ArgMatches, name: &str) -> Result<(), clap::Error> {
+    let is_lost = |arg: &&Arg| {
+        let id = arg.get_id().as_str();
+        !arg.is_global_set()
+            && !WHOM.contains(&id)
+            && matches.value_source(id) == Some(ValueSource::CommandLine)
+    };
+    let Some(lost) = command.get_arguments().find(is_lost) else { return Ok(()) };
+    let message = format!("the subcommand '{name}' cannot be used with '{lost}' before it\n");
+    Err(clap::Error::raw(ErrorKind::ArgumentConflict, message).with_cmd(command))
 }
 
 /// Refuses a cluster and a socket, or a directory, that were both named on the command line.
@@ -140,7 +159,7 @@ fn refuse_two(command: &Command, matches: &ArgMatches) -> Result<(), clap::Error
     let is_directory = given("store")
         && matches.get_one::<StoreArg>("store").is_some_and(|store| *store != StoreArg::Kubernetes);
     let cluster = ["context", "kubeconfig"].into_iter().find(|id| given(id));
-    let other = if is_directory { Some("store dir:PATH") } else { given("control").then_some("control") };
+    let other = if is_directory { Some("store dir:PATH") } else { given(CONTROL).then_some(CONTROL) };
     let (Some(cluster), Some(other)) = (cluster, other) else { return Ok(()) };
     let message =
         format!("the argument '--{cluster}' cannot be used with '--{other}': each says whom to ask\n");

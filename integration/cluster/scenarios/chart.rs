@@ -24,6 +24,9 @@ use tokio::time::Instant;
 
 const AGENT: Option<&str> = Some(AGENT_NAMESPACE);
 const SHOP: Option<&str> = Some("shop");
+const ISTIO: Option<&str> = Some("istio-system");
+/// The one policy of `istio.fence`.
+const FENCE: &str = "entente-fence";
 const WEB: &str = "web.shop.west.example";
 const ACCOUNT: &str = "system:serviceaccount:entente-system:entente";
 const CRD: (&str, &str) = ("apiextensions.k8s.io/v1", "CustomResourceDefinition");
@@ -129,6 +132,7 @@ fn a_release_federates_with_the_rights_that_it_grants() {
         refuse_and_admit(pair).await?;
         end(pair).await?;
         only_what_is_needed(pair).await?;
+        without_fence(&pair.east, &mut agents[0]).await?;
         without_istio(&pair.east, &mut agents[0]).await?;
         for agent in &mut agents {
             ensure!(agent.stop().await? == 0, "an agent ended badly: {}", agent.process.log_tail());
@@ -297,6 +301,7 @@ async fn upgrade(east: &Domain, agent: &mut Agent) -> Result<()> {
     let mut values = values(east)?;
     values["replicas"] = json!(2);
     values["podAnnotations"] = json!({"changed": "yes"});
+    values["istio"] = json!({"fence": true});
     values["dns"] = json!({"enabled": true, "port": ports::free()?.port()});
     install(east, &values).await?;
     dns_is_led_to_the_pods(east).await?;
@@ -304,7 +309,19 @@ async fn upgrade(east: &Domain, agent: &mut Agent) -> Result<()> {
     found(east, ("policy/v1", "PodDisruptionBudget"), AGENT, RELEASE).await?;
     ensure!(agent.stop().await? == 0, "the agent ended badly");
     *agent = start_pod(east, "entente-1").await?;
-    agent.ready(READY).await
+    agent.ready(READY).await?;
+    eventually("the fence stands", SOON, || found(east, POLICY, ISTIO, FENCE)).await?;
+    Ok(())
+}
+
+/// The fence is of no peer and no export: it goes by its own setting, while there is someone to take it away.
+async fn without_fence(east: &Domain, agent: &mut Agent) -> Result<()> {
+    found(east, POLICY, ISTIO, FENCE).await?;
+    ensure!(agent.stop().await? == 0, "the agent ended badly");
+    put(east).await?;
+    *agent = start_pod(east, "entente-2").await?;
+    agent.ready(READY).await?;
+    gone(east, POLICY, ISTIO, FENCE).await
 }
 
 /// DNS that was turned on by an upgrade: the Service leads to ports by numbers, or by names that the pods have.
@@ -381,7 +398,8 @@ async fn end(pair: &Pair) -> Result<()> {
             eventually(&format!("no {} is left", kind.1), SOON, || async {
                 let left =
                     here.kubernetes.api(kind.0, kind.1, None).await?.list(&ListParams::default()).await?;
-                ensure!(left.items.is_empty(), "{:?}", left.items.first().map(|one| &one.metadata));
+                let left = left.iter().find(|one| one.metadata.name.as_deref() != Some(FENCE));
+                ensure!(left.is_none(), "{:?}", left.map(|one| &one.metadata));
                 Ok(())
             })
             .await?;
@@ -422,7 +440,7 @@ async fn without_istio(east: &Domain, agent: &mut Agent) -> Result<()> {
         rights.iter().map(ToString::to_string).filter(|it| it.contains("istio")).collect();
     ensure!(of_istio.is_empty(), "{of_istio:?}");
     let before = east.kubernetes.requests_of(ACCOUNT)?.len();
-    *agent = start_pod(east, "entente-2").await?;
+    *agent = start_pod(east, "entente-3").await?;
     agent.ready(READY).await?;
     let requests = east.kubernetes.requests_of(ACCOUNT)?.split_off(before);
     let of_istio = requests.iter().filter(|request| request.group.ends_with("istio.io")).count();

@@ -13,7 +13,7 @@ use tokio::sync::mpsc;
 
 use super::manifest;
 use crate::cli::exit::{self, NotAsked};
-use crate::cli::output::{QUIET, noticed, tell};
+use crate::cli::output::{QUIET, noticed, tell, tell_waiting};
 use crate::cli::store::StoreFlags;
 use crate::clock;
 use crate::config::StoreArg;
@@ -355,7 +355,7 @@ async fn follow(reading: &mut Reading) -> anyhow::Result<()> {
             event = reading.events.recv() => event.context("the store ended")?,
             () = &mut quiet, if is_quiet => {
                 is_quiet = false;
-                tell("asked for; waiting for the agent ...");
+                tell_waiting("asked for; waiting for the agent ...");
                 continue;
             }
         };

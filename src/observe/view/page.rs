@@ -10,7 +10,7 @@ use super::map::{self, Map, Pair};
 use super::words::{Tone, away, short, time};
 use crate::model::object::{Kind, ObjectKey};
 use crate::model::service::Outcome;
-use crate::model::{Peer, World};
+use crate::model::{Peer, TrustDomain, World};
 use crate::plan::Plan;
 use crate::store::{Severity, Told};
 
@@ -267,11 +267,18 @@ fn pair(peer: &PeerSection) -> Pair {
     }
 }
 
-/// What the importers did with each service of ours, by the statuses of the FederatedServices and rules.
+/// What the importers did with each service of ours, by the statuses of the FederatedServices; and how rules fare.
 fn exports(world: &World) -> Services {
     let mut all = Vec::new();
-    let exporting = [Kind::FederatedService, Kind::ServiceExportRule];
-    for (key, status) in world.statuses.iter().filter(|(key, _)| exporting.contains(&key.kind)) {
+    for (key, status) in &world.statuses {
+        match key.kind {
+            Kind::FederatedService => {}
+            Kind::ServiceExportRule => {
+                all.push(rule(world, key, status));
+                continue;
+            }
+            _ => continue,
+        }
         let host = word(status, "host");
         let name = if host.is_empty() { key.to_string() } else { host.to_owned() };
         let answers = status.get("exportedTo").and_then(Value::as_array);
@@ -295,6 +302,31 @@ fn exports(world: &World) -> Services {
         }
     }
     cut("Exported: ours, to peers", "To", all)
+}
+
+/// A rule in one row: its status counts its services, and names those alone that stay here.
+fn rule(world: &World, key: &ObjectKey, status: &Value) -> ServiceRow {
+    let conditions = status.get("conditions").and_then(Value::as_array);
+    let exported = conditions.into_iter().flatten().find(|condition| word(condition, "type") == "Exported");
+    let said = |name: &str| exported.map_or("", |condition| word(condition, name));
+    let count =
+        |name: &str| status.pointer(&format!("/services/{name}")).and_then(Value::as_i64).unwrap_or_default();
+    let to = world.rules.get(&key.name).map(|rule| &rule.exported_to);
+    let to: Vec<&str> = to.into_iter().flatten().map(TrustDomain::as_str).collect();
+    let message = format!(
+        "{} exported, {} of them imported wherever they go, {} skipped: {}",
+        count("exported"),
+        count("imported"),
+        count("skipped"),
+        said("message")
+    );
+    ServiceRow {
+        name: key.to_string(),
+        trust_domain: short(&to.join(", "), MOST_WORDS),
+        tone: Tone::of_status(said("status")),
+        outcome: if exported.is_some() { said("reason").to_owned() } else { "Pending".to_owned() },
+        message: short(&message, MOST_WORDS),
+    }
 }
 
 /// What became here of each service of peers: by the answers to them, and else by what was kept of them.

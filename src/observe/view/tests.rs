@@ -1,9 +1,17 @@
 //! The page of federations that are well, ill and changing; and of a peer that means ill.
 
+use std::sync::Arc;
+
 use jiff::SignedDuration;
+use serde_json::json;
 
 use super::federations::{self, Federation};
 use super::page::{self, Known};
+use crate::model::export::ExportRule;
+use crate::model::object::{Kind, ObjectKey};
+use crate::model::peer::LabelSelector;
+use crate::model::service::TlsMode;
+use crate::plan::fixtures::td;
 
 pub(super) fn html(federation: &Federation) -> String {
     let Federation { world, plan, events } = federation;
@@ -31,6 +39,53 @@ fn a_degraded_federation_says_who_is_to_be_looked_at() {
     assert!(html.contains("? it holds ours: PeerUnreachable"), "{html}");
     assert!(html.contains("Refused: ForeignServerId"), "{html}");
     assert!(html.contains("no pattern of imports.services matches shop/cart"), "{html}");
+}
+
+/// A rule's status names no service and no peer that took one.
+#[test]
+fn a_rule_is_shown_with_how_many_services_it_exports() {
+    let mut federation = federations::healthy();
+    let rule = ExportRule {
+        name: "shop".to_owned(),
+        uid: "uid".to_owned(),
+        generation: 1,
+        created: None,
+        deletion: None,
+        services: LabelSelector::default(),
+        namespaces: LabelSelector::default(),
+        tls_mode: TlsMode::IstioMtls,
+        exported_to: ["west.example", "north.example"].map(td).into(),
+        clients: Default::default(),
+    };
+    federation.world.rules.insert("shop".to_owned(), Arc::new(rule));
+    let key = ObjectKey::cluster(Kind::ServiceExportRule, "shop");
+    let row = |federation: &Federation| {
+        let html = html(federation);
+        let begins = html.find("ServiceExportRule shop</th>").unwrap();
+        let row = &html[begins..];
+        row[..row.find("</tr>").unwrap()].to_owned()
+    };
+    for (status, reason, class) in [
+        ("True", "Exported", "good"),
+        ("False", "RefusedByPeer", "bad"),
+        ("Unknown", "AwaitingAcknowledgement", "unknown"),
+    ] {
+        let exported = json!({"type": "Exported", "status": status, "reason": reason, "message": "as it is"});
+        let status = json!({
+            "conditions": [{"type": "Accepted", "status": "True", "reason": "Accepted", "message": ""}, exported],
+            "services": {"exported": 300, "imported": 299, "skipped": 2},
+        });
+        federation.world.statuses.insert(key.clone(), Arc::new(status));
+        let row = row(&federation);
+        for said in [
+            "north.example, west.example",
+            class,
+            reason,
+            "300 exported, 299 of them imported wherever they go, 2 skipped: as it is",
+        ] {
+            assert!(row.contains(said), "{said}: {row}");
+        }
+    }
 }
 
 /// Whoever is left out for want of room, it is none that is to be looked at.

@@ -8,7 +8,7 @@ use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::Instant;
 
 /// How many scenarios on pairs run beside each other, and beside one on the shared three. Each waits for most of its time.
-const PAIRS: usize = 7;
+const PAIRS: usize = 6;
 /// What takes longest goes first, so that nobody waits for it in the end.
 const FIRST: [&str; 9] = [
     "proxies::with_the_agent",

@@ -1,6 +1,7 @@
 //! One side's authority changes, and the other follows; nothing that runs is interrupted.
 
 use anyhow::ensure;
+use entente::model::AuthorityId;
 
 use crate::world::{EAST, HOST, PORT, Pair, SOON, WEST, says, td, until};
 
@@ -28,7 +29,7 @@ async fn the_authority_changes_twice_and_old_ones_are_revoked_while_calls_go_on(
 async fn rotate(pair: &Pair) {
     let spire = pair.west.spire();
     let old = spire.slots().active;
-    let new = spire.prepare().unwrap();
+    let new = prepared(pair).await;
     until("east's workloads are given the new authority, and east said so", async || {
         let identity = pair.frontend.identity().unwrap();
         let received = identity.federated.get(&td(WEST)).map(|b| b.authority_ids()).unwrap_or_default();
@@ -69,17 +70,23 @@ async fn a_bundle_that_was_followed_outlives_a_restart() {
     pair.confirmed().await;
 }
 
-async fn rotate_quietly(pair: &Pair) {
-    let spire = pair.west.spire();
-    let old = spire.slots().active;
-    let new = spire.prepare().unwrap();
+/// The next authority of west, once east's agent has fetched it: what west says of it may be of the time before.
+async fn prepared(pair: &Pair) -> AuthorityId {
     let written = pair.east.generated().join("clusterfederatedtrustdomains/west.example.yaml");
     let before = std::fs::read_to_string(&written).unwrap();
+    let new = pair.west.spire().prepare().unwrap();
     until("east wrote down the new bundle", async || {
         ensure!(std::fs::read_to_string(&written)? != before, "it has not");
         Ok(())
     })
     .await;
+    new
+}
+
+async fn rotate_quietly(pair: &Pair) {
+    let spire = pair.west.spire();
+    let old = spire.slots().active;
+    let new = prepared(pair).await;
     says(&pair.west, "RotationSafe", "True", "PeersHoldAuthorities").await;
     spire.activate(&new).unwrap();
     spire.taint(&old).unwrap();

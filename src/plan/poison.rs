@@ -1,6 +1,7 @@
 //! Bundles that would harm: one without a usable X.509 authority makes every local Envoy that federates with the peer
 //! refuse its own new SVIDs; one with an authority that is another's lets one trust domain speak for two; one that is too large
-//! for SPIRE's agents to receive keeps them from renewing any SVID. They are kept from workloads at once, and let in again only once the peer's endpoint has been good for a while, longer each time.
+//! for SPIRE's agents to receive keeps them from renewing any SVID. They are kept from workloads at once, and let in again
+//! only once the peer's endpoint has been good for a while, longer each time.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;

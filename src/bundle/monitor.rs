@@ -157,8 +157,7 @@ pub fn continuation(
     let held = target.held.as_ref().filter(|_| *endpoint_id.trust_domain() == target.trust_domain)?;
     let is_newer =
         fetched.is_none_or(|fetched| fetched < held.since) && held.bundle.digest() != ours.digest();
-    let in_common = || held.bundle.fingerprints().any(|one| ours.fingerprints().any(|other| one == other));
-    let continues = !ours.is_usable_at(now) || in_common();
+    let continues = held.bundle.continues(ours, now);
     (is_newer && continues && held.bundle.is_usable_at(now)).then(|| Arc::clone(&held.bundle))
 }
 

@@ -385,16 +385,21 @@ mod tests {
         }
     }
 
-    /// A follower hears no peer; what it took that for is not what happened while another led.
-    #[test]
-    fn who_takes_the_lead_over_remembers_no_more_than_after_a_start() {
+    /// Of west, which has east as its peer.
+    fn planner(led: Option<i64>) -> Planner {
         use crate::plan::fixtures::{at, peer, td, world};
         let mut index = Index::new(settings(), at(0));
         *index.world_mut() = world("west.example");
-        let east = td("east.example");
-        index.world_mut().peers.insert(east.clone(), Arc::new(peer("east.example")));
+        index.world_mut().peers.insert(td("east.example"), Arc::new(peer("east.example")));
         let (memo, taking) = (Memo::default(), Taking::default());
-        let mut planner = Planner { index, outputs: outputs(), memo, taking, led: None, planned: None };
+        Planner { index, outputs: outputs(), memo, taking, led, planned: None }
+    }
+
+    /// A follower hears no peer; what it took that for is not what happened while another led.
+    #[test]
+    fn who_takes_the_lead_over_remembers_no_more_than_after_a_start() {
+        use crate::plan::fixtures::{at, td};
+        let (mut planner, east) = (planner(None), td("east.example"));
         let mut away_since = |term, now| {
             planner.plan(&Arc::default(), term, at(now));
             assert_eq!(*planner.outputs.planned_in.borrow(), term);
@@ -414,13 +419,8 @@ mod tests {
     fn nothing_waits_for_the_time_that_a_clock_was_set_back() {
         use crate::model::object::Kind;
         use crate::model::session::LinkState;
-        use crate::plan::fixtures::{at, peer, remote_cart, session, td, world};
-        let mut index = Index::new(settings(), at(0));
-        *index.world_mut() = world("west.example");
-        let east = td("east.example");
-        index.world_mut().peers.insert(east.clone(), Arc::new(peer("east.example")));
-        let (memo, taking) = (Memo::default(), Taking::default());
-        let mut planner = Planner { index, outputs: outputs(), memo, taking, led: Some(1), planned: None };
+        use crate::plan::fixtures::{at, remote_cart, session, td};
+        let (mut planner, east) = (planner(Some(1)), td("east.example"));
         let says = |planner: &mut Planner, port, now| {
             let mut cart = remote_cart();
             cart.ports[0].port = port;

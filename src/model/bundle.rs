@@ -106,6 +106,14 @@ impl Bundle {
         self.x509.values().any(|a| a.is_valid_at(now))
     }
 
+    /// Whether it may be what has become of an earlier bundle: they have an authority in common, or none of the earlier one is
+    /// valid at `now` any more.
+    #[must_use]
+    pub fn continues(&self, earlier: &Self, now: Timestamp) -> bool {
+        !earlier.is_usable_at(now)
+            || self.fingerprints().any(|one| earlier.fingerprints().any(|other| one == other))
+    }
+
     #[must_use]
     pub fn digest(&self) -> BundleDigest {
         BundleDigest::of(self.x509.keys())

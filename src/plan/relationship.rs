@@ -165,8 +165,7 @@ pub fn kept_by_spire(world: &World, peer: &Peer) -> Option<Arc<Bundle>> {
         .filter(|object| moves(object, peer) || written == Some(held.digest()))
         .filter(|_| fetched_at.is_none_or(|fetched_at| fetched_at < since))?;
     let ours = freshest(world, peer)?;
-    let in_common = || held.fingerprints().any(|one| ours.fingerprints().any(|other| one == other));
-    (!ours.is_usable_at(world.now) || in_common()).then(|| Arc::clone(held))
+    held.continues(&ours, world.now).then(|| Arc::clone(held))
 }
 
 /// Whether the relationship's object stands, and is to be written for another endpoint though it is not known what SPIRE
